@@ -1,0 +1,1 @@
+"""What runs and where: the command line, recipes, Ray. The only room that imports Ray."""

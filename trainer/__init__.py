@@ -1,0 +1,1 @@
+"""How one job learns: models, the loop, metrics, checkpoints, tracking."""

@@ -1,0 +1,211 @@
+"""A whole run as one typed value, read from a YAML recipe and `section.key=value` overrides.
+
+Recipes are the files of `launch/recipes`; both `python -m launch train` and `torchrun -m trainer` read them here.
+A mistake is reported as a `RecipeError`: one sentence that names the key, the value and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from data_shards.config import DataConfig
+from parallel.config import MoEConfig, ParallelConfig
+from trainer.recipe_errors import section_of, unknown_key, validation_sentence
+from trainer.sections import (
+    CheckpointConfig,
+    ClusterConfig,
+    EarlyStoppingConfig,
+    ImageEncoderConfig,
+    ModelConfig,
+    OptimConfig,
+    Section,
+    SeriesEncoderConfig,
+    TextEncoderConfig,
+    TrackingConfig,
+    TrainingConfig,
+    VectorEncoderConfig,
+    WaveformEncoderConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "ClusterConfig",
+    "DataConfig",
+    "EarlyStoppingConfig",
+    "ImageEncoderConfig",
+    "MoEConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ParallelConfig",
+    "RecipeError",
+    "RunConfig",
+    "SeriesEncoderConfig",
+    "TextEncoderConfig",
+    "TrackingConfig",
+    "TrainingConfig",
+    "VectorEncoderConfig",
+    "WaveformEncoderConfig",
+    "absolute_paths",
+    "is_local",
+    "known_recipes",
+    "load_recipe",
+]
+
+RECIPES = Path(__file__).resolve().parent.parent / "launch" / "recipes"
+
+
+class RecipeError(ValueError):
+    """A recipe or an override is wrong. The text is one sentence for the user."""
+
+
+class RunConfig(Section):
+    """Everything that defines a run. Equal values (and equal data) give equal runs."""
+
+    job: Literal["fusemoe"] = Field("fusemoe", description="what is trained")
+    name: str = Field(
+        description="the run's folder; the same name continues the run; default: the recipe and the time of day",
+    )
+    data: DataConfig = Field(description="shards, split, order and loading")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="architecture")
+    optim: OptimConfig = Field(default_factory=OptimConfig, description="optimiser and schedule")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="length, portions, tasks, storage")
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="workers and expert parallelism")
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="metrics, parameters, figures")
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Ray")
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError(f"name={name!r} cannot be a folder: use letters, digits, dots, dashes and underscores")
+        return name
+
+    @property
+    def run_dir(self) -> str:
+        """Folder or URL of this run."""
+        return f"{self.training.storage.rstrip('/')}/{self.name}"
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The recipe of this name (or YAML path) with overrides `section.key=value` applied in order.
+
+    Raises RecipeError: unknown recipe (lists the known ones), unknown key (names the nearest one), wrong value
+    (names the key, the value and what it takes).
+    """
+    path = _find(recipe)
+    tree = _parse(path.read_text(encoding="utf-8"), f"recipe {path}")
+    if not isinstance(tree, dict):
+        raise RecipeError(f"recipe {path} must be a mapping of sections, not {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    _refuse_unknown_keys(tree, RunConfig, "", f"recipe {path}")
+    tree.setdefault("name", f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}")
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(f"recipe {path.name}: {validation_sentence(error, RunConfig)}") from None
+
+
+def known_recipes() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def is_local(url: str) -> bool:
+    """Whether a URL or path is a path of this machine's file system."""
+    return "://" not in url or url.startswith(("file://", "local://"))
+
+
+def absolute_paths(config: RunConfig, root: Path) -> RunConfig:
+    """The same run with every relative local path taken from `root`, as workers run in another folder.
+
+    The MLflow store is filled in as well: MLFLOW_TRACKING_URI (MLflow's own setting) or `mlflow.db` beside a local
+    `training.storage`.
+    """
+    config = config.model_copy(deep=True)
+    config.data.url = _absolute(config.data.url, root)
+    config.training.storage = _absolute(config.training.storage, root)
+    if config.data.cache_dir:
+        config.data.cache_dir = _absolute(config.data.cache_dir, root)
+    storage, tracking = config.training.storage, config.tracking
+    if tracking.uri is None:
+        beside = Path(storage).parent if is_local(storage) else root
+        tracking.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{beside / 'mlflow.db'}"
+    elif tracking.uri.startswith("sqlite:///"):
+        tracking.uri = "sqlite:///" + _absolute(tracking.uri.removeprefix("sqlite:///"), root)
+    spool = f"{config.run_dir}/mlflow_spool" if is_local(storage) else f"mlflow_spool/{config.name}"
+    tracking.spool = _absolute(tracking.spool or spool, root)
+    return config
+
+
+def _absolute(url: str, root: Path) -> str:
+    if "://" in url:
+        return url.removeprefix("file://") if url.startswith("file:///") else url
+    return str(root / Path(url).expanduser())
+
+
+def _find(recipe: str) -> Path:
+    is_path = recipe.endswith((".yaml", ".yml")) or "/" in recipe
+    path = Path(recipe) if is_path else RECIPES / f"{recipe}.yaml"
+    if path.is_file():
+        return path
+    known = ", ".join(known_recipes())
+    if is_path:
+        raise RecipeError(f"recipe file {recipe} does not exist; shipped recipes: {known}")
+    near = difflib.get_close_matches(recipe, known_recipes(), n=1)
+    hint = f", did you mean {near[0]}?" if near else ""
+    raise RecipeError(f"unknown recipe {recipe!r}{hint}; shipped recipes: {known}")
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set one `section.key=value` in the tree; the value is YAML, so lists and null work."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise RecipeError(f"override {override!r} has no value: write section.key=value, e.g. optim.lr=0.001")
+    _refuse_unknown_path(key.split("."), override)
+    value = _parse(text, f"value of override {override!r}")
+    *sections, last = key.split(".")
+    for section in sections:
+        child = tree.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise RecipeError(f"override {override!r}: {section} is {child!r} in the recipe, not a section")
+        tree = child
+    tree[last] = value
+
+
+def _refuse_unknown_path(parts: list[str], where: str) -> None:
+    model: Any = RunConfig
+    for depth, part in enumerate(parts):
+        if model is None:
+            raise RecipeError(f"override {where!r}: {'.'.join(parts[:depth])} is a value and has no keys of its own")
+        if model is dict:
+            return
+        if part not in model.model_fields:
+            raise RecipeError(f"override {where!r}: {unknown_key('.'.join(parts), RunConfig)}")
+        model = section_of(model.model_fields[part].annotation)
+
+
+def _refuse_unknown_keys(tree: dict[Any, Any], model: type[BaseModel], prefix: str, where: str) -> None:
+    for key, value in tree.items():
+        if key not in model.model_fields:
+            raise RecipeError(f"{where}: {unknown_key(f'{prefix}{key}', RunConfig)}")
+        section = section_of(model.model_fields[key].annotation)
+        if isinstance(section, type) and issubclass(section, BaseModel) and isinstance(value, dict):
+            _refuse_unknown_keys(value, section, f"{prefix}{key}.", where)

@@ -1,0 +1,117 @@
+"""What a worker needs from whatever started it: who am I, where do I compute, should I stop, here is how it goes.
+
+Training code knows only the `Context` protocol. This file holds the two versions that need no cluster; the one for Ray
+is in `launch.ray_trainer`, so that nothing here imports Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Mapping
+from types import FrameType
+from typing import Protocol, runtime_checkable
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Context(Protocol):
+    """The launcher's side of a worker."""
+
+    rank: int
+    world: int
+    local_rank: int
+    device: torch.device
+
+    def should_stop(self) -> bool:
+        """Whether this rank was asked to write a checkpoint and return.
+
+        It is cheap, local and not collective: ranks may learn of it at different steps, so the loop must combine
+        their answers (any rank -> all ranks) before it acts on one.
+        """
+        ...
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Tell the launcher how the run goes. Called by every rank at the same points, at checkpoint cadence."""
+        ...
+
+
+class StopOnSignal:
+    """Turns the first SIGTERM or SIGINT into a flag; the second one acts as usual, so nobody is locked in.
+
+    A context manager, because the handlers that were there before must come back. Works in the main thread only,
+    which is where Python delivers signals.
+    """
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, signal._HANDLER] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        for number in self.signals:
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self._restore()
+        self.on_signal(number)
+
+    def on_signal(self, number: int) -> None:
+        """Runs inside the signal handler: must neither block nor raise."""
+        os.write(2, f"signal {number}: finishing this step and writing a checkpoint\n".encode())
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+class SingleContext:
+    """One process, no launcher: notebooks, tests, evaluation on a laptop."""
+
+    def __init__(self, device: torch.device | str | None = None, stop: StopOnSignal | None = None) -> None:
+        self.rank, self.world, self.local_rank = 0, 1, 0
+        self.device = torch.device(device) if device is not None else default_device(0)
+        self._stop = stop
+
+    def should_stop(self) -> bool:
+        """Whether a signal asked for it."""
+        return self._stop is not None and self._stop.received is not None
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Nobody listens."""
+
+
+class TorchrunContext(SingleContext):
+    """A worker started by `torchrun`, which describes the group in RANK, WORLD_SIZE and LOCAL_RANK."""
+
+    def __init__(self, stop: StopOnSignal | None = None, environ: Mapping[str, str] = os.environ) -> None:
+        missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name not in environ]
+        if missing:
+            raise ValueError(
+                f"{', '.join(missing)} not set: start workers with `torchrun --nproc-per-node N -m trainer RECIPE`"
+            )
+        local_rank = int(environ["LOCAL_RANK"])
+        super().__init__(default_device(local_rank), stop)
+        self.rank, self.world, self.local_rank = int(environ["RANK"]), int(environ["WORLD_SIZE"]), local_rank
+
+
+def default_device(local_rank: int) -> torch.device:
+    """The GPU of this local rank where there are GPUs, else the CPU. Raises ValueError when ranks outnumber GPUs."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"local rank {local_rank} has no GPU: this host has {torch.cuda.device_count()}; start fewer workers on it"
+        )
+    return torch.device("cuda", local_rank)

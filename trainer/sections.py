@@ -1,0 +1,208 @@
+"""The typed sections of a run: model, optimiser, training, tracking, cluster.
+
+Every field says what it is and in which unit; the reference page of the recipes is made from these descriptions. The
+sections of the data and of the parallel layout live beside what they configure (`data_shards.config`,
+`parallel.config`); `trainer.config` composes all of them into one `RunConfig`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from parallel.config import MoEConfig
+
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A section refuses keys it does not know and checks values again when they are assigned."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, coerce_numbers_to_str=True)
+
+
+class SeriesEncoderConfig(Section):
+    """Irregular series onto the common time grid (UTDE of FuseMoE, appendix E: mTAND and imputation, gated)."""
+
+    irregularity: Literal["utde", "mtand", "imputation"] = Field(
+        "utde", description="how irregular times reach the grid: gated mixture of both, attention only, last value only"
+    )
+    heads: int = Field(4, ge=1, description="learned time embeddings of the attention over observation times")
+    time_dim: int = Field(16, ge=2, description="width of one time embedding (one linear part, the others sines)")
+    gate: Literal["sample", "bin", "feature"] = Field(
+        "feature", description="what the UTDE gate decides on: a whole series, each time bin, each feature of each bin"
+    )
+    kernel: int = Field(1, ge=1, description="width of the causal convolution over imputed bins, in bins")
+    clip: float = Field(5.0, gt=0, description="standardised values are clipped to this many standard deviations")
+
+
+class TextEncoderConfig(Section):
+    """A small transformer over UTF-8 bytes, trained with the rest; a text becomes a few tokens."""
+
+    stride: int = Field(4, ge=1, description="neighbouring bytes that form one position of the sequence")
+    layers: int = Field(1, ge=1, description="transformer layers")
+    heads: int = Field(4, ge=1, description="attention heads; must divide model.dim")
+    tokens: int = Field(4, ge=1, description="tokens made of one text, each by a learned query")
+
+
+class ImageEncoderConfig(Section):
+    """Patches of one image, embedded by a small network; the fusion blocks attend over them."""
+
+    patch: int = Field(4, ge=1, description="side of a square patch, in pixels; must divide height and width")
+
+
+class WaveformEncoderConfig(Section):
+    """Evenly sampled signals cut into patches of samples, embedded and averaged into a few tokens."""
+
+    patch: int = Field(16, ge=1, description="samples in one patch")
+    tokens: int = Field(8, ge=1, description="tokens made of one waveform, each an equal stretch of the longest one")
+
+
+class VectorEncoderConfig(Section):
+    """A fixed vector of features becomes a few tokens."""
+
+    tokens: int = Field(1, ge=1, description="tokens made of one vector")
+
+
+class ModelConfig(Section):
+    """FuseMoE: an encoder per modality kind, fusion blocks of attention and experts, a head per task."""
+
+    dim: int = Field(64, ge=8, multiple_of=8, description="width of a token, D")
+    layers: int = Field(2, ge=1, description="fusion blocks")
+    heads: int = Field(4, ge=1, description="attention heads of a fusion block; must divide model.dim")
+    bins: int = Field(24, ge=1, description="bins of the common time grid, T")
+    attention: Literal["auto", "per_modality", "joint", "factorized"] = Field(
+        "auto",
+        description="who attends to whom within a sample: tokens of one modality, all tokens, or time first and "
+        "modalities second; auto = joint up to 8 modalities, factorized above",
+    )
+    ffn_hidden: int = Field(
+        0, ge=0, description="hidden width of a dense feed-forward part after the experts; 0 = none"
+    )
+    dropout: Probability = Field(0.1, description="dropout after attention, experts and in heads")
+    modality_dropout: Probability = Field(
+        0.0, description="chance that a present modality of a training sample is hidden; at least one always stays"
+    )
+    missing_embedding: bool = Field(True, description="one learned token stands for each absent modality")
+    pooling: Literal["attention", "mean", "last"] = Field(
+        "attention",
+        description="tokens of a sample to one vector: learned queries, mean, mean over each modality's last token",
+    )
+    latents: int = Field(4, ge=1, description="learned queries of attention pooling")
+    series: SeriesEncoderConfig = Field(default_factory=SeriesEncoderConfig, description="series encoder")
+    text: TextEncoderConfig = Field(default_factory=TextEncoderConfig, description="text encoder")
+    image: ImageEncoderConfig = Field(default_factory=ImageEncoderConfig, description="image encoder")
+    waveform: WaveformEncoderConfig = Field(default_factory=WaveformEncoderConfig, description="waveform encoder")
+    vector: VectorEncoderConfig = Field(default_factory=VectorEncoderConfig, description="vector encoder")
+    moe: MoEConfig = Field(default_factory=MoEConfig, description="experts, gate, router and balance losses")
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> ModelConfig:
+        for name, heads in {"heads": self.heads, "text.heads": self.text.heads}.items():
+            if self.dim % heads:
+                raise ValueError(
+                    f"model.dim={self.dim} is not divisible by model.{name}={heads}: change one of the two"
+                )
+        return self
+
+
+class OptimConfig(Section):
+    """AdamW and its learning rate schedule."""
+
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    betas: tuple[Probability, Probability] = Field((0.9, 0.999), description="decay of Adam's first and second moment")
+    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled decay; biases, norms and embeddings are exempt")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="shape after the warm-up")
+    warmup: float = Field(0.05, ge=0, description="warm-up: a fraction of all steps below 1, a number of steps from 1")
+    min_lr_factor: float = Field(0.05, ge=0, le=1, description="the schedule ends at this fraction of the peak")
+    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient over all parameters; null = never")
+
+
+class EarlyStoppingConfig(Section):
+    """Stop when the chosen validation metric no longer improves; also what `keep_best` ranks checkpoints by."""
+
+    metric: str = Field("val/loss", description="name of a logged metric, e.g. val/auroc")
+    mode: Literal["min", "max"] = Field("min", description="whether smaller or larger is better")
+    patience: int | None = Field(
+        None, ge=1, description="evaluations without improvement before stopping; null = never"
+    )
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written and which are kept."""
+
+    every: int | None = Field(None, ge=1, description="optimiser steps between checkpoints; null = at each evaluation")
+    keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
+    keep_best: int = Field(1, ge=0, description="best checkpoints kept, by training.early_stopping.metric")
+
+
+class TrainingConfig(Section):
+    """How long, in what portions, on which tasks."""
+
+    epochs: int = Field(10, ge=1, description="passes over the training part")
+    max_steps: int | None = Field(None, ge=1, description="optimiser steps after which the run ends; null = by epochs")
+    batch_size: int = Field(64, ge=1, description="records of one optimiser step, over all workers")
+    accumulation: int = Field(1, ge=1, description="micro-batches that one optimiser step is made of")
+    seed: int = Field(0, ge=0, description="seed of initial weights, dropout and data order")
+    eval_every: Literal["epoch"] | Annotated[int, Field(ge=1)] = Field(
+        "epoch", description="when the validation part is evaluated: each epoch, or a number of optimiser steps"
+    )
+    eval_batch_size: int | None = Field(None, ge=1, description="records of one evaluation step; null = batch_size")
+    log_every: int = Field(10, ge=1, description="optimiser steps between progress lines and logged metrics")
+    tasks: list[str] | None = Field(None, description="tasks of the data's schema to train on; null = all")
+    task_weights: dict[str, float] = Field(default_factory=dict, description="weight of a task's loss; default 1")
+    class_weighting: Literal["none", "balanced"] = Field(
+        "none", description="balanced: classes weigh inversely to their frequency in the training part"
+    )
+    storage: str = Field("runs", description="folder or URL under which the run <name>/ is stored")
+    early_stopping: EarlyStoppingConfig = Field(default_factory=EarlyStoppingConfig, description="early stopping")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="checkpoints")
+
+
+class TrackingConfig(Section):
+    """Where metrics go. Only rank 0 logs."""
+
+    mlflow: bool = Field(True, description="log to MLflow")
+    uri: str | None = Field(
+        None,
+        description="MLflow tracking URI; null = MLFLOW_TRACKING_URI if set, else mlflow.db beside training.storage",
+    )
+    experiment: str = Field("fleximoe", min_length=1, description="MLflow experiment; runs in one are easy to compare")
+    run_id: str | None = Field(None, description="continue this MLflow run; null = the run's own, made when it starts")
+    tags: dict[str, str] = Field(default_factory=dict, description="tags set on the MLflow run")
+    json_lines: bool = Field(True, description="write metrics.jsonl into the run's folder")
+    flush_seconds: float = Field(5.0, gt=0, description="seconds between two batches of metrics sent to MLflow")
+    spool: str | None = Field(
+        None, description="local folder for what MLflow could not take yet; null = inside the run's folder if local"
+    )
+
+    @field_validator("uri")
+    @classmethod
+    def _usable_uri(cls, uri: str | None) -> str | None:
+        scheme, separator, rest = (uri or "").partition("://")
+        if uri is not None and (not separator or scheme == "file"):
+            raise ValueError(
+                f"tracking.uri={uri!r} is a folder, which MLflow no longer writes to: "
+                "give a database (sqlite:///mlflow.db) or a server (http://host:5000)"
+            )
+        if ":" in rest.partition("@")[0] and "@" in rest:
+            raise ValueError(
+                "tracking.uri holds a password, and recipes are logged: "
+                "give it in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return uri
+
+
+class ClusterConfig(Section):
+    """Where the workers run."""
+
+    address: str | None = Field(
+        None, description="Ray to connect to; null = RAY_ADDRESS if set, else a local Ray for this command only"
+    )
+    use_gpu: Literal["auto"] | bool = Field("auto", description="one GPU per worker; auto = if the cluster has GPUs")
+    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that Ray reserves for one worker")
+    max_failures: int = Field(3, ge=0, description="restarts from the newest checkpoint after a worker died")
+    start_timeout_s: float = Field(180.0, gt=0, description="seconds that workers may take to start")
+    object_store_mb: int = Field(100, ge=80, description="object store of the local Ray, in MiB")
