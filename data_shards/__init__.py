@@ -1,0 +1,73 @@
+"""Sharded multimodal records: what the model sees, in an order that depends on (seed, epoch) only.
+
+Names are imported on first use, so that tools that only pack or look at data never load torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from data_shards.batch import Batch, Group, ImageGroup, SeriesGroup, TextGroup, VectorGroup, WaveformGroup
+    from data_shards.config import DataConfig
+    from data_shards.errors import ManifestError, RecordError, ShardError
+    from data_shards.inspect import summary
+    from data_shards.loader import Step, StepLoader
+    from data_shards.manifest import Manifest, open_manifest
+    from data_shards.order import EpochOrder, Position
+    from data_shards.records import Record, Series
+    from data_shards.schema import DatasetSchema, ModalitySpec, TaskSpec, group_layout
+    from data_shards.sources import Source, create_source
+    from data_shards.writer import pack
+
+_HOME = {
+    "batch": ("Batch", "Group", "ImageGroup", "SeriesGroup", "TextGroup", "VectorGroup", "WaveformGroup"),
+    "config": ("DataConfig",),
+    "errors": ("ManifestError", "RecordError", "ShardError"),
+    "inspect": ("summary",),
+    "loader": ("Step", "StepLoader"),
+    "manifest": ("Manifest", "open_manifest"),
+    "order": ("EpochOrder", "Position"),
+    "records": ("Record", "Series"),
+    "schema": ("DatasetSchema", "ModalitySpec", "TaskSpec", "group_layout"),
+    "sources": ("Source", "create_source"),
+    "writer": ("pack",),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "Batch",
+    "DataConfig",
+    "DatasetSchema",
+    "EpochOrder",
+    "Group",
+    "ImageGroup",
+    "Manifest",
+    "ManifestError",
+    "ModalitySpec",
+    "Position",
+    "Record",
+    "RecordError",
+    "Series",
+    "SeriesGroup",
+    "ShardError",
+    "Source",
+    "Step",
+    "StepLoader",
+    "TaskSpec",
+    "TextGroup",
+    "VectorGroup",
+    "WaveformGroup",
+    "create_source",
+    "group_layout",
+    "open_manifest",
+    "pack",
+    "summary",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module data_shards has no attribute {name!r}")
+    return getattr(import_module(f"data_shards.{_MODULE[name]}"), name)

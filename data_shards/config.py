@@ -1,0 +1,43 @@
+"""The data section of a recipe."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+_SECRET = ("secret", "password", "token", "key")
+
+
+class DataConfig(BaseModel):
+    """Which data set, which part of it, in what order, and what to do when bytes are damaged."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str = Field(description="folder of the packed data set: a path, or a file, s3, gs, http(s) or memory URL")
+    split: str = Field("default", description="named split of the data set that training and evaluation use")
+    seed: int = Field(0, description="seed of the record order; the order of an epoch is a function of (seed, epoch)")
+    workers: int = Field(0, ge=0, le=256, description="loader processes per rank; 0 reads inside the training process")
+    prefetch: int = Field(2, ge=1, le=64, description="steps that each loader process prepares in advance")
+    window_chunks: int = Field(16, ge=1, description="chunks that are shuffled together; larger mixes more, holds more")
+    memory_bytes: int = Field(256 << 20, ge=1 << 20, description="bytes of chunks kept in memory by each reader")
+    cache_dir: str | None = Field(None, description="folder for a verified copy of remote shards; none if not set")
+    cache_bytes: int = Field(64 << 30, ge=1 << 20, description="most bytes kept in cache_dir")
+    retries: int = Field(4, ge=0, le=20, description="further attempts after a failed read")
+    retry_delay_s: float = Field(0.2, gt=0, description="mean wait before the first further attempt, doubled each time (s)")
+    on_error: Literal["raise", "skip"] = Field("raise", description="damaged records: stop, or skip and count")
+    max_skipped: int = Field(0, ge=0, description="records that one rank may skip before it stops (on_error: skip)")
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict, description="options of the file system, e.g. endpoint_url; never credentials"
+    )
+
+    @field_validator("storage_options")
+    @classmethod
+    def _no_credentials(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name in options:
+            if any(word in name.lower() for word in _SECRET):
+                raise ValueError(
+                    f"storage_options.{name} looks like a credential; recipes are logged. "
+                    "Give credentials through the environment or the provider's own files"
+                )
+        return options

@@ -1,0 +1,60 @@
+"""The errors of this room: every one says what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class ManifestError(ValueError):
+    """A manifest is missing, damaged, of another format version, or points outside its own folder."""
+
+
+class RecordError(ValueError):
+    """One stored record does not have the layout that the schema and the limits of the codec ask for.
+
+    Attributes:
+        reason: short category for counting skipped records, e.g. ``"layout"`` or ``"value"``.
+    """
+
+    def __init__(self, message: str, reason: str = "layout") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ShardError(RuntimeError):
+    """Stored bytes are damaged or cannot be read.
+
+    Attributes:
+        shard: file name of the shard.
+        chunk: number of the chunk in the shard, None if the whole shard or its index is meant.
+        start, end: byte range [start, end) in the shard, None if unknown.
+        reason: short category for counting: ``unreadable``, ``truncated``, ``checksum``, ``tar``, ``layout``, ``value``.
+        cause: the sentence that says what was found.
+    """
+
+    def __init__(
+        self,
+        shard: str,
+        cause: str,
+        *,
+        chunk: int | None = None,
+        start: int | None = None,
+        end: int | None = None,
+        reason: str = "unreadable",
+    ) -> None:
+        where = f"shard {shard}"
+        if chunk is not None:
+            where += f", chunk {chunk}"
+        if start is not None:
+            where += f", bytes {start}..{end}"
+        super().__init__(f"{where}: {cause}")
+        self.shard, self.chunk, self.start, self.end = shard, chunk, start, end
+        self.reason, self.cause = reason, cause
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Crosses the boundary of loader workers: rebuild with keywords.
+        return (_rebuild, (self.shard, self.cause, self.chunk, self.start, self.end, self.reason))
+
+
+def _rebuild(
+    shard: str, cause: str, chunk: int | None, start: int | None, end: int | None, reason: str
+) -> ShardError:
+    return ShardError(shard, cause, chunk=chunk, start=start, end=end, reason=reason)

@@ -1,0 +1,114 @@
+"""Named arrays <-> bytes in the safetensors layout, with strict limits and without ever running code from a file.
+
+``u64 header length | JSON header | data``. The header gives dtype, shape and byte range of each array; ranges must tile
+the data without hole or overlap. Reading yields views into the given buffer: nothing is allocated on the word of a
+header, so an absurd shape is refused before memory is taken. Any safetensors reader can open these bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_shards.errors import RecordError
+
+_CODES = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U32": "<u4", "I16": "<i2", "I8": "|i1", "U8": "|u1"}
+_DTYPES = {code: np.dtype(text) for code, text in _CODES.items()}
+_NAMES = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a reader accepts from one tar member.
+
+    Attributes:
+        header_bytes: longest JSON header.
+        member_bytes: longest member.
+    """
+
+    header_bytes: int = 1 << 20
+    member_bytes: int = 1 << 28
+
+
+def dump_tensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """Serialise arrays; wide types first, so that every array starts at a multiple of its item size.
+
+    Raises:
+        ValueError: a dtype that the layout does not carry (objects and strings never do).
+    """
+    items = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    pieces, offset = [], 0
+    for name, array in items:
+        code = _NAMES.get(array.dtype)
+        if code is None:
+            raise ValueError(f"array {name}: dtype {array.dtype} cannot be stored; use one of {', '.join(_CODES)}")
+        header[name] = {"dtype": code, "shape": array.shape, "data_offsets": [offset, offset + array.nbytes]}
+        offset += array.nbytes
+        pieces.append(array.tobytes())
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([struct.pack("<Q", len(text)), text, *pieces])
+
+
+def load_tensors(
+    buffer: bytes | memoryview, limits: Limits = Limits()  # noqa: B008 - a frozen dataclass of numbers
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read-only views of the arrays in ``buffer``, and the metadata.
+
+    Raises:
+        RecordError: anything that is not exactly the layout, or is over the limits.
+    """
+    size = len(buffer)
+    if size > limits.member_bytes:
+        raise RecordError(f"the member has {size} bytes, the limit is {limits.member_bytes}")
+    length = int.from_bytes(buffer[:8], "little") if size >= 8 else -1
+    if length < 2 or length > limits.header_bytes or 8 + length > size:
+        raise RecordError(f"header of {length} bytes in a member of {size} (limit {limits.header_bytes})")
+    header = _parse(bytes(buffer[8 : 8 + length]))
+    metadata = header.pop("__metadata__", {})
+    base, position, tensors = 8 + length, 0, {}
+    for name, entry in header.items():
+        tensors[name], position = _view(buffer, base, position, name, entry)
+    if base + position != size:
+        raise RecordError(f"arrays end at byte {base + position}, the member at {size}")
+    return tensors, metadata
+
+
+def _parse(text: bytes) -> dict[str, dict[str, object]]:
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"the header is not JSON: {error}") from error
+    if not isinstance(header, dict) or not all(isinstance(entry, dict) for entry in header.values()):
+        raise RecordError("the header is not a table of arrays")
+    if not all(isinstance(value, str) for value in header.get("__metadata__", {}).values()):
+        raise RecordError("metadata must be text")
+    return header
+
+
+def _view(
+    buffer: bytes | memoryview, base: int, position: int, name: str, entry: dict[str, object]
+) -> tuple[np.ndarray, int]:
+    """The array of one header entry, which must start at ``position``; returns it and its end."""
+    dtype = _DTYPES.get(str(entry.get("dtype")))
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if dtype is None:
+        raise RecordError(f"array {name}: unknown dtype {entry.get('dtype')!r}")
+    if not _counts(shape, 8) or not _counts(offsets, 2) or len(offsets) != 2:  # type: ignore[arg-type]
+        raise RecordError(f"array {name}: shape {shape!r} or offsets {offsets!r} are not small lists of counts")
+    elements = 1
+    for extent in shape:  # type: ignore[attr-defined]
+        elements *= extent
+    start, end = offsets  # type: ignore[misc]
+    if start != position or end - start != elements * dtype.itemsize or base + end > len(buffer):
+        raise RecordError(f"array {name}: shape {shape} of {dtype} does not fill bytes {start}..{end} (at {position})")
+    return np.frombuffer(buffer, dtype, elements, base + start).reshape(shape), end  # type: ignore[arg-type]
+
+
+def _counts(value: object, most: int) -> bool:
+    return isinstance(value, list) and len(value) <= most and all(type(item) is int and item >= 0 for item in value)

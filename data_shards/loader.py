@@ -1,0 +1,196 @@
+"""Steps for one rank: order -> chunk reads -> records -> packed batches, in this process or in worker processes.
+
+State is one ``Position``. It counts records that were handed to the caller; how far workers have read ahead never shows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_shards.batch import Batch, Collator
+from data_shards.config import DataConfig
+from data_shards.errors import ShardError
+from data_shards.manifest import Manifest
+from data_shards.order import EpochOrder, Position, rank_share, share_bounds
+from data_shards.reader import Reader
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Step:
+    """What one rank gets for one global step.
+
+    Attributes:
+        micro_batches: ``accumulation`` batches, possibly empty ones.
+        records: records that the global step takes from the order, over all ranks (skipped ones included).
+        position: where the epoch stands after this step; ``offset == StepLoader.records`` means the epoch is done.
+        skipped: records this rank had to leave out, by reason.
+    """
+
+    micro_batches: list[Batch]
+    records: int
+    position: Position
+    skipped: dict[str, int]
+
+
+class _Steps(torch.utils.data.Dataset[tuple[list[Tensor], dict[str, int]]]):
+    """(epoch, start) -> the rank's micro-batches as flat buffers; the reader is made where it is used."""
+
+    def __init__(self, manifest: Manifest, config: DataConfig, part: str, place: dict[str, Any]) -> None:
+        self.manifest, self.config, self.part, self.place = manifest, config, part, place
+        self.counts = manifest.counts(config.split, part)
+        self._reader: Reader | None = None
+        self._order = lru_cache(maxsize=2)(self._make_order)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_reader": None, "_order": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._order = lru_cache(maxsize=2)(self._make_order)
+
+    def _make_order(self, epoch: int) -> EpochOrder:
+        place = self.place
+        return EpochOrder(self.counts, place["seed"], epoch, self.config.window_chunks, place["shuffle"])
+
+    def batches(self, epoch: int, start: int) -> tuple[list[Batch], Counter[str]]:
+        """The rank's micro-batches of the step that starts at ``start``, and what was skipped."""
+        if self._reader is None:
+            self._reader = Reader(self.manifest, self.config, self.part)
+            self._collate = Collator(self.manifest.schema)
+        place = self.place
+        entries = self._order(epoch).take(start, start + place["batch_size"])
+        chunk_N, ordinal_N = rank_share(*entries, place["rank"], place["world"])
+        batches, skipped = [], Counter[str]()
+        for micro in range(place["accumulation"]):
+            cut = slice(*share_bounds(len(chunk_N), micro, place["accumulation"]))
+            records, numbers, lost = self._reader.read(chunk_N[cut], ordinal_N[cut])
+            batches.append(self._collate(records, numbers))
+            skipped += lost
+        return batches, skipped
+
+    def __getitem__(self, step: tuple[int, int]) -> tuple[list[Tensor], dict[str, int]]:
+        batches, skipped = self.batches(*step)
+        return [batch.to_buffer() for batch in batches], dict(skipped)
+
+
+class _Schedule:
+    """The (epoch, start) pairs that workers fetch next; refilled for each pass over persistent workers."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, int]] = []
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+class StepLoader:
+    """Global steps of one part of a data set, as one rank sees them.
+
+    Args:
+        manifest: an opened data set. config: the data section. part: e.g. ``train``.
+        batch_size: records of a global step over all ranks and micro-batches.
+        rank, world: this data rank and their number. accumulation: micro-batches per step.
+        shuffle: False takes storage order (evaluation). seed: of the order; default ``config.seed``.
+
+    Attributes:
+        records: records of the part. steps_per_epoch: steps of an epoch from its start.
+        skipped: records this loader had to leave out so far, by reason.
+
+    Raises:
+        ValueError: an unknown split or part, an illegal rank or size, or memory:// data with worker processes.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        config: DataConfig,
+        part: str,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        accumulation: int = 1,
+        shuffle: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        if batch_size < 1 or accumulation < 1 or not 0 <= rank < world:
+            raise ValueError(
+                f"batch_size {batch_size} and accumulation {accumulation} must be at least 1, "
+                f"and rank {rank} must lie in 0 to {world - 1}"
+            )
+        if config.workers and manifest.storage.scheme == "memory":
+            raise ValueError("memory:// lives in one process only; set data.workers to 0 or use another place")
+        self.config, self.batch_size, self.accumulation = config, batch_size, accumulation
+        seed = config.seed if seed is None else seed
+        place = {"batch_size": batch_size, "rank": rank, "world": world, "accumulation": accumulation}
+        self._steps = _Steps(manifest, config, part, {**place, "shuffle": shuffle, "seed": seed})
+        self.records = int(self._steps.counts.sum())
+        self.steps_per_epoch = -(-self.records // batch_size)
+        self.skipped: Counter[str] = Counter()
+        self._schedule = _Schedule()
+        self._workers: torch.utils.data.DataLoader[Any] | None = None
+
+    def steps(self, epoch: int, offset: int = 0) -> Iterator[Step]:
+        """Steps of ``epoch`` from ``offset`` records on; every rank yields the same number of steps.
+
+        Raises:
+            ValueError: an offset outside the epoch.
+            ShardError: damaged data (``on_error: raise``), or more than ``max_skipped`` records skipped.
+        """
+        if not 0 <= offset <= self.records:
+            raise ValueError(f"offset {offset} is outside the epoch's 0 to {self.records} records")
+        schedule = [(epoch, start) for start in range(offset, self.records, self.batch_size)]
+        for (_, start), (batches, skipped) in zip(schedule, self._fetch(schedule), strict=True):
+            self._count(skipped)
+            stop = min(start + self.batch_size, self.records)
+            yield Step(batches, stop - start, Position(epoch, stop), skipped)
+
+    def close(self) -> None:
+        """Stop the worker processes."""
+        self._workers = None
+
+    def _fetch(self, schedule: list[tuple[int, int]]) -> Iterator[tuple[list[Batch], dict[str, int]]]:
+        if not self.config.workers:
+            for step in schedule:
+                batches, skipped = self._steps.batches(*step)
+                yield batches, dict(skipped)
+            return
+        self._schedule.steps = schedule
+        for buffers, lost in self._pool():
+            yield [Batch.from_buffer(buffer) for buffer in buffers], lost
+
+    def _pool(self) -> torch.utils.data.DataLoader[Any]:
+        """Workers live across epochs. They are spawned: threads and devices of this process do not survive a fork."""
+        if self._workers is None:
+            self._workers = torch.utils.data.DataLoader(
+                self._steps,
+                batch_size=None,
+                sampler=self._schedule,  # type: ignore[arg-type]
+                num_workers=self.config.workers,
+                prefetch_factor=self.config.prefetch,
+                persistent_workers=True,
+                multiprocessing_context="spawn",
+            )
+        return self._workers
+
+    def _count(self, skipped: dict[str, int]) -> None:
+        self.skipped.update(skipped)
+        if self.skipped.total() > self.config.max_skipped:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
+            raise ShardError(
+                "of this rank",
+                f"{self.skipped.total()} records skipped ({reasons}), data.max_skipped is {self.config.max_skipped}",
+                reason="limit",
+            )

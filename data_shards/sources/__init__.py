@@ -1,0 +1,50 @@
+"""Where records come from. A source is made by name from ``key=value`` options: ``create_source("digits", seed="1")``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from pydantic import ValidationError
+
+from data_shards.sources.base import Source, SourceOptions
+
+__all__ = ["SOURCES", "Source", "SourceOptions", "create_source"]
+
+# name -> (module, class); imported on use, because each needs its own libraries
+SOURCES: dict[str, tuple[str, str]] = {
+    "digits": ("digits", "Digits"),
+    "physionet2012": ("physionet2012", "PhysioNet2012"),
+    "synthetic": ("synthetic", "Synthetic"),
+}
+
+
+def source_class(name: str) -> type[Source]:
+    """The class of a source; ValueError lists the known names."""
+    if name not in SOURCES:
+        raise ValueError(f"source {name!r} is none of {', '.join(sorted(SOURCES))}")
+    module, attribute = SOURCES[name]
+    found: type[Source] = getattr(import_module(f"data_shards.sources.{module}"), attribute)
+    return found
+
+
+def create_source(name: str, options: Mapping[str, Any] | None = None) -> Source:
+    """Make a source.
+
+    Args:
+        name: a key of ``SOURCES``. options: its options; text is converted to the option's type.
+
+    Raises:
+        ValueError: an unknown source, an unknown or illegal option, or data that cannot be found.
+    """
+    cls = source_class(name)
+    try:
+        parsed = cls.Options.model_validate(dict(options or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        known = ", ".join(cls.Options.model_fields)
+        raise ValueError(
+            f"source {name}, option {'.'.join(map(str, first['loc']))}: {first['msg']}; options are {known}"
+        ) from error
+    return cls(parsed)

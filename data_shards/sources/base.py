@@ -1,0 +1,68 @@
+"""What every source offers."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from data_shards.records import Record
+from data_shards.schema import DatasetSchema
+
+
+class SourceOptions(BaseModel):
+    """Options of a source; each subclass adds its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(ABC):
+    """Gives records of one schema, in work units that can be read in different processes.
+
+    Attributes:
+        schema: of every record.
+        options: what it was made with; the source can be pickled to a worker process of the packer.
+    """
+
+    Options: ClassVar[type[SourceOptions]] = SourceOptions
+    schema: DatasetSchema
+
+    def __init__(self, options: SourceOptions) -> None:
+        self.options = options
+
+    @abstractmethod
+    def units(self) -> Sequence[Any]:
+        """Work units in order; the same for any number of processes."""
+
+    @abstractmethod
+    def read(self, unit: Any, notes: Counter[str]) -> Iterator[Record]:
+        """Records of one unit; what is left out or odd is counted in ``notes``."""
+
+    def report(self, notes: Counter[str]) -> dict[str, Any]:
+        """Plain data for the manifest: options and what was counted."""
+        return {"options": self.options.model_dump(mode="json"), "notes": dict(sorted(notes.items()))}
+
+    def records(self) -> Iterator[Record]:
+        """All records in order."""
+        notes: Counter[str] = Counter()
+        for unit in self.units():
+            yield from self.read(unit, notes)
+
+
+def hashed_part(key: str, shares: Sequence[tuple[str, float]], salt: str = "") -> str:
+    """A part chosen by the hash of the key: stable under any change of the other records.
+
+    Args:
+        key: of the record (or of its group). shares: (part, share) with shares that add up to 1. salt: e.g. a seed.
+    """
+    digest = hashlib.blake2b(f"{salt}|{key}".encode(), digest_size=8).digest()
+    place, total = int.from_bytes(digest, "little") / 2**64, 0.0
+    for part, share in shares:
+        total += share
+        if place < total:
+            return part
+    return shares[-1][0]

@@ -1,0 +1,255 @@
+"""PhysioNet / Computing in Cardiology Challenge 2012: the first 48 hours of 12,000 intensive-care stays.
+
+Silva et al., "Predicting In-Hospital Mortality of ICU Patients", CinC 2012; Goldberger et al., PhysioNet, 2000.
+
+Expects the official layout: ``set-a`` (and b, c) as a folder or ``.tar.gz`` of ``<RecordID>.txt`` files with lines
+``HH:MM,Parameter,Value``, and ``Outcomes-a.txt``. Time-stamped variables form irregular series in nine clinical groups
+(``modalities.json`` in the folder may name others); the descriptors given at 00:00 form the vector ``static``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from data_shards.records import Record, Series
+from data_shards.schema import DatasetSchema, ModalitySpec, TaskSpec
+from data_shards.sources.base import Source, SourceOptions, hashed_part
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "invasive_bp": ("SysABP", "DiasABP", "MAP"),
+    "noninvasive_bp": ("NISysABP", "NIDiasABP", "NIMAP"),
+    "vitals": ("HR", "RespRate", "Temp", "SaO2"),
+    "neuro_vent_output": ("GCS", "MechVent", "FiO2", "Urine", "Weight"),
+    "blood_gas": ("pH", "PaCO2", "PaO2", "Lactate"),
+    "chemistry": ("BUN", "Creatinine", "Glucose", "HCO3", "K", "Mg", "Na"),
+    "hematology": ("HCT", "Platelets", "WBC"),
+    "liver": ("ALP", "ALT", "AST", "Albumin", "Bilirubin", "Cholesterol"),
+    "cardiac_enzymes": ("TroponinI", "TroponinT"),
+}
+DESCRIPTORS = ("RecordID", "Age", "Gender", "Height", "ICUType", "Weight")
+STATIC = (
+    *("age", "gender", "height", "icu_coronary", "icu_cardiac_surgery", "icu_medical", "icu_surgical", "weight"),
+    *("age_known", "gender_known", "height_known", "icu_known", "weight_known"),
+)
+HORIZON = 48.0
+LONG_STAY = 7
+MAX_FILE = 1 << 22
+SHARES = (("train", 0.8), ("val", 0.1), ("test", 0.1))
+_UNIT_STAYS = 500
+
+
+class PhysioNet2012Options(SourceOptions):
+    """Options of this source."""
+
+    path: str = Field(description="folder with set-a (and b, c) as folders or .tar.gz, and Outcomes-a.txt (and b, c)")
+    splits: str | None = Field(
+        None, description="CSV with a RecordID column and one column per split (train, val, test, or empty); else hashed"
+    )
+
+
+class PhysioNet2012(Source):
+    """Stays as records; see the module's text."""
+
+    Options: ClassVar[type[SourceOptions]] = PhysioNet2012Options
+
+    def __init__(self, options: PhysioNet2012Options) -> None:
+        super().__init__(options)
+        self.folder = Path(options.path)
+        self.sets = [name for name in "abc" if _archive(self.folder, name) is not None]
+        if not self.sets:
+            raise ValueError(f"{self.folder} holds neither set-a nor set-a.tar.gz (nor b, c): is it the challenge's data?")
+        for name in self.sets:
+            if not (self.folder / f"Outcomes-{name}.txt").is_file():
+                raise ValueError(f"{self.folder} has set-{name} but no Outcomes-{name}.txt; the labels are in that file")
+        self.groups = _read_groups(self.folder / "modalities.json")
+        self.splits_file = Path(options.splits) if options.splits else None
+        if self.splits_file and not self.splits_file.is_file():
+            raise ValueError(f"splits file {self.splits_file} does not exist")
+        self.schema = _schema(self.groups)
+
+    def units(self) -> list[tuple[str, int, int]]:
+        """(set, first stay, end) pieces."""
+        sizes = {name: len(_stay_names(str(_archive(self.folder, name)))) for name in self.sets}
+        return [(name, a, min(a + _UNIT_STAYS, n)) for name, n in sizes.items() for a in range(0, n, _UNIT_STAYS)]
+
+    def read(self, unit: tuple[str, int, int], notes: Counter[str]) -> Iterator[Record]:
+        """Stays of one piece; those without any observation are counted and left out."""
+        name, start, end = unit
+        archive = str(_archive(self.folder, name))
+        outcomes = _outcomes(str(self.folder / f"Outcomes-{name}.txt"))
+        for stay in _stay_names(archive)[start:end]:
+            notes["stays"] += 1
+            record = self._record(stay, _load(archive)[stay], outcomes, notes)
+            if record is not None:
+                yield record
+
+    def report(self, notes: Counter[str]) -> dict[str, Any]:
+        """What was read, left out, and why."""
+        return super().report(notes) | {
+            "left_out": f"{notes['stays_without_observation']} stays hold no observation",
+            "malformed": f"{notes['malformed_lines']} lines without a parameter name or value were left out",
+            "splits": str(self.splits_file.name) if self.splits_file else "80/10/10 by hash of RecordID",
+        }
+
+    @cached_property
+    def _channels(self) -> dict[str, tuple[int, int]]:
+        """Parameter -> (group number, channel number)."""
+        return {p: (g, c) for g, members in enumerate(self.groups.values()) for c, p in enumerate(members)}
+
+    def _record(self, stay: str, text: str, outcomes: dict[str, tuple[int, int]], notes: Counter[str]) -> Record | None:
+        static: dict[str, float] = {}
+        events: list[list[tuple[float, int, float]]] = [[] for _ in self.groups]
+        self._parse(stay, text, static, events, notes)
+        if not any(events):
+            notes["stays_without_observation"] += 1
+            return None
+        values: dict[str, Series | np.ndarray | str] = {}
+        for group, own in zip(self.groups, events, strict=True):
+            if own:
+                times, channels, numbers = zip(*own, strict=True)
+                values[group] = Series(np.array(times, "f4"), np.array(channels, "i2"), np.array(numbers, "f4"))
+        values["static"] = _static_vector(static)
+        if stay not in outcomes:
+            raise ValueError(f"stay {stay} is not in the outcomes file of its set")
+        days, death = outcomes[stay]
+        targets: dict[str, np.ndarray | float | None] = {
+            "in_hospital_death": None if death < 0 else float(death),
+            "los_gt_7": None if days < 0 else float(days > LONG_STAY),
+            "length_of_stay": None if days < 0 else float(days),
+        }
+        return Record(stay, values, targets, self._parts(stay), group=stay)
+
+    def _parse(
+        self,
+        stay: str,
+        text: str,
+        static: dict[str, float],
+        events: list[list[tuple[float, int, float]]],
+        notes: Counter[str],
+    ) -> None:
+        """Fill ``static`` (descriptors at 00:00, the first of each) and ``events`` per group from a stay's lines."""
+        lines = text.splitlines()
+        if not lines or lines[0] != "Time,Parameter,Value":
+            raise ValueError(f"stay {stay}: the first line is {lines[:1]}, not 'Time,Parameter,Value'")
+        channels, hours = self._channels, _HOURS
+        for line in lines[1:]:
+            time, _, rest = line.partition(",")
+            parameter, _, value = rest.partition(",")
+            if time == "00:00" and parameter in DESCRIPTORS and parameter not in static:
+                static[parameter] = float(value)
+                continue
+            place, hour = channels.get(parameter), hours.get(time)
+            if not parameter or not value:
+                notes["malformed_lines"] += 1
+            elif place is None or hour is None:
+                raise ValueError(f"stay {stay}: line {line!r} has an unknown parameter or a time outside 00:00 to 48:00")
+            else:
+                events[place[0]].append((hour, place[1], float(value)))
+                notes["observations"] += 1
+
+    def _parts(self, stay: str) -> dict[str, str]:
+        if self.splits_file is None:
+            return {"default": hashed_part(stay, SHARES)}
+        table = _split_table(str(self.splits_file))
+        if stay not in table:
+            raise ValueError(f"stay {stay} is not in {self.splits_file}")
+        return table[stay]
+
+
+_HOURS = {f"{minute // 60:02d}:{minute % 60:02d}": minute / 60 for minute in range(48 * 60 + 1)}
+
+
+def _schema(groups: dict[str, tuple[str, ...]]) -> DatasetSchema:
+    series = [ModalitySpec(g, "series", channels=c, time_unit="hours", horizon=HORIZON) for g, c in groups.items()]
+    static = ModalitySpec(
+        "static", "vector", channels=STATIC, shape=(len(STATIC),), description="0 where unknown; *_known says which"
+    )
+    tasks = (
+        TaskSpec("in_hospital_death", "binary", classes=("survived", "died")),
+        TaskSpec("los_gt_7", "binary", classes=("at most 7 days", "more than 7 days")),
+        TaskSpec("length_of_stay", "regression", dim=1, unit="days"),
+    )
+    return DatasetSchema("physionet2012", (*series, static), tasks)
+
+
+def _static_vector(static: dict[str, float]) -> np.ndarray:
+    """float32 [13]: age (years), gender (1 male), height (cm), ICU one-hot, weight (kg), then which are known."""
+    get = {name: static.get(name, -1.0) for name in DESCRIPTORS}
+    known = {name: value >= 0 for name, value in get.items()}
+    known["ICUType"] = get["ICUType"] in (1, 2, 3, 4)
+    icu = [float(get["ICUType"] == kind) for kind in (1, 2, 3, 4)]
+    value = {name: get[name] if known[name] else 0.0 for name in DESCRIPTORS}
+    order = ("Age", "Gender", "Height", "ICUType", "Weight")
+    features = [value["Age"], value["Gender"], value["Height"], *icu, value["Weight"]]
+    return np.array(features + [float(known[name]) for name in order], np.float32)
+
+
+def _archive(folder: Path, name: str) -> Path | None:
+    for path in (folder / f"set-{name}", folder / f"set-{name}.tar.gz"):
+        if path.exists():
+            return path
+    return None
+
+
+@lru_cache(maxsize=1)
+def _load(archive: str) -> dict[str, str]:
+    """Stay -> text of its file. Only plain ``<digits>.txt`` files are read, nothing is unpacked to disk."""
+    path, texts = Path(archive), {}
+    if path.is_dir():
+        for file in sorted(path.glob("*.txt")):
+            if file.stem.isdigit():
+                texts[file.stem] = file.read_text("ascii")
+        return texts
+    with tarfile.open(path, "r:gz") as archive_file:
+        for member in archive_file:
+            stay, _, suffix = member.name.rpartition("/")[2].partition(".")
+            if not member.isfile() or not stay.isdigit() or suffix != "txt":
+                continue
+            if member.size > MAX_FILE:
+                raise ValueError(f"{archive}: {member.name} claims {member.size} bytes, at most {MAX_FILE} are plausible")
+            stream = archive_file.extractfile(member)
+            assert stream is not None, "a plain file has content"
+            texts[stay] = stream.read().decode("ascii")
+    return dict(sorted(texts.items()))
+
+
+@lru_cache(maxsize=3)
+def _stay_names(archive: str) -> list[str]:
+    return list(_load(archive))
+
+
+@lru_cache(maxsize=3)
+def _outcomes(path: str) -> dict[str, tuple[int, int]]:
+    """Stay -> (length of stay in days, in-hospital death); -1 is unknown."""
+    with Path(path).open(newline="") as stream:
+        rows = csv.DictReader(stream)
+        needed = ("RecordID", "Length_of_stay", "In-hospital_death")
+        if not set(needed) <= set(rows.fieldnames or ()):
+            raise ValueError(f"{path} lacks one of the columns {', '.join(needed)}")
+        return {row["RecordID"]: (int(row["Length_of_stay"]), int(row["In-hospital_death"])) for row in rows}
+
+
+@lru_cache(maxsize=1)
+def _split_table(path: str) -> dict[str, dict[str, str]]:
+    with Path(path).open(newline="") as stream:
+        rows = csv.DictReader(stream)
+        if "RecordID" not in (rows.fieldnames or ()):
+            raise ValueError(f"splits file {path} has no RecordID column")
+        return {row.pop("RecordID"): {split: part for split, part in row.items() if part} for row in rows}
+
+
+def _read_groups(path: Path) -> dict[str, tuple[str, ...]]:
+    if not path.is_file():
+        return GROUPS
+    groups = json.loads(path.read_text())["modalities"]
+    return {str(name): tuple(map(str, members)) for name, members in groups.items()}

@@ -1,0 +1,194 @@
+"""Bytes by URL: an allow-list of schemes, ranged reads with retry, and writes that appear whole or not at all.
+
+File systems are opened on first use and never travel between processes, because the asynchronous ones do not survive a fork.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import random
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+SCHEMES = ("file", "memory", "s3", "gs", "http", "https")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_PIECE = 32 << 20
+
+
+def check_url(url: str) -> tuple[str, str]:
+    """(scheme, normalised URL without a slash at the end).
+
+    Raises:
+        ValueError: a scheme that is not allowed, a chained or piped URL, credentials in the URL, a link-local address.
+    """
+    if "::" in url or url.lower().startswith("pipe:"):
+        raise ValueError(f"{url!r}: chained and pipe: URLs run other programs or file systems; give one plain URL")
+    if "://" not in url:
+        return "file", str(Path(url).absolute())
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES:
+        raise ValueError(f"{url!r}: scheme {parts.scheme!r} is none of {', '.join(SCHEMES)}")
+    if "@" in parts.netloc:
+        raise ValueError("the URL holds credentials; give them through the environment or the provider's own files")
+    if parts.scheme in ("http", "https") and _link_local(parts.hostname or ""):
+        raise ValueError(f"{url!r}: link-local addresses serve machine metadata, not data")
+    if parts.scheme == "file":
+        return "file", str(Path(parts.path).absolute())
+    return parts.scheme, url.rstrip("/")
+
+
+def _link_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_link_local
+    except ValueError:
+        return False
+
+
+class Storage:
+    """One folder of a file system.
+
+    Args:
+        url: the folder.
+        options: passed to the fsspec file system; HTTP redirects are not followed unless ``allow_redirects`` is set here.
+        retries: further attempts after a failed read. delay_s: mean wait before the first one, doubled each time.
+
+    Attributes:
+        counts: reads, bytes and retries so far.
+    """
+
+    def __init__(
+        self, url: str, options: dict[str, Any] | None = None, retries: int = 4, delay_s: float = 0.2
+    ) -> None:
+        self.scheme, self.url = check_url(url)
+        self.retries, self.delay_s = retries, delay_s
+        self.options = dict(options or {})
+        if self.scheme in ("http", "https"):
+            self.options.setdefault("allow_redirects", False)
+        self.counts: Counter[str] = Counter()
+        self._fs: Any = None
+        self._path = ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fs": None}
+
+    def with_retries(self, retries: int, delay_s: float) -> Storage:
+        """The same folder with another retry policy."""
+        return Storage(self.url, self.options, retries, delay_s)
+
+    def path(self, name: str) -> str:
+        """Path of a file of this folder; ValueError if the name would leave the folder."""
+        if not NAME.fullmatch(name):
+            raise ValueError(f"file name {name!r} leaves the folder or holds illegal characters")
+        return f"{self._open()[1]}/{name}"
+
+    def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
+        """Bytes [start, end) of a file; retries transient failures and short answers.
+
+        Raises:
+            OSError: the last failure, or a short answer, after all attempts.
+        """
+        for attempt in range(self.retries + 1):
+            try:
+                self.counts["reads"] += 1
+                data: bytes = self._open()[0].cat_file(self.path(name), start=start, end=end)
+                if end is not None and len(data) != end - start:
+                    raise EOFError(f"got {len(data)} bytes of the {end - start} asked for")
+                self.counts["bytes"] += len(data)
+                return data
+            except _failures() as error:
+                if attempt == self.retries or self._permanent(error):
+                    kind = EOFError if isinstance(error, EOFError) else OSError
+                    raise kind(f"{name}: {_say(error)} (attempt {attempt + 1})") from error
+                self.counts["retries"] += 1
+                time.sleep(self.delay_s * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _permanent(self, error: BaseException) -> bool:
+        """Local failures do not heal by waiting; object stores also deny existing objects for a moment."""
+        return isinstance(error, PermissionError) or self.scheme in ("file", "memory")
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, None if it is not there."""
+        try:
+            return int(self._open()[0].size(self.path(name)))
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Store a whole file; it appears complete under its name or not at all.
+
+        Raises:
+            OSError: the bytes could not be stored; nothing is left under the name.
+        """
+        path = self.path(name)
+        if self.scheme == "file":
+            _write_local(Path(path), data)
+            return
+        self._open()[0].pipe_file(path, data)
+        if self._open()[0].size(path) != len(data):
+            raise OSError(f"{name}: the store holds another number of bytes than the {len(data)} written")
+
+    def delete(self, name: str) -> None:
+        """Remove a file if it is there."""
+        try:
+            self._open()[0].rm_file(self.path(name))
+        except FileNotFoundError:
+            return
+
+    def names(self) -> list[str]:
+        """Names of the files in this folder, sorted; empty if the folder does not exist."""
+        fs, root = self._open()
+        if not fs.exists(root):
+            return []
+        return sorted(str(entry).rsplit("/", 1)[-1] for entry in fs.ls(root, detail=False))
+
+    def _open(self) -> tuple[Any, str]:
+        if self._fs is None:
+            import fsspec
+
+            # No listing cache: a file that another process writes must be seen.
+            self._fs, path = fsspec.core.url_to_fs(self.url, **self.options)
+            self._path = str(path).rstrip("/")
+        return self._fs, self._path
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            view = memoryview(data)
+            for start in range(0, len(view), _PIECE):
+                stream.write(view[start : start + _PIECE])
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _say(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _failures() -> tuple[type[BaseException], ...]:
+    """Failures of storage, as opposed to programming errors and lack of memory, which pass through."""
+    kinds: list[type[BaseException]] = [OSError, EOFError, TimeoutError]
+    try:
+        import aiohttp
+
+        kinds.append(aiohttp.ClientError)
+    except ImportError:
+        pass
+    try:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        kinds += [BotoCoreError, ClientError]
+    except ImportError:
+        pass
+    return tuple(kinds)
