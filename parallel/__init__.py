@@ -1,0 +1,64 @@
+"""Who holds which expert: mesh, gates, routers, experts, dispatch, and the boundary to DeepSpeed.
+
+Importing this package imports neither DeepSpeed (only `parallel.engine` does, when an engine or a mesh is made) nor,
+until a name that needs it is used, torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from parallel.config import MoEConfig, ParallelConfig
+from parallel.mesh import Mesh, MeshSpec, largest_legal
+
+if TYPE_CHECKING:
+    from parallel.balance import RoutingStats, balance_losses, reduce_stats
+    from parallel.dispatch import AllToAllDispatcher, Dispatcher, LocalDispatcher
+    from parallel.engine import Engine, create_mesh, init_distributed
+    from parallel.fragments import Fragment
+    from parallel.moe import MoELayer, decision_units
+    from parallel.routers import pool_bounds
+
+_LAZY = {
+    "RoutingStats": "balance",
+    "balance_losses": "balance",
+    "reduce_stats": "balance",
+    "AllToAllDispatcher": "dispatch",
+    "Dispatcher": "dispatch",
+    "LocalDispatcher": "dispatch",
+    "Engine": "engine",
+    "create_mesh": "engine",
+    "init_distributed": "engine",
+    "Fragment": "fragments",
+    "MoELayer": "moe",
+    "decision_units": "moe",
+    "pool_bounds": "routers",
+}
+
+__all__ = [
+    "AllToAllDispatcher",
+    "Dispatcher",
+    "Engine",
+    "Fragment",
+    "LocalDispatcher",
+    "Mesh",
+    "MeshSpec",
+    "MoEConfig",
+    "MoELayer",
+    "ParallelConfig",
+    "RoutingStats",
+    "balance_losses",
+    "create_mesh",
+    "decision_units",
+    "init_distributed",
+    "largest_legal",
+    "pool_bounds",
+    "reduce_stats",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'parallel' has no attribute '{name}'")
+    return getattr(import_module(f"parallel.{_LAZY[name]}"), name)

@@ -1,0 +1,73 @@
+"""Typed settings of the parallel room: how many workers share a model, and what one mixture-of-experts layer is.
+
+Only arithmetic-free facts live here; whether numbers fit each other (does the expert-parallel degree divide the world?)
+is decided in one place, `parallel.mesh`, so that every error has one sentence.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+GateKind = Literal["softmax", "laplace", "gaussian"]
+RouterKind = Literal["joint", "per_modality", "disjoint"]
+Granularity = Literal["token", "bin", "sample"]
+Precision = Literal["fp32", "bf16"]
+
+
+class ParallelConfig(BaseModel):
+    """How the workers of one run share the model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    workers: int = Field(1, ge=1, description="Number of workers (ranks), one process and one device each.")
+    expert_parallel: int = Field(
+        1, ge=1, description="Ranks over which the experts of a layer are spread. Must divide workers and moe.experts."
+    )
+    zero_stage: Literal[1, 2] = Field(
+        1, description="ZeRO stage: 1 shards the optimizer state over the ranks, 2 also the accumulated gradients."
+    )
+    precision: Precision = Field(
+        "fp32", description="Number format of weights and activations. Master weights and moments are always fp32."
+    )
+    threads_per_worker: int = Field(1, ge=1, description="CPU threads of each worker's tensor operations.")
+    timeout_s: float = Field(
+        600.0, gt=0, description="Seconds after which a collective that a peer never joins fails instead of waiting."
+    )
+
+
+class MoEConfig(BaseModel):
+    """One mixture-of-experts layer, and the weights of the losses that keep its routing healthy."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    experts: int = Field(16, ge=1, description="Experts of a layer, over all ranks.")
+    top_k: int = Field(4, ge=1, description="Experts that serve one decision.")
+    hidden: int | None = Field(
+        None, ge=1, description="Hidden width of an expert; four times the model width if absent."
+    )
+    gate: GateKind = Field(
+        "laplace",
+        description="How a token is compared with an expert's prototype: dot product (softmax), "
+        "negative distance (laplace) or negative squared distance (gaussian).",
+    )
+    router: RouterKind = Field(
+        "joint",
+        description="joint: one router for all modalities; per_modality: a router each over shared experts; "
+        "disjoint: a router and a pool of experts each.",
+    )
+    granularity: Granularity = Field(
+        "token", description="What shares one routing decision: a token, a time bin of a sample, or a whole sample."
+    )
+    noise: float = Field(0.0, ge=0, description="Factor on the learned noise of the logits; training only. 0 = none.")
+    balance: float = Field(0.01, ge=0, description="Coefficient of the balance loss, CV²(importance) + CV²(load).")
+    entropy: float = Field(0.0, ge=0, description="Coefficient of the modality entropy loss (FuseMoE, equation 3).")
+    z: float = Field(0.0, ge=0, description="Coefficient of the router z-loss, mean logsumexp(logits)².")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability on the layer's output; training only.")
+    shared_expert_hidden: int = Field(
+        0, ge=0, description="Hidden width of an expert that serves every token beside the routed ones. 0 = none."
+    )
+    forced_balance: bool = Field(
+        False, description="Deal decisions to experts in turn instead of by score. For benchmarks only."
+    )

@@ -1,0 +1,56 @@
+"""Fragments: this rank's part of the optimizer's state, addressed by logical parameter.
+
+ZeRO-1 and ZeRO-2 give every rank one flat slice of each parameter group: fp32 master weights, and Adam's two moments of
+the same length. A fragment is the piece of such a slice that belongs to one parameter, with its place in the *logical*
+parameter: dense ones as they are, experts as (E, ...) by global id. Every logical element lies in exactly one fragment
+of exactly one rank, so a checkpoint is the union of what the ranks write, without a collective, and fits any other
+number of ranks, expert-parallel degree or ZeRO stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """`numel` elements of parameter `name` (full logical `shape`), from flat offset `start`.
+
+    master, exp_avg and exp_avg_sq are 1-D fp32 views of the live optimizer state: writing into them changes it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    numel: int
+    master: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+
+def collect_fragments(zero: Any, shapes: dict[str, tuple[int, ...]], first_expert: dict[str, int]) -> list[Fragment]:
+    """Fragments of this rank from DeepSpeed's ZeRO-1/2 optimizer.
+
+    Args:
+        zero: `DeepSpeedZeroOptimizer`, with moments created.
+        shapes: full logical shape of every parameter.
+        first_expert: for parameters that hold experts, the global id of the first one on this rank.
+    """
+    fragments = []
+    for flat, group in zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True):
+        moments = zero.optimizer.state[flat]
+        for parameter in group:
+            mapping = parameter._hp_mapping
+            if mapping is None:  # nothing of this parameter is in this rank's slice
+                continue
+            name = zero.param_names[parameter]
+            shift = first_expert.get(name, 0) * parameter[0].numel()
+            here, in_parameter = mapping.hp_fragment_address, mapping.lp_fragment_address
+            views = [
+                t.detach().narrow(0, here.start, here.numel) for t in (flat, moments["exp_avg"], moments["exp_avg_sq"])
+            ]
+            fragments.append(Fragment(name, shapes[name], shift + in_parameter.start, here.numel, *views))
+    return fragments

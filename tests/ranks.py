@@ -1,0 +1,117 @@
+"""Run a function on several ranks of one machine: processes, gloo over the loopback interface, first error wins.
+
+Ranks are forked from a helper process that has imported torch and DeepSpeed and done nothing else, so a rank starts in
+a fraction of a second and inherits no threads. The function must be importable (module level) and return plain values
+or NumPy arrays.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+PRELOAD = ["numpy", "pydantic", "torch", "torch.distributed", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"]
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
+
+
+class RankError(AssertionError):
+    """A rank failed; the message carries its number and traceback."""
+
+
+def free_port() -> int:
+    """A TCP port that is free on the loopback interface now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:
+    """Call `fn(rank, world, *args)` on `world` ranks with a gloo process group; results in rank order.
+
+    Raises:
+        RankError: with rank and traceback of the first rank that failed, died, or did not finish in `timeout_s`
+        seconds.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    port = free_port()
+    pipes, processes = [], []
+    with _environment(ENVIRONMENT):
+        for rank in range(world):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_entry, args=(rank, world, port, timeout_s, sender, fn, args), daemon=True)
+            process.start()
+            sender.close()
+            pipes.append(receiver)
+            processes.append(process)
+    try:
+        return _collect(pipes, timeout_s)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _collect(pipes: list[Connection], timeout_s: float) -> list[Any]:
+    deadline = time.monotonic() + timeout_s
+    results: dict[int, Any] = {}
+    while len(results) < len(pipes):
+        pending = [pipe for rank, pipe in enumerate(pipes) if rank not in results]
+        ready = wait(pending, timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            missing = [rank for rank in range(len(pipes)) if rank not in results]
+            raise RankError(f"ranks {missing} of {len(pipes)} did not finish within {timeout_s:g} s")
+        for pipe in ready:
+            rank = pipes.index(pipe)  # type: ignore[arg-type]
+            try:
+                ok, value = pipe.recv()  # type: ignore[union-attr]
+            except EOFError:
+                raise RankError(f"rank {rank} of {len(pipes)} died without a word") from None
+            if not ok:
+                raise RankError(f"rank {rank} of {len(pipes)} failed:\n{value}")
+            results[rank] = value
+    return [results[rank] for rank in range(len(pipes))]
+
+
+def _entry(
+    rank: int, world: int, port: int, timeout_s: float, sender: Connection, fn: Callable[..., Any], args: Any
+) -> None:
+    from datetime import timedelta
+
+    import torch
+    import torch.distributed as dist
+
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s))
+        sender.send((True, fn(rank, world, *args)))
+    except BaseException:
+        sender.send((False, traceback.format_exc()))
+    # Nothing is torn down, for a peer may still be inside a collective: the parent ends us, or its death does.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join(timeout_s)
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Any:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
