@@ -24,6 +24,7 @@ from trainer.sections import (
     CheckpointConfig,
     ClusterConfig,
     EarlyStoppingConfig,
+    EvaluationConfig,
     ImageEncoderConfig,
     ModelConfig,
     OptimConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "ClusterConfig",
     "DataConfig",
     "EarlyStoppingConfig",
+    "EvaluationConfig",
     "ImageEncoderConfig",
     "MoEConfig",
     "ModelConfig",
@@ -70,7 +72,7 @@ class RecipeError(ValueError):
 class RunConfig(Section):
     """Everything that defines a run. Equal values (and equal data) give equal runs."""
 
-    job: Literal["fusemoe"] = Field("fusemoe", description="what is trained")
+    job: Literal["fusemoe", "evaluate"] = Field("fusemoe", description="what is done: a model is trained, or evaluated")
     name: str = Field(
         description="the run's folder; the same name continues the run; default: the recipe and the time of day",
     )
@@ -81,6 +83,7 @@ class RunConfig(Section):
     parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="workers and expert parallelism")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="metrics, parameters, figures")
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Ray")
+    evaluation: EvaluationConfig | None = Field(None, description="checkpoint and part; set by the evaluate command")
 
     @field_validator("name")
     @classmethod

@@ -15,6 +15,9 @@ _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 def section_of(annotation: Any) -> Any:
     """What lies below a field: its section's model class, `dict` for a free mapping, None for a plain value."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        members = [member for member in typing.get_args(annotation) if member is not type(None)]
+        annotation = members[0] if len(members) == 1 else None
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return dict if typing.get_origin(annotation) is dict else None

@@ -156,9 +156,20 @@ class TrainingConfig(Section):
     class_weighting: Literal["none", "balanced"] = Field(
         "none", description="balanced: classes weigh inversely to their frequency in the training part"
     )
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="a step whose gradient is not finite: end the run with its records, or skip the step"
+    )
     storage: str = Field("runs", description="folder or URL under which the run <name>/ is stored")
     early_stopping: EarlyStoppingConfig = Field(default_factory=EarlyStoppingConfig, description="early stopping")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="checkpoints")
+
+
+class EvaluationConfig(Section):
+    """What `evaluate` looks at."""
+
+    checkpoint: str = Field(min_length=1, description="folder or URL of a checkpoint, or of a run (its newest one)")
+    part: str = Field("test", description="part of the split that is evaluated")
+    drop: list[str] = Field(default_factory=list, description="modalities to hide, as if they had not been recorded")
 
 
 class TrackingConfig(Section):

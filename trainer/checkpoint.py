@@ -1,0 +1,270 @@
+"""Topology-free checkpoints: written while training goes on, valid only when committed, readable at any world size.
+
+A checkpoint is a folder `checkpoints/step-NNNNNNNNNN` of a run: one safetensors file of pieces per rank, their
+description, `checkpoint.json` (everything that is not a tensor) and, last of all, `COMMIT` with the digest of that
+description. A folder without `COMMIT` is not a checkpoint, whatever it holds. Ranks write on their own; rank 0 waits
+for the descriptions of all ranks and commits, so no collective runs beside training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+
+from parallel import Engine
+from trainer.checkpoint_files import (
+    ROLES,
+    CheckpointError,
+    Piece,
+    PieceReader,
+    Snapshot,
+    piece_rows,
+    read_json,
+    snapshot,
+    write_json,
+    write_pieces,
+)
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+FOLDER = "checkpoints"
+RANKS_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint. `meta` is the content of checkpoint.json."""
+
+    fs: fsspec.AbstractFileSystem
+    path: str
+    meta: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.meta["step"])
+
+    @property
+    def score(self) -> float | None:
+        """Value of the metric that ranks checkpoints; larger is better; None before the first evaluation."""
+        score = self.meta["score"]
+        return None if score is None else float(score)
+
+    def pieces(self) -> list[Piece]:
+        """Descriptions of all pieces, checked against the committed digests."""
+        rows: list[Piece] = []
+        for file, digest in self.meta["ranks"].items():
+            rows += [Piece(**row) for row in read_json(self.fs, f"{self.path}/{file}", digest)["pieces"]]
+        return rows
+
+    def reader(self) -> PieceReader:
+        return PieceReader(self.fs, self.path, self.pieces())
+
+
+def open_checkpoint(url: str) -> Checkpoint:
+    """The committed checkpoint in this folder, or the newest usable one of this run. Raises CheckpointError."""
+    fs, path = fsspec.url_to_fs(url)
+    path = path.rstrip("/")
+    if fs.exists(f"{path}/COMMIT"):
+        return _open(fs, path)
+    newest = newest_checkpoint(url)
+    if newest is None:
+        raise CheckpointError(
+            f"{url} holds no committed checkpoint: give the folder of a run, or one of its {FOLDER}/step-... folders"
+        )
+    return newest
+
+
+def newest_checkpoint(run_dir: str) -> Checkpoint | None:
+    """The newest committed checkpoint of a run whose description is intact; damaged ones are passed over, aloud."""
+    fs, root = fsspec.url_to_fs(run_dir)
+    for path in reversed(_folders(fs, f"{root.rstrip('/')}/{FOLDER}")):
+        try:
+            if fs.exists(f"{path}/COMMIT"):
+                return _open(fs, path)
+        except CheckpointError as error:
+            logger.warning("%s; the checkpoint before it is used", error)
+    return None
+
+
+def _open(fs: fsspec.AbstractFileSystem, path: str) -> Checkpoint:
+    meta = read_json(fs, f"{path}/checkpoint.json", fs.cat_file(f"{path}/COMMIT").decode().strip())
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {meta.get('format')}, not {FORMAT}: use the version that wrote it"
+        )
+    return Checkpoint(fs, path, meta)
+
+
+def _folders(fs: fsspec.AbstractFileSystem, root: str) -> list[str]:
+    if not fs.exists(root):
+        return []
+    fs.invalidate_cache(root)
+    return sorted(path.rstrip("/") for path in fs.ls(root, detail=False) if "/step-" in path)
+
+
+def load_engine(checkpoint: Checkpoint, engine: Engine, moments: bool = True) -> None:
+    """Put a checkpoint into a live engine of any topology; each rank reads what it owns.
+
+    Raises CheckpointError: damaged, incomplete, or written by a model of other parameters (names the first one).
+    """
+    check_parameters(checkpoint, engine.logical_parameters())
+    reader = checkpoint.reader()
+    roles = ROLES if moments else ROLES[:1]
+    values = [
+        (getattr(fragment, role), reader.read(fragment.name, role, fragment.start, fragment.numel))
+        for fragment in engine.fragments()
+        for role in roles
+    ]
+    for target, value in values:
+        target.copy_(value)
+    if moments:
+        engine.optimizer_step = checkpoint.step
+    engine.after_restore()
+
+
+def check_parameters(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> None:
+    """Raises CheckpointError if the model's parameters are not the checkpoint's."""
+    stored = {name: tuple(shape) for name, shape in checkpoint.meta["parameters"].items()}
+    for name in sorted(stored.keys() | expected.keys()):
+        if stored.get(name) != expected.get(name):
+            raise CheckpointError(
+                f"{checkpoint.path} does not fit this model: parameter {name} is {stored.get(name, 'absent')} in the "
+                f"checkpoint and {expected.get(name, 'absent')} in the model; use the recipe it was written with"
+            )
+
+
+class CheckpointWriter:
+    """Writes checkpoints of a run in the background, one at a time, and keeps the last n and the best m.
+
+    Args:
+        run_dir: URL of the run. rank, world: this process and the number of processes.
+        attempt: text that all ranks of this start of the run share, so that leftovers of a killed attempt at the same
+            step are never mistaken for this one's.
+    """
+
+    def __init__(self, run_dir: str, rank: int, world: int, attempt: str, keep_last: int, keep_best: int) -> None:
+        self._fs, root = fsspec.url_to_fs(run_dir)
+        self._root = f"{root.rstrip('/')}/{FOLDER}"
+        self._rank, self._world, self._attempt = rank, world, attempt
+        self._keep_last, self._keep_best = keep_last, keep_best
+        self._thread: threading.Thread | None = None
+        self.failed: Exception | None = None
+
+    def path(self, step: int) -> str:
+        return f"{self._root}/step-{step:010d}"
+
+    def save(self, engine: Engine, meta: dict[str, Any]) -> None:
+        """Copy this rank's state and write it in the background. Every rank calls this at the same steps.
+
+        Waits for the previous checkpoint if that is still being written. A checkpoint that cannot be written is a
+        warning, not the end of training: the error is in `failed` until one succeeds.
+        """
+        self.wait()
+        parts = snapshot(engine.fragments())
+        meta = {**meta, "format": FORMAT, "parameters": engine.logical_parameters(), "world": self._world}
+        self._thread = threading.Thread(target=self._write, args=(parts, meta), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, parts: list[Snapshot], meta: dict[str, Any]) -> None:
+        step = int(meta["step"])
+        try:
+            path = self.path(step)
+            self._fs.makedirs(path, exist_ok=True)
+            stem = f"rank-{self._rank:05d}"
+            pieces = write_pieces(self._fs, path, f"{stem}.safetensors", parts)
+            write_json(self._fs, f"{path}/{stem}.json", {"attempt": self._attempt, "pieces": piece_rows(pieces)})
+            if self._rank == 0:
+                self._commit(path, meta)
+                self._prune(step)
+            self.failed = None
+        except Exception as error:
+            self.failed = error
+            logger.warning("checkpoint of step %d could not be written (%s); training goes on", step, error)
+
+    def _commit(self, path: str, meta: dict[str, Any]) -> None:
+        ranks = {}
+        for rank in range(self._world):
+            file = f"rank-{rank:05d}.json"
+            ranks[file] = self._await_rank(f"{path}/{file}")
+        digest = write_json(self._fs, f"{path}/checkpoint.json", {**meta, "ranks": ranks})
+        self._fs.pipe_file(f"{path}/COMMIT", digest.encode())
+
+    def _await_rank(self, path: str) -> str:
+        """Digest of a rank's description, once that rank has written it in this attempt."""
+        deadline = time.monotonic() + RANKS_TIMEOUT_S
+        while time.monotonic() < deadline:
+            self._fs.invalidate_cache()
+            if self._fs.exists(path):
+                data = self._fs.cat_file(path)
+                if f'"attempt": "{self._attempt}"'.encode() in data and data.endswith(b"}"):
+                    return hashlib.sha256(data).hexdigest()
+            time.sleep(0.02)
+        raise CheckpointError(
+            f"{path} did not appear within {RANKS_TIMEOUT_S:.0f} s: does every worker write to the same storage?"
+        )
+
+    def _prune(self, newest: int) -> None:
+        """Remove what the policy does not keep, and folders that no attempt will ever commit."""
+        committed: list[Checkpoint] = []
+        doomed: list[str] = []
+        for path in _folders(self._fs, self._root):
+            if not self._fs.exists(f"{path}/COMMIT"):
+                if int(path.rsplit("-", 1)[1]) < newest:
+                    doomed.append(path)
+                continue
+            try:
+                committed.append(_open(self._fs, path))
+            except CheckpointError as error:
+                logger.warning("%s; it is left where it is", error)
+        scored = [entry for entry in committed if entry.score is not None]
+        best = sorted(scored, key=lambda entry: (-(entry.score or 0.0), entry.step))[: self._keep_best]
+        kept = {entry.path for entry in [*committed[-self._keep_last :], *best]}
+        for path in [*doomed, *(entry.path for entry in committed if entry.path not in kept)]:
+            remove_checkpoint(self._fs, path)
+
+
+def remove_checkpoint(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    """Remove a checkpoint folder, its commit marker first, so that no moment shows half a checkpoint."""
+    if fs.exists(f"{path}/COMMIT"):
+        fs.rm_file(f"{path}/COMMIT")
+    fs.rm(path, recursive=True)
+
+
+def committed_paths(run_dir: str) -> list[str]:
+    """Folders of a run's committed checkpoints, newest first."""
+    fs, root = fsspec.url_to_fs(run_dir)
+    folders = reversed(_folders(fs, f"{root.rstrip('/')}/{FOLDER}"))
+    return [path for path in folders if fs.exists(f"{path}/COMMIT")]
+
+
+def restore(run_dir: str, paths: list[str], engine: Engine, agree: Callable[[bool], bool]) -> Checkpoint | None:
+    """Continue from the first of `paths` (the same list on every rank) that every rank can read; None if none can be.
+
+    `agree(ok)` tells whether all ranks are fine: a piece that one rank finds damaged rules the checkpoint out for all.
+    """
+    fs, _ = fsspec.url_to_fs(run_dir)
+    for path in paths:
+        checkpoint, error = None, None
+        try:
+            checkpoint = _open(fs, path)
+            load_engine(checkpoint, engine)
+        except CheckpointError as problem:
+            error = problem
+        if agree(error is None):
+            return checkpoint
+        logger.warning("%s; the checkpoint before it is used", error or f"another rank cannot read {path}")
+    return None

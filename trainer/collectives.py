@@ -1,0 +1,54 @@
+"""The few exchanges between ranks that training needs besides the model's own: sums, and rows of uneven number.
+
+Only tensors of fixed types cross ranks, never pickled objects.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Ranks of the job; 1 when there is no process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of `values` over all ranks, on every rank (in place)."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def broadcast_json(value: Any, device: torch.device) -> Any:
+    """Rank 0's JSON-serialisable value, on every rank."""
+    if world_size() == 1:
+        return value
+    payload = json.dumps(value).encode() if dist.get_rank() == 0 else b""
+    size = torch.tensor([len(payload)], device=device)
+    dist.broadcast(size, 0)
+    buffer = torch.zeros(int(size), dtype=torch.uint8, device=device)
+    if payload:
+        buffer.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
+    dist.broadcast(buffer, 0)
+    return json.loads(bytes(buffer.cpu().numpy()))
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows of all ranks, rank after rank, on every rank; ranks may hold different numbers of rows, also none."""
+    if world_size() == 1:
+        return rows
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
+    counts[dist.get_rank()] = len(rows)
+    dist.all_reduce(counts)
+    most = int(counts.max())
+    padded = rows.new_zeros(most, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(world_size())]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])

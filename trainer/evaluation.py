@@ -1,0 +1,60 @@
+"""Evaluation of a part of the data, spread over the ranks and exact."""
+
+from __future__ import annotations
+
+import torch
+
+from trainer.collectives import broadcast_json
+from trainer.metrics import PredictionCollector, Predictions, part_metrics
+from trainer.models.missing import keep_modalities
+from trainer.session import Session
+
+
+def predict(session: Session, part: str, drop: list[str] | None = None) -> Predictions:
+    """Predictions for every record of a part, on every rank. Collective.
+
+    Args:
+        drop: modalities to hide, as if they had never been recorded.
+    Raises:
+        ValueError: an unknown modality or part.
+    """
+    keep_M = torch.ones(len(session.schema.modalities), dtype=torch.bool, device=session.device)
+    for name in drop or []:
+        if name not in session.schema.numbers:
+            raise ValueError(
+                f"there is no modality {name!r}; the model knows {', '.join(session.schema.modality_names)}"
+            )
+        keep_M[session.schema.numbers[name]] = False
+    collector = PredictionCollector(session.tasks)
+    session.engine.eval()
+    with torch.no_grad():
+        for step in session.loader(part, shuffle=False).steps(0):
+            for batch in step.micro_batches:
+                batch = batch.to(session.device)
+                if drop:
+                    batch = keep_modalities(batch, keep_M.expand_as(batch.present_BM))
+                collector.add(batch.index_B, session.engine(batch).logits, batch.targets)
+    session.engine.train()
+    return collector.gather(session.device)
+
+
+def evaluate(session: Session, part: str, drop: list[str] | None = None) -> tuple[dict[str, float], Predictions]:
+    """Metrics of a part, keyed `part/...`, the same on every rank, and the predictions behind them. Collective."""
+    predictions = predict(session, part, drop)
+    metrics: dict[str, float] = {}
+    if session.context.rank == 0:
+        metrics = part_metrics(part, session.tasks, predictions)
+        metrics[f"{part}/loss"] = _loss(session, predictions)
+        metrics[f"{part}/records"] = float(len(predictions))
+    return broadcast_json(metrics, session.device), predictions
+
+
+def _loss(session: Session, predictions: Predictions) -> float:
+    """Mean task loss, weighted as in training."""
+    total = 0.0
+    for task in session.tasks:
+        loss, target_Bt = session.losses[task.name], predictions.targets[task.name].to(session.device)
+        count = loss.labelled(target_Bt).sum().clamp_min(1)
+        weight = session.config.training.task_weights.get(task.name, 1.0)
+        total += weight * float(loss(predictions.logits[task.name].to(session.device), target_Bt) / count)
+    return total

@@ -1,0 +1,85 @@
+"""Figures of a run: which expert serves which modality, confusion matrices, ROC curves.
+
+They are drawn without a display and handed to the tracker, which stores them as artifacts.
+"""
+
+from __future__ import annotations
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchmetrics.functional import classification
+
+from data_shards import DatasetSchema, TaskSpec
+from trainer.metrics import Predictions
+from trainer.tracker import Tracker
+
+
+def log_routing_figures(tracker: Tracker, schema: DatasetSchema, counts: list[Tensor]) -> None:
+    """Expert x modality heat map per layer, and the table behind it."""
+    if not counts:
+        return
+    names = list(schema.modality_names)
+    tracker.log_json(
+        "routing/expert_by_modality.json", {"modalities": names, "layers": [count.tolist() for count in counts]}
+    )
+    tracker.log_figure("figures/expert_by_modality.png", routing_figure(names, counts))
+
+
+def routing_figure(modalities: list[str], counts: list[Tensor]) -> Figure:
+    """One panel per layer: the share of each modality's tokens (row) that each expert (column) serves."""
+    experts = counts[0].shape[1]
+    figure = Figure(figsize=(max(5.0, 0.28 * experts + 2.5), len(counts) * (0.28 * len(modalities) + 1.4)))
+    for layer, count_ME in enumerate(counts):
+        axes = figure.add_subplot(len(counts), 1, layer + 1)
+        share_ME = count_ME / count_ME.sum(dim=1, keepdim=True).clamp_min(1)
+        image = axes.imshow(share_ME.numpy(), aspect="auto", cmap="viridis", vmin=0)
+        axes.set_yticks(range(len(modalities)), modalities, fontsize=8)
+        axes.set_title(f"block {layer}: share of a modality's routed tokens by expert", fontsize=9)
+        axes.set_xlabel("expert", fontsize=8)
+        figure.colorbar(image, ax=axes)
+    figure.tight_layout()
+    return figure
+
+
+def log_test_figures(tracker: Tracker, tasks: list[TaskSpec], predictions: Predictions) -> None:
+    """ROC curve of each binary task, confusion matrix of each multi-class task, of the test part."""
+    for task in tasks:
+        target_Bt = predictions.targets[task.name]
+        known_B = ~target_Bt.isnan().any(dim=1)
+        logits_BC, truth_B = predictions.logits[task.name][known_B], target_Bt[known_B][:, 0].long()
+        if task.kind == "binary" and 0 < int(truth_B.sum()) < len(truth_B):
+            tracker.log_figure(f"figures/roc_{task.name}.png", roc_figure(task, logits_BC[:, 0].sigmoid(), truth_B))
+        if task.kind == "multiclass" and len(truth_B):
+            tracker.log_figure(f"figures/confusion_{task.name}.png", confusion_figure(task, logits_BC, truth_B))
+
+
+def roc_figure(task: TaskSpec, probability_B: Tensor, truth_B: Tensor) -> Figure:
+    """Receiver operating characteristic with its area."""
+    false_rate, true_rate, _ = classification.binary_roc(probability_B, truth_B)
+    area = float(torch.trapezoid(true_rate, false_rate))
+    figure = Figure(figsize=(4.5, 4.5))
+    axes = figure.add_subplot()
+    axes.plot(false_rate.numpy(), true_rate.numpy())
+    axes.plot([0, 1], [0, 1], linestyle=":", color="gray")
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", title=f"{task.name}: AUROC {area:.3f}")
+    figure.tight_layout()
+    return figure
+
+
+def confusion_figure(task: TaskSpec, logits_BC: Tensor, truth_B: Tensor) -> Figure:
+    """Counts of true class (row) against predicted class (column)."""
+    classes = logits_BC.shape[1]
+    table = classification.multiclass_confusion_matrix(logits_BC.argmax(dim=1), truth_B, classes)
+    side = max(4.0, 0.45 * classes + 1)
+    figure = Figure(figsize=(side, side))
+    axes = figure.add_subplot()
+    axes.imshow(table.float().log1p().numpy(), cmap="Blues")
+    if classes <= 30:
+        for row, column in table.nonzero().tolist():
+            axes.text(column, row, str(int(table[row, column])), ha="center", va="center", fontsize=7)
+    axes.set_xticks(range(classes), task.classes, rotation=90, fontsize=8)
+    axes.set_yticks(range(classes), task.classes, fontsize=8)
+    axes.set(xlabel="predicted", ylabel="true", title=task.name)
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,192 @@
+"""What a worker does: train, or evaluate. Every launcher ends here, with the same arguments.
+
+`run` is called on every rank. Rank 0's answer is what the command prints as its last line; it is also written to
+`result.json` in the run's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from typing import Any
+
+import fsspec
+import torch
+
+from data_shards import DatasetSchema, open_manifest
+from data_shards.manifest import Manifest
+from trainer.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointWriter,
+    committed_paths,
+    load_engine,
+    open_checkpoint,
+    restore,
+)
+from trainer.collectives import broadcast_json, sum_over_ranks
+from trainer.config import RunConfig
+from trainer.context import Context
+from trainer.describe import describe_run, schema_difference, statistics_from_json
+from trainer.evaluation import evaluate
+from trainer.figures import log_routing_figures, log_test_figures
+from trainer.loop import Progress, TrainingLoop
+from trainer.session import Session, build_session
+from trainer.tracking import Tracker, create_tracker
+
+logger = logging.getLogger("fleximoe")
+
+
+def run(config: RunConfig, context: Context, tags: dict[str, str] | None = None) -> dict[str, Any]:
+    """Do the job of `config` on this rank. Collective.
+
+    Returns (on every rank): `run_id`, `checkpoint`, `metrics`, `samples`, `seconds`, `status`.
+
+    Raises:
+        ValueError: a wrong recipe, data set or checkpoint, in a sentence. FloatingPointError: training diverged.
+    """
+    start = time.perf_counter()
+    result = evaluate_checkpoint(config, context) if config.job == "evaluate" else train(config, context, tags or {})
+    result["seconds"] = round(time.perf_counter() - start, 2)
+    if context.rank == 0 and config.job != "evaluate":
+        fs, root = fsspec.url_to_fs(config.run_dir)
+        fs.makedirs(root, exist_ok=True)
+        fs.pipe_file(f"{root}/result.json", json.dumps(result, indent=1).encode())
+    return result
+
+
+def train(config: RunConfig, context: Context, tags: dict[str, str]) -> dict[str, Any]:
+    """Train a model, or continue the run of this name; then evaluate its best checkpoint on the test part."""
+    manifest = open_manifest(config.data.url, config.data.storage_options)
+    session = build_session(config, context, manifest, manifest.schema, _statistics(manifest, config))
+    tracker = create_tracker(config.tracking, config.name, config.tracking.run_id, tags, context.rank, config.run_dir)
+    status = "FAILED"
+    try:
+        result = _train(session, tracker)
+        status = "FINISHED" if result["status"] == "finished" else "KILLED"
+        return result
+    finally:
+        tracker.finish(status)  # type: ignore[arg-type]
+        session.engine.close()
+
+
+def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
+    config, context = session.config, session.context
+    tracker.log_params(config.model_dump(mode="json", exclude={"evaluation"}))
+    tracker.log_json("config.json", config.model_dump(mode="json"))
+    tracker.log_dataset(session.manifest.schema.name, config.data.url, session.manifest.digest, "training")
+    checkpoint = _restore(session)
+    progress = Progress(**checkpoint.meta["progress"]) if checkpoint else Progress()
+    if checkpoint and context.rank == 0:
+        logger.info("continuing %s at step %d", config.name, progress.step)
+    attempt = broadcast_json(uuid.uuid4().hex, session.device)
+    keep = config.training.checkpoint
+    writer = CheckpointWriter(config.run_dir, context.rank, context.world, attempt, keep.keep_last, keep.keep_best)
+    loop = TrainingLoop(session, tracker, writer, describe_run(session, tracker.run_id), progress)
+    progress = loop.run()
+    result: dict[str, Any] = {
+        "run_id": broadcast_json(tracker.run_id, session.device),
+        "name": config.name,
+        "status": "stopped" if loop.stopped else "finished",
+        "step": progress.step,
+        "samples": progress.samples_seen,
+        "metrics": {},
+    }
+    if loop.stopped:
+        return {**result, "checkpoint": writer.path(progress.step)}
+    if writer.failed is not None:
+        raise CheckpointError(f"the last checkpoint could not be written: {writer.failed}")
+    best = _load_best(session, progress)
+    result["metrics"] = _test(session, tracker, progress.step)
+    if context.rank == 0:
+        log_routing_figures(tracker, session.schema, loop.routing_total)
+    return {**result, "checkpoint": best.path}
+
+
+def _statistics(manifest: Manifest, config: RunConfig):  # type: ignore[no-untyped-def]
+    split = config.data.split
+    manifest.column(split, "train")
+    return manifest.statistics[split]
+
+
+def _restore(session: Session) -> Checkpoint | None:
+    config = session.config
+    paths = broadcast_json(committed_paths(config.run_dir) if session.context.rank == 0 else None, session.device)
+
+    def agree(ok: bool) -> bool:
+        return float(sum_over_ranks(torch.tensor(float(not ok), device=session.device))) == 0
+
+    checkpoint = restore(config.run_dir, paths, session.engine, agree)
+    if checkpoint is None:
+        return None
+    if checkpoint.meta["data_digest"] != session.manifest.digest:
+        raise CheckpointError(
+            f"run {config.name} was trained on data with digest {checkpoint.meta['data_digest'][:12]}, and "
+            f"{config.data.url} has {session.manifest.digest[:12]}: the data changed; give the run another name"
+        )
+    return checkpoint
+
+
+def _load_best(session: Session, progress: Progress) -> Checkpoint:
+    """Weights of the best evaluated step, or of the last one where nothing was evaluated."""
+    paths = broadcast_json(
+        committed_paths(session.config.run_dir) if session.context.rank == 0 else None, session.device
+    )
+    wanted = progress.best_step if progress.best_step is not None else progress.step
+    for path in paths:
+        if int(path.rsplit("-", 1)[1]) == wanted:
+            checkpoint = open_checkpoint(path)
+            load_engine(checkpoint, session.engine, moments=False)
+            return checkpoint
+    raise CheckpointError(f"the checkpoint of step {wanted} of run {session.config.name} is gone; there are {paths}")
+
+
+def _test(session: Session, tracker: Tracker, step: int) -> dict[str, float]:
+    """Metrics of the test part (of no part, if there is none), with figures."""
+    if "test" not in session.manifest.splits[session.config.data.split]:
+        return {}
+    metrics, predictions = evaluate(session, "test")
+    tracker.log_metrics(metrics, step)
+    if session.context.rank == 0:
+        log_test_figures(tracker, session.tasks, predictions)
+    return metrics
+
+
+def evaluate_checkpoint(config: RunConfig, context: Context) -> dict[str, Any]:
+    """Metrics of a checkpoint on one part of its data, or of other data of the same schema."""
+    request = config.evaluation
+    assert request is not None
+    checkpoint = open_checkpoint(request.checkpoint)
+    manifest = open_manifest(config.data.url, config.data.storage_options)
+    schema = DatasetSchema.from_json(json.dumps(checkpoint.meta["schema"]))
+    difference = schema_difference(schema, manifest.schema)
+    if difference:
+        raise CheckpointError(f"{config.data.url} does not fit checkpoint {checkpoint.path}: {difference}")
+    session = build_session(config, context, manifest, schema, statistics_from_json(checkpoint.meta["statistics"]))
+    load_engine(checkpoint, session.engine, moments=False)
+    metrics, predictions = evaluate(session, request.part, request.drop)
+    session.engine.close()
+    return {
+        "run_id": checkpoint.meta["mlflow_run_id"],
+        "checkpoint": checkpoint.path,
+        "status": "finished",
+        "part": request.part,
+        "drop": request.drop,
+        "metrics": metrics,
+        "samples": len(predictions),
+    }
+
+
+def evaluation_config(
+    checkpoint_url: str, data_url: str | None = None, part: str = "test", drop: list[str] | None = None
+) -> RunConfig:
+    """The recipe that a checkpoint was trained with, turned into an evaluation of it. Raises CheckpointError."""
+    checkpoint = open_checkpoint(checkpoint_url)
+    tree = dict(checkpoint.meta["config"])
+    tree["job"] = "evaluate"
+    tree["evaluation"] = {"checkpoint": checkpoint.path, "part": part, "drop": drop or []}
+    if data_url is not None:
+        tree["data"] = {**tree["data"], "url": data_url}
+    return RunConfig.model_validate(tree)

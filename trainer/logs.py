@@ -1,0 +1,63 @@
+"""What people see of a run: log lines and, on a terminal, a progress bar. All of it on stderr, stdout is for scripts.
+
+A log line that knows how far the run is carries `extra=progress(step, total)`; on a terminal it moves the bar,
+elsewhere the line itself says it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LOGGERS = ("fleximoe", "launch", "trainer", "parallel", "data_shards")
+
+
+def progress(step: int, total: int) -> dict[str, tuple[int, int]]:
+    """For `logger.info(..., extra=progress(step, total))`."""
+    return {"progress": (step, total)}
+
+
+def show_logs(rank: int = 0, debug: bool = False, console: Console | None = None) -> None:
+    """Send the project's log lines to the terminal: all of rank 0, warnings of the other ranks. May be called again."""
+    console = console or Console(stderr=True, soft_wrap=True)
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = _BarHandler(console)
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    level = logging.DEBUG if debug else logging.INFO if rank == 0 else logging.WARNING
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        logger.handlers = [handler]
+        logger.propagate = False
+    logging.captureWarnings(not debug)  # a library's deprecation is of no use to who trains
+
+
+class _BarHandler(RichHandler):
+    """Rich log lines above one progress bar, which appears with the first line that knows the total."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S", markup=False)
+        columns = (TextColumn("training"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, transient=True)
+        self._task = self._bar.add_task("training", total=None)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        if hasattr(record, "progress"):
+            step, total = record.progress
+            self._bar.update(self._task, completed=step, total=total)
+            if step < total:
+                self._bar.start()
+            else:
+                self._bar.stop()
+
+    def close(self) -> None:
+        self._bar.stop()
+        super().close()

@@ -1,0 +1,277 @@
+"""The training loop. There is one; every job type that learns uses it.
+
+A step is: take this rank's share of a global batch, agree with the other ranks on how many labels there are (and
+whether anyone was asked to stop), forward, backward, step. Randomness is a function of (seed, rank, step) and data
+order of (seed, epoch), so the whole state of a run is its weights, its moments and a handful of integers: a run that
+is stopped anywhere continues as if it had not been.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_shards import Batch, Step
+from parallel import balance_losses, reduce_stats
+from trainer.checkpoint import CheckpointWriter
+from trainer.collectives import sum_over_ranks
+from trainer.evaluation import evaluate
+from trainer.models.missing import drop_modalities
+from trainer.progress import Meter, logger, routing_metrics, step_line
+from trainer.schedule import lr_factor
+from trainer.session import Session
+from trainer.tracker import Tracker
+
+
+@dataclass
+class Progress:
+    """Where a run is. Small, the same on every rank, and all that a checkpoint needs besides tensors."""
+
+    step: int = 0
+    epoch: int = 0
+    offset: int = 0
+    samples_seen: int = 0
+    tokens_seen: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    score: float | None = None
+    best_score: float | None = None
+    best_step: int | None = None
+    bad_evaluations: int = 0
+    evaluated_step: int = -1
+    nonfinite_steps: int = 0
+    finished: bool = False
+
+
+def mixed_seed(*parts: int | str) -> int:
+    """A 63-bit seed that is a fixed function of its parts."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class TrainingLoop:
+    """Trains a session's engine until its recipe says stop.
+
+    Args:
+        describe: what a checkpoint says beside progress (config, schema, statistics, digests).
+    """
+
+    def __init__(
+        self, session: Session, tracker: Tracker, writer: CheckpointWriter, describe: dict[str, Any], progress: Progress
+    ) -> None:
+        self.session, self.tracker, self.writer, self.describe = session, tracker, writer, describe
+        self.config, self.engine, self.context = session.config, session.engine, session.context
+        self.progress = progress
+        self.loader = session.loader("train", shuffle=True)
+        training = self.config.training
+        self.total_steps = training.epochs * self.loader.steps_per_epoch
+        if training.max_steps is not None:
+            self.total_steps = min(self.total_steps, training.max_steps)
+        self.meter = Meter(session.device)
+        self.stopped = False
+        self.routing_total: list[Tensor] = []
+
+    def run(self) -> Progress:
+        """Train to the end, or until asked to stop (`stopped`). Collective."""
+        self.engine.train()
+        self.meter = Meter(self.session.device)
+        while not self.progress.finished and not self.stopped:
+            self._epoch()
+        self.writer.wait()
+        return self.progress
+
+    def _epoch(self) -> None:
+        progress = self.progress
+        for step in self._timed(self.loader.steps(progress.epoch, progress.offset)):
+            if self._train_step(step):
+                self.stopped = True
+                self._save()
+                return
+            due = self._evaluation_due(step)
+            if due:
+                self._evaluate()
+            progress.finished = progress.finished or progress.step >= self.total_steps
+            if due or self._checkpoint_due() or progress.finished:
+                self._save()
+            if progress.finished:
+                return
+
+    def _timed(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """Count the time that the loop waits for data."""
+        while True:
+            start = time.perf_counter()
+            step = next(steps, None)
+            self.meter.waited += time.perf_counter() - start
+            if step is None:
+                return
+            yield step
+
+    def _train_step(self, step: Step) -> bool:
+        """One optimiser step. True if the run is to stop after it."""
+        progress = self.progress
+        torch.manual_seed(mixed_seed(self.config.training.seed, "step", self.context.rank, progress.step))
+        self.engine.set_lr_factor(lr_factor(self.config.optim, progress.step, self.total_steps))
+        batches = [self._prepare(batch) for batch in step.micro_batches]
+        counts, stop = self._agree(batches)
+        for batch in batches:
+            self.engine.backward(self._loss(batch, counts))
+        if not self.engine.step():
+            self._not_finite(batches)
+        progress.step += 1
+        progress.samples_seen += step.records
+        progress.epoch, progress.offset = step.position.epoch, step.position.offset
+        if progress.offset >= self.loader.records:
+            progress.epoch, progress.offset = progress.epoch + 1, 0
+        progress.skipped = {name: progress.skipped.get(name, 0) + n for name, n in step.skipped.items()} | {
+            name: n for name, n in progress.skipped.items() if name not in step.skipped
+        }
+        self.meter.steps += 1
+        self.meter.records += step.records
+        if progress.step % self.config.training.log_every == 0 or progress.step == self.total_steps:
+            self._log()
+        return stop
+
+    def _prepare(self, batch: Batch) -> Batch:
+        batch = batch.to(self.session.device)
+        probability = self.config.model.modality_dropout
+        if probability:
+            key = mixed_seed(self.config.training.seed, "modalities", self.progress.epoch)
+            batch = drop_modalities(batch, probability, key)
+        return batch
+
+    def _agree(self, batches: list[Batch]) -> tuple[dict[str, Tensor], bool]:
+        """One exchange: labelled records of the global step per task, and whether any rank wants to stop."""
+        own = [
+            sum(
+                (self.session.losses[task.name].labelled(b.targets[task.name]).sum() for b in batches),
+                torch.tensor(0.0),
+            )
+            for task in self.session.tasks
+        ]
+        stop = torch.tensor(float(self.context.should_stop()))
+        device = self.session.device
+        shared = sum_over_ranks(torch.stack([*(n.float().to(device) for n in own), stop.to(device)]))
+        counts = {task.name: shared[i].clamp_min(1) for i, task in enumerate(self.session.tasks)}
+        return counts, bool(shared[-1])
+
+    def _not_finite(self, batches: list[Batch]) -> None:
+        """The engine refused a step whose gradient is not finite. Weights are as before it.
+
+        Raises:
+            FloatingPointError: unless such steps are to be skipped; names this rank's records of the step.
+        """
+        keys = [key for batch in batches for key in batch.keys]
+        problem = (
+            f"the gradient of step {self.progress.step + 1} is not finite (rank {self.context.rank}: {', '.join(keys)})"
+        )
+        if self.config.training.on_nonfinite == "stop":
+            raise FloatingPointError(f"{problem}; lower optim.lr, or look at the values of these records")
+        self.progress.nonfinite_steps += 1
+        logger.warning("%s; the step is skipped", problem)
+
+    def _loss(self, batch: Batch, counts: dict[str, Tensor]) -> Tensor:
+        """This rank's loss of one micro-batch, scaled so that the engine's averages give the global mean.
+
+        The engine averages gradients over ranks and micro-batches; task sums are divided by the labels of the whole
+        step, so they are multiplied by both numbers. Balance losses are computed from global sums on every rank, whose
+        gradients reach only this rank's own tokens: they are multiplied by the number of ranks.
+        """
+        world, micro = self.context.world, self.config.training.accumulation
+        output = self.engine(batch)
+        parts = {}
+        total = torch.zeros((), device=self.session.device)
+        for task in self.session.tasks:
+            value = self.session.losses[task.name](output.logits[task.name], batch.targets[task.name])
+            parts[task.name] = value / counts[task.name]
+            total = total + self.config.training.task_weights.get(task.name, 1.0) * parts[task.name] * world * micro
+        task_total = total / (world * micro)
+        moe = self.config.model.moe
+        stats = reduce_stats(output.routing, self.session.mesh.world_group)
+        for name, value in balance_losses(stats, moe).items():
+            coefficient = getattr(moe, name)
+            if coefficient:
+                total = total + coefficient * value * world
+                parts[name] = coefficient * value / (world * micro)
+        parts["loss"] = task_total + sum(parts[name] for name in ("balance", "entropy", "z") if name in parts)
+        self.meter.add_losses(parts)
+        self.meter.add_routing(stats)
+        return total
+
+    def _log(self) -> None:
+        tokens = self.meter.tokens
+        self.progress.tokens_seen += int(tokens) if tokens is not None else 0
+        metrics, counts = self.meter.read()
+        metrics |= routing_metrics(counts)
+        self.routing_total = counts
+        metrics["train/lr"] = self.config.optim.lr * lr_factor(
+            self.config.optim, self.progress.step - 1, self.total_steps
+        )
+        metrics["train/grad_norm"] = float(self.engine.grad_norm())
+        metrics |= {
+            "train/epoch": self.progress.epoch + self.progress.offset / max(1, self.loader.records),
+            "train/samples_seen": self.progress.samples_seen,
+            "train/tokens_seen": self.progress.tokens_seen,
+        }
+        if self.context.rank == 0:
+            logger.info(step_line(self.progress.step, self.total_steps, self.progress.epoch, metrics))
+        self.tracker.log_metrics(metrics, self.progress.step)
+
+    def _evaluation_due(self, step: Step) -> bool:
+        every = self.config.training.eval_every
+        if "val" not in self.session.manifest.splits[self.config.data.split]:
+            return False
+        if self.progress.step >= self.total_steps:
+            return True
+        return self.progress.offset == 0 if every == "epoch" else self.progress.step % every == 0
+
+    def _checkpoint_due(self) -> bool:
+        every = self.config.training.checkpoint.every
+        return self.progress.step % every == 0 if every is not None else self.progress.offset == 0
+
+    def _evaluate(self) -> None:
+        """Validation metrics, the best one so far, and early stopping."""
+        stopping, progress = self.config.training.early_stopping, self.progress
+        start = time.perf_counter()
+        metrics, _ = evaluate(self.session, "val")
+        self.meter.since += time.perf_counter() - start
+        score = _score(metrics, stopping.metric, stopping.mode)
+        progress.score, progress.evaluated_step = score, progress.step
+        if progress.best_score is None or score > progress.best_score:
+            progress.best_score, progress.best_step, progress.bad_evaluations = score, progress.step, 0
+        else:
+            progress.bad_evaluations += 1
+        best = progress.best_score if stopping.mode == "max" else -progress.best_score
+        if self.context.rank == 0:
+            text = " ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
+            logger.info(
+                f"step {progress.step} evaluation: {text} | best {stopping.metric} {best:.4f} at {progress.best_step}"
+            )
+        self.tracker.log_metrics({**metrics, f"best/{stopping.metric}": best}, progress.step)
+        if stopping.patience is not None and progress.bad_evaluations >= stopping.patience:
+            progress.finished = True
+
+    def _save(self) -> None:
+        """Checkpoint of this very step."""
+        progress = self.progress
+        score = progress.score if progress.evaluated_step == progress.step else None
+        self.writer.save(
+            self.engine, {**self.describe, "step": progress.step, "score": score, "progress": asdict(progress)}
+        )
+        self.tracker.flush()
+        self.context.report({"step": progress.step})
+
+
+def _score(metrics: dict[str, float], name: str, mode: str) -> float:
+    """The metric, turned so that larger is better. Raises ValueError if it was not computed."""
+    if name not in metrics:
+        raise ValueError(
+            f"training.early_stopping.metric = {name!r} is not computed; there are {', '.join(sorted(metrics))}"
+        )
+    value = metrics[name] if mode == "max" else -metrics[name]
+    return value if not math.isnan(value) else -math.inf

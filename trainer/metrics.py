@@ -1,0 +1,134 @@
+"""Exact metrics over a whole part of the data, whichever rank saw which record.
+
+Ranks gather logits and targets, put them in the order of the data set, and one of them computes. Nothing is averaged
+over batches or ranks, nothing is padded or counted twice, so the figures do not depend on the world size.
+
+Shape legend: B records, C logits of a task, t targets of a task.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torchmetrics.functional import classification, regression
+
+from data_shards import TaskSpec
+from trainer.collectives import gather_rows
+
+
+@dataclass
+class Predictions:
+    """What the model said about each record of a part: float32 logits and targets per task, in data-set order."""
+
+    index_B: Tensor
+    logits: dict[str, Tensor]
+    targets: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.index_B)
+
+
+@dataclass
+class PredictionCollector:
+    """Gathers predictions batch by batch on one rank, then over all ranks."""
+
+    tasks: list[TaskSpec]
+    _rows: list[tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]] = field(default_factory=list)
+
+    def add(self, index_B: Tensor, logits: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
+        """One batch."""
+        self._rows.append((index_B, logits, targets))
+
+    def gather(self, device: torch.device) -> Predictions:
+        """Collective: all records of all ranks, sorted by their place in the data set."""
+        index_B = gather_rows(self._cat([row[0] for row in self._rows], torch.int64, 0, device))
+        order_B = index_B.argsort()
+        logits, targets = {}, {}
+        for task in self.tasks:
+            width = 1 if task.kind == "multiclass" else task.dim
+            logits_BC = self._cat([row[1][task.name] for row in self._rows], torch.float32, task.dim, device)
+            target_Bt = self._cat([row[2][task.name] for row in self._rows], torch.float32, width, device)
+            logits[task.name] = gather_rows(logits_BC)[order_B].cpu()
+            targets[task.name] = gather_rows(target_Bt)[order_B].cpu()
+        return Predictions(index_B[order_B].cpu(), logits, targets)
+
+    def _cat(self, parts: list[Tensor], dtype: torch.dtype, width: int, device: torch.device) -> Tensor:
+        shape = (0, width) if width else (0,)
+        return torch.cat(
+            [torch.zeros(shape, dtype=dtype, device=device), *(p.detach().to(device, dtype) for p in parts)]
+        )
+
+
+def task_metrics(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> dict[str, float]:
+    """Metrics of one task over its labelled records; those that need both classes are left out where one is missing.
+
+    binary: auroc, auprc, f1, accuracy (threshold 0.5), brier. multiclass: accuracy, f1 (macro), auroc (macro, one
+    against the rest). multilabel: auroc, auprc, f1 (macro over labels), accuracy. regression: mae, rmse, r2, in the
+    target's unit.
+    """
+    labelled_B = (~target_Bt.isnan()).any(dim=1)
+    logits_BC, target_Bt = logits_BC[labelled_B], target_Bt[labelled_B]
+    if not len(target_Bt):
+        return {}
+    compute = {"binary": _binary, "multiclass": _multiclass, "multilabel": _multilabel, "regression": _regression}
+    return {name: float(value) for name, value in compute[task.kind](logits_BC, target_Bt).items()}
+
+
+def _binary(logits_B1: Tensor, target_B1: Tensor) -> dict[str, Tensor]:
+    probability_B, truth_B = logits_B1[:, 0].sigmoid(), target_B1[:, 0].long()
+    metrics = {
+        "accuracy": classification.binary_accuracy(probability_B, truth_B),
+        "f1": classification.binary_f1_score(probability_B, truth_B),
+        "brier": (probability_B - truth_B).square().mean(),
+    }
+    if 0 < int(truth_B.sum()) < len(truth_B):
+        metrics["auroc"] = classification.binary_auroc(probability_B, truth_B)
+        metrics["auprc"] = classification.binary_average_precision(probability_B, truth_B)
+    return metrics
+
+
+def _multiclass(logits_BC: Tensor, target_B1: Tensor) -> dict[str, Tensor]:
+    classes, truth_B = logits_BC.shape[1], target_B1[:, 0].long()
+    probability_BC = logits_BC.softmax(dim=1)
+    metrics = {
+        "accuracy": (probability_BC.argmax(dim=1) == truth_B).float().mean(),
+        "f1": classification.multiclass_f1_score(probability_BC, truth_B, classes, average="macro"),
+    }
+    if len(truth_B.unique()) == classes:
+        metrics["auroc"] = classification.multiclass_auroc(probability_BC, truth_B, classes, average="macro")
+    return metrics
+
+
+def _multilabel(logits_BL: Tensor, target_BL: Tensor) -> dict[str, Tensor]:
+    """Each label over the records that have it; macro means over the labels for which a figure exists."""
+    rows: dict[str, list[Tensor]] = {}
+    for label in range(logits_BL.shape[1]):
+        known_B = ~target_BL[:, label].isnan()
+        if known_B.any():
+            for name, value in _binary(logits_BL[known_B, label, None], target_BL[known_B, label, None]).items():
+                rows.setdefault(name, []).append(value)
+    return {name: torch.stack(values).mean() for name, values in rows.items()}
+
+
+def _regression(value_Bn: Tensor, target_Bn: Tensor) -> dict[str, Tensor]:
+    known_Bn = ~target_Bn.isnan()
+    value_X, target_X = value_Bn[known_Bn], target_Bn[known_Bn]
+    metrics = {
+        "mae": regression.mean_absolute_error(value_X, target_X),
+        "rmse": regression.mean_squared_error(value_X, target_X).sqrt(),
+    }
+    if len(target_X) > 1 and float(target_X.var()) > 0:
+        metrics["r2"] = regression.r2_score(value_X, target_X)
+    return metrics
+
+
+def part_metrics(part: str, tasks: list[TaskSpec], predictions: Predictions) -> dict[str, float]:
+    """`test/auroc` for a single task, `test/<task>/auroc` for several."""
+    metrics: dict[str, float] = {}
+    for task in tasks:
+        prefix = part if len(tasks) == 1 else f"{part}/{task.name}"
+        values = task_metrics(task, predictions.logits[task.name], predictions.targets[task.name])
+        metrics.update({f"{prefix}/{name}": value for name, value in values.items()})
+    return metrics

@@ -1,0 +1,153 @@
+"""Irregular series -> tokens on a regular grid: UTDE, for all series modalities in one pass (arXiv 2402.03226, App. E).
+
+Two views of the same events are mixed by a learned gate, per bin and per channel of the width:
+*imputation*: per bin and feature, the last value seen so far, how long ago that was, and what the bin itself holds;
+*mTAND*: softmax attention from the bin's time to the times at which the feature was observed (arXiv 2101.10318).
+Values are standardised with the training part's statistics, so 0 stands for "average" where nothing was seen yet.
+
+Shape legend: P pairs (sample, modality), O events, T bins, F features of the widest modality, H time heads,
+K width of a head, S = P * F segments (one per pair and feature), D width, A inputs per feature.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from data_shards import SeriesGroup
+from trainer.models.grouped import GroupedLinear
+from trainer.models.segments import offsets_to_ids, segment_sum
+from trainer.models.standardise import Constant, Standardiser
+from trainer.sections import SeriesEncoderConfig
+
+# Scores of the time attention are kept within +-30, so that sums of their exponentials need no running maximum in fp32.
+SCORE_LIMIT = 30.0
+IMPUTATION_INPUTS = 5
+
+
+class TimeEmbedding(nn.Module):
+    """phi(t): one linear and several sine features of time, K wide (paper section 3, irregularity encoder).
+
+    Frequencies start log-spaced over 1..`bins` periods per horizon, so that no two features begin alike.
+    """
+
+    def __init__(self, width: int, bins: int) -> None:
+        super().__init__()
+        frequency = torch.logspace(0, torch.log10(torch.tensor(float(bins))).item(), width)
+        self.frequency = nn.Parameter(frequency * torch.pi)
+        self.phase = nn.Parameter(torch.linspace(0, torch.pi, width))
+
+    def forward(self, time: Tensor) -> Tensor:
+        """(...,) times in horizons -> (..., K)."""
+        angle = time[..., None] * self.frequency.float() + self.phase.float()
+        return torch.cat([angle[..., :1], angle[..., 1:].sin()], dim=-1)
+
+
+class SeriesEncoder(nn.Module):
+    """Events of all series modalities -> (P, T, D) tokens.
+
+    Args:
+        features: features of each modality of the group.
+        horizon: observation window of each modality, in its time unit.
+        standardiser: training statistics by (modality, feature).
+        bins: T. dim: D.
+    """
+
+    def __init__(
+        self,
+        features: list[int],
+        horizon: list[float],
+        standardiser: Standardiser,
+        config: SeriesEncoderConfig,
+        bins: int,
+        dim: int,
+    ) -> None:
+        super().__init__()
+        self.tokens, self.config, self.widest = bins, config, max(features)
+        self.standardiser = standardiser
+        self.horizon_M = Constant(torch.tensor(horizon))
+        blocks = len(features)
+        if config.irregularity != "mtand":
+            self.imputation = GroupedLinear(blocks, config.kernel * self.widest * IMPUTATION_INPUTS, dim)
+        if config.irregularity != "imputation":
+            self.time = TimeEmbedding(config.time_dim, bins)
+            self.query = nn.Parameter(
+                torch.randn(config.heads, config.time_dim, config.time_dim) * config.time_dim**-0.5
+            )
+            self.mtand = GroupedLinear(blocks, self.widest * (config.heads + 1), dim)
+        if config.irregularity == "utde":
+            self.gate = GroupedLinear(blocks, 2 * dim, dim)
+
+    def forward(self, group: SeriesGroup, block_P: Tensor, counts_M: Tensor) -> Tensor:
+        """`block_P`: index of each pair's modality within the group (sorted); `counts_M`: pairs of each."""
+        pairs = len(block_P)
+        pair_O = offsets_to_ids(group.offsets, len(group.values_O))
+        value_O = self.standardiser(group.values_O, block_P[pair_O], group.channels_O)
+        time_O = group.times_O / self.horizon_M()[block_P[pair_O]]
+        segment_O = pair_O * self.widest + group.channels_O
+        rows_M = counts_M * self.tokens
+        views = []
+        if self.config.irregularity != "mtand":
+            features_PTX = self._impute(value_O, time_O, segment_O, pairs)
+            views.append(self.imputation(features_PTX.flatten(0, 1), rows_M))
+        if self.config.irregularity != "imputation":
+            features_PTX = self._attend(value_O, time_O, segment_O, pairs)
+            views.append(self.mtand(features_PTX.flatten(0, 1), rows_M))
+        if len(views) == 2:
+            gate = self._gate(torch.cat(views, dim=-1), rows_M)
+            views = [gate * views[0] + (1 - gate) * views[1]]
+        return views[0].view(pairs, self.tokens, -1)
+
+    def _gate(self, views_NX: Tensor, rows_M: Tensor) -> Tensor:
+        """The share of the imputation view: per feature, or one for the bin or the whole series."""
+        logit_PTD = self.gate(views_NX, rows_M).view(-1, self.tokens, self.gate.bias.shape[1])
+        if self.config.gate != "feature":
+            dims = (2,) if self.config.gate == "bin" else (1, 2)
+            logit_PTD = logit_PTD.mean(dims, keepdim=True).expand_as(logit_PTD)
+        return torch.sigmoid(logit_PTD).flatten(0, 1)
+
+    def _impute(self, value_O: Tensor, time_O: Tensor, segment_O: Tensor, pairs: int) -> Tensor:
+        """Last value, its age, seen at all?, mean and count within the bin: (P, T, F * 5)."""
+        segments, bins = pairs * self.widest, self.tokens
+        bin_O = (time_O * bins).long().clamp(0, bins - 1)
+        cell_O = segment_O * bins + bin_O
+        events_O = torch.arange(len(value_O), device=value_O.device)
+        # Events of a segment are sorted by time: the highest event number in a bin is the latest.
+        last_C = torch.full((segments * bins,), -1, device=value_O.device).scatter_reduce(0, cell_O, events_O, "amax")
+        last_ST = last_C.view(segments, bins).cummax(dim=1).values
+        seen_ST = (last_ST >= 0).to(value_O.dtype)
+        if len(value_O):
+            pick_ST = last_ST.clamp_min(0)
+            value_ST, time_ST = value_O[pick_ST] * seen_ST, time_O[pick_ST]
+        else:
+            value_ST = time_ST = seen_ST
+        now_T = torch.arange(1, bins + 1, device=value_O.device, dtype=value_O.dtype) / bins
+        age_ST = torch.where(last_ST >= 0, now_T - time_ST, torch.ones_like(seen_ST))
+        count_ST = segment_sum(torch.ones_like(value_O), cell_O, segments * bins).view(segments, bins)
+        mean_ST = segment_sum(value_O, cell_O, segments * bins).view(segments, bins) / count_ST.clamp_min(1)
+        stacked = torch.stack([value_ST, age_ST, seen_ST, mean_ST, count_ST.log1p()], dim=-1)
+        features_PTX = stacked.view(pairs, self.widest, bins, -1).transpose(1, 2).flatten(2)
+        # A causal convolution over bins is a linear map of this bin and the ones before it.
+        early_PTX = functional.pad(features_PTX, (0, 0, self.config.kernel - 1, 0))
+        return torch.cat([early_PTX[:, i : i + bins] for i in range(self.config.kernel)], dim=-1)
+
+    def _attend(self, value_O: Tensor, time_O: Tensor, segment_O: Tensor, pairs: int) -> Tensor:
+        """mTAND: (P, T, F * (H + 1)): one attended value per head, and whether the feature has any event."""
+        heads, bins, segments = self.config.heads, self.tokens, pairs * self.widest
+        now_T = torch.arange(1, bins + 1, device=value_O.device, dtype=torch.float32) / bins
+        query_KX = torch.einsum("tj,hkj->kth", self.time(now_T), self.query.float()).flatten(1)
+        score_OX = (self.time(time_O) @ query_KX) * self.config.time_dim**-0.5
+        weight_OX = score_OX.clamp(-SCORE_LIMIT, SCORE_LIMIT).exp()
+        total_SX = segment_sum(weight_OX, segment_O, segments)
+        summed_SX = segment_sum(weight_OX * value_O[:, None], segment_O, segments)
+        # exp(-30) is the smallest possible total of a segment that has an event.
+        attended_SX = summed_SX / total_SX.clamp_min(1e-14)
+        attended = attended_SX.view(pairs, self.widest, bins, heads)
+        seen = (total_SX[:, :1] > 0).to(attended.dtype).view(pairs, self.widest, 1, 1).expand(-1, -1, bins, 1)
+        return torch.cat([attended, seen], dim=-1).transpose(1, 2).flatten(2)
+
+
+def mtand_reference(query_TK: Tensor, key_LK: Tensor, value_L: Tensor) -> Tensor:
+    """One head of mTAND for one feature of one sample, as the paper writes it: softmax(q k^T / sqrt(K)) x -> (T,)."""
+    return functional.softmax(query_TK @ key_LK.T * key_LK.shape[1] ** -0.5, dim=-1) @ value_L

@@ -1,0 +1,25 @@
+"""Fixed-length vectors -> tokens: a two-layer network per modality, one launch for all vectors of a length.
+
+Shape legend: P pairs (sample, modality), F features, D width, T tokens a vector becomes.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from data_shards import VectorGroup
+from trainer.models.grouped import GroupedMLP
+from trainer.models.standardise import Standardiser
+
+
+class VectorEncoder(nn.Module):
+    """(P, F) raw vectors -> (P, T, D)."""
+
+    def __init__(self, features: int, standardiser: Standardiser, tokens: int, dim: int, blocks: int) -> None:
+        super().__init__()
+        self.tokens, self.standardiser = tokens, standardiser
+        self.network = GroupedMLP(blocks, features, 2 * dim, tokens * dim)
+
+    def forward(self, group: VectorGroup, block_P: Tensor, counts_M: Tensor) -> Tensor:
+        value_PF = self.standardiser(group.values_PF, block_P)
+        return self.network(value_PF, counts_M).view(len(block_P), self.tokens, -1)

@@ -1,0 +1,127 @@
+"""Everything that a job works with, built once in one place: data set, mesh, model, losses, engine.
+
+Both training and evaluation start here, so a checkpoint is evaluated by exactly the model that was trained.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from data_shards import DatasetSchema, StepLoader, TaskSpec
+from data_shards.manifest import Manifest
+from data_shards.statistics import SplitStatistics
+from parallel import Engine, Mesh, MeshSpec, create_mesh, init_distributed, largest_legal
+from trainer.config import RunConfig
+from trainer.context import Context
+from trainer.models.fusemoe import FuseMoE, target_scale
+from trainer.models.heads import TaskLoss
+
+logger = logging.getLogger(__name__)
+
+NO_DECAY = ("bias", "w3", "phase", "frequency", "missing.weight", "modality.weight", "bin.weight", "position")
+
+
+@dataclass
+class Session:
+    """A job's parts on this rank."""
+
+    config: RunConfig
+    context: Context
+    mesh: Mesh
+    manifest: Manifest
+    schema: DatasetSchema
+    statistics: SplitStatistics
+    tasks: list[TaskSpec]
+    losses: dict[str, TaskLoss]
+    engine: Engine
+
+    @property
+    def device(self) -> torch.device:
+        return self.context.device
+
+    def loader(self, part: str, shuffle: bool) -> StepLoader:
+        """Batches of one part of the split: shuffled training steps, or evaluation in storage order."""
+        training = self.config.training
+        return StepLoader(
+            self.manifest,
+            self.config.data,
+            part,
+            training.batch_size if shuffle else training.eval_batch_size or training.batch_size,
+            self.context.rank,
+            self.context.world,
+            accumulation=training.accumulation if shuffle else 1,
+            shuffle=shuffle,
+        )
+
+
+def build_session(
+    config: RunConfig, context: Context, manifest: Manifest, schema: DatasetSchema, statistics: SplitStatistics
+) -> Session:
+    """Build a job's parts. Collective over the ranks of the job.
+
+    `schema` and `statistics` are the manifest's own for training and the checkpoint's for evaluation.
+
+    Raises:
+        ValueError: parallel degrees that do not divide, an unknown task, a shape that the recipe cannot encode.
+    """
+    torch.set_num_threads(config.parallel.threads_per_worker)
+    init_distributed(context.device, config.parallel.timeout_s)
+    parallel = _fit_to_world(config, context)
+    mesh = create_mesh(parallel, config.model.moe, context.device)
+    tasks = [schema.task(name) for name in config.training.tasks or schema.task_names]
+    if not tasks:
+        raise ValueError(f"data set {schema.name} declares no task, so there is nothing to learn")
+    torch.manual_seed(config.training.seed)
+    model = FuseMoE(
+        schema, [task.name for task in tasks], statistics, config.model, mesh.dispatcher(), config.training.seed
+    )
+    model.to(context.device)
+    losses = {task.name: _task_loss(config, task, statistics).to(context.device) for task in tasks}
+    optim = config.optim
+    engine = Engine(
+        model,
+        mesh,
+        lr=optim.lr,
+        betas=optim.betas,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        no_decay=exempt_from_decay,
+        zero_stage=parallel.zero_stage,
+        precision=parallel.precision,
+        clip=optim.clip or 0.0,
+        accumulation=config.training.accumulation,
+    )
+    return Session(config, context, mesh, manifest, schema, statistics, tasks, losses, engine)
+
+
+def _fit_to_world(config: RunConfig, context: Context):  # type: ignore[no-untyped-def]
+    """The parallel section for the number of workers that really exist: fewer may be left after a failure."""
+    parallel, moe = config.parallel, config.model.moe
+    MeshSpec(parallel.workers, parallel.expert_parallel, moe.experts, moe.top_k).validate()
+    if context.world == parallel.workers:
+        return parallel
+    degree = largest_legal(context.world, parallel.expert_parallel, moe.experts)
+    logger.warning(
+        "%d workers instead of parallel.workers = %d: expert-parallel degree %d",
+        context.world,
+        parallel.workers,
+        degree,
+    )
+    return parallel.model_copy(update={"workers": context.world, "expert_parallel": degree})
+
+
+def exempt_from_decay(name: str, parameter: nn.Parameter) -> bool:
+    """Biases, norms, embeddings, time frequencies: parameters whose size means something by itself."""
+    return parameter.ndim < 2 or "norm" in name or any(part in name for part in NO_DECAY)
+
+
+def _task_loss(config: RunConfig, task: TaskSpec, statistics: SplitStatistics) -> TaskLoss:
+    weight = None
+    counts = statistics.tasks[task.name].counts if task.name in statistics.tasks else ()
+    if config.training.class_weighting == "balanced" and task.kind in ("binary", "multiclass") and all(counts):
+        weight = [sum(counts) / (len(counts) * count) for count in counts]
+    return TaskLoss(task, weight, target_scale(statistics, task.name)[1])
