@@ -117,7 +117,14 @@ class Decoder:
         self._arrays = {
             f"{m.kind}.{m.name}": (n, m) for n, m in enumerate(schema.modalities) if m.kind in ("image", "waveform")
         }
-        self._dtypes = {"time": "<f4", "value": "<f4", "channel": "<i2", "count": "<i4", "modality": "<i2", "byte": "|u1"}
+        self._dtypes = {
+            "time": "<f4",
+            "value": "<f4",
+            "channel": "<i2",
+            "count": "<i4",
+            "modality": "<i2",
+            "byte": "|u1",
+        }
 
     def columns(self, buffer: bytes | memoryview, key: str | None = None) -> Columns:
         """The stored columns; ``key`` (from the index) must match the record's own."""
@@ -134,10 +141,17 @@ class Decoder:
             return array
 
         columns = Columns(
-            metadata["key"],
-            *(take(f"series.{column}") for column in ("modality", "count", "time", "channel", "value")),
-            *(take(f"text.{column}") for column in ("modality", "count", "byte")),
-            *(take(f"vector.{column}") for column in ("modality", "value")),
+            key=metadata["key"],
+            series_S=take("series.modality"),
+            counts_S=take("series.count"),
+            times_O=take("series.time"),
+            channels_O=take("series.channel"),
+            values_O=take("series.value"),
+            text_X=take("text.modality"),
+            sizes_X=take("text.count"),
+            bytes_=take("text.byte"),
+            vector_V=take("vector.modality"),
+            features_=take("vector.value"),
             arrays={},
             targets_W=tensors.pop("target", np.empty(0, np.float32)),
         )
@@ -185,7 +199,9 @@ class Decoder:
             raise RecordError(f"array {name!r} belongs to no modality of the schema")
         shape = array.shape[1:] if spec.kind == "waveform" else array.shape
         if shape != spec.shape or array.dtype != np.dtype(spec.dtype) or len(array) > (spec.max_length or len(array)):
-            raise RecordError(f"modality {spec.name}: {array.dtype} {array.shape} does not fit {spec.dtype} {spec.shape}")
+            raise RecordError(
+                f"modality {spec.name}: {array.dtype} {array.shape} does not fit {spec.dtype} {spec.shape}"
+            )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise RecordError(f"modality {spec.name}: NaN or infinity", "value")
         return number
@@ -200,7 +216,9 @@ class Decoder:
         if len(ids) != len(counts) or (counts < 0).any() or int(counts.sum(dtype=np.int64)) != total:
             raise RecordError(f"{kind} counts {counts.tolist()} do not add up to the {total} stored")
         if (counts > self._most[ids]).any():
-            raise RecordError(f"{kind} counts {counts.tolist()} are over the limits {self._most[ids].tolist()}", "value")
+            raise RecordError(
+                f"{kind} counts {counts.tolist()} are over the limits {self._most[ids].tolist()}", "value"
+            )
 
     def _check_series(self, columns: Columns) -> None:
         ids, counts = columns.series_S, columns.counts_S

@@ -24,7 +24,9 @@ class DataConfig(BaseModel):
     cache_dir: str | None = Field(None, description="folder for a verified copy of remote shards; none if not set")
     cache_bytes: int = Field(64 << 30, ge=1 << 20, description="most bytes kept in cache_dir")
     retries: int = Field(4, ge=0, le=20, description="further attempts after a failed read")
-    retry_delay_s: float = Field(0.2, gt=0, description="mean wait before the first further attempt, doubled each time (s)")
+    retry_delay_s: float = Field(
+        0.2, gt=0, description="mean wait before the first further attempt, doubled each time (s)"
+    )
     on_error: Literal["raise", "skip"] = Field("raise", description="damaged records: stop, or skip and count")
     max_skipped: int = Field(0, ge=0, description="records that one rank may skip before it stops (on_error: skip)")
     storage_options: dict[str, Any] = Field(

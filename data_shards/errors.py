@@ -26,7 +26,7 @@ class ShardError(RuntimeError):
         shard: file name of the shard.
         chunk: number of the chunk in the shard, None if the whole shard or its index is meant.
         start, end: byte range [start, end) in the shard, None if unknown.
-        reason: short category for counting: ``unreadable``, ``truncated``, ``checksum``, ``tar``, ``layout``, ``value``.
+        reason: category for counting: ``unreadable``, ``truncated``, ``checksum``, ``tar``, ``layout``, ``value``.
         cause: the sentence that says what was found.
     """
 
@@ -54,7 +54,5 @@ class ShardError(RuntimeError):
         return (_rebuild, (self.shard, self.cause, self.chunk, self.start, self.end, self.reason))
 
 
-def _rebuild(
-    shard: str, cause: str, chunk: int | None, start: int | None, end: int | None, reason: str
-) -> ShardError:
+def _rebuild(shard: str, cause: str, chunk: int | None, start: int | None, end: int | None, reason: str) -> ShardError:
     return ShardError(shard, cause, chunk=chunk, start=start, end=end, reason=reason)

@@ -24,8 +24,8 @@ class ShardIndex:
     Attributes:
         start_n, size_n: payload bytes in the shard. crc_n: CRC-32 of the payload.
         keys: record keys.
-        parts_nS: column number of the record's (split, part) pair in the manifest, -1 where a split leaves it out. Columns
-            are numbered over all splits, so the order of S is free.
+        parts_nS: column number of the record's (split, part) pair in the manifest, -1 where a split leaves it out.
+            Columns are numbered over all splits, so the order of S is free.
         lengths_nM: events, bytes or samples per modality, 1 for fixed shapes, -1 where absent.
         targets_nW: NaN where unlabelled.
     """
@@ -46,7 +46,7 @@ class ShardIndex:
         return (self.parts_nS[start:end] == column).any(axis=1)
 
     @property
-    def present_nM(self) -> np.ndarray:
+    def present(self) -> np.ndarray:
         """bool [n, M]."""
         return self.lengths_nM != ABSENT
 
@@ -54,7 +54,7 @@ class ShardIndex:
 def dump_index(index: ShardIndex) -> bytes:
     """Bytes of the index file."""
     joined = "\n".join(index.keys).encode("ascii")
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "start": index.start_n.astype(np.int64),
         "size": index.size_n.astype(np.int64),
         "crc32": index.crc_n.astype(np.uint32),

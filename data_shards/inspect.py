@@ -1,4 +1,4 @@
-"""What a packed data set holds, as plain tables: counts, presence, lengths, labels. Reads the indexes, never the shards."""
+"""What a packed data set holds, as plain tables: counts, presence, lengths, labels. Reads indexes, never shards."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _quantiles(values: np.ndarray) -> dict[str, float] | None:
 
 def _patterns(manifest: Manifest, index: ShardIndex, most: int) -> dict[str, Any]:
     names = manifest.schema.modality_names
-    counts = Counter(map(tuple, index.present_nM.tolist()))
+    counts = Counter(map(tuple, index.present.tolist()))
     top = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
     return {
         "count": len(counts),
@@ -111,7 +111,7 @@ def _patterns(manifest: Manifest, index: ShardIndex, most: int) -> dict[str, Any
 
 def _part(manifest: Manifest, index: ShardIndex, split: str, part: str) -> dict[str, Any]:
     rows = index.members(manifest.column(split, part))
-    share = index.present_nM[rows].mean(axis=0) if rows.any() else np.zeros(len(manifest.schema.modalities))
+    share = index.present[rows].mean(axis=0) if rows.any() else np.zeros(len(manifest.schema.modalities))
     return {
         "records": int(rows.sum()),
         "present": dict(zip(manifest.schema.modality_names, share.tolist(), strict=True)),
@@ -124,7 +124,7 @@ def _labels(manifest: Manifest, index: ShardIndex, rows: np.ndarray) -> dict[str
     table: dict[str, dict[str, Any]] = {}
     offsets = manifest.schema.target_offsets
     for i, task in enumerate(manifest.schema.tasks):
-        target = index.targets_nW[rows, offsets[i] : offsets[i + 1]]
+        target = index.targets_nW[rows, offsets[i] : offsets[i + 1]].astype(np.float64)
         known = target[~np.isnan(target).all(axis=1)]
         entry: dict[str, Any] = {"kind": task.kind, "labelled": len(known)}
         if task.kind == "regression":

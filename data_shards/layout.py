@@ -11,6 +11,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def dump_tensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str])
         ValueError: a dtype that the layout does not carry (objects and strings never do).
     """
     items = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     pieces, offset = [], 0
     for name, array in items:
         code = _NAMES.get(array.dtype)
@@ -56,7 +57,8 @@ def dump_tensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str])
 
 
 def load_tensors(
-    buffer: bytes | memoryview, limits: Limits = Limits()  # noqa: B008 - a frozen dataclass of numbers
+    buffer: bytes | memoryview,
+    limits: Limits = Limits(),
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Read-only views of the arrays in ``buffer``, and the metadata.
 
@@ -79,7 +81,7 @@ def load_tensors(
     return tensors, metadata
 
 
-def _parse(text: bytes) -> dict[str, dict[str, object]]:
+def _parse(text: bytes) -> dict[str, dict[str, Any]]:
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -92,23 +94,24 @@ def _parse(text: bytes) -> dict[str, dict[str, object]]:
 
 
 def _view(
-    buffer: bytes | memoryview, base: int, position: int, name: str, entry: dict[str, object]
+    buffer: bytes | memoryview, base: int, position: int, name: str, entry: dict[str, Any]
 ) -> tuple[np.ndarray, int]:
     """The array of one header entry, which must start at ``position``; returns it and its end."""
     dtype = _DTYPES.get(str(entry.get("dtype")))
-    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    shape: Any = entry.get("shape")
+    offsets: Any = entry.get("data_offsets")
     if dtype is None:
         raise RecordError(f"array {name}: unknown dtype {entry.get('dtype')!r}")
-    if not _counts(shape, 8) or not _counts(offsets, 2) or len(offsets) != 2:  # type: ignore[arg-type]
+    if not _counts(shape, 8) or not _counts(offsets, 2) or len(offsets) != 2:
         raise RecordError(f"array {name}: shape {shape!r} or offsets {offsets!r} are not small lists of counts")
     elements = 1
-    for extent in shape:  # type: ignore[attr-defined]
+    for extent in shape:
         elements *= extent
-    start, end = offsets  # type: ignore[misc]
+    start, end = offsets
     if start != position or end - start != elements * dtype.itemsize or base + end > len(buffer):
         raise RecordError(f"array {name}: shape {shape} of {dtype} does not fill bytes {start}..{end} (at {position})")
-    return np.frombuffer(buffer, dtype, elements, base + start).reshape(shape), end  # type: ignore[arg-type]
+    return np.frombuffer(buffer, dtype, elements, base + start).reshape(shape), end
 
 
-def _counts(value: object, most: int) -> bool:
+def _counts(value: Any, most: int) -> bool:
     return isinstance(value, list) and len(value) <= most and all(type(item) is int and item >= 0 for item in value)

@@ -1,6 +1,6 @@
 """Steps for one rank: order -> chunk reads -> records -> packed batches, in this process or in worker processes.
 
-State is one ``Position``. It counts records that were handed to the caller; how far workers have read ahead never shows.
+State is one ``Position``: records handed to the caller. How far workers have read ahead never shows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_shards.batch import Batch, Collator
+from data_shards.batch import Batch
+from data_shards.collate import Collator
 from data_shards.config import DataConfig
 from data_shards.errors import ShardError
 from data_shards.manifest import Manifest

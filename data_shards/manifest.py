@@ -228,4 +228,3 @@ def parse_manifest(text: bytes, storage: Storage) -> Manifest:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise ManifestError(f"{storage.url}: {FILE} is damaged at {place}: {first['msg']}") from error
-

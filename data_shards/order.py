@@ -55,7 +55,9 @@ class EpochOrder:
         ends = np.cumsum(self._sizes)
         self.total = int(ends[-1]) if len(ends) else 0
         first = np.arange(0, len(chunks), window_chunks)
-        self._starts = np.concatenate((ends[first] - self._sizes[first], [self.total])) if len(ends) else np.zeros(1, int)
+        self._starts = (
+            np.concatenate((ends[first] - self._sizes[first], [self.total])) if len(ends) else np.zeros(1, int)
+        )
         self._entries = lru_cache(maxsize=2)(self._build)
 
     def _build(self, window: int) -> tuple[np.ndarray, np.ndarray]:

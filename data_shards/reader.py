@@ -98,7 +98,12 @@ class Reader:
         payload = data[start - entry.offset : start - entry.offset + size]
         if damage is not None and zlib.crc32(payload) != int(index.crc_n[row]):
             raise ShardError(
-                shard.name, f"record {key}: wrong CRC-32", chunk=number, start=start, end=start + size, reason="checksum"
+                shard.name,
+                f"record {key}: wrong CRC-32",
+                chunk=number,
+                start=start,
+                end=start + size,
+                reason="checksum",
             )
         try:
             return self.decoder.columns(payload, key), loaded.base + row
@@ -228,9 +233,15 @@ def _check_ranges(index: ShardIndex, shard: Shard) -> None:
     for number, chunk in enumerate(shard.chunks):
         cut = slice(row, row + chunk.records)
         start, size = index.start_n[cut], index.size_n[cut]
-        if (size < 0).any() or (start < chunk.offset + BLOCK).any() or (start + size > chunk.offset + chunk.length).any():
+        if (
+            (size < 0).any()
+            or (start < chunk.offset + BLOCK).any()
+            or (start + size > chunk.offset + chunk.length).any()
+        ):
             raise ShardError(shard.index.name, "a record lies outside its chunk", chunk=number, reason="layout")
         own = index.parts_nS[cut]
         if not np.array_equal(np.bincount(own[own >= 0], minlength=len(chunk.parts)), chunk.parts):
-            raise ShardError(shard.index.name, "counts per part differ from the manifest", chunk=number, reason="layout")
+            raise ShardError(
+                shard.index.name, "counts per part differ from the manifest", chunk=number, reason="layout"
+            )
         row += chunk.records

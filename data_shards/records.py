@@ -68,7 +68,9 @@ class Record:
 def validate(schema: DatasetSchema, record: Record) -> None:
     """Raise ValueError naming the key, the modality or task, and what does not fit."""
     if not KEY.fullmatch(record.key):
-        raise ValueError(f"record key {record.key!r} must be 1 to 90 letters, digits, '_' or '-' (a dot splits a sample)")
+        raise ValueError(
+            f"record key {record.key!r} must be 1 to 90 letters, digits, '_' or '-' (a dot splits a sample)"
+        )
     for name, value in record.values.items():
         if name not in schema.numbers:
             raise ValueError(f"record {record.key}: modality {name!r} is not in schema {schema.name}")
@@ -97,7 +99,9 @@ def target_row(schema: DatasetSchema, record: Record) -> np.ndarray:
             continue
         target = np.atleast_1d(np.asarray(value, np.float32))
         if target.shape != (end - start,):
-            raise ValueError(f"record {record.key}, task {task.name}: target shape {target.shape}, not ({end - start},)")
+            raise ValueError(
+                f"record {record.key}, task {task.name}: target shape {target.shape}, not ({end - start},)"
+            )
         problem = task.check(target)
         if problem:
             raise ValueError(f"record {record.key}, {problem}")

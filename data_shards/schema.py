@@ -43,7 +43,7 @@ class ModalitySpec:
     Attributes:
         name: unique in the data set.
         kind: ``series`` (irregular events), ``vector``, ``image``, ``text`` (UTF-8) or ``waveform`` (regular samples).
-        channels: channel names; required for a series, optional for the others (features of a vector, leads of a waveform).
+        channels: channel names; required for a series, optional features of a vector or leads of a waveform.
         shape: vector ``(F,)``, image ``(C, H, W)``, waveform ``(C,)``; empty for series and text.
         dtype: type of the stored values; empty chooses the first of the kind's.
         unit: unit of the values (free text); ``units`` gives it per channel.

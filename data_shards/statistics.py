@@ -1,7 +1,7 @@
 """Statistics of a split's train part, for normalising inputs and for choosing losses. Never of any other part.
 
-Sums are merged pairwise (Chan, Golub & LeVeque 1979) in float64 and in a fixed order, so that the result does not depend
-on the number of processes. Standard deviations are of the population (divided by n).
+Sums are merged pairwise (Chan, Golub & LeVeque 1979) in float64 and in a fixed order, so that the result does not
+depend on the number of processes. Standard deviations are of the population (divided by n).
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class Moments:
     """Count, mean, sum of squared deviations, minimum and maximum of n channels."""
 
     def __init__(self, n: int) -> None:
-        self.count = np.zeros(n, np.int64)
-        self.mean = np.zeros(n)
-        self.m2 = np.zeros(n)
-        self.min = np.full(n, np.inf)
-        self.max = np.full(n, -np.inf)
+        self.count: np.ndarray = np.zeros(n, np.int64)
+        self.mean: np.ndarray = np.zeros(n)
+        self.m2: np.ndarray = np.zeros(n)
+        self.min: np.ndarray = np.full(n, np.inf)
+        self.max: np.ndarray = np.full(n, -np.inf)
 
     @staticmethod
     def of(channels_O: np.ndarray, values_O: np.ndarray, n: int) -> Moments:

@@ -1,6 +1,6 @@
 """Bytes by URL: an allow-list of schemes, ranged reads with retry, and writes that appear whole or not at all.
 
-File systems are opened on first use and never travel between processes, because the asynchronous ones do not survive a fork.
+File systems are opened on first use and never travel between processes: the asynchronous ones do not survive a fork.
 """
 
 from __future__ import annotations
@@ -54,16 +54,14 @@ class Storage:
 
     Args:
         url: the folder.
-        options: passed to the fsspec file system; HTTP redirects are not followed unless ``allow_redirects`` is set here.
+        options: passed to the fsspec file system; HTTP redirects are followed only with ``allow_redirects`` here.
         retries: further attempts after a failed read. delay_s: mean wait before the first one, doubled each time.
 
     Attributes:
         counts: reads, bytes and retries so far.
     """
 
-    def __init__(
-        self, url: str, options: dict[str, Any] | None = None, retries: int = 4, delay_s: float = 0.2
-    ) -> None:
+    def __init__(self, url: str, options: dict[str, Any] | None = None, retries: int = 4, delay_s: float = 0.2) -> None:
         self.scheme, self.url = check_url(url)
         self.retries, self.delay_s = retries, delay_s
         self.options = dict(options or {})
@@ -105,7 +103,7 @@ class Storage:
                     kind = EOFError if isinstance(error, EOFError) else OSError
                     raise kind(f"{name}: {_say(error)} (attempt {attempt + 1})") from error
                 self.counts["retries"] += 1
-                time.sleep(self.delay_s * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
+                time.sleep(self.delay_s * 2**attempt * random.uniform(0.5, 1.5))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _permanent(self, error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Where records come from. A source is made by name from ``key=value`` options: ``create_source("digits", seed="1")``."""
+"""Where records come from. A source is made by name from options: ``create_source("digits", {"seed": "1"})``."""
 
 from __future__ import annotations
 

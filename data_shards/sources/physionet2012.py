@@ -53,7 +53,8 @@ class PhysioNet2012Options(SourceOptions):
 
     path: str = Field(description="folder with set-a (and b, c) as folders or .tar.gz, and Outcomes-a.txt (and b, c)")
     splits: str | None = Field(
-        None, description="CSV with a RecordID column and one column per split (train, val, test, or empty); else hashed"
+        None,
+        description="CSV with a RecordID column and one column per split (train, val, test, or empty); else hashed",
     )
 
 
@@ -67,10 +68,14 @@ class PhysioNet2012(Source):
         self.folder = Path(options.path)
         self.sets = [name for name in "abc" if _archive(self.folder, name) is not None]
         if not self.sets:
-            raise ValueError(f"{self.folder} holds neither set-a nor set-a.tar.gz (nor b, c): is it the challenge's data?")
+            raise ValueError(
+                f"{self.folder} holds neither set-a nor set-a.tar.gz (nor b, c): is it the challenge's data?"
+            )
         for name in self.sets:
             if not (self.folder / f"Outcomes-{name}.txt").is_file():
-                raise ValueError(f"{self.folder} has set-{name} but no Outcomes-{name}.txt; the labels are in that file")
+                raise ValueError(
+                    f"{self.folder} has set-{name} but no Outcomes-{name}.txt; the labels are in that file"
+                )
         self.groups = _read_groups(self.folder / "modalities.json")
         self.splits_file = Path(options.splits) if options.splits else None
         if self.splits_file and not self.splits_file.is_file():
@@ -152,7 +157,9 @@ class PhysioNet2012(Source):
             if not parameter or not value:
                 notes["malformed_lines"] += 1
             elif place is None or hour is None:
-                raise ValueError(f"stay {stay}: line {line!r} has an unknown parameter or a time outside 00:00 to 48:00")
+                raise ValueError(
+                    f"stay {stay}: line {line!r} has an unknown parameter or a time outside 00:00 to 48:00"
+                )
             else:
                 events[place[0]].append((hour, place[1], float(value)))
                 notes["observations"] += 1
@@ -216,7 +223,9 @@ def _load(archive: str) -> dict[str, str]:
             if not member.isfile() or not stay.isdigit() or suffix != "txt":
                 continue
             if member.size > MAX_FILE:
-                raise ValueError(f"{archive}: {member.name} claims {member.size} bytes, at most {MAX_FILE} are plausible")
+                raise ValueError(
+                    f"{archive}: {member.name} claims {member.size} bytes, at most {MAX_FILE} are plausible"
+                )
             stream = archive_file.extractfile(member)
             assert stream is not None, "a plain file has content"
             texts[stay] = stream.read().decode("ascii")
