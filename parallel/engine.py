@@ -143,6 +143,7 @@ class Engine:
         clip: float = 0.0,
         accumulation: int = 1,
     ) -> None:
+        _refuse_scalars(model)
         deepspeed = _import_deepspeed(mesh.device)
         self.mesh, self.module, self.accumulation = mesh, model, accumulation
         self._outputs: list[Tensor] = []
@@ -164,6 +165,8 @@ class Engine:
             # Imported by the first reduction otherwise, which would look like a slow first step.
             import_module("deepspeed.runtime.zero.muon.muon_optimizer")
         self._zero = self._engine.optimizer
+        if precision == "bf16" and zero_stage == 1:
+            _accumulate_in_fp32(self._zero)
         for hook in self._zero._grad_acc_hooks:
             hook.remove()
         self._zero._grad_acc_hooks.clear()
@@ -187,12 +190,12 @@ class Engine:
 
         The loss may be a constant on a rank that had no data: its gradients are zeros. Call it on every rank.
         """
-        outputs, self._outputs = self._outputs, []
-        loss = _After.apply(loss, *outputs)
+        loss = _After.apply(loss, *self._outputs)
         zero, engine = self._zero, self._engine
         engine.enable_backward_allreduce = False  # reduced below instead, in a fixed order
         if loss.requires_grad:
             engine.backward(loss)
+        self._outputs.clear()  # after the pass: recomputing activations calls the layers again
         self._micro_batches += 1
         last = self._micro_batches == self.accumulation
         with warnings.catch_warnings():
@@ -311,8 +314,14 @@ def _adopt(model: nn.Module, spec: MeshSpec) -> dict[str, int]:
                 f"MoE layer '{prefix}' was built for {layer.dispatcher.size} expert-parallel ranks, but the mesh has "
                 f"{spec.expert_parallel}: build the model with mesh.dispatcher()."
             )
-        layer.__class__ = type("MoELayer", (MoELayer, MoE), {"set_deepspeed_parallelism": _groups_exist})
         group = _group_name(spec)
+        for name, parameter in layer.experts.named_parameters():
+            parameter.allreduce = False  # type: ignore[attr-defined]
+            parameter.group_name = group  # type: ignore[attr-defined]
+            first_expert[f"{prefix}.experts.{name}" if prefix else f"experts.{name}"] = layer.experts.ids.start
+        if not any(parameter.requires_grad for parameter in layer.experts.parameters()):
+            continue  # frozen: nothing to optimise, and DeepSpeed insists on an optimizer group for a layer it knows of
+        layer.__class__ = type("MoELayer", (MoELayer, MoE), {"set_deepspeed_parallelism": _groups_exist})
         for key, value in {
             "num_experts": spec.experts,
             "num_local_experts": spec.experts_per_rank,
@@ -320,11 +329,27 @@ def _adopt(model: nn.Module, spec: MeshSpec) -> dict[str, int]:
             "expert_group_name": group,
         }.items():
             setattr(layer, key, value)
-        for name, parameter in layer.experts.named_parameters():
-            parameter.allreduce = False  # type: ignore[attr-defined]
-            parameter.group_name = group  # type: ignore[attr-defined]
-            first_expert[f"{prefix}.experts.{name}" if prefix else f"experts.{name}"] = layer.experts.ids.start
     return first_expert
+
+
+def _refuse_scalars(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 0:
+            raise ValueError(
+                f"Parameter '{name}' has no dimension, which DeepSpeed cannot broadcast: give it shape (1,)."
+            )
+
+
+def _accumulate_in_fp32(zero: Any) -> None:
+    """Have ZeRO-1 add up bf16 gradients in fp32, as ZeRO-2 does.
+
+    Asked for in the configuration, DeepSpeed would pick another optimizer class for stage 1, whose layout of master
+    weights differs. The ZeRO-1/2 class has this mode itself (it uses it with offloading) and reads it on every backward
+    pass.
+    """
+    zero.gradient_accumulation_dtype = torch.float32
+    zero.use_separate_grad_accum = True
+    zero.use_grad_accum_attribute = True
 
 
 def _groups_exist(layer: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -368,5 +393,6 @@ def _deepspeed_config(
     }
     if precision == "bf16":
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
-        config["data_types"] = {"grad_accum_dtype": "fp32"}
+        if stage == 2:  # for stage 1 see _accumulate_in_fp32
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config

@@ -47,7 +47,7 @@ def collect_fragments(zero: Any, shapes: dict[str, tuple[int, ...]], first_exper
             if mapping is None:  # nothing of this parameter is in this rank's slice
                 continue
             name = zero.param_names[parameter]
-            shift = first_expert.get(name, 0) * parameter[0].numel()
+            shift = first_expert[name] * parameter[0].numel() if name in first_expert else 0
             here, in_parameter = mapping.hp_fragment_address, mapping.lp_fragment_address
             views = [
                 t.detach().narrow(0, here.start, here.numel) for t in (flat, moments["exp_avg"], moments["exp_avg_sq"])
