@@ -57,6 +57,7 @@ __all__ = [
     "VectorEncoderConfig",
     "WaveformEncoderConfig",
     "absolute_paths",
+    "apply_overrides",
     "is_local",
     "known_recipes",
     "load_recipe",
@@ -108,14 +109,14 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     tree = _parse(path.read_text(encoding="utf-8"), f"recipe {path}")
     if not isinstance(tree, dict):
         raise RecipeError(f"recipe {path} must be a mapping of sections, not {type(tree).__name__}")
-    for override in overrides:
-        _apply(tree, override)
-    _refuse_unknown_keys(tree, RunConfig, "", f"recipe {path}")
     tree.setdefault("name", f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}")
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise RecipeError(f"recipe {path.name}: {validation_sentence(error, RunConfig)}") from None
+    _refuse_unknown_keys(tree, RunConfig, "", f"recipe {path}")
+    return _validated(tree, overrides, f"recipe {path.name}")
+
+
+def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The run with overrides `section.key=value` applied in order. Raises RecipeError."""
+    return _validated(config.model_dump(mode="json"), overrides, f"run {config.name}")
 
 
 def known_recipes() -> list[str]:
@@ -148,6 +149,15 @@ def absolute_paths(config: RunConfig, root: Path) -> RunConfig:
     spool = f"{config.run_dir}/mlflow_spool" if is_local(storage) else f"mlflow_spool/{config.name}"
     tracking.spool = _absolute(tracking.spool or spool, root)
     return config
+
+
+def _validated(tree: dict[str, Any], overrides: Sequence[str], where: str) -> RunConfig:
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {validation_sentence(error, RunConfig)}") from None
 
 
 def _absolute(url: str, root: Path) -> str:

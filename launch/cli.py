@@ -1,0 +1,141 @@
+"""The verbs. Each is one short function that reads its arguments and hands over; heavy imports happen inside.
+
+Exit codes: 0 done, 1 the run failed, 2 wrong usage or a wrong recipe, 128 + n stopped by signal n after a checkpoint.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from launch.errors import exit_code, one_sentence
+
+HELP = """Train multimodal mixture-of-experts models on records with missing modalities and irregular times.
+
+Pack data once, look at it, train a recipe, evaluate what came out:
+
+\b
+    python -m launch pack digits --out data/digits
+    python -m launch inspect data/digits
+    python -m launch train digits
+    python -m launch evaluate runs/NAME --drop row_profile
+
+Tables and log lines go to stderr. The last line on stdout is one JSON object, for scripts.
+"""
+
+app = typer.Typer(
+    help=HELP, no_args_is_help=True, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Changes to the recipe, e.g. model.moe.experts=64."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show stack traces, and what Ray and other libraries log.")]
+
+
+@app.command()
+def pack(
+    source: Annotated[str, typer.Argument(help="Where records come from: digits, synthetic, physionet2012.")],
+    out: Annotated[str, typer.Option(help="Folder or URL (s3://, gs://, ...) of the new data set.")],
+    folder: Annotated[
+        str | None,
+        typer.Option("--source", metavar="DIR", help="Folder with the original files, if the source has any."),
+    ] = None,
+    splits: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Table of named splits, e.g. raindrop_splits.csv.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="Any other option of the source.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read and encode; 0 = one per CPU.")] = 0,
+    shard_mb: Annotated[int, typer.Option(min=1, help="Size at which a shard is closed, in MiB.")] = 64,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set that is there.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Turn original data into shards: WebDataset tars with a manifest. Done once per data set.
+
+    \b
+    python -m launch pack digits --out data/digits
+    python -m launch pack physionet2012 --source DIR --out data/physionet2012 --splits DIR/raindrop_splits.csv
+    python -m launch pack synthetic --out data/made_up -o records=2000 -o modalities=24
+    """
+    from launch.data import pack_source
+
+    pack_source(source, folder, out, splits, option or [], workers, shard_mb, overwrite)
+
+
+@app.command()
+def inspect(
+    url: Annotated[str, typer.Argument(help="Folder or URL of a packed data set.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a packed data set holds: modalities, how often they are absent, lengths, splits, labels."""
+    from launch.data import inspect_data
+
+    inspect_data(url, as_json)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe (launch/recipes), or a YAML file.")],
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Train on Ray: the one at cluster.address or RAY_ADDRESS, else a local one for this command only.
+
+    The same `name=` continues a run where its newest checkpoint ended. Ctrl-C or SIGTERM writes a checkpoint first.
+
+    \b
+    python -m launch train digits
+    python -m launch train icu_physionet2012 data.url=s3://bucket/icu training.epochs=5
+    python -m launch train digits name=wide model.dim=128 parallel.workers=4 parallel.expert_parallel=4
+    ray job submit --working-dir . -- python -m launch train digits data.url=$PWD/data/digits training.storage=$PWD/runs
+    """
+    from launch.run import train_recipe
+
+    train_recipe(recipe, overrides or [], debug)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="Folder or URL of a checkpoint, or of a run.")],
+    overrides: Overrides = None,
+    data: Annotated[
+        str | None, typer.Option(help="Other data of the same schema; default: what it was trained on.")
+    ] = None,
+    part: Annotated[str, typer.Option(help="Part of the split that is evaluated.")] = "test",
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="MODALITY", help="Hide a modality, as if never recorded; repeatable.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Measure a checkpoint, also without some of its modalities.
+
+    One process by default; with parallel.workers=N it runs on Ray like training, with the same result.
+
+    \b
+    python -m launch evaluate runs/NAME
+    python -m launch evaluate runs/NAME --drop image --drop text
+    """
+    from launch.run import evaluate_checkpoint
+
+    evaluate_checkpoint(checkpoint, data, part, drop or [], overrides or [], debug)
+
+
+def main() -> None:
+    """Run a verb and leave with its exit code; errors become one sentence unless --debug is given."""
+    debug = "--debug" in sys.argv
+    from trainer.logs import show_logs
+
+    show_logs(debug=debug)
+    try:
+        app()
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            raise
+        print(f"error: {one_sentence(error)}", file=sys.stderr)
+        sys.exit(exit_code(error))

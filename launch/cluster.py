@@ -1,0 +1,100 @@
+"""The Ray that a command runs on: one that is there, or a local one that lives as long as the command.
+
+A local Ray is closed to strangers: every connection needs a token that only this process and its children know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+
+from launch.environment import in_submitted_job, ray_address
+from launch.errors import RunFailedError
+from trainer.config import RunConfig
+
+logger = logging.getLogger(__name__)
+
+# Not needed to train. Ray leaves out what .gitignore and .rayignore name as well.
+NOT_SHIPPED = ["/.git", "/.venv", "/tests", "/docs", "/benchmarks", "/data", "/runs", "*.db", "*.md"]
+
+
+@contextlib.contextmanager
+def ray_session(config: RunConfig, debug: bool = False) -> Iterator[None]:
+    """Connect to `cluster.address` or RAY_ADDRESS, else start a local Ray and stop it at the end.
+
+    Raises ConnectionError, with what to do, if the given Ray cannot be reached.
+    """
+    address = ray_address(config)
+    started = time.monotonic()
+    with _connected(address, debug) if address else _local(config, debug):
+        what = f"connected to Ray at {address}" if address else "started a local Ray"
+        logger.info("%s in %.1f s", what, time.monotonic() - started)
+        yield
+
+
+def gpus_wanted(config: RunConfig) -> bool:
+    """Whether each worker takes a GPU; `auto` looks at what the connected cluster has."""
+    if config.cluster.use_gpu == "auto":
+        return ray.cluster_resources().get("GPU", 0) > 0
+    return config.cluster.use_gpu
+
+
+@contextlib.contextmanager
+def _connected(address: str, debug: bool) -> Iterator[None]:
+    # Inside a submitted job Ray has unpacked the code everywhere already.
+    environment = None if in_submitted_job() else {"working_dir": str(_code()), "excludes": NOT_SHIPPED}
+    try:
+        ray.init(
+            address=address, runtime_env=environment, log_to_driver=debug, logging_level=_level(debug)
+        )  # fmt: skip
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConnectionError(
+            f"no Ray at {address} ({reason}): check the address and the token, or leave cluster.address and "
+            "RAY_ADDRESS empty for a local Ray"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _local(config: RunConfig, debug: bool) -> Iterator[None]:
+    workers, cpus = config.parallel.workers, config.cluster.cpus_per_worker
+    folder = tempfile.mkdtemp(prefix="ray_")
+    try:
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, math.ceil(workers * cpus)),
+                include_dashboard=False,
+                log_to_driver=debug,
+                logging_level=_level(debug),
+                object_store_memory=config.cluster.object_store_mb << 20,
+                _temp_dir=folder,
+            )
+        except Exception as error:  # Ray raises many types here, some with whole logs in them
+            reason = str(error).strip().split("\n")[0]
+            raise RunFailedError(f"a local Ray did not start ({reason}); --debug shows more") from error
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _code() -> Path:
+    return Path(__file__).resolve().parent.parent
+
+
+def _level(debug: bool) -> int:
+    return logging.INFO if debug else logging.ERROR

@@ -1,0 +1,196 @@
+"""A RunConfig on Ray Train: a group of workers, restarts, stopping, and a truthful end in MLflow.
+
+Ray places the workers and makes their process group; each then runs `trainer.jobs.run` like under any other
+launcher. After a failure Ray starts a new group, and the job finds its newest checkpoint in the run's folder by
+itself, so nothing about checkpoints passes through Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import fsspec
+import pyarrow.fs
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import FailureConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from launch.cluster import gpus_wanted, ray_session
+from launch.desk import POLL_SECONDS, DeskHandler, Failure, Line, StopWatch, open_desk, print_lines
+from launch.environment import job_tags
+from launch.errors import RunFailedError
+from trainer.config import RunConfig, is_local
+from trainer.context import StopOnSignal
+from trainer.provenance import source_tags
+from trainer.tracking import Status, close_run, open_run
+
+logger = logging.getLogger(__name__)
+
+# Another attempt would end the same way: wrong input or a wrong program, not a lost worker.
+HOPELESS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, ImportError)
+
+
+class RayContext:
+    """A worker of Ray Train, as `trainer.context.Context`."""
+
+    def __init__(self, stop: StopWatch | None) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.local_rank = context.get_local_rank()
+        device = ray.train.torch.get_device()
+        assert isinstance(device, torch.device)
+        self.device = device
+        self._stop = stop
+
+    def should_stop(self) -> bool:
+        """Whether the driver asked for it; only rank 0 hears it, the loop tells the others."""
+        return self._stop is not None and self._stop.asked
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Shown by Ray's dashboard. A barrier: every rank must call it."""
+        ray.train.report(dict(metrics))
+
+
+def train_on_ray(config: RunConfig, debug: bool = False) -> dict[str, Any]:
+    """Run the job on Ray and return rank 0's result; every path in `config` must be absolute.
+
+    SIGTERM or SIGINT asks the workers for a checkpoint and an end; the result's `status` is then "stopped".
+
+    Raises:
+        RunFailedError: with the worker's own sentence if it raised one.
+    """
+    tags = {**source_tags(), **job_tags()}
+    tracked = config.job != "evaluate"
+    status: Status = "FAILED"
+    with StopOnSignal() as signals:
+        run_id = open_run(config.tracking, config.name, tags, config.run_dir) if tracked else None
+        config.tracking.run_id = run_id
+        try:
+            with ray_session(config, debug):
+                result = _Fit(config, tags, signals).wait()
+            stopped = result["status"] == "stopped"
+            status = "KILLED" if stopped else "FINISHED"
+            return {**result, "signal": signals.received} if stopped else result
+        except (KeyboardInterrupt, RunFailedError) as error:
+            if isinstance(error, KeyboardInterrupt) or error.stopped_by:
+                status = "KILLED"
+            raise
+        finally:
+            if tracked:
+                close_run(config.tracking, run_id, status)
+
+
+class _Fit:
+    """`TorchTrainer.fit` in a thread, so that the main one can print, and pass on a signal, meanwhile."""
+
+    def __init__(self, config: RunConfig, tags: dict[str, str], signals: StopOnSignal) -> None:
+        self._signals = signals
+        self._desk = open_desk()
+        self._trainer = _torch_trainer(config, tags, self._desk)
+        self._result: Any = None
+        self._error: Exception | None = None
+
+    def _run(self) -> None:
+        try:
+            self._result = self._trainer.fit()
+        except Exception as error:  # raised again in the main thread
+            self._error = error
+
+    def wait(self) -> dict[str, Any]:
+        thread = threading.Thread(target=self._run, name="fit", daemon=True)
+        thread.start()
+        asked = False
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            print_lines(self._desk)
+            if self._signals.received is not None and not asked:
+                ray.get(self._desk.ask_to_stop.remote(f"signal {self._signals.received}"))
+                asked = True
+        print_lines(self._desk)
+        if self._error is not None:
+            failure: Failure | None = ray.get(self._desk.worst_failure.remote())
+            text = failure.text if failure is not None else _first_line(self._error)
+            raise RunFailedError(text, self._signals.received) from self._error
+        result: dict[str, Any] = self._result.return_value
+        return result
+
+
+def _torch_trainer(config: RunConfig, tags: dict[str, str], desk: Any) -> TorchTrainer:
+    gpus = gpus_wanted(config)
+    fs, root = fsspec.url_to_fs(config.run_dir)
+    # Ray keeps a few small files of its own beside ours.
+    place: dict[str, Any] = {"storage_path": root}
+    if not is_local(config.run_dir):
+        place["storage_filesystem"] = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
+    return TorchTrainer(
+        _work,
+        train_loop_config={"config": config.model_dump(mode="json"), "tags": tags, "desk": desk},
+        torch_config=TorchConfig(timeout_s=int(config.parallel.timeout_s)),
+        scaling_config=ScalingConfig(
+            num_workers=config.parallel.workers,
+            use_gpu=gpus,
+            resources_per_worker={"CPU": config.cluster.cpus_per_worker, **({"GPU": 1} if gpus else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            failure_config=FailureConfig(max_failures=config.cluster.max_failures),
+            callbacks=[_GiveUpOrSaySo(desk, config.cluster.max_failures)],
+            **place,
+        ),
+    )
+
+
+def _work(settings: dict[str, Any]) -> dict[str, Any] | None:
+    """What each worker runs. Imports the trainer here: the driver may be on a machine without GPUs or DeepSpeed."""
+    from trainer import jobs
+
+    desk, rank = settings["desk"], ray.train.get_context().get_world_rank()
+    handler = DeskHandler(desk, rank)
+    watch = StopWatch(desk) if rank == 0 else None
+    try:
+        if rank == 0 and (attempt := ray.get(desk.begin_attempt.remote())) > 1:
+            logger.warning("attempt %d: continuing from the newest checkpoint", attempt)
+        result = jobs.run(RunConfig.model_validate(settings["config"]), RayContext(watch), settings["tags"])
+        return result if rank == 0 else None
+    except Exception as error:
+        ray.get(desk.fail.remote(Failure(rank, isinstance(error, HOPELESS), _text(error))))
+        raise
+    finally:
+        if watch is not None:
+            watch.close()
+        handler.settle()
+
+
+class _GiveUpOrSaySo(UserCallback):
+    """In Ray's controller: say that workers failed; end the run at once where another attempt is hopeless."""
+
+    def __init__(self, desk: Any, max_failures: int) -> None:
+        self._desk, self._left = desk, max_failures
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        failure: Failure | None = ray.get(self._desk.worst_failure.remote())
+        if failure is not None and failure.hopeless:
+            # Ray ends a run whose callback raises.
+            raise RunFailedError(failure.text)
+        rank = min(worker_exceptions)
+        died = f"rank {rank} died: {_first_line(worker_exceptions[rank])}"
+        text = f"rank {failure.rank}: {failure.text}" if failure is not None else died
+        then = "starting again" if self._left > 0 else "no restart is left (cluster.max_failures)"
+        self._left -= 1
+        self._desk.write.remote(Line(0, logging.WARNING, __name__, f"worker failed, {then}; {text}", None))
+
+
+def _text(error: BaseException) -> str:
+    """What an exception says; with its type in front unless it was written for people."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError | RunFailedError) and text else f"{type(error).__name__}: {text}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:300]

@@ -1,0 +1,81 @@
+"""The verbs `train` and `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data_shards import open_manifest
+from launch.environment import prepare_for_ray, settle_paths
+from launch.errors import RunFailedError, UsageError
+from launch.output import print_json_line, print_metrics
+from parallel import MeshSpec
+from trainer.config import RecipeError, RunConfig, apply_overrides, load_recipe
+
+
+def train_recipe(recipe: str, overrides: Sequence[str], debug: bool) -> None:
+    """Train a recipe on Ray; prints the result as the last line. Leaves with 128 + n if signal n stopped it."""
+    config = settle_paths(load_recipe(recipe, overrides))
+    check(config)
+    _finish(config, _on_ray(config, debug))
+
+
+def evaluate_checkpoint(
+    checkpoint: str, data: str | None, part: str, drop: Sequence[str], overrides: Sequence[str], debug: bool
+) -> None:
+    """Evaluate a checkpoint in this process, or on Ray with parallel.workers=N; prints the result as the last line."""
+    # `--drop a b` reads naturally, and leaves `b` among the overrides.
+    words = [word for word in overrides if "=" not in word]
+    if words and not drop:
+        raise UsageError(f"unexpected {words[0]!r}: overrides are section.key=value, modalities follow --drop")
+    changes = [word for word in overrides if "=" in word]
+    from trainer.jobs import evaluation_config
+
+    config = evaluation_config(checkpoint, data, part, [*drop, *words])
+    # A checkpoint does not depend on how many workers wrote it, so one is enough unless more are asked for.
+    config = settle_paths(apply_overrides(config, ["parallel.workers=1", "parallel.expert_parallel=1", *changes]))
+    check(config)
+    if config.parallel.workers > 1:
+        _finish(config, _on_ray(config, debug))
+        return
+    from trainer import jobs
+    from trainer.context import SingleContext
+
+    _finish(config, jobs.run(config, SingleContext()))
+
+
+def _on_ray(config: RunConfig, debug: bool) -> dict[str, Any]:
+    prepare_for_ray(config)
+    from launch.ray_trainer import train_on_ray
+
+    return train_on_ray(config, debug)
+
+
+def check(config: RunConfig) -> None:
+    """Find in a moment what would otherwise be found after the workers have started.
+
+    Raises RecipeError for parallel degrees that do not fit, ValueError for data that cannot be opened.
+    """
+    parallel, moe = config.parallel, config.model.moe
+    try:
+        MeshSpec(parallel.workers, parallel.expert_parallel, moe.experts, moe.top_k).validate()
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    manifest = open_manifest(config.data.url, config.data.storage_options)
+    if config.job != "evaluate":
+        manifest.column(config.data.split, "train")
+        for task in config.training.tasks or []:
+            manifest.schema.task(task)
+
+
+def _finish(config: RunConfig, result: Mapping[str, Any]) -> None:
+    """Table, JSON line, and the exit code of a stopped run."""
+    if result["metrics"]:
+        print_metrics(f"{config.name}  {result.get('checkpoint') or ''}", result["metrics"])
+    print_json_line(result)
+    if result.get("status") == "stopped":
+        raise RunFailedError(
+            f"stopped at step {result.get('step')} with a checkpoint; the same command with name={config.name} "
+            "continues the run",
+            stopped_by=result["signal"],
+        )

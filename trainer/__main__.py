@@ -1,0 +1,68 @@
+"""`torchrun --nproc-per-node N -m trainer RECIPE [section.key=value ...]`: the same training without Ray.
+
+Rank 0 prints the result as the last line on stdout, one JSON object. Exit codes: 0 done, 1 the run failed, 2 a wrong
+recipe; torchrun turns any of the last two into its own 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from parallel import init_distributed
+from trainer.collectives import broadcast_json
+from trainer.config import RecipeError, RunConfig, absolute_paths, known_recipes, load_recipe
+from trainer.context import Context, SingleContext, StopOnSignal, TorchrunContext
+from trainer.logs import show_logs
+from trainer.provenance import source_tags
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Parse, train, print; returns the exit code."""
+    rank = int(os.environ.get("RANK", "0"))
+    arguments = _parser().parse_args()
+    show_logs(rank, arguments.debug)
+    try:
+        with StopOnSignal() as stop:
+            context = TorchrunContext(stop) if "RANK" in os.environ else SingleContext(stop=stop)
+            config = _config(arguments.recipe, arguments.overrides, context)
+            from trainer import jobs  # heavy, and not needed to refuse a wrong recipe
+
+            result = jobs.run(config, context, source_tags() if rank == 0 else {})
+    except Exception as error:
+        if arguments.debug:
+            raise
+        if rank == 0 or not isinstance(error, RecipeError):  # every rank finds the same mistake in a recipe
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, RecipeError) else 1
+    if rank == 0:
+        print(json.dumps(result), flush=True)
+    return 128 + stop.received if result["status"] == "stopped" and stop.received else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="torchrun --nproc-per-node N -m trainer", description=__doc__.split("\n")[0])
+    parser.add_argument("recipe", help=f"a YAML file, or one of {', '.join(known_recipes())}")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
+    parser.add_argument("--debug", action="store_true", help="show stack traces")
+    return parser
+
+
+def _config(recipe: str, overrides: list[str], context: Context) -> RunConfig:
+    """The recipe for as many workers as were started: the command line has said it, so the recipe need not."""
+    config = load_recipe(recipe, [*overrides, f"parallel.workers={context.world}"])
+    if context.world > 1:
+        # The default name holds the time of day, and each rank has read its own clock: all take rank 0's.
+        init_distributed(context.device, config.parallel.timeout_s)
+        config.name = broadcast_json(config.name, context.device)
+    return absolute_paths(config, Path.cwd())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
