@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 PRELOAD = ["numpy", "pydantic", "torch", "torch.distributed", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"]
+PRELOAD += ["trainer.jobs"]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
 
 

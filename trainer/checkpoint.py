@@ -22,6 +22,7 @@ from parallel import Engine
 from trainer.checkpoint_files import (
     ROLES,
     CheckpointError,
+    ForeignCheckpointError,
     Piece,
     PieceReader,
     Snapshot,
@@ -135,7 +136,7 @@ def check_parameters(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]
     stored = {name: tuple(shape) for name, shape in checkpoint.meta["parameters"].items()}
     for name in sorted(stored.keys() | expected.keys()):
         if stored.get(name) != expected.get(name):
-            raise CheckpointError(
+            raise ForeignCheckpointError(
                 f"{checkpoint.path} does not fit this model: parameter {name} is {stored.get(name, 'absent')} in the "
                 f"checkpoint and {expected.get(name, 'absent')} in the model; use the recipe it was written with"
             )
@@ -262,6 +263,8 @@ def restore(run_dir: str, paths: list[str], engine: Engine, agree: Callable[[boo
         try:
             checkpoint = _open(fs, path)
             load_engine(checkpoint, engine)
+        except ForeignCheckpointError:
+            raise
         except CheckpointError as problem:
             error = problem
         if agree(error is None):

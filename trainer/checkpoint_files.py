@@ -28,6 +28,10 @@ class CheckpointError(ValueError):
     """A checkpoint is partial, damaged or foreign. The text is a sentence that names the file."""
 
 
+class ForeignCheckpointError(CheckpointError):
+    """An intact checkpoint, of another model. No older one would fit either."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """Elements [start, start + numel) of a flat logical tensor: bytes [begin, end) of `file`."""

@@ -23,6 +23,7 @@ from parallel import balance_losses, reduce_stats
 from trainer.checkpoint import CheckpointWriter
 from trainer.collectives import sum_over_ranks
 from trainer.evaluation import evaluate
+from trainer.logs import progress as bar
 from trainer.models.missing import drop_modalities
 from trainer.progress import Meter, logger, routing_metrics, step_line
 from trainer.schedule import lr_factor
@@ -219,7 +220,8 @@ class TrainingLoop:
             "train/tokens_seen": self.progress.tokens_seen,
         }
         if self.context.rank == 0:
-            logger.info(step_line(self.progress.step, self.total_steps, self.progress.epoch, metrics))
+            line = step_line(self.progress.step, self.total_steps, self.progress.epoch, metrics)
+            logger.info(line, extra=bar(self.progress.step, self.total_steps))
         self.tracker.log_metrics(metrics, self.progress.step)
 
     def _evaluation_due(self, step: Step) -> bool:

@@ -19,6 +19,8 @@ from trainer.collectives import sum_over_ranks
 
 logger = logging.getLogger("fleximoe")
 
+NOT_PARTS = {"loss", "lr", "grad_norm", "epoch", "samples_seen", "tokens_seen"}
+
 
 @dataclass
 class Meter:
@@ -109,7 +111,7 @@ def step_line(step: int, total: int, epoch: int, metrics: dict[str, float]) -> s
     parts = " ".join(
         f"{name.removeprefix('train/')} {value:.4g}"
         for name, value in sorted(metrics.items())
-        if name.startswith("train/") and name not in ("train/loss", "train/lr", "train/grad_norm")
+        if name.startswith("train/") and name.removeprefix("train/") not in NOT_PARTS
     )
     return (
         f"step {step}/{total} epoch {epoch} loss {metrics['train/loss']:.4f} ({parts}) lr {metrics['train/lr']:.2e} "

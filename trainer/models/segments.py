@@ -38,11 +38,11 @@ class Padding:
     def pad(self, x_ND: Tensor) -> Tensor:
         """(N, D) packed rows -> (S, L, D), zeros in empty cells."""
         flat = x_ND.new_zeros(self.sequences * self.length, x_ND.shape[-1])
-        return flat.index_copy(0, self.slot_N, x_ND).view(self.sequences, self.length, -1)
+        return flat.index_copy(0, self.slot_N, x_ND).view(self.sequences, self.length, x_ND.shape[-1])
 
     def unpad(self, x_SLD: Tensor) -> Tensor:
         """(S, L, D) -> the (N, D) rows that `pad` put there."""
-        return x_SLD.reshape(self.sequences * self.length, -1).index_select(0, self.slot_N)
+        return x_SLD.flatten(0, 1).index_select(0, self.slot_N)
 
 
 def padding(sequence_N: Tensor, sequences: int) -> Padding:

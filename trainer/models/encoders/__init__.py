@@ -56,7 +56,7 @@ def build_encoder(
             )
         case "text":
             longest = max(spec.max_length or 1 for spec in specs)
-            return TextEncoder(longest, config.text, config.text.heads, dim, blocks)
+            return TextEncoder(longest, config.text, dim, blocks)
 
 
 def _standardiser(specs: list[ModalitySpec], statistics: SplitStatistics, clip: float) -> Standardiser:

@@ -43,6 +43,6 @@ class ImageEncoder(nn.Module):
         last_X = pixels_PCHW.permute(0, 2, 3, 1).reshape(-1, channels)
         scaled = self.standardiser(last_X, block_P.repeat_interleave(height * width))
         scaled = scaled.view(pairs, height // side, side, width // side, side, channels)
-        patches_NX = scaled.permute(0, 1, 3, 2, 4, 5).reshape(pairs * self.tokens, -1)
+        patches_NX = scaled.permute(0, 1, 3, 2, 4, 5).reshape(pairs * self.tokens, channels * side * side)
         tokens_ND = self.network(patches_NX, counts_M * self.tokens)
-        return tokens_ND.view(pairs, self.tokens, -1) + self.position_TD
+        return tokens_ND.unflatten(0, (pairs, self.tokens)) + self.position_TD

@@ -97,7 +97,7 @@ class SeriesEncoder(nn.Module):
         if len(views) == 2:
             gate = self._gate(torch.cat(views, dim=-1), rows_M)
             views = [gate * views[0] + (1 - gate) * views[1]]
-        return views[0].view(pairs, self.tokens, -1)
+        return views[0].unflatten(0, (pairs, self.tokens))
 
     def _gate(self, views_NX: Tensor, rows_M: Tensor) -> Tensor:
         """The share of the imputation view: per feature, or one for the bin or the whole series."""
@@ -127,7 +127,7 @@ class SeriesEncoder(nn.Module):
         count_ST = segment_sum(torch.ones_like(value_O), cell_O, segments * bins).view(segments, bins)
         mean_ST = segment_sum(value_O, cell_O, segments * bins).view(segments, bins) / count_ST.clamp_min(1)
         stacked = torch.stack([value_ST, age_ST, seen_ST, mean_ST, count_ST.log1p()], dim=-1)
-        features_PTX = stacked.view(pairs, self.widest, bins, -1).transpose(1, 2).flatten(2)
+        features_PTX = stacked.unflatten(0, (pairs, self.widest)).transpose(1, 2).flatten(2)
         # A causal convolution over bins is a linear map of this bin and the ones before it.
         early_PTX = functional.pad(features_PTX, (0, 0, self.config.kernel - 1, 0))
         return torch.cat([early_PTX[:, i : i + bins] for i in range(self.config.kernel)], dim=-1)

@@ -22,4 +22,4 @@ class VectorEncoder(nn.Module):
 
     def forward(self, group: VectorGroup, block_P: Tensor, counts_M: Tensor) -> Tensor:
         value_PF = self.standardiser(group.values_PF, block_P)
-        return self.network(value_PF, counts_M).view(len(block_P), self.tokens, -1)
+        return self.network(value_PF, counts_M).unflatten(1, (self.tokens, -1))

@@ -37,9 +37,9 @@ class WaveformEncoder(nn.Module):
         sample_O = torch.arange(len(value_OC), device=value_OC.device) - group.offsets[pair_O]
         cell_O = pair_O * (self.patches * self.patch) + sample_O
         padded = value_OC.new_zeros(pairs * self.patches * self.patch, channels).index_copy(0, cell_O, value_OC)
-        embedded_ND = self.network(padded.view(pairs * self.patches, -1), counts_M * self.patches)
+        embedded_ND = self.network(padded.view(pairs * self.patches, self.patch * channels), counts_M * self.patches)
         filled_P = (group.offsets.diff() + self.patch - 1) // self.patch
-        return self._pool(embedded_ND.view(pairs, self.patches, -1), filled_P) + self.position_TD
+        return self._pool(embedded_ND.unflatten(0, (pairs, self.patches)), filled_P) + self.position_TD
 
     def _pool(self, patch_PXD: Tensor, filled_P: Tensor) -> Tensor:
         """Mean of the filled patches in each of the T stretches."""
@@ -47,8 +47,6 @@ class WaveformEncoder(nn.Module):
         index_X = torch.arange(patches, device=patch_PXD.device)
         stretch_X = index_X * self.tokens // patches
         weight_PX = (index_X[None] < filled_P[:, None]).to(patch_PXD.dtype)
-        summed = segment_sum(
-            (patch_PXD * weight_PX[..., None]).transpose(0, 1).reshape(patches, -1), stretch_X, self.tokens
-        )
+        summed = segment_sum((patch_PXD * weight_PX[..., None]).transpose(0, 1).flatten(1), stretch_X, self.tokens)
         count = segment_sum(weight_PX.T, stretch_X, self.tokens).clamp_min(1)
         return (summed.view(self.tokens, pairs, dim) / count[..., None]).transpose(0, 1)

@@ -1,0 +1,196 @@
+"""Whole runs on several ranks: stopped and continued anywhere, they end as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.ranks import run_ranks
+from tests.trainer.tiny import config, packed
+from trainer.checkpoint import CheckpointError, committed_paths, newest_checkpoint, open_checkpoint
+from trainer.config import RunConfig
+from trainer.jobs import evaluation_config, run
+
+STEADY = {"model__dropout": 0.0, "model__moe__noise": 0.0, "training__epochs": 3}
+
+
+class FixedContext:
+    """Rank and world as given; asks to stop during the step numbered `stop_at`."""
+
+    def __init__(self, rank: int, world: int, stop_at: int | None = None) -> None:
+        self.rank, self.world, self.local_rank, self.device = rank, world, rank, torch.device("cpu")
+        self.stop_at, self.asked = stop_at, 0
+
+    def should_stop(self) -> bool:
+        self.asked += 1
+        return self.stop_at is not None and self.asked >= self.stop_at and self.rank == self.world - 1
+
+    def report(self, metrics: Any) -> None: ...
+
+
+def _job(rank: int, world: int, tree: dict[str, Any], stop_at: int | None = None) -> dict[str, Any]:
+    return run(RunConfig.model_validate(tree), FixedContext(rank, world, stop_at))
+
+
+def job(world: int, run_config: RunConfig, stop_at: int | None = None) -> dict[str, Any]:
+    """Run on `world` ranks; rank 0's result."""
+    result: dict[str, Any] = run_ranks(_job, world, run_config.model_dump(mode="json"), stop_at)[0]
+    return result
+
+
+def losses(storage: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (storage / "run" / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["metrics"]["train/loss"] for line in lines if "train/loss" in line.get("metrics", {})}
+
+
+def weights(storage: Path) -> dict[str, np.ndarray]:
+    checkpoint = newest_checkpoint(str(storage / "run"))
+    assert checkpoint is not None
+    reader = checkpoint.reader()
+    sizes = {name: int(np.prod(shape)) for name, shape in checkpoint.meta["parameters"].items()}
+    return {
+        f"{name} {role}": reader.read(name, role, 0, size).numpy()
+        for name, size in sizes.items()
+        for role in ("master", "exp_avg", "exp_avg_sq")
+    }
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return packed(tmp_path_factory.mktemp("tiny") / "data")
+
+
+def test_a_stopped_run_continues_to_the_same_bits(data: str, tmp_path: Path) -> None:
+    """World 2, expert-parallel 2, dropout, router noise and modality dropout on."""
+    layout: dict[str, Any] = {"parallel__workers": 2, "parallel__expert_parallel": 2, "model__modality_dropout": 0.3}
+    whole = job(2, config(data, tmp_path / "whole", **layout))
+    broken = config(data, tmp_path / "broken", **layout)
+    first = job(2, broken, stop_at=3)
+    assert first["status"] == "stopped" and first["step"] == 3
+    second = job(2, broken, stop_at=4)
+    assert second["step"] == 7
+    last = job(2, broken)
+    assert last["status"] == "finished" and last["samples"] == whole["samples"] == 64
+    assert last["metrics"] == whole["metrics"]
+    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert expected.keys() == got.keys()
+    assert all(np.array_equal(expected[name], got[name]) for name in expected)
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    # A finished run that is started again has nothing to do, and says the same.
+    assert job(2, broken)["metrics"] == whole["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("world", "degree", "stage"), [(1, 1, 2), (2, 1, 1), (4, 4, 1), (4, 2, 2)], ids=lambda value: str(value)
+)
+def test_a_run_continues_at_another_world_size(data: str, tmp_path: Path, world: int, degree: int, stage: int) -> None:
+    saved = {**STEADY, "parallel__workers": 2, "parallel__expert_parallel": 2}
+    job(2, config(data, tmp_path / "whole", **saved))
+    job(2, config(data, tmp_path / "moved", **saved), stop_at=5)
+    moved = {**STEADY, "parallel__workers": world, "parallel__expert_parallel": degree, "parallel__zero_stage": stage}
+    job(world, config(data, tmp_path / "moved", **moved))
+    expected, got = losses(tmp_path / "whole"), losses(tmp_path / "moved")
+    assert expected.keys() == got.keys() == set(range(1, 13))
+    assert max(abs(expected[step] - got[step]) / expected[step] for step in expected) < 1e-5
+
+
+def test_evaluate_repeats_the_test_metrics_and_hides_modalities(data: str, tmp_path: Path) -> None:
+    result = job(1, config(data, tmp_path))
+    url = str(tmp_path / "run")
+    again = job(1, evaluation_config(result["checkpoint"]))
+    assert again["metrics"] == result["metrics"] and again["samples"] == 8
+    hidden = job(1, evaluation_config(url, drop=["lab", "scan"]))
+    assert hidden["metrics"]["test/loss"] != result["metrics"]["test/loss"]
+    elsewhere = job(1, evaluation_config(url, data_url=packed(tmp_path / "other", seed=5), part="val"))
+    assert "val/loss" in elsewhere["metrics"]
+    with pytest.raises(AssertionError, match="no modality 'nose'; the model knows lab, vital"):
+        job(1, evaluation_config(url, drop=["nose"]))
+
+
+def test_damaged_checkpoints_are_passed_over(data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run_config = config(data, tmp_path, training__checkpoint={"every": 2, "keep_last": 3})
+    job(1, run_config, stop_at=6)
+    paths = committed_paths(run_config.run_dir)
+    assert [path[-1] for path in paths] == ["6", "4", "2"]
+    newest = Path(paths[0]) / "rank-00000.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-5] ^= 1
+    newest.write_bytes(bytes(content))
+    (Path(paths[1]) / "COMMIT").unlink()
+    result = job(1, run_config, stop_at=1)
+    assert result["step"] == 3, "step 6 is damaged, step 4 was never committed: continued from step 2"
+    (Path(paths[0]) / "checkpoint.json").write_text("{}")
+    with caplog.at_level("WARNING"):
+        assert newest_checkpoint(run_config.run_dir) is not None
+    assert "does not match the digest" in caplog.text
+    with pytest.raises(CheckpointError, match="no committed checkpoint"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_a_checkpoint_of_another_model_or_other_data_is_refused(data: str, tmp_path: Path) -> None:
+    run_config = config(data, tmp_path)
+    job(1, run_config, stop_at=2)
+    other = config(packed(tmp_path / "other", seed=3), tmp_path)
+    with pytest.raises(AssertionError, match="the data changed; give the run another name"):
+        job(1, other)
+    wider = config(data, tmp_path, model__dim=24)
+    with pytest.raises(AssertionError, match=r"does not fit this model: parameter .* use the recipe"):
+        job(1, wider)
+
+
+def test_what_is_kept(data: str, tmp_path: Path) -> None:
+    """The last two and the best; leftovers of a killed attempt go."""
+    run_config = config(
+        data,
+        tmp_path,
+        training__eval_every=1,
+        training__epochs=3,
+        training__checkpoint={"keep_last": 2, "keep_best": 1},
+    )
+    orphan = tmp_path / "run" / "checkpoints" / "step-0000000001"
+    orphan.mkdir(parents=True)
+    (orphan / "rank-00000.safetensors").write_bytes(b"half")
+    result = job(1, run_config)
+    kept = {int(path.rsplit("-", 1)[1]) for path in committed_paths(run_config.run_dir)}
+    best = int(result["checkpoint"].rsplit("-", 1)[1])
+    assert kept == {best, 11, 12}
+    assert {int(path.name.rsplit("-", 1)[1]) for path in orphan.parent.iterdir()} == kept
+
+
+def test_divergence_is_reported_with_the_records(data: str, tmp_path: Path) -> None:
+    diverging = {"optim__lr": 1e30, "optim__warmup": 0, "optim__clip": None}
+    with pytest.raises(AssertionError, match=r"gradient of step \d+ is not finite \(rank 0: r\d{4}"):
+        job(1, config(data, tmp_path, **diverging))
+    result = job(1, config(data, tmp_path / "skip", **diverging, training__on_nonfinite="skip"), stop_at=4)
+    assert result["step"] == 4
+
+
+def test_early_stopping_and_accumulation(data: str, tmp_path: Path) -> None:
+    eager = config(
+        data,
+        tmp_path,
+        training__epochs=50,
+        optim__lr=1e-9,
+        training__early_stopping={"metric": "val/loss", "patience": 2},
+    )
+    result = job(1, eager)
+    assert result["status"] == "finished" and result["step"] < 200
+    with pytest.raises(AssertionError, match=r"early_stopping.metric = 'val/nothing' is not computed; there are val/"):
+        job(1, config(data, tmp_path / "b", training__early_stopping={"metric": "val/nothing"}))
+
+
+def test_accumulation_changes_nothing_but_memory(data: str, tmp_path: Path) -> None:
+    """Without balance losses (which are means over micro-batches) two micro-batches give the same losses as one."""
+    plain = {**STEADY, "model__moe__balance": 0.0, "model__moe__entropy": 0.0, "model__moe__z": 0.0}
+    job(1, config(data, tmp_path / "one", **plain))
+    job(
+        2,
+        config(data, tmp_path / "two", **plain, training__accumulation=2, parallel__workers=2, parallel__zero_stage=2),
+    )
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert max(abs(one[step] - two[step]) / one[step] for step in one) < 1e-5
