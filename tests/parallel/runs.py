@@ -8,7 +8,7 @@ Shapes: S samples, T tokens a sample, N = tokens of this rank, D width, C output
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -38,6 +38,12 @@ class Case:
     experts: int = 4
     top_k: int = 2
     data: str = "plain"  # plain | modality_missing | rank_empty | starved_expert
+
+    def __str__(self) -> str:
+        changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        words = [f"ep{self.expert_parallel}", f"zero{self.zero_stage}"]
+        words += [f"{k}={v}" for k, v in changed.items() if k not in ("expert_parallel", "zero_stage", "steps")]
+        return "-".join(words)
 
     @property
     def moe(self) -> MoEConfig:

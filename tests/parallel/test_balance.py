@@ -1,0 +1,104 @@
+"""Balance, entropy and z losses against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from parallel import MoEConfig, balance_losses
+from parallel.balance import RoutingStats, entropy_loss, measure, squared_variation, tokens_per_decision, z_loss
+from parallel.routers import Routing
+
+
+def stats_of(prob_ME: list[list[float]], tokens: list[float], gate_ME: list[list[float]] | None = None) -> RoutingStats:
+    tokens_M = torch.tensor(tokens)
+    prob = torch.tensor(prob_ME) * tokens_M[:, None]
+    gate = torch.tensor(gate_ME) if gate_ME is not None else prob
+    return RoutingStats(prob, gate, gate, gate, torch.zeros(len(tokens)), tokens_M)
+
+
+def test_squared_variation_by_hand() -> None:
+    # mean 2, variance (1 + 0 + 1) / 3
+    assert float(squared_variation(torch.tensor([1.0, 2.0, 3.0]))) == pytest.approx((2 / 3) / 4)
+    assert float(squared_variation(torch.tensor([5.0, 5.0]))) == 0
+    assert float(squared_variation(torch.tensor([7.0]))) == 0
+    assert float(squared_variation(torch.zeros(4))) == 0
+    # all on one of four experts: mean 1/4, variance 3/16, CV² = 3
+    assert float(squared_variation(torch.tensor([1.0, 0.0, 0.0, 0.0]))) == pytest.approx(3, rel=1e-5)
+
+
+def test_balance_adds_importance_and_load_over_all_modalities() -> None:
+    # Each modality uses one expert only, together they are balanced.
+    stats = stats_of([[1.0, 0.0], [0.0, 1.0]], [10, 10])
+    assert float(balance_losses([stats], MoEConfig(experts=2, top_k=1))["balance"]) == pytest.approx(0, abs=1e-6)
+    lopsided = stats_of([[1.0, 0.0], [1.0, 0.0]], [10, 10])
+    assert float(balance_losses([lopsided], MoEConfig(experts=2, top_k=1))["balance"]) == pytest.approx(2, rel=1e-5)
+
+
+def test_disjoint_balance_is_within_pools_that_saw_tokens() -> None:
+    config = MoEConfig(experts=4, top_k=1, router="disjoint")
+    uneven_sizes = stats_of([[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]], [90, 10])
+    assert float(balance_losses([uneven_sizes], config)["balance"]) == pytest.approx(0, abs=1e-6)
+    one_silent = stats_of([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]], [10, 0])
+    assert float(balance_losses([one_silent], config)["balance"]) == pytest.approx(2, rel=1e-5)
+
+
+@pytest.mark.parametrize("modalities", [2, 3, 5])
+def test_entropy_loss_bounds(modalities: int) -> None:
+    same = stats_of([[0.1, 0.2, 0.3, 0.4, 0.0]] * modalities, [3.0 + m for m in range(modalities)])
+    assert float(entropy_loss(same)) == pytest.approx(0, abs=1e-6)
+    apart = stats_of([[float(e == m) for e in range(5)] for m in range(modalities)], [4.0] * modalities)
+    assert float(entropy_loss(apart)) == pytest.approx(-math.log(modalities), rel=1e-5)
+    torch.manual_seed(0)
+    for _ in range(20):
+        random = stats_of(torch.randn(modalities, 5).mul(3).softmax(1).tolist(), [1.0] * modalities)
+        assert -math.log(modalities) - 1e-5 <= float(entropy_loss(random)) <= 1e-6
+
+
+def test_entropy_loss_by_hand_and_without_absent_modalities() -> None:
+    # (H(.5, .5) + H(1, 0)) / 2 - H(.75, .25)
+    expected = math.log(2) / 2 - (-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
+    assert float(entropy_loss(stats_of([[0.5, 0.5], [1.0, 0.0]], [2, 8]))) == pytest.approx(expected, rel=1e-5)
+    with_absent = stats_of([[0.5, 0.5], [0.0, 0.0], [1.0, 0.0]], [2, 0, 8])
+    assert float(entropy_loss(with_absent)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_z_loss_by_hand() -> None:
+    logits_UE = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    routing = Routing(torch.tensor([[0], [1]]), torch.ones(2, 1), logits_UE, None)
+    stats = measure(routing, tokens_per_decision(torch.tensor([0, 0]), None, 1, 2))
+    expected = (math.log(2) ** 2 + (1 + math.log(2)) ** 2) / 2
+    assert float(z_loss(stats)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_statistics_are_sums_over_tokens_also_with_shared_decisions() -> None:
+    """Counting decisions times their tokens equals listing the tokens one by one."""
+    torch.manual_seed(0)
+    logits_UE, unit_N, modality_N = (
+        torch.randn(4, 5),
+        torch.tensor([0, 0, 2, 3, 3, 3]),
+        torch.tensor([0, 1, 1, 0, 0, 1]),
+    )
+    weights, experts = logits_UE.topk(2, dim=1)
+    shared = measure(
+        Routing(experts, weights.softmax(1), logits_UE, None), tokens_per_decision(modality_N, unit_N, 2, 4)
+    )
+    spread = Routing(experts[unit_N], weights.softmax(1)[unit_N], logits_UE[unit_N], None)
+    single = measure(spread, tokens_per_decision(modality_N, None, 2, 6))
+    for name in ("prob_ME", "gate_ME", "load_ME", "count_ME", "z_M", "tokens_M"):
+        torch.testing.assert_close(getattr(shared, name), getattr(single, name))
+    assert float(single.gate_ME.sum()) == pytest.approx(6)
+    assert float(single.count_ME.sum()) == 12
+    assert single.tokens_M.tolist() == [3, 3]
+
+
+def test_no_tokens_and_no_layers_give_zero_losses_with_gradients() -> None:
+    config = MoEConfig(experts=4, top_k=2)
+    logits = torch.zeros(0, 4, requires_grad=True)
+    routing = Routing(torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0, 2), logits, None)
+    stats = measure(routing, tokens_per_decision(torch.zeros(0, dtype=torch.int64), None, 3, 0))
+    losses = balance_losses([stats], config)
+    assert {name: float(value.detach()) for name, value in losses.items()} == {"balance": 0, "entropy": 0, "z": 0}
+    torch.stack(list(losses.values())).sum().backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()
+    assert all(float(value) == 0 for value in balance_losses([], config).values())

@@ -1,0 +1,90 @@
+"""The grouped product and the experts against their loops."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from parallel.experts import Experts, reference_experts
+from parallel.grouped import grouped_matmul, reference_grouped_matmul
+
+COUNTS = [[5, 3, 4], [0, 7, 0], [0, 0, 0], [1, 0, 30]]
+
+
+def gradients(output: Tensor, up: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad((output.float() * up).sum(), inputs)
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grouped_matmul_equals_loop(counts: list[int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(sum(counts), 6, dtype=dtype, requires_grad=True)
+    w = torch.randn(3, 6, 5, dtype=dtype, requires_grad=True)
+    counts_G, up = torch.tensor(counts), torch.randn(sum(counts), 5)
+    ours, theirs = grouped_matmul(x, w, counts_G), reference_grouped_matmul(x, w, counts_G)
+    assert ours.shape == (sum(counts), 5) and ours.dtype == dtype
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(ours, theirs, **tolerance)
+    for mine, oracle in zip(gradients(ours, up, x, w), gradients(theirs, up, x, w), strict=True):
+        torch.testing.assert_close(mine, oracle, **tolerance)
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_experts_equal_loop(counts: list[int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    experts = Experts(6, 10, range(3)).to(dtype)
+    torch.nn.init.normal_(experts.w3)
+    x, counts_L, up = (
+        torch.randn(sum(counts), 6, dtype=dtype, requires_grad=True),
+        torch.tensor(counts),
+        torch.randn(sum(counts), 6),
+    )
+    inputs = (x, experts.w1, experts.w2, experts.w3)
+    ours = experts(x, counts_L)
+    theirs = reference_experts(x, counts_L, experts.w1, experts.w2, experts.w3)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 3e-2, "atol": 3e-2}
+    torch.testing.assert_close(ours, theirs, **tolerance)
+    for mine, oracle in zip(gradients(ours, up, *inputs), gradients(theirs, up, *inputs), strict=True):
+        torch.testing.assert_close(mine, oracle, **tolerance)
+
+
+def test_experts_pass_a_numerical_gradient_check() -> None:
+    torch.manual_seed(0)
+    experts = Experts(3, 4, range(2)).double()
+    torch.nn.init.normal_(experts.w3)
+    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+
+    def call(x: Tensor, *weights: Tensor) -> Tensor:
+        return torch.func.functional_call(
+            experts, dict(zip(("w1", "w2", "w3"), weights, strict=True)), (x, torch.tensor([2, 3]))
+        )
+
+    assert torch.autograd.gradcheck(call, (x, experts.w1, experts.w2, experts.w3))
+
+
+def test_experts_without_rows_give_zero_gradients_not_none() -> None:
+    experts = Experts(6, 10, range(3))
+    experts(torch.zeros(0, 6), torch.zeros(3, dtype=torch.int64)).sum().backward()
+    for parameter in experts.parameters():
+        assert parameter.grad is not None and not parameter.grad.any()
+
+
+def test_initial_weights_depend_on_the_global_id_only() -> None:
+    before = torch.get_rng_state()
+    everyone, half = Experts(6, 10, range(4), (1, 0)), Experts(6, 10, range(2, 4), (1, 0))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(everyone.w1[2:], half.w1) and torch.equal(everyone.w2[2:], half.w2)
+    assert not torch.equal(everyone.w1[0], everyone.w1[1])
+    assert not torch.equal(everyone.w1, Experts(6, 10, range(4), (1, 1)).w1)
+    assert not torch.equal(everyone.w1, Experts(6, 10, range(4), (2, 0)).w1)
+
+
+def test_bf16_experts_are_close_to_fp32() -> None:
+    torch.manual_seed(0)
+    experts = Experts(32, 64, range(4))
+    x, counts = torch.randn(40, 32), torch.tensor([10, 0, 25, 5])
+    exact = experts(x, counts).detach()
+    rounded = experts.to(torch.bfloat16)(x.bfloat16(), counts).detach()
+    assert rounded.dtype == torch.bfloat16
+    assert float((rounded.float() - exact).norm() / exact.norm()) < 2e-2

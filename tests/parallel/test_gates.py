@@ -1,0 +1,107 @@
+"""Gates against the formulas of their docstring in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from parallel.config import GateKind
+from parallel.gates import DISTANCE_EPS, Gate
+
+KINDS: list[GateKind] = ["softmax", "laplace", "gaussian"]
+
+
+def reference(kind: str, x_ND: Tensor, w_DE: Tensor, temperature: float) -> Tensor:
+    """Token by token, expert by expert, in float64."""
+    x_ND, w_DE = x_ND.double(), w_DE.double()
+    rows = []
+    for x_D in x_ND:
+        z_D = (x_D - x_D.mean()) / (x_D.var(correction=0) + 1e-5).sqrt()
+        scale = len(z_D) ** 0.5
+        row = []
+        for w_D in w_DE.t():
+            squared = (z_D - scale * w_D).square().sum()
+            row.append(
+                {
+                    "softmax": z_D @ w_D,
+                    "laplace": -(squared + DISTANCE_EPS).sqrt(),
+                    "gaussian": -squared / scale,
+                }[kind]
+            )
+        rows.append(torch.stack(row))
+    return temperature * torch.stack(rows)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gate_matches_float64_formula(kind: GateKind, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    gate = Gate(kind, 48, 7)
+    torch.nn.init.constant_(gate.log_temperature, 0.3)
+    x_ND = (3 * torch.randn(20, 48) + 1).to(dtype)
+    logits_NE = gate(x_ND)
+    assert logits_NE.dtype == torch.float32
+    expected = reference(kind, x_ND, gate.prototypes[0].detach(), float(torch.tensor(0.3).exp()))
+    torch.testing.assert_close(logits_NE.double(), expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_matches_float64_formula(kind: GateKind) -> None:
+    torch.manual_seed(0)
+    gate = Gate(kind, 16, 5)
+    x_ND, up_NE = torch.randn(9, 16, requires_grad=True), torch.randn(9, 5)
+    (gate(x_ND) * up_NE).sum().backward()
+    x64, w64 = x_ND.detach().double().requires_grad_(), gate.prototypes[0].detach().double().requires_grad_()
+    (reference(kind, x64, w64, 1.0) * up_NE).sum().backward()
+    assert x_ND.grad is not None and x64.grad is not None and w64.grad is not None and gate.prototypes.grad is not None
+    torch.testing.assert_close(x_ND.grad.double(), x64.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gate.prototypes.grad[0].double(), w64.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_is_finite_where_token_and_prototype_coincide(kind: GateKind) -> None:
+    torch.manual_seed(0)
+    gate = Gate(kind, 8, 3)
+    x_ND = torch.randn(4, 8)
+    z_ND = torch.nn.functional.layer_norm(x_ND, (8,))
+    with torch.no_grad():
+        gate.prototypes[0, :, 0] = z_ND[0] / 8**0.5
+    x_ND.requires_grad_()
+    logits_NE = gate(x_ND)
+    if kind != "softmax":
+        assert logits_NE[0, 0].abs() < 3e-3 < logits_NE[1, 0].abs()
+    logits_NE.sum().backward()
+    for tensor in (x_ND, gate.prototypes, gate.log_temperature):
+        assert tensor.grad is not None and tensor.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dim", [16, 256, 2048])
+def test_initial_logits_neither_vanish_nor_saturate(kind: GateKind, dim: int) -> None:
+    torch.manual_seed(0)
+    spread = Gate(kind, dim, 64)(torch.randn(200, dim)).std(dim=1).mean()
+    assert 0.5 < float(spread) < 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_prototype_set_a_modality_equals_separate_gates(kind: GateKind) -> None:
+    torch.manual_seed(0)
+    gate = Gate(kind, 12, 5, prototype_rows=3, temperature_rows=3)
+    torch.nn.init.normal_(gate.log_temperature)
+    x_ND, row_N = torch.randn(17, 12), torch.randint(0, 3, (17,))
+    expected = torch.empty(17, 5)
+    for m in range(3):
+        single = Gate(kind, 12, 5)
+        with torch.no_grad():
+            single.prototypes.copy_(gate.prototypes[m : m + 1])
+            single.log_temperature.copy_(gate.log_temperature[m : m + 1])
+        expected[row_N == m] = single(x_ND[row_N == m])
+    torch.testing.assert_close(gate(x_ND, row_N), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_initial_prototypes_are_random_and_leave_the_global_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    first = Gate("laplace", 8, 4, generator=torch.Generator().manual_seed(1))
+    second = Gate("laplace", 8, 4, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.prototypes.abs().min() > 0
+    assert not torch.equal(first.prototypes, second.prototypes)
