@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 
+# Why a record can be skipped (`ShardError.reason`); what is skipped is counted by these.
+REASONS = ("unreadable", "truncated", "checksum", "tar", "layout", "value")
+
+
 class ManifestError(ValueError):
     """A manifest is missing, damaged, of another format version, or points outside its own folder."""
 

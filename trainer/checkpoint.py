@@ -74,7 +74,7 @@ def open_checkpoint(url: str) -> Checkpoint:
     fs, path = fsspec.url_to_fs(url)
     path = path.rstrip("/")
     if fs.exists(f"{path}/COMMIT"):
-        return _open(fs, path)
+        return read_checkpoint(fs, path)
     newest = newest_checkpoint(url)
     if newest is None:
         raise CheckpointError(
@@ -86,16 +86,16 @@ def open_checkpoint(url: str) -> Checkpoint:
 def newest_checkpoint(run_dir: str) -> Checkpoint | None:
     """The newest committed checkpoint of a run whose description is intact; damaged ones are passed over, aloud."""
     fs, root = fsspec.url_to_fs(run_dir)
-    for path in reversed(_folders(fs, f"{root.rstrip('/')}/{FOLDER}")):
+    for path in reversed(checkpoint_folders(fs, f"{root.rstrip('/')}/{FOLDER}")):
         try:
             if fs.exists(f"{path}/COMMIT"):
-                return _open(fs, path)
+                return read_checkpoint(fs, path)
         except CheckpointError as error:
             logger.warning("%s; the checkpoint before it is used", error)
     return None
 
 
-def _open(fs: fsspec.AbstractFileSystem, path: str) -> Checkpoint:
+def read_checkpoint(fs: fsspec.AbstractFileSystem, path: str) -> Checkpoint:
     meta = read_json(fs, f"{path}/checkpoint.json", fs.cat_file(f"{path}/COMMIT").decode().strip())
     if meta.get("format") != FORMAT:
         raise CheckpointError(
@@ -104,7 +104,7 @@ def _open(fs: fsspec.AbstractFileSystem, path: str) -> Checkpoint:
     return Checkpoint(fs, path, meta)
 
 
-def _folders(fs: fsspec.AbstractFileSystem, root: str) -> list[str]:
+def checkpoint_folders(fs: fsspec.AbstractFileSystem, root: str) -> list[str]:
     if not fs.exists(root):
         return []
     fs.invalidate_cache(root)
@@ -222,13 +222,13 @@ class CheckpointWriter:
         """Remove what the policy does not keep, and folders that no attempt will ever commit."""
         committed: list[Checkpoint] = []
         doomed: list[str] = []
-        for path in _folders(self._fs, self._root):
+        for path in checkpoint_folders(self._fs, self._root):
             if not self._fs.exists(f"{path}/COMMIT"):
                 if int(path.rsplit("-", 1)[1]) < newest:
                     doomed.append(path)
                 continue
             try:
-                committed.append(_open(self._fs, path))
+                committed.append(read_checkpoint(self._fs, path))
             except CheckpointError as error:
                 logger.warning("%s; it is left where it is", error)
         scored = [entry for entry in committed if entry.score is not None]
@@ -248,7 +248,7 @@ def remove_checkpoint(fs: fsspec.AbstractFileSystem, path: str) -> None:
 def committed_paths(run_dir: str) -> list[str]:
     """Folders of a run's committed checkpoints, newest first."""
     fs, root = fsspec.url_to_fs(run_dir)
-    folders = reversed(_folders(fs, f"{root.rstrip('/')}/{FOLDER}"))
+    folders = reversed(checkpoint_folders(fs, f"{root.rstrip('/')}/{FOLDER}"))
     return [path for path in folders if fs.exists(f"{path}/COMMIT")]
 
 
@@ -261,7 +261,7 @@ def restore(run_dir: str, paths: list[str], engine: Engine, agree: Callable[[boo
     for path in paths:
         checkpoint, error = None, None
         try:
-            checkpoint = _open(fs, path)
+            checkpoint = read_checkpoint(fs, path)
             load_engine(checkpoint, engine)
         except ForeignCheckpointError:
             raise

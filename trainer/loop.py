@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_shards import Batch, Step
+from data_shards import Batch, ShardError, Step
+from data_shards.errors import REASONS
 from parallel import balance_losses, reduce_stats
 from trainer.checkpoint import CheckpointWriter
 from trainer.collectives import sum_over_ranks
@@ -33,13 +34,18 @@ from trainer.tracker import Tracker
 
 @dataclass
 class Progress:
-    """Where a run is. Small, the same on every rank, and all that a checkpoint needs besides tensors."""
+    """Where a run is. Small, the same on every rank, and all that a checkpoint needs besides tensors.
+
+    `delivered` and `lost` count records of the current epoch over all ranks, `skipped` those of the whole run by reason.
+    """
 
     step: int = 0
     epoch: int = 0
     offset: int = 0
     samples_seen: int = 0
     tokens_seen: int = 0
+    delivered: int = 0
+    lost: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
     score: float | None = None
     best_score: float | None = None
@@ -119,7 +125,7 @@ class TrainingLoop:
         torch.manual_seed(mixed_seed(self.config.training.seed, "step", self.context.rank, progress.step))
         self.engine.set_lr_factor(lr_factor(self.config.optim, progress.step, self.total_steps))
         batches = [self._prepare(batch) for batch in step.micro_batches]
-        counts, stop = self._agree(batches)
+        counts, stop = self._agree(batches, step.skipped)
         for batch in batches:
             self.engine.backward(self._loss(batch, counts))
         if not self.engine.step():
@@ -128,10 +134,7 @@ class TrainingLoop:
         progress.samples_seen += step.records
         progress.epoch, progress.offset = step.position.epoch, step.position.offset
         if progress.offset >= self.loader.records:
-            progress.epoch, progress.offset = progress.epoch + 1, 0
-        progress.skipped = {name: progress.skipped.get(name, 0) + n for name, n in step.skipped.items()} | {
-            name: n for name, n in progress.skipped.items() if name not in step.skipped
-        }
+            self._close_epoch()
         self.meter.steps += 1
         self.meter.records += step.records
         if progress.step % self.config.training.log_every == 0 or progress.step == self.total_steps:
@@ -146,8 +149,21 @@ class TrainingLoop:
             batch = drop_modalities(batch, probability, key)
         return batch
 
-    def _agree(self, batches: list[Batch]) -> tuple[dict[str, Tensor], bool]:
-        """One exchange: labelled records of the global step per task, and whether any rank wants to stop."""
+    def _close_epoch(self) -> None:
+        """Every record of the epoch was delivered once or is accounted for; then the next epoch begins."""
+        progress = self.progress
+        assert progress.delivered + progress.lost == self.loader.records, (
+            f"epoch {progress.epoch}: {progress.delivered} records delivered and {progress.lost} skipped, "
+            f"but the manifest has {self.loader.records}"
+        )
+        progress.epoch, progress.offset, progress.delivered, progress.lost = progress.epoch + 1, 0, 0, 0
+
+    def _agree(self, batches: list[Batch], skipped: dict[str, int]) -> tuple[dict[str, Tensor], bool]:
+        """One exchange: labels of the global step per task, records delivered and skipped, whether any rank must stop.
+
+        Raises:
+            ShardError: more than `data.max_skipped` records were skipped in this run, over all ranks.
+        """
         own = [
             sum(
                 (self.session.losses[task.name].labelled(b.targets[task.name]).sum() for b in batches),
@@ -155,11 +171,27 @@ class TrainingLoop:
             )
             for task in self.session.tasks
         ]
-        stop = torch.tensor(float(self.context.should_stop()))
-        device = self.session.device
-        shared = sum_over_ranks(torch.stack([*(n.float().to(device) for n in own), stop.to(device)]))
-        counts = {task.name: shared[i].clamp_min(1) for i, task in enumerate(self.session.tasks)}
-        return counts, bool(shared[-1])
+        counted = [float(sum(len(batch) for batch in batches)), *(float(skipped.get(name, 0)) for name in REASONS)]
+        mine = torch.tensor([float(self.context.should_stop()), *counted])
+        labels = torch.stack([count.float().to(self.session.device) for count in own])
+        shared = sum_over_ranks(torch.cat([labels, mine.to(self.session.device)]))
+        stop, delivered, *lost = shared[len(own) :].tolist()
+        self._account(int(delivered), {name: int(n) for name, n in zip(REASONS, lost, strict=True) if n})
+        return {task.name: shared[i].clamp_min(1) for i, task in enumerate(self.session.tasks)}, bool(stop)
+
+    def _account(self, delivered: int, lost: dict[str, int]) -> None:
+        progress, most = self.progress, self.config.data.max_skipped
+        progress.delivered += delivered
+        progress.lost += sum(lost.values())
+        progress.skipped = {name: progress.skipped.get(name, 0) + n for name, n in lost.items()} | {
+            name: n for name, n in progress.skipped.items() if name not in lost
+        }
+        if sum(progress.skipped.values()) > most:
+            reasons = ", ".join(f"{n} {name}" for name, n in sorted(progress.skipped.items()))
+            total = sum(progress.skipped.values())
+            raise ShardError(
+                "of this run", f"{total} records skipped ({reasons}), data.max_skipped is {most}", reason="limit"
+            )
 
     def _not_finite(self, batches: list[Batch]) -> None:
         """The engine refused a step whose gradient is not finite. Weights are as before it.
@@ -218,6 +250,7 @@ class TrainingLoop:
             "train/epoch": self.progress.epoch + self.progress.offset / max(1, self.loader.records),
             "train/samples_seen": self.progress.samples_seen,
             "train/tokens_seen": self.progress.tokens_seen,
+            "data/skipped": sum(self.progress.skipped.values()),
         }
         if self.context.rank == 0:
             line = step_line(self.progress.step, self.total_steps, self.progress.epoch, metrics)

@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from data_shards import StepLoader, open_manifest
 from tests.ranks import run_ranks
 from tests.trainer.tiny import config, packed
 from trainer.checkpoint import CheckpointError, committed_paths, newest_checkpoint, open_checkpoint
+from trainer.checkpoint_list import list_checkpoints
 from trainer.config import RunConfig
+from trainer.export import export_model, load_model
 from trainer.jobs import evaluation_config, run
+from trainer.metrics import task_metrics
 
 STEADY = {"model__dropout": 0.0, "model__moe__noise": 0.0, "training__epochs": 3}
 
@@ -194,3 +198,35 @@ def test_accumulation_changes_nothing_but_memory(data: str, tmp_path: Path) -> N
     )
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert max(abs(one[step] - two[step]) / one[step] for step in one) < 1e-5
+
+
+def test_an_exported_model_answers_like_the_trained_one(data: str, tmp_path: Path) -> None:
+    result = job(2, config(data, tmp_path, parallel__workers=2, parallel__expert_parallel=2))
+    report = export_model(result["checkpoint"], str(tmp_path / "export"))
+    model = load_model(str(tmp_path / "export"))
+    assert report["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    manifest = open_manifest(data)
+    step = next(StepLoader(manifest, config(data, tmp_path).data, "test", 8, 0, 1, shuffle=False).steps(0))
+    with torch.no_grad():
+        batch = step.micro_batches[0]
+        logits = model(batch).logits["died"]
+    values = task_metrics(manifest.schema.task("died"), logits, batch.targets["died"])
+    assert values["brier"] == pytest.approx(result["metrics"]["test/died/brier"], abs=1e-6)
+    with pytest.raises(CheckpointError, match="holds no exported model"):
+        load_model(str(tmp_path))
+
+
+def test_listing_and_verifying_checkpoints(data: str, tmp_path: Path) -> None:
+    run_config = config(data, tmp_path, training__checkpoint={"every": 2, "keep_last": 3})
+    job(1, run_config, stop_at=4)
+    assert [(entry.step, entry.problem) for entry in list_checkpoints(run_config.run_dir, verify=True)] == [
+        (2, None),
+        (4, None),
+    ]
+    first, second = (Path(path) for path in reversed(committed_paths(run_config.run_dir)))
+    with (first / "rank-00000.safetensors").open("r+b") as file:
+        file.truncate(5000)
+    (second / "COMMIT").unlink()
+    assert all(entry.problem is None for entry in list_checkpoints(str(first)))
+    damaged, pending = list_checkpoints(run_config.run_dir, verify=True)
+    assert "do not match their digest" in str(damaged.problem) and "not committed" in str(pending.problem)
