@@ -36,7 +36,7 @@ from trainer.tracker import Tracker
 class Progress:
     """Where a run is. Small, the same on every rank, and all that a checkpoint needs besides tensors.
 
-    `delivered` and `lost` count records of the current epoch over all ranks, `skipped` those of the whole run by reason.
+    `delivered` and `lost` count records of the current epoch over all ranks, `skipped` those of the whole run.
     """
 
     step: int = 0
