@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 # Why a record can be skipped (`ShardError.reason`); what is skipped is counted by these.
 REASONS = ("unreadable", "truncated", "checksum", "tar", "layout", "value")
 

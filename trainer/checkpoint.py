@@ -149,13 +149,24 @@ class CheckpointWriter:
         run_dir: URL of the run. rank, world: this process and the number of processes.
         attempt: text that all ranks of this start of the run share, so that leftovers of a killed attempt at the same
             step are never mistaken for this one's.
+        before_commit: called on rank 0 when all is written and only the commit is left, so that what it makes durable
+            (the metrics up to this step) is never behind a checkpoint.
     """
 
-    def __init__(self, run_dir: str, rank: int, world: int, attempt: str, keep_last: int, keep_best: int) -> None:
+    def __init__(
+        self,
+        run_dir: str,
+        rank: int,
+        world: int,
+        attempt: str,
+        keep_last: int,
+        keep_best: int,
+        before_commit: Callable[[], None] = lambda: None,
+    ) -> None:
         self._fs, root = fsspec.url_to_fs(run_dir)
         self._root = f"{root.rstrip('/')}/{FOLDER}"
         self._rank, self._world, self._attempt = rank, world, attempt
-        self._keep_last, self._keep_best = keep_last, keep_best
+        self._keep_last, self._keep_best, self._before_commit = keep_last, keep_best, before_commit
         self._thread: threading.Thread | None = None
         self.failed: Exception | None = None
 
@@ -202,6 +213,7 @@ class CheckpointWriter:
             file = f"rank-{rank:05d}.json"
             ranks[file] = self._await_rank(f"{path}/{file}")
         digest = write_json(self._fs, f"{path}/checkpoint.json", {**meta, "ranks": ranks})
+        self._before_commit()
         self._fs.pipe_file(f"{path}/COMMIT", digest.encode())
 
     def _await_rank(self, path: str) -> str:

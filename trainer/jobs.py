@@ -83,7 +83,9 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
         logger.info("continuing %s at step %d", config.name, progress.step)
     attempt = broadcast_json(uuid.uuid4().hex, session.device)
     keep = config.training.checkpoint
-    writer = CheckpointWriter(config.run_dir, context.rank, context.world, attempt, keep.keep_last, keep.keep_best)
+    writer = CheckpointWriter(
+        config.run_dir, context.rank, context.world, attempt, keep.keep_last, keep.keep_best, tracker.flush
+    )
     loop = TrainingLoop(session, tracker, writer, describe_run(session, tracker.run_id), progress)
     progress = loop.run()
     result: dict[str, Any] = {

@@ -29,6 +29,7 @@ from trainer.models.missing import drop_modalities
 from trainer.progress import Meter, logger, routing_metrics, step_line
 from trainer.schedule import lr_factor
 from trainer.session import Session
+from trainer.trace import RecordTrace
 from trainer.tracker import Tracker
 
 
@@ -83,6 +84,8 @@ class TrainingLoop:
         self.meter = Meter(session.device)
         self.stopped = False
         self.routing_total: list[Tensor] = []
+        place = (self.config.run_dir, self.context.rank, self.context.world)
+        self._trace = RecordTrace(*place) if training.trace_records else None
 
     def run(self) -> Progress:
         """Train to the end, or until asked to stop (`stopped`). Collective."""
@@ -131,6 +134,8 @@ class TrainingLoop:
         if not self.engine.step():
             self._not_finite(batches)
         progress.step += 1
+        if self._trace is not None:
+            self._trace.write(progress.step, progress.epoch, [key for batch in batches for key in batch.keys])
         progress.samples_seen += step.records
         progress.epoch, progress.offset = step.position.epoch, step.position.offset
         if progress.offset >= self.loader.records:
@@ -298,7 +303,6 @@ class TrainingLoop:
         self.writer.save(
             self.engine, {**self.describe, "step": progress.step, "score": score, "progress": asdict(progress)}
         )
-        self.tracker.flush()
         self.context.report({"step": progress.step})
 
 

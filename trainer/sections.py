@@ -159,6 +159,9 @@ class TrainingConfig(Section):
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop", description="a step whose gradient is not finite: end the run with its records, or skip the step"
     )
+    trace_records: bool = Field(
+        False, description="write the keys of every step's records to records/ in the run's folder, for audits"
+    )
     storage: str = Field("runs", description="folder or URL under which the run <name>/ is stored")
     early_stopping: EarlyStoppingConfig = Field(default_factory=EarlyStoppingConfig, description="early stopping")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="checkpoints")

@@ -247,3 +247,14 @@ def _client(uri: str | None) -> MlflowClient:
 
 def _brief(error: Exception) -> str:
     return str(error).strip().split("\n")[0][:200]
+
+
+def metric_history(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of every point of a run's metric, in the order of the steps."""
+    points = _client(uri).get_metric_history(run_id, metric)
+    return sorted((point.step, point.value) for point in points)
+
+
+def run_status(uri: str, run_id: str) -> str:
+    """RUNNING, FINISHED, FAILED or KILLED."""
+    return str(_client(uri).get_run(run_id).info.status)

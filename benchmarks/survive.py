@@ -1,0 +1,258 @@
+"""Does a run that is killed again and again end as if nothing had happened?
+
+    python -m benchmarks.survive --kills 20 --seed 0
+
+Trains a small recipe twice under Ray on two expert-parallel workers: once undisturbed, once while workers, all workers,
+or the driver are killed with SIGKILL at random moments: in the middle of a step, of a checkpoint, of an evaluation. Then
+compares: records lost or repeated in any epoch (from the trace that the workers write), final weights and moments bit
+for bit, and the loss curve in MLflow point for point. Prints what it does; the last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from data_shards import create_source, open_manifest, pack
+from data_shards.reader import read_index
+from trainer.checkpoint import newest_checkpoint
+from trainer.trace import delivered, lost_and_repeated
+from trainer.tracking import metric_history, run_status
+
+logger = logging.getLogger("survive")
+
+VICTIMS = ("worker", "workers", "driver")
+CHECKPOINT_EVERY, EVALUATE_EVERY, STEPS_PER_EPOCH = 5, 10, 20
+RECOVERY_LIMIT_S = 180.0
+
+
+@dataclass
+class Kill:
+    """One kill: who, when in the cycle of a step, and how long until the next new step, in seconds."""
+
+    victim: str
+    moment: str
+    step: int
+    recovery_s: float = 0.0
+
+
+@dataclass
+class Run:
+    """A training process (driver) and the files by which it shows how far it is."""
+
+    folder: Path
+    data: Path
+    name: str
+    epochs: int
+    process: subprocess.Popen[bytes] | None = None
+    kills: list[Kill] = field(default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "runs" / self.name
+
+    def start(self) -> None:
+        """Start, or start again, the very same command."""
+        settings = {
+            "data.url": self.data,
+            "name": self.name,
+            "training.storage": self.folder / "runs",
+            "training.epochs": self.epochs,
+            "training.log_every": 1,
+            "training.eval_every": EVALUATE_EVERY,
+            "training.checkpoint.every": CHECKPOINT_EVERY,
+            "training.trace_records": "true",
+            "tracking.uri": f"sqlite:///{self.folder}/mlflow.db",
+            "cluster.max_failures": 10_000,
+        }
+        command = [sys.executable, "-m", "launch", "train", "digits", *(f"{k}={v}" for k, v in settings.items())]
+        with (self.folder / f"{self.name}.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def workers(self) -> list[psutil.Process]:
+        """The live training workers below the driver."""
+        assert self.process is not None
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if "RayTrainWorker" in " ".join(child.cmdline()):
+                    found.append(child)
+            except psutil.Error:
+                continue
+        return found
+
+    def last_step(self) -> tuple[int, float]:
+        """Newest logged step and the time of its line; (0, 0) before the first."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return 0, 0.0
+        for line in reversed(path.read_text(encoding="utf-8").splitlines()):
+            if '"train/loss"' in line and line.endswith("}"):
+                entry = json.loads(line)
+                return entry["step"], entry["time"]
+        return 0, 0.0
+
+    def ended(self) -> bool:
+        assert self.process is not None
+        return self.process.poll() is not None
+
+    def wait(self) -> None:
+        """To the end. Raises RuntimeError if the command failed."""
+        assert self.process is not None
+        if self.process.wait() != 0:
+            raise RuntimeError(f"run {self.name} ended with exit code {self.process.returncode}, see {self.folder}")
+
+
+def until(run: Run, condition: Callable[[], bool], limit_s: float) -> bool:
+    """Poll until the condition holds; False if the run ended first. Raises TimeoutError."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        if run.ended():
+            return False
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"run {run.name} made no progress for {limit_s:.0f} s, see {run.folder}")
+        time.sleep(0.003)
+    return True
+
+
+def moment_reached(run: Run, moment: str) -> Callable[[], bool]:
+    """A condition that becomes true in the middle of a step, a checkpoint or an evaluation."""
+    if moment == "checkpoint":
+        return lambda: any(not (p / "COMMIT").exists() for p in run.path.glob("checkpoints/step-*"))
+    if moment == "evaluation":
+        seen = run.last_step()[0]
+        return lambda: run.last_step()[0] > seen and run.last_step()[0] % EVALUATE_EVERY == 0
+    return lambda: True
+
+
+def kill_once(run: Run, rng: random.Random) -> bool:
+    """Wait for a random moment, kill, and wait for the next new step. False if the run ended before."""
+    victim = rng.choices(VICTIMS, [6, 2, 2])[0]
+    moment = rng.choices(["step", "checkpoint", "evaluation"], [4, 3, 3])[0]
+    start, patience = run.last_step()[0], rng.randint(1, 9)
+    if not until(run, lambda: run.last_step()[0] >= start + patience, RECOVERY_LIMIT_S):
+        return False
+    if not until(run, moment_reached(run, moment), RECOVERY_LIMIT_S):
+        return False
+    time.sleep(rng.uniform(0, 0.15))
+    workers = run.workers()
+    if run.ended() or not workers:
+        return not run.ended()
+    kill = Kill(victim, moment, run.last_step()[0])
+    at = time.time()
+    _kill(run, victim, workers, rng)
+    if not until(run, lambda: run.last_step()[1] > at + 0.2, RECOVERY_LIMIT_S):
+        return False
+    kill.recovery_s = run.last_step()[1] - at
+    run.kills.append(kill)
+    what = f"{victim} during {moment} at step {kill.step}"
+    logger.info("kill %d: %s, next step after %.1f s", len(run.kills), what, kill.recovery_s)
+    return True
+
+
+def _kill(run: Run, victim: str, workers: list[psutil.Process], rng: random.Random) -> None:
+    assert run.process is not None
+    if victim == "driver":
+        family = psutil.Process(run.process.pid).children(recursive=True)
+        run.process.kill()
+        run.process.wait()
+        # Ray's processes end with the driver that started them; what hangs on is ended by its own pid.
+        _, alive = psutil.wait_procs(family, timeout=20)
+        for process in alive:
+            process.kill()
+        run.start()
+        return
+    for process in [rng.choice(workers)] if victim == "worker" else workers:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def final_state(run: Run) -> dict[str, np.ndarray]:
+    """Every weight and moment of the last checkpoint."""
+    checkpoint = newest_checkpoint(str(run.path))
+    assert checkpoint is not None
+    reader = checkpoint.reader()
+    return {
+        f"{name} {role}": reader.read(name, role, 0, int(np.prod(shape))).numpy()
+        for name, shape in checkpoint.meta["parameters"].items()
+        for role in ("master", "exp_avg", "exp_avg_sq")
+    }
+
+
+def compare(whole: Run, broken: Run) -> dict[str, Any]:
+    """The verdict."""
+    manifest = open_manifest(str(whole.data), {})
+    keys = [key for number in range(len(manifest.shards)) for key in train_keys(manifest, number)]
+    lost, repeated = lost_and_repeated(delivered(str(broken.path)), keys)
+    expected, got = final_state(whole), final_state(broken)
+    uri = f"sqlite:///{whole.folder}/mlflow.db"
+    ids = [json.loads((run.path / "result.json").read_text())["run_id"] for run in (whole, broken)]
+    curves = [[metric_history(uri, run_id, name) for name in ("train/loss", "val/loss")] for run_id in ids]
+    steps = [step for step, _ in curves[1][0]]
+    recoveries = {kind: [k.recovery_s for k in broken.kills if k.victim == kind] for kind in VICTIMS}
+    within = recoveries["worker"] + recoveries["workers"]
+    return {
+        "kills": len(broken.kills),
+        "lost": lost,
+        "repeated": repeated,
+        "bit_equal": expected.keys() == got.keys() and all(np.array_equal(expected[n], got[n]) for n in expected),
+        "curve_equal": curves[0] == curves[1] and steps == list(range(1, len(steps) + 1)),
+        "status": run_status(uri, ids[1]),
+        "recovery_s": round(statistics.median(within), 2) if within else None,
+        "driver_recovery_s": round(statistics.median(recoveries["driver"]), 2) if recoveries["driver"] else None,
+        "moments": {m: sum(k.moment == m for k in broken.kills) for m in ("step", "checkpoint", "evaluation")},
+        "victims": {kind: len(values) for kind, values in recoveries.items()},
+    }
+
+
+def train_keys(manifest: Any, number: int) -> list[str]:
+    """Keys of the training records in one shard."""
+    index = read_index(manifest, number)
+    members = index.members(manifest.column("default", "train"))
+    return [key for key, member in zip(index.keys, members, strict=True) if member]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="three kills")
+    parser.add_argument("--folder", type=Path, help="keep everything here instead of a temporary folder")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    kills = 3 if arguments.quick else arguments.kills
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="survive_"))
+    folder.mkdir(parents=True, exist_ok=True)
+    pack(create_source("digits"), str(folder / "data"), overwrite=True)
+    epochs = 2 + -(-kills * 9 // STEPS_PER_EPOCH)
+    whole, broken = (Run(folder, folder / "data", name, epochs) for name in ("whole", "broken"))
+    logger.info("undisturbed run of %d epochs", epochs)
+    whole.start()
+    whole.wait()
+    rng = random.Random(arguments.seed)
+    broken.start()
+    while len(broken.kills) < kills and kill_once(broken, rng):
+        pass
+    logger.info("no more kills; the run goes to its end")
+    broken.wait()
+    print(json.dumps(compare(whole, broken)))
+
+
+if __name__ == "__main__":
+    main()
