@@ -13,12 +13,12 @@ from data_shards import Batch, StepLoader, open_manifest
 from data_shards.manifest import Manifest
 from parallel import LocalDispatcher, balance_losses
 from tests.trainer.tiny import SCHEMA, config, packed
-from trainer.models.attention import attend_padded, attend_spans, attention_reference
+from trainer.models.attention import attend_ragged, attend_spans, attention_reference
 from trainer.models.encoders.series import TimeEmbedding, mtand_reference
 from trainer.models.fusemoe import FuseMoE
 from trainer.models.grouped import GroupedLinear
 from trainer.models.missing import drop_modalities, keep_modalities, keyed_uniform
-from trainer.models.segments import padding
+from trainer.models.segments import ragged
 from trainer.models.tokens import Span
 
 
@@ -127,8 +127,13 @@ def test_grouped_linear_equals_the_loop() -> None:
     torch.manual_seed(0)
     layer = GroupedLinear(3, 5, 8)
     counts_M = torch.tensor([4, 0, 3])
-    x_NK = torch.randn(7, 5)
+    x_NK = torch.randn(7, 5, requires_grad=True)
     torch.testing.assert_close(layer(x_NK, counts_M), layer.reference(x_NK, counts_M))
+    weight_NF = torch.randn(7, 8)
+    inputs = (x_NK, layer.weight, layer.bias)
+    gradients = torch.autograd.grad((layer(x_NK, counts_M) * weight_NF).sum(), inputs)
+    expected = torch.autograd.grad((layer.reference(x_NK, counts_M) * weight_NF).sum(), inputs)
+    torch.testing.assert_close(gradients, expected)
     with pytest.raises(ValueError, match="multiple of 8"):
         GroupedLinear(2, 5, 6)
 
@@ -138,7 +143,8 @@ def test_attention_kernels_equal_the_loop() -> None:
     sequence_N = torch.tensor([1, 0, 1, 4, 0, 0])
     qkv_ND = torch.randn(6, 24)
     expected = attention_reference(qkv_ND, sequence_N, 2)
-    torch.testing.assert_close(attend_padded(qkv_ND, padding(sequence_N, 6), 2), expected)
+    torch.testing.assert_close(attend_ragged(qkv_ND, ragged(sequence_N, 6), 2), expected)
+    assert attend_ragged(qkv_ND[:0], ragged(sequence_N[:0], 6), 2).shape == (0, 8)
     spans = (Span(0, 2, 2), Span(4, 0, 3), Span(4, 1, 2))
     expected = attention_reference(qkv_ND, torch.tensor([0, 0, 1, 1, 2, 2]), 2)
     torch.testing.assert_close(attend_spans(qkv_ND, spans, 2), expected)

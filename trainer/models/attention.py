@@ -4,7 +4,8 @@
 *joint*: all tokens of a sample attend to each other.
 *factorized*: first over time within a modality, then over the modalities within a time bin, so that cost grows
 with T^2 M + T M^2 and not with (T M)^2.
-Absent modalities have no tokens, hence no cost in projections; only joint and bin attention pad, to the fullest sample.
+Absent modalities have no tokens, hence no cost. Sequences of about the same length share a kernel launch (buckets), so
+neither the fullest sample nor a modality that others have makes a sample pay.
 
 Shape legend: N tokens, D width, S sequences, L longest sequence, H heads, E head width.
 """
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.models.grouped import GroupedLinear
-from trainer.models.segments import Padding
+from trainer.models.segments import Ragged
 from trainer.models.tokens import Span, TokenLayout
 
 
@@ -42,12 +43,17 @@ def attend_spans(qkv_ND: Tensor, spans: tuple[Span, ...], heads: int) -> Tensor:
     return torch.cat(parts)
 
 
-def attend_padded(qkv_ND: Tensor, layout: Padding, heads: int) -> Tensor:
-    """Attention within the sequences of `layout`."""
-    # A sequence without rows may look at its first (zero) cell: attention over nothing would be NaN.
-    mask_SL = layout.valid_SL.clone()
-    mask_SL[:, 0] = True
-    return layout.unpad(_attend(layout.pad(qkv_ND), heads, mask_SL))
+def attend_ragged(qkv_ND: Tensor, layout: Ragged, heads: int) -> Tensor:
+    """Attention within the sequences of `layout`, bucket by bucket."""
+    if not layout.buckets:
+        return qkv_ND[:, : qkv_ND.shape[1] // 3]
+    parts = []
+    for bucket, qkv_RD in zip(layout.buckets, layout.arrange(qkv_ND), strict=True):
+        if bucket.length == 1:  # a row alone attends to itself
+            parts.append(qkv_RD[:, 2 * qkv_ND.shape[1] // 3 :])
+        else:
+            parts.append(bucket.unpad(_attend(bucket.pad(qkv_RD), heads, bucket.valid_SL)))
+    return layout.restore(parts)
 
 
 class ModalityAttention(nn.Module):
@@ -76,7 +82,7 @@ class JointAttention(nn.Module):
 
     def forward(self, x_ND: Tensor, layout: TokenLayout) -> Tensor:
         assert layout.within_sample is not None
-        return self.output(attend_padded(self.project(x_ND), layout.within_sample, self.heads))
+        return self.output(attend_ragged(self.project(x_ND), layout.within_sample, self.heads))
 
 
 class FactorizedAttention(nn.Module):
@@ -95,7 +101,7 @@ class FactorizedAttention(nn.Module):
         assert layout.within_bin is not None
         y_ND = self.over_time_output(attend_spans(self.over_time(x_ND[: layout.encoded]), layout.spans, self.heads))
         y_ND = functional.pad(y_ND, (0, 0, 0, len(x_ND) - layout.encoded))
-        across_ND = attend_padded(self.over_modalities(self.norm(x_ND + y_ND)), layout.within_bin, self.heads)
+        across_ND = attend_ragged(self.over_modalities(self.norm(x_ND + y_ND)), layout.within_bin, self.heads)
         return y_ND + self.over_modalities_output(across_ND)
 
 

@@ -10,12 +10,13 @@ Shape legend: N rows, K input features, F output features, M blocks (modalities 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from parallel.grouped import grouped_matmul
+from parallel.grouped import fused_kernel_fits, grouped_matmul
 
 # Grouped GEMM kernels want row strides that are multiples of 16 bytes; 8 elements do for bf16 and fp32.
 ALIGNMENT = 8
@@ -24,6 +25,39 @@ ALIGNMENT = 8
 def aligned(features: int) -> int:
     """The next multiple of the kernel's alignment."""
     return math.ceil(features / ALIGNMENT) * ALIGNMENT
+
+
+class _BlockByBlock(torch.autograd.Function):
+    """x W_m + b_m, each block of rows written straight into its place, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NK: Tensor, weight_MKF: Tensor, bias_MF: Tensor, counts: list[int]) -> Tensor:
+        y_NF = x_NK.new_empty(len(x_NK), weight_MKF.shape[2])
+        blocks = (weight_MKF.unbind(0), bias_MF.unbind(0), x_NK.split(counts), y_NF.split(counts))
+        for n, weight, bias, x, y in zip(counts, *blocks, strict=True):
+            if n:
+                torch.addmm(bias, x, weight[: x.shape[1]], out=y)
+        ctx.save_for_backward(x_NK, weight_MKF)
+        ctx.counts = counts
+        return y_NF
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x_NK, weight_MKF = ctx.saved_tensors
+        inputs, g_NF = x_NK.shape[1], grads[0].contiguous()
+        gx_NK = torch.empty_like(x_NK) if ctx.needs_input_grad[0] else None
+        # Blocks without rows, and the rows of alignment, get zeros.
+        gw_MKF, gb_MF = torch.zeros_like(weight_MKF), weight_MKF.new_zeros(len(ctx.counts), weight_MKF.shape[2])
+        start = 0
+        for m, n in enumerate(ctx.counts):
+            if n:
+                rows = slice(start, start + n)
+                torch.mm(x_NK[rows].t(), g_NF[rows], out=gw_MKF[m, :inputs])
+                torch.sum(g_NF[rows], 0, out=gb_MF[m])
+                if gx_NK is not None:
+                    torch.mm(g_NF[rows], weight_MKF[m, :inputs].t(), out=gx_NK[rows])
+                start += n
+        return gx_NK, gw_MKF, gb_MF, None
 
 
 class GroupedLinear(nn.Module):
@@ -52,9 +86,14 @@ class GroupedLinear(nn.Module):
         x_NK = x_NK.to(self.weight.dtype)
         if self.weight.shape[0] == 1:
             return torch.addmm(self.bias[0], x_NK, self.weight[0, : self.inputs])
-        padded_NK = functional.pad(x_NK, (0, self.weight.shape[1] - self.inputs))
-        bias_NF = torch.repeat_interleave(self.bias, counts_M, dim=0, output_size=len(x_NK))
-        return grouped_matmul(padded_NK, self.weight, counts_M) + bias_NF
+        if x_NK.is_cuda:
+            padded_NK = functional.pad(x_NK, (0, self.weight.shape[1] - self.inputs))
+            if fused_kernel_fits(padded_NK, self.weight):
+                return grouped_matmul(padded_NK, self.weight, counts_M) + self._bias_of_rows(counts_M, len(x_NK))
+        return _BlockByBlock.apply(x_NK.contiguous(), self.weight, self.bias, counts_M.tolist())
+
+    def _bias_of_rows(self, counts_M: Tensor, rows: int) -> Tensor:
+        return torch.repeat_interleave(self.bias, counts_M, dim=0, output_size=rows)
 
     def reference(self, x_NK: Tensor, counts_M: Tensor) -> Tensor:
         """The obvious loop over blocks."""

@@ -2,62 +2,136 @@
 
 A batch of records with missing modalities has no rectangular shape. Everything in the model therefore works on
 *packed* rows plus an integer that says which sequence a row belongs to; this file holds the few primitives for
-that: padding to a rectangle and back where a kernel needs one, and reductions per segment. All of them are
-well defined for zero rows and zero sequences, because a rank may hold no record, or a record no modality.
+that: rectangles of sequences of about the same length where a kernel needs them, and reductions per segment. All of
+them are well defined for zero rows and zero sequences, because a rank may hold no record, or a record no modality.
 
-Shape legend: N packed rows, S sequences (or segments), L length of the longest sequence, D width.
+Shape legend: N packed rows, S sequences (or segments), R rows of a bucket, L length of its rectangle, C = S * L cells,
+D width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from parallel.rows import inverse_permutation, permute_rows
+
+
+class _Pad(torch.autograd.Function):
+    """(R, D) rows into `slot_R` of `cells` zero rows; the derivative is a gather."""
+
+    @staticmethod
+    def forward(ctx: Any, x_RD: Tensor, slot_R: Tensor, cells: int) -> Tensor:
+        ctx.save_for_backward(slot_R)
+        return x_RD.new_zeros(cells, x_RD.shape[1]).index_copy_(0, slot_R, x_RD)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (slot_R,) = ctx.saved_tensors
+        return grads[0].index_select(0, slot_R), None, None
+
+
+class _Unpad(torch.autograd.Function):
+    """The rows at `slot_R`, all different; the derivative writes them back, so nothing is added by index."""
+
+    @staticmethod
+    def forward(ctx: Any, x_CD: Tensor, slot_R: Tensor) -> Tensor:
+        ctx.save_for_backward(slot_R)
+        ctx.cells = len(x_CD)
+        return x_CD.index_select(0, slot_R)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (slot_R,) = ctx.saved_tensors
+        return grads[0].new_zeros(ctx.cells, grads[0].shape[1]).index_copy_(0, slot_R, grads[0]), None
+
 
 @dataclass(frozen=True)
-class Padding:
-    """How N packed rows map into an (S, L) rectangle and back.
+class Bucket:
+    """Sequences of about the same length: `sequences` of them, `rows` rows, a rectangle `length` wide.
 
-    `slot_N` is the flat cell `sequence * L + position` of each row; `valid_SL` marks the cells that hold a row.
-    Sequences without any row are kept (all their cells are invalid), so S does not depend on the data.
+    `slot_R` is the flat cell `sequence * length + position` of each row and `valid_SL` marks the cells that hold one;
+    both are None where every sequence fills its row of the rectangle.
     """
 
-    slot_N: Tensor
-    valid_SL: Tensor
+    sequences: int
+    length: int
+    rows: int
+    slot_R: Tensor | None
+    valid_SL: Tensor | None
 
-    @property
-    def sequences(self) -> int:
-        return self.valid_SL.shape[0]
-
-    @property
-    def length(self) -> int:
-        return self.valid_SL.shape[1]
-
-    def pad(self, x_ND: Tensor) -> Tensor:
-        """(N, D) packed rows -> (S, L, D), zeros in empty cells."""
-        flat = x_ND.new_zeros(self.sequences * self.length, x_ND.shape[-1])
-        return flat.index_copy(0, self.slot_N, x_ND).view(self.sequences, self.length, x_ND.shape[-1])
+    def pad(self, x_RD: Tensor) -> Tensor:
+        """(R, D) -> (S, L, D), zeros in empty cells."""
+        if self.slot_R is not None:
+            x_RD = _Pad.apply(x_RD, self.slot_R, self.sequences * self.length)
+        return x_RD.view(self.sequences, self.length, x_RD.shape[1])
 
     def unpad(self, x_SLD: Tensor) -> Tensor:
-        """(S, L, D) -> the (N, D) rows that `pad` put there."""
-        return x_SLD.flatten(0, 1).index_select(0, self.slot_N)
+        """(S, L, D) -> the (R, D) rows that `pad` put there."""
+        x_CD = x_SLD.flatten(0, 1)
+        return x_CD if self.slot_R is None else _Unpad.apply(x_CD, self.slot_R)
 
 
-def padding(sequence_N: Tensor, sequences: int) -> Padding:
-    """Padding of rows whose sequence ids are `sequence_N` (any order; rows keep their order within a sequence).
+@dataclass(frozen=True)
+class Ragged:
+    """How N packed rows fall into sequences: rows in `order_N` are sorted by bucket, sequence and position."""
 
-    One host synchronisation (the length of the longest sequence), so compute it once per batch, not per layer.
+    order_N: Tensor
+    inverse_N: Tensor
+    buckets: tuple[Bucket, ...]
+
+    def arrange(self, x_ND: Tensor) -> list[Tensor]:
+        """The rows of each bucket, back to back."""
+        return list(permute_rows(x_ND, self.order_N, self.inverse_N).split([bucket.rows for bucket in self.buckets]))
+
+    def restore(self, parts: list[Tensor]) -> Tensor:
+        """Inverse of `arrange`."""
+        return permute_rows(torch.cat(parts), self.inverse_N, self.order_N)
+
+
+def _widths(longest: int = 1 << 24) -> list[int]:
+    """Lengths of rectangles: every length up to 8, then four to an octave, so that padding stays below a fifth."""
+    widths = list(range(9))
+    while widths[-1] < longest:
+        widths.append(widths[-1] + (1 << (widths[-1].bit_length() - 3)))
+    return widths
+
+
+WIDTHS = torch.tensor(_widths())
+
+
+def ragged(sequence_N: Tensor, sequences: int) -> Ragged:
+    """Buckets of the sequences whose ids are `sequence_N` (any order; rows keep their order within a sequence).
+
+    Sequences without rows belong to no bucket: they cost nothing. Two host synchronisations (the sizes of the buckets),
+    so it is computed once per batch, not per layer.
     """
-    order_N = sequence_N.argsort(stable=True)
     count_S = torch.bincount(sequence_N, minlength=sequences)
-    start_S = count_S.cumsum(0) - count_S
-    position_N = torch.empty_like(sequence_N)
-    position_N[order_N] = torch.arange(len(sequence_N), device=sequence_N.device) - start_S[sequence_N[order_N]]
-    length = max(int(count_S.max()), 1) if sequences else 1
-    valid_SL = torch.arange(length, device=sequence_N.device)[None, :] < count_S[:, None]
-    return Padding(sequence_N * length + position_N, valid_SL)
+    class_S = torch.bucketize(count_S, WIDTHS.to(count_S.device))
+    turn_S = inverse_permutation(class_S.argsort(stable=True))
+    order_N = turn_S[sequence_N].argsort(stable=True)
+    sorted_S = torch.empty_like(count_S).index_copy_(0, turn_S, count_S)
+    start_S = sorted_S.cumsum(0) - sorted_S
+    turn_N = torch.repeat_interleave(torch.arange(sequences, device=count_S.device), sorted_S, output_size=len(order_N))
+    position_N = torch.arange(len(order_N), device=count_S.device) - start_S[turn_N]
+    numbers = torch.bincount(class_S, minlength=len(WIDTHS))
+    rows = torch.zeros_like(numbers).index_add_(0, class_S, count_S)
+    buckets, sequence, row = [], int(numbers[0]), 0
+    for width, number, own in zip(WIDTHS.tolist(), *torch.stack([numbers, rows]).tolist(), strict=True):
+        if not own:
+            continue
+        cut = slice(row, row + own)
+        slot_R = valid_SL = None
+        if own < number * width:
+            slot_R = (turn_N[cut] - sequence) * width + position_N[cut]
+            lengths_S = sorted_S[sequence : sequence + number, None]
+            valid_SL = torch.arange(width, device=count_S.device)[None, :] < lengths_S
+        buckets.append(Bucket(number, width, own, slot_R, valid_SL))
+        sequence, row = sequence + number, row + own
+    return Ragged(order_N, inverse_permutation(order_N), tuple(buckets))
 
 
 def offsets_to_ids(offsets_S1: Tensor, rows: int) -> Tensor:

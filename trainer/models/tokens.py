@@ -3,7 +3,7 @@
 Encoders give (pairs, tokens, width) per group; the fusion blocks see one packed list of N tokens. Tokens of present
 modalities come first, sorted by block (encoder group, then modality), so that layers with per-modality weights are
 grouped matrix products; one indicator token per absent modality follows where the model has learned ones.
-Everything that needs the host (lengths for padding) is computed here, once per batch.
+Everything that needs the host (lengths of sequences) is computed here, once per batch.
 
 Shape legend: N tokens, P pairs (sample, modality) of one encoder group, T tokens of a pair, B samples, M blocks.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.models.segments import Padding, padding
+from trainer.models.segments import Ragged, ragged
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class TokenLayout:
     spans: tuple[Span, ...]
     samples: int
     bins: int
-    within_sample: Padding | None
-    within_bin: Padding | None
+    within_sample: Ragged | None
+    within_bin: Ragged | None
 
     @property
     def encoded(self) -> int:
@@ -89,6 +89,6 @@ def token_layout(
         tuple(spans),
         samples,
         bins,
-        padding(sample_N, samples) if attention == "joint" else None,
-        padding(sample_N * bins + bin_N, samples * bins) if attention == "factorized" else None,
+        ragged(sample_N, samples) if attention == "joint" else None,
+        ragged(sample_N * bins + bin_N, samples * bins) if attention == "factorized" else None,
     )

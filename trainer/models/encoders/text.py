@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from data_shards import TextGroup
-from trainer.models.attention import attend_padded
-from trainer.models.segments import Padding, offsets_to_ids, padding, segment_softmax, segment_sum
+from trainer.models.attention import attend_ragged
+from trainer.models.segments import Ragged, offsets_to_ids, ragged, segment_softmax, segment_sum
 from trainer.sections import TextEncoderConfig
 
 BYTES = 256
@@ -30,8 +30,8 @@ class TextLayer(nn.Module):
         self.project, self.output = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.dense = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
-    def forward(self, x_RD: Tensor, layout: Padding) -> Tensor:
-        x_RD = x_RD + self.output(attend_padded(self.project(self.attention_norm(x_RD)), layout, self.heads))
+    def forward(self, x_RD: Tensor, layout: Ragged) -> Tensor:
+        x_RD = x_RD + self.output(attend_ragged(self.project(self.attention_norm(x_RD)), layout, self.heads))
         return x_RD + self.dense(self.dense_norm(x_RD))
 
 
@@ -52,7 +52,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, group: TextGroup, block_P: Tensor, counts_M: Tensor) -> Tensor:
         x_RD, pair_R = self._positions(group)
-        layout = padding(pair_R, len(block_P))
+        layout = ragged(pair_R, len(block_P))
         for layer in self.layers:
             x_RD = layer(x_RD, layout)
         return self._read(self.norm(x_RD), pair_R, self.query_MTD[block_P])
