@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def inverse_permutation(order_R: Tensor) -> Tensor:
@@ -43,27 +44,34 @@ class _ExpandRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (inverse_R,) = ctx.saved_tensors
-        g_RD = grads[0].index_select(0, inverse_R)
-        return g_RD.view(len(g_RD) // ctx.k, ctx.k, g_RD.shape[1]).sum(1), None, None, None
+        return sum_rows(grads[0], inverse_R.view(len(inverse_R) // ctx.k, ctx.k)), None, None, None
 
 
 class _CombineRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y_RD: Tensor, weight_NK: Tensor, order_R: Tensor, inverse_R: Tensor) -> Tensor:
-        n, k = weight_NK.shape
-        y_NKD = y_RD.index_select(0, inverse_R).view(n, k, y_RD.shape[1])
-        ctx.save_for_backward(y_NKD, weight_NK, order_R)
-        weight = weight_NK.to(y_RD.dtype) if y_RD.dtype == torch.float64 else weight_NK
-        return torch.einsum("nk,nkd->nd", weight, y_NKD.to(weight.dtype)).to(y_RD.dtype)
+        ctx.save_for_backward(y_RD, weight_NK, order_R, inverse_R)
+        return sum_rows(y_RD, inverse_R.view(weight_NK.shape), weight_NK)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        y_NKD, weight_NK, order_R = ctx.saved_tensors
-        g_ND = grads[0].to(weight_NK.dtype)
-        g_weight_NK = torch.einsum("nd,nkd->nk", g_ND, y_NKD.to(weight_NK.dtype))
+        y_RD, weight_NK, order_R, inverse_R = ctx.saved_tensors
         token_R = torch.div(order_R, weight_NK.shape[1], rounding_mode="floor")
-        g_RD = g_ND.index_select(0, token_R) * weight_NK.reshape(-1).index_select(0, order_R)[:, None]
-        return g_RD.to(y_NKD.dtype), g_weight_NK, None, None
+        g_RD = grads[0].index_select(0, token_R).to(weight_NK.dtype)
+        g_weight_R = torch.einsum("rd,rd->r", g_RD, y_RD.to(weight_NK.dtype))
+        g_RD.mul_(weight_NK.view(-1).index_select(0, order_R)[:, None])
+        return g_RD.to(y_RD.dtype), g_weight_R.index_select(0, inverse_R).view(weight_NK.shape), None, None
+
+
+def sum_rows(y_RD: Tensor, index_NK: Tensor, weight_NK: Tensor | None = None) -> Tensor:
+    """Σ_k weight[n, k] · y[index[n, k]], or without weights, summed in fp32 at least; (N, D) in the dtype of y."""
+    if y_RD.device.type == "cpu" and y_RD.dtype == torch.float32 and len(index_NK):
+        # Adds rows where they lie, without writing N*K of them out first.
+        return F.embedding_bag(index_NK, y_RD, mode="sum", per_sample_weights=weight_NK)
+    y_NKD = y_RD.index_select(0, index_NK.reshape(-1)).view(*index_NK.shape, y_RD.shape[1])
+    if weight_NK is None:
+        return y_NKD.sum(1)
+    return torch.einsum("nk,nkd->nd", weight_NK, y_NKD.to(weight_NK.dtype)).to(y_RD.dtype)
 
 
 def permute_rows(x_RD: Tensor, order_R: Tensor, inverse_R: Tensor) -> Tensor:
