@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,10 +23,6 @@ from launch.errors import RunFailedError
 from trainer.config import RunConfig
 
 logger = logging.getLogger(__name__)
-
-# Not needed to train. Ray leaves out what .gitignore and .rayignore name as well.
-NOT_SHIPPED = ["/.git", "/.venv", "/tests", "/docs", "/benchmarks", "/data", "/runs", "*.db", "*.md"]
-
 
 @contextlib.contextmanager
 def ray_session(config: RunConfig, debug: bool = False) -> Iterator[None]:
@@ -50,22 +47,36 @@ def gpus_wanted(config: RunConfig) -> bool:
 
 @contextlib.contextmanager
 def _connected(address: str, debug: bool) -> Iterator[None]:
-    # Inside a submitted job Ray has unpacked the code everywhere already.
-    environment = None if in_submitted_job() else {"working_dir": str(_code()), "excludes": NOT_SHIPPED}
+    # Inside a submitted job Ray has unpacked the code everywhere already; else it is shipped, less .rayignore.
+    environment = None if in_submitted_job() else {"working_dir": str(Path(__file__).resolve().parent.parent)}
+    _refuse_dead(address)
     try:
-        ray.init(
-            address=address, runtime_env=environment, log_to_driver=debug, logging_level=_level(debug)
-        )  # fmt: skip
+        ray.init(address=address, runtime_env=environment, log_to_driver=debug, logging_level=_level(debug))
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ConnectionError(
-            f"no Ray at {address} ({reason}): check the address and the token, or leave cluster.address and "
-            "RAY_ADDRESS empty for a local Ray"
-        ) from error
+        raise _no_ray(address, error) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_dead(address: str) -> None:
+    """Ray waits for minutes for an address where nobody answers; a connection attempt knows within seconds."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return  # "auto" and the like: Ray knows where to look
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise _no_ray(address, error) from error
+
+
+def _no_ray(address: str, error: Exception) -> ConnectionError:
+    reason = str(error).strip().split("\n")[0]
+    return ConnectionError(
+        f"no Ray at {address} ({reason}): check the address and the token, or leave cluster.address and "
+        "RAY_ADDRESS empty for a local Ray"
+    )
 
 
 @contextlib.contextmanager
@@ -90,10 +101,6 @@ def _local(config: RunConfig, debug: bool) -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _code() -> Path:
-    return Path(__file__).resolve().parent.parent
 
 
 def _level(debug: bool) -> int:

@@ -69,8 +69,7 @@ class Desk:
 
     def worst_failure(self) -> Failure | None:
         """The failure of this attempt that explains it best: peers of a failed rank only see a broken connection."""
-        hopeless = [failure for failure in self._failures if failure.hopeless]
-        return (hopeless or self._failures or [None])[0]
+        return max(self._failures, key=lambda failure: failure.hopeless, default=None)
 
     def ask_to_stop(self, reason: str) -> None:
         """The driver wants a checkpoint and an end."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from trainer.config import RecipeError
 
 
@@ -22,7 +24,7 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, UsageError | RecipeError):
         return 2
     if isinstance(error, KeyboardInterrupt):
-        return 130
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
     if isinstance(error, RunFailedError) and error.stopped_by:
         return 128 + error.stopped_by
     return 1

@@ -68,7 +68,7 @@ def train_on_ray(config: RunConfig, debug: bool = False) -> dict[str, Any]:
     tags = {**source_tags(), **job_tags()}
     tracked = config.job != "evaluate"
     status: Status = "FAILED"
-    with StopOnSignal() as signals:
+    with StopOnSignal(gentle=False) as signals:
         run_id = open_run(config.tracking, config.name, tags, config.run_dir) if tracked else None
         config.tracking.run_id = run_id
         try:
@@ -105,7 +105,7 @@ class _Fit:
     def wait(self) -> dict[str, Any]:
         thread = threading.Thread(target=self._run, name="fit", daemon=True)
         thread.start()
-        asked = False
+        asked, self._signals.gentle = False, True
         while thread.is_alive():
             thread.join(POLL_SECONDS)
             print_lines(self._desk)
@@ -129,7 +129,7 @@ def _torch_trainer(config: RunConfig, tags: dict[str, str], desk: Any) -> TorchT
     if not is_local(config.run_dir):
         place["storage_filesystem"] = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
     return TorchTrainer(
-        _work,
+        _work,  # type: ignore[arg-type]  # what it returns becomes Result.return_value
         train_loop_config={"config": config.model_dump(mode="json"), "tags": tags, "desk": desk},
         torch_config=TorchConfig(timeout_s=int(config.parallel.timeout_s)),
         scaling_config=ScalingConfig(
@@ -140,7 +140,7 @@ def _torch_trainer(config: RunConfig, tags: dict[str, str], desk: Any) -> TorchT
         run_config=ray.train.RunConfig(
             name="ray",
             failure_config=FailureConfig(max_failures=config.cluster.max_failures),
-            callbacks=[_GiveUpOrSaySo(desk, config.cluster.max_failures)],
+            callbacks=[_GiveUpOrSaySo(desk, config.cluster.max_failures)],  # type: ignore[list-item]
             **place,
         ),
     )

@@ -43,13 +43,15 @@ class Context(Protocol):
 class StopOnSignal:
     """Turns the first SIGTERM or SIGINT into a flag; the second one acts as usual, so nobody is locked in.
 
-    A context manager, because the handlers that were there before must come back. Works in the main thread only,
-    which is where Python delivers signals.
+    While `gentle` is False, because nothing runs yet that could look at the flag, a signal raises KeyboardInterrupt
+    with its number. A context manager, because the handlers that were there before must come back. Works in the main
+    thread only, which is where Python delivers signals.
     """
 
     signals = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self) -> None:
+    def __init__(self, gentle: bool = True) -> None:
+        self.gentle = gentle
         self.received: int | None = None
         self._previous: dict[int, signal._HANDLER] = {}
 
@@ -64,10 +66,8 @@ class StopOnSignal:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self._restore()
-        self.on_signal(number)
-
-    def on_signal(self, number: int) -> None:
-        """Runs inside the signal handler: must neither block nor raise."""
+        if not self.gentle:
+            raise KeyboardInterrupt(number)
         os.write(2, f"signal {number}: finishing this step and writing a checkpoint\n".encode())
 
     def _restore(self) -> None:

@@ -171,7 +171,7 @@ class QueuedTracker:
 
     def _say(self, error: Exception | None) -> None:
         if error is not None and not self._away:
-            reason = str(error).strip().split("\n")[0][:200]
+            reason = str(error).strip().split("\n")[0][:120]
             logger.warning(
                 "%s cannot be reached (%s): training goes on, the record waits in %s",
                 self._store.label, reason, self._spool.folder,

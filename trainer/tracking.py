@@ -61,7 +61,7 @@ def create_tracker(
         trackers.append(MLflowTracker(config, run_name, run_id, tags, run_dir))
     if config.json_lines:
         trackers.append(JsonLinesTracker(run_dir))
-    return MultiTracker(trackers)
+    return trackers[0] if len(trackers) == 1 else MultiTracker(trackers)
 
 
 def open_run(config: TrackingConfig, run_name: str, tags: Mapping[str, str], run_dir: str) -> str | None:
@@ -242,11 +242,12 @@ def _client(uri: str | None) -> MlflowClient:
 
     for chatty in ("mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # we say ourselves, and once
     return MlflowClient(tracking_uri=uri)
 
 
 def _brief(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]
+    return str(error).strip().split("\n")[0].split(" failed with exception")[0][:200]
 
 
 def metric_history(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:

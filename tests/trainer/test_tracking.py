@@ -1,0 +1,237 @@
+"""Tracking against a real MLflow on SQLite: what arrives, what survives a restart, what an outage does."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+
+from tests.ranks import free_port
+from trainer.queued_tracker import QueuedTracker, RefusedError
+from trainer.spool import Spool
+from trainer.tracker import JsonLinesTracker, MultiTracker, NullTracker, flatten
+from trainer.tracking import TrackingConfig, close_run, create_tracker, open_run
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory):
+    """An MLflow database with its tables: making them takes seconds, so it is done once and copied."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def config(tmp_path, empty_store):
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="here", spool=str(tmp_path / "spool"))
+
+
+def tracker_of(config, tmp_path, **changes):
+    arguments = {"run_name": "r", "run_id": None, "tags": {}, "rank": 0, "run_dir": str(tmp_path / "runs" / "r")}
+    return create_tracker(config, **{**arguments, **changes})
+
+
+def figure():
+    drawing = Figure()
+    drawing.subplots().plot([1, 2])
+    return drawing
+
+
+def steps(client, run_id, key):
+    return [point.step for point in client.get_metric_history(run_id, key)]
+
+
+def test_everything_that_is_logged_arrives(config, tmp_path):
+    tracker = tracker_of(config, tmp_path, tags={"git.commit": "abc"})
+    tracker.log_params({"optim": {"lr": 0.1, "betas": [0.9, 0.99]}, "long": "x" * 7000})
+    for step in range(1200):  # more than one batch
+        tracker.log_metrics({"train/loss": 1 / (step + 1)}, step)
+    tracker.log_figure("figures/roc.png", figure())
+    tracker.log_json("config.json", {"a": 1})
+    tracker.log_text("note.txt", "hello")
+    tracker.log_dataset("digits", "s3://bucket/digits", "f" * 64, "training")
+    tracker.set_tags({"attempt": "1"})
+    tracker.finish("FINISHED")
+
+    client = MlflowClient(config.uri)
+    run = client.get_run(tracker.run_id)
+    assert run.info.status == "FINISHED" and run.info.run_name == "r"
+    assert run.data.params["optim.lr"] == "0.1" and run.data.params["optim.betas"] == "[0.9, 0.99]"
+    assert len(run.data.params["long"]) == 6000
+    assert steps(client, tracker.run_id, "train/loss") == list(range(1200))
+    assert run.data.tags["git.commit"] == "abc" and run.data.tags["attempt"] == "1"
+    (dataset,) = run.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("digits", "f" * 36)
+    assert "s3://bucket/digits" in dataset.dataset.source and dataset.tags[0].value == "training"
+    assert {item.path for item in client.list_artifacts(tracker.run_id)} == {"figures", "config.json", "note.txt"}
+    picture = Path(client.download_artifacts(tracker.run_id, "figures/roc.png", str(tmp_path)))
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert not Path(config.spool).exists()
+
+
+def test_a_restart_is_the_same_run_and_repeats_no_step(config, tmp_path):
+    first = tracker_of(config, tmp_path)
+    first.log_params({"lr": 1})
+    for step in (1, 2, 3):
+        first.log_metrics({"train/loss": float(step)}, step)
+    first.finish("FAILED")
+    second = tracker_of(config, tmp_path, tags={"attempt": "2"})
+    second.log_params({"lr": 2, "new": 3})  # a parameter cannot change
+    for step in (3, 4):  # step 3 is repeated after the checkpoint of step 2
+        second.log_metrics({"train/loss": float(step)}, step)
+    second.flush()
+    client = MlflowClient(config.uri)
+    assert second.run_id == first.run_id
+    assert client.get_run(second.run_id).info.status == "RUNNING"
+    second.finish("FINISHED")
+    run = client.get_run(second.run_id)
+    assert steps(client, second.run_id, "train/loss") == [1, 2, 3, 4]
+    assert run.data.params == {"lr": "1", "new": "3"} and run.data.tags["changed.lr"] == "2"
+    assert run.data.tags["attempt"] == "2" and run.info.status == "FINISHED"
+
+
+def test_the_driver_makes_the_run_and_has_the_last_word(config, tmp_path):
+    run_dir = str(tmp_path / "runs" / "r")
+    run_id = open_run(config, "r", {"ray.submission_id": "job"}, run_dir)
+    tracker = tracker_of(config, tmp_path, run_id=run_id)
+    tracker.log_metrics({"x": 1.0}, 1)
+    tracker.flush()
+    assert tracker.run_id == run_id == open_run(config, "r", {}, run_dir)
+    close_run(config, run_id, "KILLED")
+    assert MlflowClient(config.uri).get_run(run_id).info.status == "KILLED"
+
+
+def test_a_run_that_the_store_does_not_know_is_made_anew(config, tmp_path, caplog):
+    lost = config.model_copy(update={"run_id": "0" * 32})
+    with caplog.at_level(logging.WARNING):
+        run_id = open_run(lost, "r", {}, str(tmp_path / "run"))
+    assert run_id not in (None, "0" * 32) and "no longer exists" in caplog.text
+    elsewhere = json.loads((tmp_path / "run" / "mlflow_run.json").read_text()) | {"uri": "sqlite:////other.db"}
+    (tmp_path / "run" / "mlflow_run.json").write_text(json.dumps(elsewhere))
+    assert open_run(config, "r", {}, str(tmp_path / "run")) != run_id  # an id of another store means nothing here
+
+
+def test_only_rank_0_tracks_and_switches_are_obeyed(config, tmp_path):
+    assert isinstance(tracker_of(config, tmp_path, rank=1), NullTracker)
+    silent = config.model_copy(update={"mlflow": False, "json_lines": False})
+    tracker = tracker_of(silent, tmp_path)
+    tracker.log_metrics({"x": 1.0}, 1)
+    tracker.finish("FINISHED")
+    assert tracker.run_id is None and not (tmp_path / "runs").exists()
+    assert open_run(silent, "r", {}, str(tmp_path)) is None
+
+
+def test_a_dead_server_stops_nothing_and_gets_everything_later(config, tmp_path, caplog):
+    """Training against a port where nobody listens; the next process that continues the run replays to a live store."""
+    dead = config.model_copy(update={"uri": f"http://127.0.0.1:{free_port()}", "json_lines": False})
+    with caplog.at_level(logging.WARNING):
+        assert open_run(dead, "r", {}, str(tmp_path / "runs" / "r")) is None
+        tracker = tracker_of(dead, tmp_path)
+        tracker.log_params({"lr": 1})
+        tracker.log_metrics({"train/loss": 1.0}, 1)
+        tracker.flush(timeout_s=60)
+        tracker.log_metrics({"train/loss": 0.5}, 2)
+        tracker.log_figure("figures/roc.png", figure())
+        tracker.finish("FINISHED")
+    assert sum("training goes on, the record waits in" in message for message in caplog.messages) == 1
+    waiting = Spool(Path(config.spool)).read()
+    assert [operation["op"] for operation in waiting] == ["params", "metrics", "metrics", "file", "status"]
+
+    alive = tracker_of(config, tmp_path)
+    alive.log_metrics({"train/loss": 0.25}, 3)
+    alive.finish("FINISHED")
+    client = MlflowClient(config.uri)
+    run = client.get_run(alive.run_id)
+    assert steps(client, alive.run_id, "train/loss") == [1, 2, 3]
+    assert run.data.params == {"lr": "1"} and run.info.status == "FINISHED"
+    assert client.list_artifacts(alive.run_id, "figures")[0].path == "figures/roc.png"
+    assert not Path(config.spool).exists()
+
+
+class FlakyStore:
+    """A store that is away, or refuses an operation, when told to."""
+
+    def __init__(self) -> None:
+        self.run_id: str | None = None
+        self.label = "the store"
+        self.away = False
+        self.got: list[dict] = []
+
+    def open(self) -> str:
+        if self.away:
+            raise ConnectionError("nobody there")
+        self.run_id = "run"
+        return self.run_id
+
+    def apply(self, operations) -> None:
+        if self.away:
+            raise ConnectionError("nobody there")
+        if any(operation["op"] == "tags" for operation in operations):
+            raise RefusedError("no tags")
+        self.got += operations
+
+
+def values(store):
+    return [next(iter(operation["values"].values())) for operation in store.got if operation["op"] == "metrics"]
+
+
+def test_an_outage_in_the_middle_keeps_order_and_loses_nothing(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("trainer.queued_tracker.RETRY_SECONDS", 0.0)
+    store, spool = FlakyStore(), Spool(tmp_path / "spool")
+    tracker = QueuedTracker(store, spool, flush_seconds=60)
+    with caplog.at_level(logging.WARNING):
+        for step in range(9):
+            store.away = step in (3, 4, 5)
+            tracker.log_metrics({"x": float(step)}, step)
+            tracker.flush()
+            assert bool(spool) == store.away
+        tracker.finish("FINISHED")
+    assert values(store) == [float(step) for step in range(9)]
+    assert store.got[-1]["op"] == "status"
+    said = [message for message in caplog.messages if "the store" in message]
+    assert len(said) == 2 and "cannot be reached" in said[0] and "is back" in said[1]
+
+
+def test_what_the_store_refuses_is_reported_and_does_not_block_the_rest(tmp_path, caplog):
+    store = FlakyStore()
+    tracker = QueuedTracker(store, Spool(tmp_path / "spool"), flush_seconds=60)
+    with caplog.at_level(logging.WARNING):
+        tracker.set_tags({"a": "b"})
+        tracker.log_metrics({"x": 1.0}, 1)
+        tracker.finish("FINISHED")
+    assert values(store) == [1.0] and any("refused tags: no tags" in message for message in caplog.messages)
+
+
+def test_a_spool_cut_short_by_a_crash_is_read_up_to_there(tmp_path):
+    spool = Spool(tmp_path / "spool")
+    spool.append([{"op": "metrics", "step": 1}, {"op": "metrics", "step": 2}])
+    with (tmp_path / "spool" / "operations.jsonl").open("a") as file:
+        file.write('{"op": "metr')
+    assert [operation["step"] for operation in spool.read()] == [1, 2]
+
+
+@pytest.mark.parametrize("scheme", ["", "memory://"])
+def test_json_lines_continue_where_they_were(tmp_path, scheme):
+    folder = f"{scheme}{tmp_path}/run"
+    for step in (1, 2):
+        tracker = MultiTracker([JsonLinesTracker(folder), NullTracker()])
+        tracker.log_metrics({"train/loss": 0.5}, step)
+        tracker.log_json("deep/config.json", {"a": 1})
+        tracker.finish("FINISHED")
+    import fsspec
+
+    fs, root = fsspec.url_to_fs(folder)
+    lines = [json.loads(line) for line in fs.cat_file(f"{root}/metrics.jsonl").decode().splitlines()]
+    assert [line["step"] for line in lines if "metrics" in line] == [1, 2]
+    assert json.loads(fs.cat_file(f"{root}/deep/config.json")) == {"a": 1}
+
+
+def test_flatten_gives_equal_text_for_equal_values():
+    nested = {"a": {"b": [1, 2], "c": None, "d": {}}, "e": True, "f": "text"}
+    assert flatten(nested) == {"a.b": "[1, 2]", "a.c": "null", "a.d": "{}", "e": "true", "f": "text"}
