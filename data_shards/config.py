@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -36,10 +37,19 @@ class DataConfig(BaseModel):
     @field_validator("storage_options")
     @classmethod
     def _no_credentials(cls, options: dict[str, Any]) -> dict[str, Any]:
-        for name in options:
+        for name in _names(options):
             if any(word in name.lower() for word in _SECRET):
                 raise ValueError(
                     f"storage_options.{name} looks like a credential; recipes are logged. "
                     "Give credentials through the environment or the provider's own files"
                 )
         return options
+
+
+def _names(options: dict[str, Any]) -> Iterator[str]:
+    """Names of all options that hold a value, nested ones included; ``token: anon`` is no secret."""
+    for name, value in options.items():
+        if isinstance(value, dict):
+            yield from _names(value)
+        elif value not in ("anon", None):
+            yield name

@@ -6,6 +6,7 @@ State is one ``Position``: records handed to the caller. How far workers have re
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,15 +36,27 @@ class Step:
         records: records that the global step takes from the order, over all ranks (skipped ones included).
         position: where the epoch stands after this step; ``offset == StepLoader.records`` means the epoch is done.
         skipped: records this rank had to leave out, by reason.
+        io: ``reads``, ``bytes`` and ``retries`` of storage for this step (of the process that fetched it).
     """
 
     micro_batches: list[Batch]
     records: int
     position: Position
     skipped: dict[str, int]
+    io: dict[str, int]
 
 
-class _Steps(torch.utils.data.Dataset[tuple[list[Tensor], dict[str, int]]]):
+@dataclass
+class _Fetched:
+    """A step on its way from a worker: flat buffers, or the error to raise where the step is used."""
+
+    buffers: list[Tensor]
+    skipped: dict[str, int]
+    io: dict[str, int]
+    error: ShardError | None = None
+
+
+class _Steps(torch.utils.data.Dataset[_Fetched]):
     """(epoch, start) -> the rank's micro-batches as flat buffers; the reader is made where it is used."""
 
     def __init__(self, manifest: Manifest, config: DataConfig, part: str, place: dict[str, Any]) -> None:
@@ -63,12 +76,12 @@ class _Steps(torch.utils.data.Dataset[tuple[list[Tensor], dict[str, int]]]):
         place = self.place
         return EpochOrder(self.counts, place["seed"], epoch, self.config.window_chunks, place["shuffle"])
 
-    def batches(self, epoch: int, start: int) -> tuple[list[Batch], Counter[str]]:
-        """The rank's micro-batches of the step that starts at ``start``, and what was skipped."""
+    def batches(self, epoch: int, start: int) -> tuple[list[Batch], dict[str, int], dict[str, int]]:
+        """The rank's micro-batches of the step that starts at ``start``, what was skipped, and storage counts."""
         if self._reader is None:
             self._reader = Reader(self.manifest, self.config, self.part)
             self._collate = Collator(self.manifest.schema)
-        place = self.place
+        place, before = self.place, self._reader.storage.counts.copy()
         entries = self._order(epoch).take(start, start + place["batch_size"])
         chunk_N, ordinal_N = rank_share(*entries, place["rank"], place["world"])
         batches, skipped = [], Counter[str]()
@@ -77,11 +90,14 @@ class _Steps(torch.utils.data.Dataset[tuple[list[Tensor], dict[str, int]]]):
             records, numbers, lost = self._reader.read(chunk_N[cut], ordinal_N[cut])
             batches.append(self._collate(records, numbers))
             skipped += lost
-        return batches, skipped
+        return batches, dict(skipped), dict(self._reader.storage.counts - before)
 
-    def __getitem__(self, step: tuple[int, int]) -> tuple[list[Tensor], dict[str, int]]:
-        batches, skipped = self.batches(*step)
-        return [batch.to_buffer() for batch in batches], dict(skipped)
+    def __getitem__(self, step: tuple[int, int]) -> _Fetched:
+        try:
+            batches, skipped, io = self.batches(*step)
+        except ShardError as error:  # torch would rebuild it in the main process from its text alone
+            return _Fetched([], {}, {}, error)
+        return _Fetched([batch.to_buffer() for batch in batches], skipped, io)
 
 
 class _Schedule:
@@ -153,28 +169,34 @@ class StepLoader:
         if not 0 <= offset <= self.records:
             raise ValueError(f"offset {offset} is outside the epoch's 0 to {self.records} records")
         schedule = [(epoch, start) for start in range(offset, self.records, self.batch_size)]
-        for (_, start), (batches, skipped) in zip(schedule, self._fetch(schedule), strict=True):
+        for (_, start), (batches, skipped, io) in zip(schedule, self._fetch(schedule), strict=True):
             self._count(skipped)
             stop = min(start + self.batch_size, self.records)
-            yield Step(batches, stop - start, Position(epoch, stop), skipped)
+            yield Step(batches, stop - start, Position(epoch, stop), skipped, io)
 
     def close(self) -> None:
         """Stop the worker processes."""
         self._workers = None
 
-    def _fetch(self, schedule: list[tuple[int, int]]) -> Iterator[tuple[list[Batch], dict[str, int]]]:
+    def _fetch(self, schedule: list[tuple[int, int]]) -> Iterator[tuple[list[Batch], dict[str, int], dict[str, int]]]:
         if not self.config.workers:
-            for step in schedule:
-                batches, skipped = self._steps.batches(*step)
-                yield batches, dict(skipped)
+            yield from (self._steps.batches(*step) for step in schedule)
             return
         self._schedule.steps = schedule
-        for buffers, lost in self._pool():
-            yield [Batch.from_buffer(buffer) for buffer in buffers], lost
+        for fetched in self._pool():
+            if fetched.error is not None:
+                raise fetched.error
+            yield [Batch.from_buffer(buffer) for buffer in fetched.buffers], fetched.skipped, fetched.io
 
     def _pool(self) -> torch.utils.data.DataLoader[Any]:
-        """Workers live across epochs. They are spawned: threads and devices of this process do not survive a fork."""
+        """Workers live across epochs.
+
+        They are forked from a clean helper process that has imported this module once: threads and devices of the
+        training process would not survive a fork of itself.
+        """
         if self._workers is None:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])
             self._workers = torch.utils.data.DataLoader(
                 self._steps,
                 batch_size=None,
@@ -182,7 +204,7 @@ class StepLoader:
                 num_workers=self.config.workers,
                 prefetch_factor=self.config.prefetch,
                 persistent_workers=True,
-                multiprocessing_context="spawn",
+                multiprocessing_context=context,
             )
         return self._workers
 

@@ -195,16 +195,16 @@ def open_manifest(
     try:
         size = storage.size(FILE)
         if size is not None and size > MAX_BYTES:
-            raise ManifestError(f"{storage.url}: a manifest of {size} bytes; the limit is {MAX_BYTES}")
-        text = storage.read(FILE)
-    except OSError as error:
+            raise ManifestError(f"{storage.url}: {FILE} has {size} bytes, the limit is {MAX_BYTES}")
+        text = storage.read(FILE, 0, size or MAX_BYTES, exact=False)
+    except (OSError, EOFError) as error:
         raise ManifestError(_missing(storage, error)) from error
     manifest = parse_manifest(text, storage)
     manifest.check()
     return manifest
 
 
-def _missing(storage: Storage, error: OSError) -> str:
+def _missing(storage: Storage, error: Exception) -> str:
     hint = " (memory:// lives in one process only)" if storage.scheme == "memory" else ""
     return f"{storage.url} is not a packed data set: {FILE} cannot be read: {error}{hint}"
 

@@ -11,13 +11,15 @@ import random
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 SCHEMES = ("file", "memory", "s3", "gs", "http", "https")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _PIECE = 32 << 20
+T = TypeVar("T")
 
 
 def check_url(url: str) -> tuple[str, str]:
@@ -84,20 +86,39 @@ class Storage:
             raise ValueError(f"file name {name!r} leaves the folder or holds illegal characters")
         return f"{self._open()[1]}/{name}"
 
-    def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
+    def read(self, name: str, start: int = 0, end: int | None = None, exact: bool = True) -> bytes:
         """Bytes [start, end) of a file; retries transient failures and short answers.
 
+        Args:
+            exact: whether fewer bytes than asked for are an error.
+
         Raises:
-            OSError: the last failure, or a short answer, after all attempts.
+            EOFError: the file is shorter. OSError: any other last failure, after all attempts.
         """
+
+        def once() -> bytes:
+            self.counts["reads"] += 1
+            data: bytes = self._open()[0].cat_file(self.path(name), start=start, end=end)
+            if exact and end is not None and len(data) != end - start:
+                raise EOFError(f"got {len(data)} bytes of the {end - start} asked for")
+            self.counts["bytes"] += len(data)
+            return data
+
+        return self._retry(name, once)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None if the server does not say. Raises OSError if it is not there."""
+        size = self._retry(name, lambda: self._open()[0].size(self.path(name)))
+        return None if size is None else int(size)
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+        return bool(self._retry(name, lambda: self._open()[0].exists(self.path(name))))
+
+    def _retry(self, name: str, once: Callable[[], T]) -> T:
         for attempt in range(self.retries + 1):
             try:
-                self.counts["reads"] += 1
-                data: bytes = self._open()[0].cat_file(self.path(name), start=start, end=end)
-                if end is not None and len(data) != end - start:
-                    raise EOFError(f"got {len(data)} bytes of the {end - start} asked for")
-                self.counts["bytes"] += len(data)
-                return data
+                return once()
             except _failures() as error:
                 if attempt == self.retries or self._permanent(error):
                     kind = EOFError if isinstance(error, EOFError) else OSError
@@ -109,13 +130,6 @@ class Storage:
     def _permanent(self, error: BaseException) -> bool:
         """Local failures do not heal by waiting; object stores also deny existing objects for a moment."""
         return isinstance(error, PermissionError) or self.scheme in ("file", "memory")
-
-    def size(self, name: str) -> int | None:
-        """Bytes of a file, None if it is not there."""
-        try:
-            return int(self._open()[0].size(self.path(name)))
-        except FileNotFoundError:
-            return None
 
     def write(self, name: str, data: bytes) -> None:
         """Store a whole file; it appears complete under its name or not at all.
@@ -141,6 +155,7 @@ class Storage:
     def names(self) -> list[str]:
         """Names of the files in this folder, sorted; empty if the folder does not exist."""
         fs, root = self._open()
+        fs.invalidate_cache()
         if not fs.exists(root):
             return []
         return sorted(str(entry).rsplit("/", 1)[-1] for entry in fs.ls(root, detail=False))
@@ -149,7 +164,6 @@ class Storage:
         if self._fs is None:
             import fsspec
 
-            # No listing cache: a file that another process writes must be seen.
             self._fs, path = fsspec.core.url_to_fs(self.url, **self.options)
             self._path = str(path).rstrip("/")
         return self._fs, self._path

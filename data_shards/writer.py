@@ -72,7 +72,9 @@ def pack(
     """
     begin = time.perf_counter()
     storage = Storage(out_url, storage_options)
-    if not overwrite and storage.size(FILE) is not None:
+    if storage.scheme in ("http", "https"):
+        raise ValueError(f"{storage.url} can only be read; pack into a folder or an object store")
+    if not overwrite and storage.exists(FILE):
         raise ValueError(f"{storage.url} already holds a packed data set; choose another folder or ask to overwrite it")
     old = set(storage.names()) if overwrite else set()
     writer = ShardSetWriter(storage, source.schema, shard_bytes, chunk_records, chunk_bytes)

@@ -1,0 +1,248 @@
+"""Packing: what is written, what a plain WebDataset reader makes of it, and that nothing half-written remains."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from data_shards import ManifestError, Record, open_manifest, pack
+from data_shards.codec import Decoder
+from data_shards.layout import load_tensors
+from data_shards.manifest import FILE
+from data_shards.reader import read_index
+from data_shards.storage import Storage
+from tests.data_shards.build import SCHEMA, ListSource, make_record, make_set, same_record
+
+RECORDS = [make_record(i) for i in range(60)]
+
+
+def test_report_and_manifest_agree(tmp_path: Path) -> None:
+    report = pack(ListSource(SCHEMA, RECORDS), str(tmp_path / "set"), chunk_records=5, shard_bytes=20_000)
+    manifest = open_manifest(str(tmp_path / "set"))
+    events = sum(len(v) for r in RECORDS for name, v in r.values.items() if name in ("labs", "vitals"))  # type: ignore[arg-type]
+    assert (report["records"], report["observations"]) == (60, events) == (manifest.records, manifest.observations)
+    assert report["shards"] == len(manifest.shards) > 1
+    assert report["digest"] == manifest.digest
+    assert manifest.splits["default"] == {"train": 36, "val": 12, "test": 12}
+    assert sum(manifest.splits["other"].values()) == 40  # every third record is in no part of that split
+    assert manifest.source["notes"] == {"read": 60}
+    on_disk = {path.name for path in (tmp_path / "set").iterdir()}
+    assert on_disk == {FILE, *(s.name for s in manifest.shards), *(s.index.name for s in manifest.shards)}
+    assert manifest.url.endswith("set") and open_manifest(str(tmp_path / "set" / FILE)).digest == manifest.digest
+
+
+def test_plain_webdataset_reads_the_same_records(tmp_path: Path) -> None:
+    manifest = make_set(tmp_path)
+    urls = [str(tmp_path / shard.name) for shard in manifest.shards]
+    dataset = webdataset.WebDataset(urls, shardshuffle=False)  # framing only: no .decode()
+    decoder, samples = Decoder(SCHEMA), list(dataset)
+    assert [sample["__key__"] for sample in samples] == [record.key for record in RECORDS]
+    assert all(same_record(decoder.record(s["st"]), r) for s, r in zip(samples, RECORDS, strict=True))
+
+
+def test_the_index_describes_every_record(tmp_path: Path) -> None:
+    manifest, decoder, row = make_set(tmp_path), Decoder(SCHEMA), 0
+    for number, shard in enumerate(manifest.shards):
+        index = read_index(manifest, number)
+        data = (tmp_path / shard.name).read_bytes()
+        for i, key in enumerate(index.keys):
+            columns = decoder.columns(data[index.start_n[i] : index.start_n[i] + index.size_n[i]], key)
+            assert index.lengths_nM[i].tolist() == columns.lengths(SCHEMA).tolist()
+            assert np.array_equal(index.targets_nW[i], columns.targets_W, equal_nan=True)
+            pairs = {manifest.columns[c] for c in index.parts_nS[i].tolist() if c >= 0}
+            assert pairs == set(RECORDS[row].splits.items())
+            row += 1
+    assert row == 60
+
+
+def test_the_result_does_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    digests = {make_set(tmp_path / str(workers), workers=workers).digest for workers in (1, 2)}
+    assert len(digests) == 1
+
+
+def test_a_data_set_is_replaced_only_on_request(tmp_path: Path) -> None:
+    first = make_set(tmp_path, 60)
+    with pytest.raises(ValueError, match="already holds a packed data set"):
+        make_set(tmp_path, 20)
+    (tmp_path / "notes.txt").write_text("mine")
+    second = make_set(tmp_path, 20, overwrite=True)
+    assert second.records == 20 and first.digest != second.digest
+    names = {shard.name for shard in second.shards} | {shard.index.name for shard in second.shards}
+    assert {path.name for path in tmp_path.iterdir()} == names | {FILE, "notes.txt"}
+
+
+def bad_record() -> Record:
+    return Record("bad", {"static": np.array([0, np.nan, 0], "f4")}, {}, {"default": "train"})
+
+
+@pytest.mark.parametrize(
+    ("extra", "words", "workers"),
+    [
+        (bad_record(), "record bad, modality static: holds NaN", 1),
+        (bad_record(), "record bad, modality static: holds NaN", 2),
+        (RECORDS[3], "record key 'r00003' occurs twice", 1),
+        (Record("r9", {}, {"ward": 5.0}), "label 5 is out of range", 1),
+    ],
+)
+def test_a_bad_record_leaves_nothing_behind(tmp_path: Path, extra: Record, words: str, workers: int) -> None:
+    source = ListSource(SCHEMA, [*RECORDS, extra])
+    with pytest.raises(ValueError, match=words):
+        pack(source, str(tmp_path), chunk_records=5, shard_bytes=20_000, workers=workers)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_replacement_keeps_the_old_data_set(tmp_path: Path) -> None:
+    old = make_set(tmp_path)
+    source = ListSource(SCHEMA, [*RECORDS, bad_record()])  # its first shards have the old ones' names and content
+    with pytest.raises(ValueError, match="record bad"):
+        pack(source, str(tmp_path), chunk_records=5, shard_bytes=20_000, overwrite=True)
+    again = open_manifest(str(tmp_path))
+    assert again.digest == old.digest
+    assert all((tmp_path / shard.name).stat().st_size == shard.bytes for shard in again.shards)
+
+
+def test_no_records_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="gave no record"):
+        pack(ListSource(SCHEMA, []), str(tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    """The operating system refuses to let a file grow: the same path as a full disk, with the same cleaning up."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"packing into .* stopped, nothing was kept: .*File too large"):
+            pack(ListSource(SCHEMA, RECORDS), str(tmp_path), chunk_records=5, shard_bytes=20_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_fails_late_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Storage.write
+
+    def failing(self: Storage, name: str, data: bytes) -> None:
+        if name == FILE:
+            raise OSError(28, os.strerror(28))
+        write(self, name, data)
+
+    monkeypatch.setattr(Storage, "write", failing)
+    with pytest.raises(OSError, match="No space left on device"):
+        pack(ListSource(SCHEMA, RECORDS), str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_must_be_positive(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="chunk_records 0"):
+        pack(ListSource(SCHEMA, RECORDS), str(tmp_path), chunk_records=0)
+
+
+def test_chunks_obey_both_limits(tmp_path: Path) -> None:
+    manifest = make_set(tmp_path, chunk_records=4, chunk_bytes=4000, shard_bytes=1 << 20)
+    chunks = manifest.shards[0].chunks
+    assert max(chunk.records for chunk in chunks) <= 4
+    assert all(chunk.length <= 5000 or chunk.records == 1 for chunk in chunks)
+
+
+# --- manifests that are not
+
+
+def edit(folder: Path, **fields: object) -> None:
+    table = json.loads((folder / FILE).read_text())
+    (folder / FILE).write_text(json.dumps(table | fields))
+
+
+def test_another_version_is_named(tmp_path: Path) -> None:
+    make_set(tmp_path)
+    edit(tmp_path, version=2, something="new")
+    with pytest.raises(ManifestError, match=r"\('fleximoe-shards', 2\); this program reads \('fleximoe-shards', 1\)"):
+        open_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("", "is not JSON"), ("[1]", "is list"), ("{}", "None, None"), ("{" * 100_000, "is not JSON")],
+)
+def test_text_that_is_no_manifest(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(ManifestError, match=words):
+        open_manifest(str(tmp_path))
+
+
+def test_a_missing_or_cut_manifest(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="is not a packed data set"):
+        open_manifest(str(tmp_path / "nothing"))
+    make_set(tmp_path)
+    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-100])
+    with pytest.raises(ManifestError, match="is not JSON"):
+        open_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["../secret.tar", "/etc/passwd", "a/b.tar", "https://x/y.tar", "a..b", ""])
+def test_shard_names_must_stay_in_the_folder(tmp_path: Path, name: str) -> None:
+    make_set(tmp_path)
+    shards = json.loads((tmp_path / FILE).read_text())["shards"]
+    for field in ("name", "index"):
+        changed = [dict(shard) for shard in shards]
+        changed[0][field] = name if field == "name" else {**changed[0]["index"], "name": name}
+        edit(tmp_path, shards=changed)
+        with pytest.raises(ManifestError, match="leaves the data set's folder"):
+            open_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("length", 1 << 50, "expected to start"),
+        ("offset", -5, "expected to start"),
+        ("records", 0, "expected to start"),
+        ("parts", [1], "do not fit"),
+        ("crc32", "x", "is damaged at shards.0.chunks.0.crc32"),
+        ("extra", 1, "is damaged at shards.0.chunks.0.extra"),
+    ],
+)
+def test_contradictory_chunks(tmp_path: Path, field: str, value: object, words: str) -> None:
+    make_set(tmp_path)
+    shards = json.loads((tmp_path / FILE).read_text())["shards"]
+    shards[0]["chunks"][0][field] = value
+    edit(tmp_path, shards=shards)
+    with pytest.raises(ManifestError, match=words):
+        open_manifest(str(tmp_path))
+
+
+def test_totals_must_add_up(tmp_path: Path) -> None:
+    make_set(tmp_path)
+    edit(tmp_path, records=61)
+    with pytest.raises(ManifestError, match="61 records, but the shards hold another number"):
+        open_manifest(str(tmp_path))
+    rewrite = {"default": {"train": 1, "val": 12, "test": 12}, "other": {"train": 20, "test": 20}}
+    edit(tmp_path, records=60, splits=rewrite)
+    with pytest.raises(ManifestError, match="split 'default' part 'train' does not add up to 36"):
+        open_manifest(str(tmp_path))
+
+
+def test_unknown_splits_and_parts_list_what_there_is(tmp_path: Path) -> None:
+    manifest = make_set(tmp_path)
+    with pytest.raises(ValueError, match="it has default, other"):
+        manifest.counts("third", "train")
+    with pytest.raises(ValueError, match=r"no part 'dev'; it has test \(12\), train \(36\), val \(12\)"):
+        manifest.counts("default", "dev")
+
+
+def test_payloads_hold_no_pickle(tmp_path: Path) -> None:
+    manifest = make_set(tmp_path)
+    data = (tmp_path / manifest.shards[0].name).read_bytes()
+    index = read_index(manifest, 0)
+    for start, size in zip(index.start_n, index.size_n, strict=True):
+        load_tensors(data[start : start + size])
+    assert b"cnumpy" not in data and b"\x80\x04\x95" not in data
