@@ -45,21 +45,26 @@ class RoutingStats:
     tokens_M: Tensor
 
 
-def measure(routing: Routing, tokens_MU: Tensor) -> RoutingStats:
-    """Statistics of one layer. `tokens_MU` fp32: how many tokens of each modality follow each decision."""
-    prob_UE = routing.logits_UE.softmax(1)
-    gate_UE = torch.zeros_like(prob_UE).scatter(1, routing.experts_UK, routing.weights_UK)
-    count_UE = torch.zeros_like(prob_UE).scatter_(1, routing.experts_UK, 1.0)
-    z_U = routing.logits_UE.logsumexp(1).square()
-    columns = [prob_UE, gate_UE, count_UE, z_U[:, None]]
-    if routing.load_UE is not None:
-        columns.append(routing.load_UE)
-    experts = prob_UE.shape[1]
-    prob_ME, gate_ME, count_ME, z_M1, *load = (tokens_MU @ torch.cat(columns, 1)).split(
-        [experts, experts, experts, 1, *([experts] if routing.load_UE is not None else [])], dim=1
-    )
-    count_ME = count_ME.detach()
-    return RoutingStats(prob_ME, gate_ME, load[0] if load else count_ME, count_ME, z_M1[:, 0], tokens_MU.sum(1))
+def measure(
+    routing: Routing, tokens_MU: Tensor, choice_NK: Tensor, weight_NK: Tensor, modality_N: Tensor
+) -> RoutingStats:
+    """Statistics of one layer.
+
+    Args:
+        routing: the decisions.
+        tokens_MU: fp32, how many tokens of each modality follow each decision.
+        choice_NK, weight_NK: expert ids and weights of every token.
+        modality_N: modality of every token.
+    """
+    modalities, experts = len(tokens_MU), routing.logits_UE.shape[1]
+    slot_R = (modality_N[:, None] * experts + choice_NK).view(-1)
+    empty = torch.zeros(modalities * experts, device=weight_NK.device)
+    gate_ME = empty.index_add(0, slot_R, weight_NK.reshape(-1)).view(modalities, experts)
+    count_ME = torch.bincount(slot_R, minlength=modalities * experts).float().view(modalities, experts)
+    prob_ME = tokens_MU @ routing.logits_UE.softmax(1)
+    load_ME = count_ME if routing.load_UE is None else tokens_MU @ routing.load_UE
+    z_M = tokens_MU @ routing.logits_UE.logsumexp(1).square()
+    return RoutingStats(prob_ME, gate_ME, load_ME, count_ME, z_M, tokens_MU.sum(1))
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -49,34 +49,36 @@ class _ExpertByExpert(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_RD: Tensor, w1_LDF: Tensor, w2_LFD: Tensor, w3_L1B: Tensor, counts: list[int]) -> Tensor:
         hidden = w1_LDF.shape[2]
-        u_RF, y_RD = x_RD.new_empty(len(x_RD), hidden), torch.empty_like(x_RD)
+        y_RD = torch.empty_like(x_RD)
         scratch = x_RD.new_empty(max(counts), hidden)
-        blocks = (x_RD.split(counts), u_RF.split(counts), y_RD.split(counts))
-        for n, x, u, y, w1, w2, w3 in zip(
-            counts, *blocks, w1_LDF.unbind(0), w2_LFD.unbind(0), w3_L1B.unbind(0), strict=True
-        ):
+        kept = []
+        weights = (w1_LDF.unbind(0), w2_LFD.unbind(0), w3_L1B.unbind(0))
+        for n, x, y, w1, w2, w3 in zip(counts, x_RD.split(counts), y_RD.split(counts), *weights, strict=True):
             if n:
-                torch.addmm(w3[:, :hidden], x, w1, out=u)
+                u = torch.addmm(w3[:, :hidden], x, w1)
                 h = gelu_out(u, out=scratch[:n])
                 torch.addmm(w3[:, hidden:], h, w2, out=y)
-        ctx.save_for_backward(x_RD, u_RF, w1_LDF, w2_LFD)
+                kept.append(u)
+        ctx.save_for_backward(x_RD, w1_LDF, w2_LFD, *kept)
         ctx.counts = counts
         return y_RD
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x_RD, u_RF, w1_LDF, w2_LFD = ctx.saved_tensors
+        x_RD, w1_LDF, w2_LFD, *kept = ctx.saved_tensors
         counts, hidden = ctx.counts, w1_LDF.shape[2]
         g_RD = grads[0].contiguous()
         gx_RD, gw1_LDF, gw2_LFD = torch.empty_like(x_RD), torch.empty_like(w1_LDF), torch.empty_like(w2_LFD)
         gw3_L1B = w1_LDF.new_empty(len(counts), 1, hidden + x_RD.shape[1])
         scratch = x_RD.new_empty(2, max(counts), hidden)
-        blocks = (x_RD.split(counts), u_RF.split(counts), g_RD.split(counts), gx_RD.split(counts))
+        u_of_busy = iter(kept)
+        blocks = (x_RD.split(counts), g_RD.split(counts), gx_RD.split(counts))
         weights = (w1_LDF.unbind(0), w2_LFD.unbind(0), gw1_LDF.unbind(0), gw2_LFD.unbind(0), gw3_L1B.unbind(0))
-        for n, x, u, g, gx, w1, w2, gw1, gw2, gw3 in zip(counts, *blocks, *weights, strict=True):
+        for n, x, g, gx, w1, w2, gw1, gw2, gw3 in zip(counts, *blocks, *weights, strict=True):
             if n == 0:
                 gw1.zero_(), gw2.zero_(), gw3.zero_()
                 continue
+            u = next(u_of_busy)
             h, gu = gelu_out(u, out=scratch[0, :n]), scratch[1, :n]
             torch.mm(h.t(), g, out=gw2)
             torch.mm(g, w2.t(), out=gu)

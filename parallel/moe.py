@@ -101,10 +101,11 @@ class MoELayer(nn.Module):
         """
         x_UD, modality_U, unit_N = self._decisions(x_ND, modality_N, unit_N, units)
         routing = self.router(x_UD, modality_U)
-        stats = measure(routing, tokens_per_decision(modality_N, unit_N, self.modalities, len(x_UD)))
         experts_NK, weights_NK = routing.experts_UK, routing.weights_UK
         if unit_N is not None:
             experts_NK, weights_NK = experts_NK[unit_N], weights_NK.index_select(0, unit_N)
+        tokens_MU = tokens_per_decision(modality_N, unit_N, self.modalities, len(x_UD))
+        stats = measure(routing, tokens_MU, experts_NK, weights_NK, modality_N)
         y_ND = self._serve(x_ND, experts_NK, weights_NK)
         if self.shared is not None:
             y_ND = y_ND + self.shared(x_ND, torch.full((1,), len(x_ND), device=x_ND.device))

@@ -65,8 +65,9 @@ def test_entropy_loss_by_hand_and_without_absent_modalities() -> None:
 
 def test_z_loss_by_hand() -> None:
     logits_UE = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-    routing = Routing(torch.tensor([[0], [1]]), torch.ones(2, 1), logits_UE, None)
-    stats = measure(routing, tokens_per_decision(torch.tensor([0, 0]), None, 1, 2))
+    choice, weight, modality = torch.tensor([[0], [1]]), torch.ones(2, 1), torch.tensor([0, 0])
+    tokens_MU = tokens_per_decision(modality, None, 1, 2)
+    stats = measure(Routing(choice, weight, logits_UE, None), tokens_MU, choice, weight, modality)
     expected = (math.log(2) ** 2 + (1 + math.log(2)) ** 2) / 2
     assert float(z_loss(stats)) == pytest.approx(expected, rel=1e-6)
 
@@ -79,12 +80,12 @@ def test_statistics_are_sums_over_tokens_also_with_shared_decisions() -> None:
         torch.tensor([0, 0, 2, 3, 3, 3]),
         torch.tensor([0, 1, 1, 0, 0, 1]),
     )
-    weights, experts = logits_UE.topk(2, dim=1)
-    shared = measure(
-        Routing(experts, weights.softmax(1), logits_UE, None), tokens_per_decision(modality_N, unit_N, 2, 4)
-    )
-    spread = Routing(experts[unit_N], weights.softmax(1)[unit_N], logits_UE[unit_N], None)
-    single = measure(spread, tokens_per_decision(modality_N, None, 2, 6))
+    values, experts = logits_UE.topk(2, dim=1)
+    weights = values.softmax(1)
+    tokens = (experts[unit_N], weights[unit_N], modality_N)
+    shared = measure(Routing(experts, weights, logits_UE, None), tokens_per_decision(modality_N, unit_N, 2, 4), *tokens)
+    spread = Routing(experts[unit_N], weights[unit_N], logits_UE[unit_N], None)
+    single = measure(spread, tokens_per_decision(modality_N, None, 2, 6), *tokens)
     for name in ("prob_ME", "gate_ME", "load_ME", "count_ME", "z_M", "tokens_M"):
         torch.testing.assert_close(getattr(shared, name), getattr(single, name))
     assert float(single.gate_ME.sum()) == pytest.approx(6)
@@ -95,8 +96,10 @@ def test_statistics_are_sums_over_tokens_also_with_shared_decisions() -> None:
 def test_no_tokens_and_no_layers_give_zero_losses_with_gradients() -> None:
     config = MoEConfig(experts=4, top_k=2)
     logits = torch.zeros(0, 4, requires_grad=True)
-    routing = Routing(torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0, 2), logits, None)
-    stats = measure(routing, tokens_per_decision(torch.zeros(0, dtype=torch.int64), None, 3, 0))
+    nothing = torch.zeros(0, dtype=torch.int64)
+    choice, weight = torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0, 2)
+    tokens_MU = tokens_per_decision(nothing, None, 3, 0)
+    stats = measure(Routing(choice, weight, logits, None), tokens_MU, choice, weight, nothing)
     losses = balance_losses([stats], config)
     assert {name: float(value.detach()) for name, value in losses.items()} == {"balance": 0, "entropy": 0, "z": 0}
     torch.stack(list(losses.values())).sum().backward()
