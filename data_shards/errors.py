@@ -26,7 +26,7 @@ class ShardError(RuntimeError):
     """Stored bytes are damaged or cannot be read.
 
     Attributes:
-        shard: file name of the shard.
+        shard: file name of the shard; empty if several are meant.
         chunk: number of the chunk in the shard, None if the whole shard or its index is meant.
         start, end: byte range [start, end) in the shard, None if unknown.
         reason: category for counting: ``unreadable``, ``truncated``, ``checksum``, ``tar``, ``layout``, ``value``.
@@ -43,7 +43,7 @@ class ShardError(RuntimeError):
         end: int | None = None,
         reason: str = "unreadable",
     ) -> None:
-        where = f"shard {shard}"
+        where = f"shard {shard}" if shard else "data"
         if chunk is not None:
             where += f", chunk {chunk}"
         if start is not None:

@@ -156,6 +156,7 @@ class StepLoader:
         self.records = int(self._steps.counts.sum())
         self.steps_per_epoch = -(-self.records // batch_size)
         self.skipped: Counter[str] = Counter()
+        self._warn_if_thrashing(manifest, world)
         self._schedule = _Schedule()
         self._workers: torch.utils.data.DataLoader[Any] | None = None
 
@@ -173,6 +174,16 @@ class StepLoader:
             self._count(skipped)
             stop = min(start + self.batch_size, self.records)
             yield Step(batches, stop - start, Position(epoch, stop), skipped, io)
+
+    def _warn_if_thrashing(self, manifest: Manifest, world: int) -> None:
+        """A window that does not fit in memory makes every step read its chunks again."""
+        largest = max((chunk.length for shard in manifest.shards for chunk in shard.chunks), default=0)
+        held = largest * -(-self.config.window_chunks // world)
+        if held > self.config.memory_bytes:
+            log.warning(
+                "%d chunks of a window need %d bytes per rank, data.memory_bytes is %d: chunks will be read repeatedly",
+                *(self.config.window_chunks, held, self.config.memory_bytes),
+            )
 
     def close(self) -> None:
         """Stop the worker processes."""
@@ -212,8 +223,5 @@ class StepLoader:
         self.skipped.update(skipped)
         if self.skipped.total() > self.config.max_skipped:
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
-            raise ShardError(
-                "of this rank",
-                f"{self.skipped.total()} records skipped ({reasons}), data.max_skipped is {self.config.max_skipped}",
-                reason="limit",
-            )
+            found = f"this rank skipped {self.skipped.total()} records ({reasons})"
+            raise ShardError("", f"{found}, data.max_skipped is {self.config.max_skipped}", reason="limit")

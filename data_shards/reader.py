@@ -60,7 +60,7 @@ class Reader:
         self.decoder = Decoder(manifest.schema)
         self.cache = ShardCache(config.cache_dir, config.cache_bytes) if config.cache_dir else None
         self._chunks: OrderedDict[int, Loaded] = OrderedDict()
-        self._held = 0
+        self.held_bytes = 0  # of chunks in memory
         self._indexes: OrderedDict[int, ShardIndex | ShardError] = OrderedDict()
 
     def read(self, chunk_N: np.ndarray, ordinal_N: np.ndarray) -> tuple[list[Columns], np.ndarray, Counter[str]]:
@@ -124,10 +124,10 @@ class Reader:
             return self._chunks[chunk]
         loaded = self._fetch(chunk)
         self._chunks[chunk] = loaded
-        self._held += len(loaded.data or b"")
-        while self._held > self.config.memory_bytes and len(self._chunks) > 1:
+        self.held_bytes += len(loaded.data or b"")
+        while self.held_bytes > self.config.memory_bytes and len(self._chunks) > 1:
             _, oldest = self._chunks.popitem(last=False)
-            self._held -= len(oldest.data or b"")
+            self.held_bytes -= len(oldest.data or b"")
         return loaded
 
     def _fetch(self, chunk: int) -> Loaded:

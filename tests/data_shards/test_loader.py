@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from data_shards import Batch, DataConfig, Manifest, Position, ShardError, StepLoader, open_manifest
+from data_shards.reader import Reader
 from tests.data_shards.build import make_record, make_set
 
 RECORDS = 90
@@ -168,8 +169,19 @@ def test_chunks_are_read_once_per_window_and_memory_is_bounded(manifest: Manifes
     reads = sum(step.io.get("reads", 0) for step in train.steps(0))
     chunks = int((manifest.counts("default", "train") > 0).sum())
     assert reads == chunks + len(manifest.shards)  # each chunk once, each index once
-    small = loader(manifest, 4, memory_bytes=1 << 20)
-    assert keys(small.steps(0)) == keys(train.steps(0))
+
+
+def test_little_memory_costs_reads_not_correctness(manifest: Manifest, caplog: pytest.LogCaptureFixture) -> None:
+    config = DataConfig(url=manifest.url, window_chunks=4)
+    with caplog.at_level("WARNING", logger="data_shards"):
+        small = StepLoader(manifest, config.model_copy(update={"memory_bytes": 20_000}), "train", 16)
+    assert "chunks will be read repeatedly" in caplog.text
+    assert keys(small.steps(0)) == keys(loader(manifest).steps(0))
+    reader = Reader(manifest, config.model_copy(update={"memory_bytes": 20_000}), "train")
+    chunk_N = np.flatnonzero(manifest.counts("default", "train"))
+    for chunk in chunk_N.tolist():
+        reader.read(np.array([chunk]), np.array([0]))
+        assert reader.held_bytes <= 20_000
 
 
 def test_opening_needs_only_the_url(manifest: Manifest) -> None:
