@@ -10,6 +10,7 @@ import json
 import logging
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import fsspec
@@ -32,6 +33,7 @@ from trainer.context import Context
 from trainer.describe import describe_run, schema_difference, statistics_from_json
 from trainer.evaluation import evaluate
 from trainer.figures import log_routing_figures, log_test_figures
+from trainer.flops import parameter_counts
 from trainer.loop import Progress, TrainingLoop
 from trainer.session import Session, build_session
 from trainer.tracking import Tracker, create_tracker
@@ -77,6 +79,7 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
     tracker.log_params(config.model_dump(mode="json", exclude={"evaluation"}))
     tracker.log_json("config.json", config.model_dump(mode="json"))
     tracker.log_dataset(session.manifest.schema.name, config.data.url, session.manifest.digest, "training")
+    _log_size(session, tracker)
     checkpoint = _restore(session)
     progress = Progress(**checkpoint.meta["progress"]) if checkpoint else Progress()
     if checkpoint and context.rank == 0:
@@ -98,8 +101,6 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
     }
     if loop.stopped:
         return {**result, "checkpoint": writer.path(progress.step)}
-    if writer.failed is not None:
-        raise CheckpointError(f"the last checkpoint could not be written: {writer.failed}")
     best = _load_best(session, progress)
     result["metrics"] = _test(session, tracker, progress.step)
     if context.rank == 0:
@@ -113,14 +114,34 @@ def _statistics(manifest: Manifest, config: RunConfig):  # type: ignore[no-untyp
     return manifest.statistics[split]
 
 
-def _restore(session: Session) -> Checkpoint | None:
-    config = session.config
-    paths = broadcast_json(committed_paths(config.run_dir) if session.context.rank == 0 else None, session.device)
+def _log_size(session: Session, tracker: Tracker) -> None:
+    """Parameters in all, of experts, and met by one token; and the peak that `perf/mfu` is measured against."""
+    counts = parameter_counts(session.engine.logical_parameters(), session.config.model.moe.top_k)
+    peak = {"flops": f"{session.peak:.4g}", "source": session.peak_source}
+    tracker.log_params({"parameters": counts, "peak": peak})
+    tracker.log_metrics({f"parameters/{name}": float(number) for name, number in counts.items()}, 0)
+    if session.context.rank == 0:
+        logger.info(
+            "%s parameters, %s of them in experts, %s active a token; peak %.3g TFLOP/s a worker (%s)",
+            *(f"{counts[name]:,}" for name in ("total", "experts", "active")),
+            session.peak / 1e12,
+            session.peak_source,
+        )
+
+
+def _agree(session: Session) -> Callable[[bool], bool]:
+    """Collective: whether all ranks are fine."""
 
     def agree(ok: bool) -> bool:
         return float(sum_over_ranks(torch.tensor(float(not ok), device=session.device))) == 0
 
-    checkpoint = restore(config.run_dir, paths, session.engine, agree)
+    return agree
+
+
+def _restore(session: Session) -> Checkpoint | None:
+    config = session.config
+    paths = broadcast_json(committed_paths(config.run_dir) if session.context.rank == 0 else None, session.device)
+    checkpoint = restore(config.run_dir, paths, session.engine, _agree(session))
     if checkpoint is None:
         return None
     if checkpoint.meta["data_digest"] != session.manifest.digest:

@@ -26,7 +26,8 @@ from trainer.collectives import sum_over_ranks
 from trainer.evaluation import evaluate
 from trainer.logs import progress as bar
 from trainer.models.missing import drop_modalities
-from trainer.progress import Meter, logger, routing_metrics, step_line
+from trainer.profiling import StepProfiler
+from trainer.progress import logger, routing_metrics, step_line
 from trainer.schedule import lr_factor
 from trainer.session import Session
 from trainer.trace import RecordTrace
@@ -81,7 +82,8 @@ class TrainingLoop:
         self.total_steps = training.epochs * self.loader.steps_per_epoch
         if training.max_steps is not None:
             self.total_steps = min(self.total_steps, training.max_steps)
-        self.meter = Meter(session.device)
+        self.meter = session.meter()
+        self.profiler = StepProfiler(training.profile if session.context.rank == 0 else 0, tracker)
         self.stopped = False
         self.routing_total: list[Tensor] = []
         place = (self.config.run_dir, self.context.rank, self.context.world)
@@ -90,9 +92,10 @@ class TrainingLoop:
     def run(self) -> Progress:
         """Train to the end, or until asked to stop (`stopped`). Collective."""
         self.engine.train()
-        self.meter = Meter(self.session.device)
-        while not self.progress.finished and not self.stopped:
-            self._epoch()
+        self.meter = self.session.meter()
+        with self.profiler:
+            while not self.progress.finished and not self.stopped:
+                self._epoch()
         self.writer.wait()
         return self.progress
 
@@ -140,6 +143,7 @@ class TrainingLoop:
         progress.epoch, progress.offset = step.position.epoch, step.position.offset
         if progress.offset >= self.loader.records:
             self._close_epoch()
+        self.profiler.step()
         self.meter.steps += 1
         self.meter.records += step.records
         if progress.step % self.config.training.log_every == 0 or progress.step == self.total_steps:
@@ -221,6 +225,7 @@ class TrainingLoop:
         gradients reach only this rank's own tokens: they are multiplied by the number of ranks.
         """
         world, micro = self.context.world, self.config.training.accumulation
+        self.meter.add_batch(batch)
         output = self.engine(batch)
         parts = {}
         total = torch.zeros((), device=self.session.device)

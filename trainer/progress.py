@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from data_shards import Batch
 from parallel import RoutingStats
 from trainer.collectives import sum_over_ranks
+from trainer.flops import FlopCounter
 
 logger = logging.getLogger("fleximoe")
 
@@ -24,21 +26,33 @@ NOT_PARTS = {"loss", "lr", "grad_norm", "epoch", "samples_seen", "tokens_seen"}
 
 @dataclass
 class Meter:
-    """Sums since the last line: loss parts (device), records, tokens, seconds waited for data."""
+    """Sums since the last line: loss parts (device), records, tokens, arithmetic, seconds waited for data.
+
+    `counter` counts the arithmetic of batches and `peak` is what all workers together could do, in FLOP/s.
+    """
 
     device: torch.device
+    counter: FlopCounter
+    world: int
+    peak: float
     steps: int = 0
     records: int = 0
     waited: float = 0.0
     parts: dict[str, Tensor] = field(default_factory=dict)
     tokens: Tensor | None = None
     counts: list[Tensor] | None = None
+    features: Tensor | None = None
     since: float = field(default_factory=time.perf_counter)
 
     def add_losses(self, parts: dict[str, Tensor]) -> None:
         """This rank's share of each part of the loss of one micro-batch."""
         for name, value in parts.items():
             self.parts[name] = self.parts.get(name, torch.zeros((), device=self.device)) + value.detach()
+
+    def add_batch(self, batch: Batch) -> None:
+        """What this rank's next micro-batch asks for."""
+        features = self.counter.measure(batch)
+        self.features = features if self.features is None else self.features + features
 
     def add_routing(self, stats: list[RoutingStats]) -> None:
         """Global routing statistics of one micro-batch."""
@@ -50,20 +64,27 @@ class Meter:
     def read(self) -> tuple[dict[str, float], list[Tensor]]:
         """Collective: means since the last call, the expert counts (M, E) per layer, and a fresh start."""
         names = sorted(self.parts)
-        values = torch.stack([self.parts[name] for name in names]).double()
-        means = (sum_over_ranks(values.to(self.device)) / max(1, self.steps)).tolist()
+        values = torch.stack([self.parts[name] for name in names]).double().to(self.device)
+        width = len(self.counter.features)
+        asked = torch.zeros(width, dtype=torch.float64, device=self.device) if self.features is None else self.features
+        shared = sum_over_ranks(torch.cat([values, asked]))
+        means = (shared[: len(names)] / max(1, self.steps)).tolist()
         seconds = time.perf_counter() - self.since
         tokens = float(self.tokens) if self.tokens is not None else 0.0
+        flops = self.counter.step_flops(shared[len(names) :]) / seconds
         metrics = {f"train/{name}": value for name, value in zip(names, means, strict=True)}
         metrics |= {
             "perf/samples_per_s": self.records / seconds,
             "perf/tokens_per_s": tokens / seconds,
             "perf/step_s": seconds / max(1, self.steps),
             "perf/loader_share": self.waited / seconds,
+            "perf/tflops": flops / self.world / 1e12,
+            "perf/mfu": flops / self.peak,
             "perf/memory_gib": memory_gib(self.device),
         }
         counts = [count.cpu() for count in self.counts or []]
-        self.steps, self.records, self.waited, self.parts, self.tokens, self.counts = 0, 0, 0.0, {}, None, None
+        self.steps, self.records, self.waited, self.parts = 0, 0, 0.0, {}
+        self.tokens = self.counts = self.features = None
         self.since = time.perf_counter()
         return metrics, counts
 
@@ -116,7 +137,8 @@ def step_line(step: int, total: int, epoch: int, metrics: dict[str, float]) -> s
     return (
         f"step {step}/{total} epoch {epoch} loss {metrics['train/loss']:.4f} ({parts}) lr {metrics['train/lr']:.2e} "
         f"norm {metrics['train/grad_norm']:.3g} | {metrics['perf/samples_per_s']:.0f} samples/s "
-        f"{metrics['perf/tokens_per_s']:.0f} tokens/s data {metrics['perf/loader_share']:.0%} | "
+        f"{metrics['perf/tokens_per_s']:.0f} tokens/s {metrics['perf/tflops']:.3g} TFLOP/s "
+        f"MFU {metrics['perf/mfu']:.0%} data {metrics['perf/loader_share']:.0%} | "
         f"load max/mean {metrics.get('moe/load_ratio', 0):.2f} dead {metrics.get('moe/dead_share', 0):.0%} | "
         f"{metrics['perf/memory_gib']:.2f} GiB"
     )

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import queue
+import shutil
 import tempfile
 import threading
 import time
@@ -81,6 +82,11 @@ class QueuedTracker:
         path = self._new_file(name)
         path.write_text(text, encoding="utf-8")
         self._put_file(name, path)
+
+    def log_file(self, name: str, path: Path) -> None:
+        copy = self._new_file(name)
+        shutil.copyfile(path, copy)
+        self._put_file(name, copy)
 
     def log_dataset(self, name: str, url: str, digest: str, context: str) -> None:
         self._put(op="dataset", name=name, url=url, digest=digest, context=context)

@@ -162,6 +162,15 @@ class TrainingConfig(Section):
     trace_records: bool = Field(
         False, description="write the keys of every step's records to records/ in the run's folder, for audits"
     )
+    activation_checkpointing: bool = Field(
+        False, description="compute the fusion blocks again in the backward pass instead of keeping their activations"
+    )
+    compile: bool = Field(
+        False, description="compile the dense parts (heads, feed-forward parts) with torch.compile; slow to start"
+    )
+    profile: int = Field(
+        0, ge=0, description="trace this many optimiser steps of rank 0 with torch's profiler, after five; 0 = none"
+    )
     storage: str = Field("runs", description="folder or URL under which the run <name>/ is stored")
     early_stopping: EarlyStoppingConfig = Field(default_factory=EarlyStoppingConfig, description="early stopping")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="checkpoints")

@@ -17,8 +17,11 @@ from data_shards.statistics import SplitStatistics
 from parallel import Engine, Mesh, MeshSpec, create_mesh, init_distributed, largest_legal
 from trainer.config import RunConfig
 from trainer.context import Context
-from trainer.models.fusemoe import FuseMoE, target_scale
+from trainer.devices import peak_flops
+from trainer.flops import FlopCounter
+from trainer.models.fusemoe import FuseMoE, compile_dense_parts, target_scale
 from trainer.models.heads import TaskLoss
+from trainer.progress import Meter
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +41,20 @@ class Session:
     tasks: list[TaskSpec]
     losses: dict[str, TaskLoss]
     engine: Engine
+    peak: float
+    """FLOP/s that one worker's device can reach at most; `peak_source` says where the figure is from."""
+    peak_source: str
 
     @property
     def device(self) -> torch.device:
         return self.context.device
+
+    def meter(self) -> Meter:
+        """A fresh meter of steps."""
+        model = self.engine.module
+        tasks = {task.name: task.dim for task in self.tasks}
+        counter = FlopCounter(self.schema, tasks, self.config.model, model.attention)  # type: ignore[arg-type]
+        return Meter(self.device, counter, self.context.world, self.peak * self.context.world)
 
     def loader(self, part: str, shuffle: bool) -> StepLoader:
         """Batches of one part of the split: shuffled training steps, or evaluation in storage order."""
@@ -80,6 +93,9 @@ def build_session(
         schema, [task.name for task in tasks], statistics, config.model, mesh.dispatcher(), config.training.seed
     )
     model.to(context.device)
+    model.recompute = config.training.activation_checkpointing
+    if config.training.compile:
+        compile_dense_parts(model)
     losses = {task.name: _task_loss(config, task, statistics).to(context.device) for task in tasks}
     optim = config.optim
     engine = Engine(
@@ -95,7 +111,8 @@ def build_session(
         clip=optim.clip or 0.0,
         accumulation=config.training.accumulation,
     )
-    return Session(config, context, mesh, manifest, schema, statistics, tasks, losses, engine)
+    peak, source = peak_flops(context.device, parallel.precision)
+    return Session(config, context, mesh, manifest, schema, statistics, tasks, losses, engine, peak, source)
 
 
 def _fit_to_world(config: RunConfig, context: Context):  # type: ignore[no-untyped-def]

@@ -42,6 +42,9 @@ class Tracker(Protocol):
     def log_text(self, name: str, text: str) -> None:
         """A text under a relative file name."""
 
+    def log_file(self, name: str, path: Path) -> None:
+        """A copy of a local file under a relative file name."""
+
     def log_dataset(self, name: str, url: str, digest: str, context: str) -> None:
         """The data used, and for what (`training`, `evaluation`); the digest is the manifest's."""
 
@@ -65,6 +68,7 @@ class NullTracker:
     def log_figure(self, name: str, figure: Figure) -> None: ...
     def log_json(self, name: str, value: Any) -> None: ...
     def log_text(self, name: str, text: str) -> None: ...
+    def log_file(self, name: str, path: Path) -> None: ...
     def log_dataset(self, name: str, url: str, digest: str, context: str) -> None: ...
     def set_tags(self, tags: Mapping[str, str]) -> None: ...
     def flush(self) -> None: ...
@@ -118,6 +122,9 @@ class JsonLinesTracker:
     def log_text(self, name: str, text: str) -> None:
         self._fs.pipe_file(self._file(name), text.encode())
 
+    def log_file(self, name: str, path: Path) -> None:
+        self._fs.put_file(str(path), self._file(name))
+
     def log_dataset(self, name: str, url: str, digest: str, context: str) -> None:
         self._write(dataset={"name": name, "url": url, "digest": digest, "context": context})
 
@@ -162,6 +169,10 @@ class MultiTracker:
     def log_text(self, name: str, text: str) -> None:
         for tracker in self._trackers:
             tracker.log_text(name, text)
+
+    def log_file(self, name: str, path: Path) -> None:
+        for tracker in self._trackers:
+            tracker.log_file(name, path)
 
     def log_dataset(self, name: str, url: str, digest: str, context: str) -> None:
         for tracker in self._trackers:

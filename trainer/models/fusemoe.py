@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from data_shards import Batch, DatasetSchema, Group, group_layout
 from data_shards.statistics import SplitStatistics
@@ -57,6 +58,7 @@ class FuseMoE(nn.Module):
         super().__init__()
         modalities = len(schema.modalities)
         self.config, self.bins = config, config.bins
+        self.recompute = False  # compute blocks again in the backward pass instead of keeping their activations
         self.attention = resolve_attention(config, modalities)
         self.layout = group_layout(schema)
         self.encoders = nn.ModuleDict(
@@ -93,10 +95,16 @@ class FuseMoE(nn.Module):
         x_ND, layout = self.embed(batch)
         routing = []
         for block in self.blocks:
-            x_ND, stats = block(x_ND, layout)
+            x_ND, stats = self._block(block, x_ND, layout)
             routing.append(stats)
         pooled_BX = self.pooling(x_ND, layout)
         return Fused({name: head(pooled_BX) for name, head in self.heads.items()}, routing, pooled_BX)
+
+    def _block(self, block: nn.Module, x_ND: Tensor, layout: TokenLayout) -> tuple[Tensor, RoutingStats]:
+        """One fusion block. Every rank recomputes every block, in the same order, so collectives in it stay matched."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, x_ND, layout, use_reentrant=False)  # type: ignore[return-value]
+        return block(x_ND, layout)  # type: ignore[no-any-return]
 
     def embed(self, batch: Batch) -> tuple[Tensor, TokenLayout]:
         """Tokens of what is present, then one indicator per absent modality if the model has them."""
@@ -120,6 +128,27 @@ class FuseMoE(nn.Module):
     def encode(self, name: str, group: Group, block_P: Tensor, counts_M: Tensor) -> Tensor:
         """(P, T, D) tokens of one encoder group."""
         return self.encoders[_safe(name)](group, block_P, counts_M).to(self.modality.weight.dtype)
+
+
+def compile_dense_parts(model: nn.Module) -> None:
+    """Compile in place what has no data-dependent control flow: heads and feed-forward parts. Names stay as they are.
+
+    Packed attention, routing and grouped layers are left alone: their shapes and launches follow the batch.
+
+    Raises:
+        ValueError: this host cannot compile.
+    """
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(2))
+    except Exception as error:  # whatever a missing compiler raises
+        reason = str(error).strip().split("\n")[0][:200]
+        raise ValueError(
+            f"training.compile=true, but torch.compile does not work here ({reason}): install a C++ compiler and "
+            "Python's headers, or set training.compile=false"
+        ) from error
+    for module in model.modules():
+        if isinstance(module, nn.Sequential):
+            module.compile(dynamic=True)
 
 
 def resolve_attention(config: ModelConfig, modalities: int) -> str:

@@ -1,0 +1,92 @@
+"""Options of a training step that must not change its result, and what a run says about its cost."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.ranks import run_ranks
+from tests.trainer.tiny import config, packed
+from trainer.config import RunConfig
+from trainer.context import SingleContext
+from trainer.jobs import run
+
+
+class Rank(SingleContext):
+    """One of several ranks."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        super().__init__("cpu")
+        self.rank, self.world, self.local_rank = rank, world, rank
+
+
+def _job(rank: int, world: int, tree: dict[str, Any]) -> dict[str, Any]:
+    return run(RunConfig.model_validate(tree), Rank(rank, world))
+
+
+def lines(storage: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (storage / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(storage: Path) -> dict[int, float]:
+    return {
+        line["step"]: line["metrics"]["train/loss"]
+        for line in lines(storage)
+        if "train/loss" in line.get("metrics", {})
+    }
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return packed(tmp_path_factory.mktemp("tiny") / "data")
+
+
+def test_recomputed_activations_change_nothing(data: str, tmp_path: Path) -> None:
+    """Two ranks that exchange tokens again during the backward pass, dropout and router noise on."""
+    found = []
+    for recompute in (False, True):
+        layout: dict[str, Any] = {"parallel__workers": 2, "parallel__expert_parallel": 2, "training__batch_size": 7}
+        chosen = config(data, tmp_path / str(recompute), training__activation_checkpointing=recompute, **layout)
+        run_ranks(_job, 2, chosen.model_dump(mode="json"))
+        found.append(losses(tmp_path / str(recompute)))
+    assert len(found[0]) > 5
+    assert found[0] == found[1]
+
+
+def test_a_run_tells_its_size_its_speed_and_leaves_a_trace(data: str, tmp_path: Path) -> None:
+    chosen = config(data, tmp_path, training__profile=2)
+    result = run_ranks(_job, 1, chosen.model_dump(mode="json"))[0]
+    assert result["status"] == "finished"
+    params = next(line["params"] for line in lines(tmp_path) if "parameters.total" in line.get("params", {}))
+    assert int(params["parameters.active"]) < int(params["parameters.total"])
+    last = [line["metrics"] for line in lines(tmp_path) if "perf/mfu" in line.get("metrics", {})][-1]
+    assert 0 < last["perf/mfu"] < 1.5 and last["perf/tflops"] > 0
+    with gzip.open(tmp_path / "run" / "profile" / "trace.json.gz") as file:
+        names = {event.get("name") for event in json.load(file)["traceEvents"]}
+    assert {"ProfilerStep#5", "ProfilerStep#6"} <= names
+    assert "aten::addmm" in names
+
+
+def test_compile_says_what_is_missing(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(ValueError, match=r"training.compile=true, but .*no compiler.*install a C\+\+ compiler"):
+        run(config(data, tmp_path, training__compile=True), SingleContext("cpu"))
+
+
+@pytest.mark.slow
+def test_compiled_parts_give_the_same_losses(data: str, tmp_path: Path) -> None:
+    found = []
+    for compiled in (False, True):
+        changes: dict[str, Any] = {"model__dropout": 0.0, "model__ffn_hidden": 16, "training__epochs": 1}
+        chosen = config(data, tmp_path / str(compiled), training__compile=compiled, **changes)
+        run_ranks(_job, 1, chosen.model_dump(mode="json"))
+        found.append(losses(tmp_path / str(compiled)))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
