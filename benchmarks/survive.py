@@ -2,15 +2,16 @@
 
     python -m benchmarks.survive --kills 20 --seed 0
 
-Trains a small recipe twice under Ray on two expert-parallel workers: once undisturbed, once while workers, all workers,
-or the driver are killed with SIGKILL at random moments: in the middle of a step, of a checkpoint, of an evaluation. Then
-compares: records lost or repeated in any epoch (from the trace that the workers write), final weights and moments bit
-for bit, and the loss curve in MLflow point for point. Prints what it does; the last line is one JSON object.
+Trains a small recipe twice under Ray on two expert-parallel workers: once undisturbed, once while a worker, all of
+them, or the driver are killed with SIGKILL at random moments: in a step, a checkpoint, an evaluation. Then compares
+records lost or repeated in any epoch (from the trace that the workers write), final weights and moments bit for bit,
+and the loss curve in MLflow point for point. Prints what it does; the last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import random
@@ -154,8 +155,8 @@ def kill_once(run: Run, rng: random.Random) -> bool:
         return not run.ended()
     kill = Kill(victim, moment, run.last_step()[0])
     at = time.time()
-    _kill(run, victim, workers, rng)
-    if not until(run, lambda: run.last_step()[1] > at + 0.2, RECOVERY_LIMIT_S):
+    gone = _kill(run, victim, workers, rng)
+    if not until(run, lambda: run.last_step()[1] > gone, RECOVERY_LIMIT_S):
         return False
     kill.recovery_s = run.last_step()[1] - at
     run.kills.append(kill)
@@ -164,7 +165,8 @@ def kill_once(run: Run, rng: random.Random) -> bool:
     return True
 
 
-def _kill(run: Run, victim: str, workers: list[psutil.Process], rng: random.Random) -> None:
+def _kill(run: Run, victim: str, workers: list[psutil.Process], rng: random.Random) -> float:
+    """Kill; the time after which a step can only be a new one."""
     assert run.process is not None
     if victim == "driver":
         family = psutil.Process(run.process.pid).children(recursive=True)
@@ -174,13 +176,16 @@ def _kill(run: Run, victim: str, workers: list[psutil.Process], rng: random.Rand
         _, alive = psutil.wait_procs(family, timeout=20)
         for process in alive:
             process.kill()
+        gone = time.time()
         run.start()
-        return
-    for process in [rng.choice(workers)] if victim == "worker" else workers:
-        try:
+        return gone
+    victims = [rng.choice(workers)] if victim == "worker" else workers
+    for process in victims:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
+    psutil.wait_procs(victims, timeout=20)
+    # A survivor cannot finish a step without the others, but the line of the step before may still be on its way.
+    return time.time() + 0.2
 
 
 def final_state(run: Run) -> dict[str, np.ndarray]:

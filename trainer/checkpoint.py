@@ -149,6 +149,7 @@ class CheckpointWriter:
         run_dir: URL of the run. rank, world: this process and the number of processes.
         attempt: text that all ranks of this start of the run share, so that leftovers of a killed attempt at the same
             step are never mistaken for this one's.
+        agree: collective; whether all ranks are fine.
         before_commit: called on rank 0 when all is written and only the commit is left, so that what it makes durable
             (the metrics up to this step) is never behind a checkpoint.
     """
@@ -161,51 +162,63 @@ class CheckpointWriter:
         attempt: str,
         keep_last: int,
         keep_best: int,
+        agree: Callable[[bool], bool] = lambda ok: ok,
         before_commit: Callable[[], None] = lambda: None,
     ) -> None:
         self._fs, root = fsspec.url_to_fs(run_dir)
         self._root = f"{root.rstrip('/')}/{FOLDER}"
         self._rank, self._world, self._attempt = rank, world, attempt
         self._keep_last, self._keep_best, self._before_commit = keep_last, keep_best, before_commit
+        self._agree = agree
         self._thread: threading.Thread | None = None
+        self._written, self._abandoned = threading.Event(), threading.Event()
         self.failed: Exception | None = None
 
     def path(self, step: int) -> str:
         return f"{self._root}/step-{step:010d}"
 
     def save(self, engine: Engine, meta: dict[str, Any]) -> None:
-        """Copy this rank's state and write it in the background. Every rank calls this at the same steps.
+        """Copy this rank's state and write it in the background. Collective.
 
         Waits for the previous checkpoint if that is still being written. A checkpoint that cannot be written is a
         warning, not the end of training: the error is in `failed` until one succeeds.
         """
-        self.wait()
+        self.settle()
         parts = snapshot(engine.fragments())
         meta = {**meta, "format": FORMAT, "parameters": engine.logical_parameters(), "world": self._world}
+        self._written.clear()
+        self._abandoned.clear()
         self._thread = threading.Thread(target=self._write, args=(parts, meta), name="checkpoint", daemon=True)
         self._thread.start()
 
-    def wait(self) -> None:
-        """Return when nothing is being written any more."""
+    def settle(self) -> bool:
+        """Return when nothing is being written any more: whether the last checkpoint was committed. Collective."""
         if self._thread is not None:
+            self._written.wait()
+            if not self._agree(self.failed is None):
+                self._abandoned.set()  # rank 0 would wait in vain for a rank that could not write
             self._thread.join()
             self._thread = None
+        return self._agree(self.failed is None)
 
     def _write(self, parts: list[Snapshot], meta: dict[str, Any]) -> None:
         step = int(meta["step"])
+        self.failed = None
         try:
             path = self.path(step)
             self._fs.makedirs(path, exist_ok=True)
             stem = f"rank-{self._rank:05d}"
             pieces = write_pieces(self._fs, path, f"{stem}.safetensors", parts)
             write_json(self._fs, f"{path}/{stem}.json", {"attempt": self._attempt, "pieces": piece_rows(pieces)})
+            self._written.set()
             if self._rank == 0:
                 self._commit(path, meta)
                 self._prune(step)
-            self.failed = None
-        except Exception as error:
+        except Exception as error:  # storage fails in many ways; none of them may end training
             self.failed = error
             logger.warning("checkpoint of step %d could not be written (%s); training goes on", step, error)
+        finally:
+            self._written.set()
 
     def _commit(self, path: str, meta: dict[str, Any]) -> None:
         ranks = {}
@@ -220,6 +233,8 @@ class CheckpointWriter:
         """Digest of a rank's description, once that rank has written it in this attempt."""
         deadline = time.monotonic() + RANKS_TIMEOUT_S
         while time.monotonic() < deadline:
+            if self._abandoned.is_set():
+                raise CheckpointError("another rank could not write its part")
             self._fs.invalidate_cache()
             if self._fs.exists(path):
                 data = self._fs.cat_file(path)

@@ -87,7 +87,14 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
     attempt = broadcast_json(uuid.uuid4().hex, session.device)
     keep = config.training.checkpoint
     writer = CheckpointWriter(
-        config.run_dir, context.rank, context.world, attempt, keep.keep_last, keep.keep_best, tracker.flush
+        config.run_dir,
+        context.rank,
+        context.world,
+        attempt,
+        keep.keep_last,
+        keep.keep_best,
+        _agree(session),
+        tracker.flush,
     )
     loop = TrainingLoop(session, tracker, writer, describe_run(session, tracker.run_id), progress)
     progress = loop.run()

@@ -22,6 +22,7 @@ from data_shards import Batch, ShardError, Step
 from data_shards.errors import REASONS
 from parallel import balance_losses, reduce_stats
 from trainer.checkpoint import CheckpointWriter
+from trainer.checkpoint_files import CheckpointError
 from trainer.collectives import sum_over_ranks
 from trainer.evaluation import evaluate
 from trainer.logs import progress as bar
@@ -32,6 +33,8 @@ from trainer.schedule import lr_factor
 from trainer.session import Session
 from trainer.trace import RecordTrace
 from trainer.tracker import Tracker
+
+FINAL_RETRIES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 
 
 @dataclass
@@ -96,8 +99,22 @@ class TrainingLoop:
         with self.profiler:
             while not self.progress.finished and not self.stopped:
                 self._epoch()
-        self.writer.wait()
+        self._settle()
         return self.progress
+
+    def _settle(self) -> None:
+        """The last checkpoint is there. If its storage is away, try for a while: everything else is done."""
+        for delay in FINAL_RETRIES_S:
+            if self.writer.settle():
+                return
+            if self.context.rank == 0:
+                logger.warning("the last checkpoint is tried again in %.0f s", delay)
+            time.sleep(delay)
+            self._save()
+        if not self.writer.settle():
+            raise CheckpointError(
+                f"the last checkpoint could not be written: {self.writer.failed or 'on another rank'}"
+            )
 
     def _epoch(self) -> None:
         progress = self.progress

@@ -1,0 +1,108 @@
+"""Storage that fails: training goes on, nothing half-written counts, and the next checkpoint succeeds."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fsspec.implementations.local import LocalFileSystem
+
+from parallel import Fragment
+from trainer.checkpoint import CheckpointWriter, committed_paths, newest_checkpoint
+from trainer.checkpoint_files import CheckpointError, PieceReader
+
+
+class StillEngine:
+    """An engine whose state is two small tensors, split into uneven fragments."""
+
+    def __init__(self) -> None:
+        self.flat = torch.arange(10.0)
+
+    def logical_parameters(self) -> dict[str, tuple[int, ...]]:
+        return {"w": (2, 5)}
+
+    def fragments(self) -> list[Fragment]:
+        cuts = [(0, 3), (3, 10)]
+        return [
+            Fragment("w", (2, 5), a, b - a, self.flat[a:b], self.flat[a:b] + 0.5, self.flat[a:b] * 2) for a, b in cuts
+        ]
+
+
+class FullDisk(LocalFileSystem):
+    """Takes `room` bytes, then no more."""
+
+    cachable = False
+    room = 0
+
+    def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        if "w" in mode:
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        return super().open(path, mode, **options)
+
+
+def meta(step: int) -> dict[str, Any]:
+    return {"step": step, "score": None, "progress": {"epoch": 0}}
+
+
+def writer(folder: Path, **options: Any) -> CheckpointWriter:
+    return CheckpointWriter(str(folder), 0, 1, "attempt", keep_last=2, keep_best=0, **options)
+
+
+def test_a_full_disk_does_not_end_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keeper, engine = writer(tmp_path), StillEngine()
+    keeper.save(engine, meta(1))  # type: ignore[arg-type]
+    assert keeper.settle()
+    healthy, keeper._fs = keeper._fs, FullDisk()
+    with caplog.at_level("WARNING"):
+        keeper.save(engine, meta(2))  # type: ignore[arg-type]
+        assert not keeper.settle()
+    assert "step 2 could not be written ([Errno 28] No space left" in caplog.text
+    assert "training goes on" in caplog.text
+    assert [path[-1] for path in committed_paths(str(tmp_path))] == ["1"]
+    keeper._fs = healthy
+    keeper.save(engine, meta(3))  # type: ignore[arg-type]
+    assert keeper.settle() and keeper.failed is None
+    newest = newest_checkpoint(str(tmp_path))
+    assert newest is not None and newest.step == 3
+    assert not (tmp_path / "checkpoints" / "step-0000000002").exists(), "the leftover is removed"
+
+
+def test_any_interval_can_be_read_and_a_gap_is_noticed(tmp_path: Path) -> None:
+    keeper, engine = writer(tmp_path), StillEngine()
+    keeper.save(engine, meta(1))  # type: ignore[arg-type]
+    assert keeper.settle()
+    checkpoint = newest_checkpoint(str(tmp_path))
+    assert checkpoint is not None
+    for start in range(10):
+        for stop in range(start, 11):
+            got = checkpoint.reader().read("w", "exp_avg", start, stop - start)
+            assert torch.equal(got, engine.flat[start:stop] + 0.5)
+    holes = PieceReader(checkpoint.fs, checkpoint.path, [p for p in checkpoint.pieces() if p.start == 0])
+    with pytest.raises(CheckpointError, match=r"is incomplete: it holds 3 of the 10 elements of w"):
+        holes.read("w", "master", 0, 10)
+
+
+def test_nothing_is_committed_before_the_record_is_safe(tmp_path: Path) -> None:
+    """`before_commit` runs when all pieces are there and the marker is not; if it fails, so does the checkpoint."""
+    seen: list[bool] = []
+
+    def check() -> None:
+        folder = tmp_path / "checkpoints" / "step-0000000001"
+        seen.append((folder / "rank-00000.json").exists() and not (folder / "COMMIT").exists())
+        raise OSError("the tracker's disk is full")
+
+    keeper = writer(tmp_path, before_commit=check)
+    keeper.save(StillEngine(), meta(1))  # type: ignore[arg-type]
+    assert not keeper.settle()
+    assert seen == [True] and committed_paths(str(tmp_path)) == []
+
+
+def test_rank_0_does_not_wait_for_a_rank_that_failed(tmp_path: Path) -> None:
+    """Two ranks; the other one says that it could not write."""
+    keeper = CheckpointWriter(str(tmp_path), 0, 2, "attempt", keep_last=2, keep_best=0, agree=lambda ok: False)
+    keeper.save(StillEngine(), meta(1))  # type: ignore[arg-type]
+    assert not keeper.settle()
+    assert "another rank could not write" in str(keeper.failed)
