@@ -69,7 +69,8 @@ def task_metrics(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> dict[s
     target's unit.
     """
     labelled_B = (~target_Bt.isnan()).any(dim=1)
-    logits_BC, target_Bt = logits_BC[labelled_B], target_Bt[labelled_B]
+    # In double precision probabilities tie only where logits do, so ranking metrics do not depend on rounding.
+    logits_BC, target_Bt = logits_BC[labelled_B].double(), target_Bt[labelled_B].double()
     if not len(target_Bt):
         return {}
     compute = {"binary": _binary, "multiclass": _multiclass, "multilabel": _multilabel, "regression": _regression}
