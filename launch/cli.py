@@ -60,7 +60,7 @@ def pack(
     \b
     python -m launch pack digits --out data/digits
     python -m launch pack physionet2012 --source DIR --out data/physionet2012 --splits DIR/raindrop_splits.csv
-    python -m launch pack synthetic --out data/made_up -o records=2000 -o modalities=24
+    python -m launch pack synthetic --out data/made_up -o records=2000 -o modalities=series:20,image:4
     """
     from launch.data import pack_source
 
@@ -124,6 +124,29 @@ def evaluate(
     from launch.run import evaluate_checkpoint
 
     evaluate_checkpoint(checkpoint, data, part, drop or [], overrides or [], debug)
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe (launch/recipes), or a YAML file.")],
+    overrides: Overrides = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Devices; default: parallel.workers.")] = None,
+    gpu: Annotated[str, typer.Option(help="Kind, e.g. h200, a100, l40s, or cpu (measured here).")] = "h100",
+    schema: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Schema as JSON, for data that is not packed yet.")
+    ] = None,
+    presence: Annotated[float, typer.Option(help="With --schema: share of records that have a modality.")] = 1.0,
+    debug: Debug = False,
+) -> None:
+    """Predict memory, traffic and speed of a run without running it, on up to thousands of GPUs.
+
+    \b
+    python -m launch plan digits
+    python -m launch plan digits model.dim=4096 model.layers=24 parallel.expert_parallel=8 --gpus 64 --gpu h100
+    """
+    from launch.plan import plan_recipe
+
+    plan_recipe(recipe, overrides or [], gpus, gpu, schema, presence)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ that is not in the table, every CPU among them, is measured once with a short ma
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 
@@ -57,6 +58,25 @@ def find_device(name: str) -> Device:
         if device.name == name.lower():
             return device
     raise ValueError(f"unknown accelerator {name!r}; known are {', '.join(device.name for device in DEVICES)}")
+
+
+def measured_device(threads: int) -> Device:
+    """This machine's processor with so many threads, measured; its memory is what the operating system says."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    cpu = torch.device("cpu")
+    peaks = [measured_peak(cpu, dtype) for dtype in (torch.bfloat16, torch.float32)]
+    block = torch.empty(1 << 24)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        block.mul_(1.0)
+        times.append(time.perf_counter() - start)
+    torch.set_num_threads(before)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    rate = 2 * block.nbytes / min(times)
+    # Workers of one machine exchange tensors through its memory, at best as fast as it can be copied.
+    return Device("cpu", (), peaks[0], peaks[1], memory, rate, rate / 8, 1.25e9, per_host=os.cpu_count() or 1)
 
 
 def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:

@@ -137,6 +137,18 @@ class FlopCounter:
             length_BT[:, -1] += (1 - present_BM).sum(1)
         return (length_BT if self.attention == "factorized" else length_BT.sum(1)).square().sum()
 
+    def expected_squares(self, presence_M: Tensor) -> float:
+        """Mean of `squares` of one record whose modalities are present independently with these probabilities."""
+        if self.attention == "per_modality":
+            return 0.0
+        bins_MT = self._bins_MT if self.attention == "factorized" else self._bins_MT.sum(1, keepdim=True)
+        absent_MT = torch.zeros_like(bins_MT)
+        absent_MT[:, -1] = float(self.config.missing_embedding)
+        presence_M1 = presence_M[:, None].double()
+        mean_T = (presence_M1 * bins_MT + (1 - presence_M1) * absent_MT).sum(0)
+        variance_T = (presence_M1 * (1 - presence_M1) * (bins_MT - absent_MT).square()).sum(0)
+        return float((mean_T.square() + variance_T).sum())
+
     def _attention(self, values: dict[str, float], tokens: float, encoded: float) -> float:
         """Projections of a token cost 8 D², scores and sums 4 D for each pair of tokens that see each other."""
         dim = self.config.dim

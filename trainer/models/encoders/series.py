@@ -11,6 +11,8 @@ K width of a head, S = P * F segments (one per pair and feature), D width, A inp
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -34,7 +36,7 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int, bins: int) -> None:
         super().__init__()
-        frequency = torch.logspace(0, torch.log10(torch.tensor(float(bins))).item(), width)
+        frequency = torch.logspace(0, math.log10(bins), width)
         self.frequency = nn.Parameter(frequency * torch.pi)
         self.phase = nn.Parameter(torch.linspace(0, torch.pi, width))
 

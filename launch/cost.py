@@ -1,0 +1,301 @@
+"""Bytes, arithmetic, traffic and time of one training step, computed from a recipe and a schema without running it.
+
+Exact: bytes of parameters, master weights and moments (from the model's own shapes and the sharding's own padding).
+Counted: FLOPs, from expected numbers of tokens (`trainer.flops`). Modelled, and named so in the result: how many tokens
+there are (presence of modalities taken as independent), activations, buffers, traffic, time.
+
+Shape legend: M modalities, T bins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from data_shards import DatasetSchema
+from data_shards.statistics import SplitStatistics
+from parallel import LocalDispatcher, MeshSpec
+from trainer.config import RunConfig
+from trainer.devices import Device
+from trainer.flops import FORWARD_AND_BACKWARD, FlopCounter, is_expert, parameter_counts
+from trainer.models.fusemoe import FuseMoE, resolve_attention
+from trainer.session import exempt_from_decay
+
+ALIGNMENT = 2  # DeepSpeed pads a flat group to a multiple of this times the ranks that share it
+BUCKET = 50_000_000  # elements of a reduction bucket (parallel.engine)
+RESERVE = 0.08  # share of the memory left to the driver, the allocator and fragmentation
+
+# Shares of the peak that dense products and grouped products of enough rows reach, seconds to start a kernel, and
+# kernels started by one fusion block in one direction; all measured orders of magnitude, none a promise.
+DENSE_EFFICIENCY, GROUPED_EFFICIENCY = 0.65, 0.55
+LAUNCH_S, LAUNCHES_OF_BLOCK = 6e-6, 90
+
+MODELLED = ("tokens", "activations", "buffers", "traffic", "step_s", "mfu")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What can be chosen without changing the result of training."""
+
+    world: int
+    expert_parallel: int
+    zero_stage: int
+    accumulation: int
+    activation_checkpointing: bool
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One layout's cost. Bytes are of the fullest rank, FLOPs and tokens of the whole step, traffic is sent by a rank.
+
+    `traffic` by kind: all_to_all, dense_reduce, dense_gather, expert_reduce, expert_gather; `seconds` by what they go
+    for: compute, memory (bound by it), launches, all_to_all, reduce, optimizer.
+    """
+
+    layout: Layout
+    bytes: dict[str, int]
+    flops: float
+    tokens: float
+    traffic: dict[str, int]
+    links: dict[str, str]
+    seconds: dict[str, float]
+    mfu: float
+    capacity: float
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.bytes.values())
+
+    @property
+    def step_s(self) -> float:
+        return sum(self.seconds.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.total_bytes <= self.capacity
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            **asdict(self.layout),
+            "bytes": {**self.bytes, "total": self.total_bytes},
+            "capacity_bytes": int(self.capacity),
+            "flops": self.flops,
+            "tokens": self.tokens,
+            "traffic_bytes": self.traffic,
+            "links": self.links,
+            "seconds": self.seconds,
+            "step_s": self.step_s,
+            "mfu": self.mfu,
+            "fits": self.fits,
+        }
+
+
+class _Place(LocalDispatcher):
+    """Stands for the first rank of an expert-parallel group of this size; carries nothing."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size  # type: ignore[misc]
+
+
+class CostModel:
+    """Costs of one recipe on one kind of device.
+
+    Args:
+        config: the recipe. schema, statistics: of the data; only shapes, presence and lengths are used.
+        device: what it is to run on.
+    """
+
+    def __init__(self, config: RunConfig, schema: DatasetSchema, statistics: SplitStatistics, device: Device) -> None:
+        self.config, self.schema, self.statistics, self.device = config, schema, statistics, device
+        names = config.training.tasks or list(schema.task_names)
+        attention = resolve_attention(config.model, len(schema.modalities))
+        self.tasks = names
+        self.counter = FlopCounter(schema, {name: schema.task(name).dim for name in names}, config.model, attention)
+        self.features = expected_features(self.counter, statistics, config.training.batch_size)
+        self._shapes: dict[int, dict[str, torch.Size]] = {}
+
+    def shapes(self, expert_parallel: int) -> dict[str, torch.Size]:
+        """Shapes of a rank's parameters, from the model itself built without memory."""
+        if expert_parallel not in self._shapes:
+            with torch.device("meta"):
+                model = FuseMoE(self.schema, self.tasks, self.statistics, self.config.model, _Place(expert_parallel), 0)
+            self._shapes[expert_parallel] = {name: p.shape for name, p in model.named_parameters()}
+        return self._shapes[expert_parallel]
+
+    def parameters(self) -> dict[str, int]:
+        """Parameters of the whole model: total, experts, active."""
+        shapes = {name: tuple(shape) for name, shape in self.shapes(1).items()}
+        return parameter_counts(shapes, self.config.model.moe.top_k)
+
+    def cost(self, layout: Layout) -> StepCost:
+        """The step under this layout. Raises ValueError if its degrees do not divide."""
+        moe = self.config.model.moe
+        MeshSpec(layout.world, layout.expert_parallel, moe.experts, moe.top_k).validate()
+        values = dict(zip(self.counter.features, self.features, strict=True))
+        tokens = self.counter.count_tokens(values)
+        memory = self._bytes(layout, tokens)
+        traffic, links = self._traffic(layout, tokens)
+        flops = self.counter.step_flops(self.features)
+        seconds = self._seconds(layout, tokens, memory, traffic, links)
+        peak = self.device.peak(self.config.parallel.precision) * layout.world
+        mfu = flops / peak / sum(seconds.values())
+        capacity = self.device.memory * (1 - RESERVE)
+        return StepCost(layout, memory, flops, tokens, traffic, links, seconds, mfu, capacity)
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight or an activation."""
+        return 2 if self.config.parallel.precision == "bf16" else 4
+
+    def groups(self, layout: Layout) -> dict[tuple[bool, bool], int]:
+        """Elements of each optimizer group (expert?, decayed?) on a rank, without padding."""
+        sizes: dict[tuple[bool, bool], int] = {}
+        for name, shape in self.shapes(layout.expert_parallel).items():
+            key = (is_expert(name), not exempt_from_decay(name, torch.empty(shape, device="meta")))  # type: ignore[arg-type]
+            sizes[key] = sizes.get(key, 0) + shape.numel()
+        return sizes
+
+    def _bytes(self, layout: Layout, tokens: float) -> dict[str, int]:
+        replicated = expert = shard = 0
+        for (is_experts, _), size in self.groups(layout).items():
+            sharers = layout.world // layout.expert_parallel if is_experts else layout.world
+            padded = padded_group(size, sharers)
+            shard += padded // sharers
+            if is_experts:
+                expert += padded
+            else:
+                replicated += padded
+        whole = replicated + expert
+        bucket = min(BUCKET, whole)
+        return {
+            "replicated_parameters": replicated * self.width,
+            "expert_parameters": expert * self.width,
+            "master_weights": shard * 4,
+            "moments": shard * 8,
+            "gradients": (shard if layout.zero_stage == 2 else whole) * 4,
+            "activations": int(self._activations(layout, tokens)),
+            "buffers": bucket * 4 + 2 * bucket * self.width,
+        }
+
+    def _activations(self, layout: Layout, tokens: float) -> float:
+        """Bytes kept for the backward pass of one micro-batch; see `activation_elements`."""
+        share = 1 / (layout.world * layout.accumulation)
+        block, outside = activation_elements(self.counter, self.features)
+        layers = self.config.model.layers
+        kept = tokens * self.config.model.dim * layers + block if layout.activation_checkpointing else block * layers
+        return (kept + outside) * share * self.width
+
+    def _traffic(self, layout: Layout, tokens: float) -> tuple[dict[str, int], dict[str, str]]:
+        """Bytes that a rank sends in a step, by kind, and the slowest link they cross."""
+        world, ep = layout.world, layout.expert_parallel
+        copies, moe = world // ep, self.config.model.moe
+        rows = tokens / world * moe.top_k * self.config.model.layers
+        # Rows go out and come back, forward and backward; recomputation repeats the forward pair.
+        passes = 6 if layout.activation_checkpointing else 4
+        sizes = self.groups(layout)
+        dense = sum(size for (expert, _), size in sizes.items() if not expert)
+        expert = sum(size for (is_experts, _), size in sizes.items() if is_experts)
+        reductions = layout.accumulation if layout.zero_stage == 2 else 1
+        traffic = {
+            "all_to_all": passes * rows * self.config.model.dim * self.width * (ep - 1) / ep,
+            "dense_reduce": reductions * dense * 4 * (world - 1) / world,
+            "dense_gather": dense * self.width * (world - 1) / world,
+            "expert_reduce": reductions * expert * 4 * (copies - 1) / copies,
+            "expert_gather": expert * self.width * (copies - 1) / copies,
+        }
+        host = self.device.per_host
+        near = {"all_to_all": ep <= host, "dense": world <= host, "expert": world <= host or copies == 1}
+        links = {
+            kind: "link" if near[kind.split("_")[0] if kind != "all_to_all" else kind] else "network"
+            for kind in traffic
+        }
+        return {kind: int(value) for kind, value in traffic.items()}, links
+
+    def _seconds(
+        self, layout: Layout, tokens: float, memory: dict[str, int], traffic: dict[str, int], links: dict[str, str]
+    ) -> dict[str, float]:
+        config, device = self.config, self.device
+        peak, micro = device.peak(config.parallel.precision), layout.accumulation
+        passes = FORWARD_AND_BACKWARD + (1 if layout.activation_checkpointing else 0)
+        parts = self.counter.forward_flops(self.features)
+        expert_flops = passes * parts["experts"] / layout.world
+        dense_flops = passes * (sum(parts.values()) - parts["experts"]) / layout.world
+        # Expert weights are read forward and backward and their gradient is written, once a micro-batch.
+        weights = FORWARD_AND_BACKWARD * memory["expert_parameters"] * micro / device.memory_rate
+        experts = max(expert_flops / (peak * GROUPED_EFFICIENCY), weights)
+        rate = {"link": device.link, "network": device.network}
+        shard = memory["master_weights"] // 4
+        reduce = sum(traffic[kind] / rate[links[kind]] for kind in traffic if kind != "all_to_all")
+        return {
+            "compute": dense_flops / (peak * DENSE_EFFICIENCY) + experts,
+            "memory": 2 * memory["activations"] * micro / device.memory_rate,
+            "launches": LAUNCH_S * LAUNCHES_OF_BLOCK * (config.model.layers + 2) * passes * micro,
+            "all_to_all": traffic["all_to_all"] / rate[links["all_to_all"]],
+            "reduce": reduce,
+            "optimizer": (shard * 32 + memory["gradients"]) / device.memory_rate,
+        }
+
+
+def padded_group(elements: int, sharers: int) -> int:
+    """Elements of an optimizer group after DeepSpeed has padded it for the ranks that share it."""
+    unit = ALIGNMENT * sharers
+    return -(-elements // unit) * unit
+
+
+def expected_features(counter: FlopCounter, statistics: SplitStatistics, records: int) -> list[float]:
+    """Mean features of a batch of `records`, modalities taken as present independently of each other."""
+    modalities, tables = counter.schema.modalities, statistics.modalities
+    presence_M = torch.tensor(
+        [tables[spec.name].present / max(1, statistics.records) for spec in modalities], dtype=torch.float64
+    )
+    values = dict.fromkeys(counter.features, 0.0) | {"records": float(records)}
+    for name, indices in counter.layout.items():
+        values[f"pairs/{name}"] = records * float(presence_M[indices].sum())
+    if counter.config.missing_embedding:
+        values["indicators"] = records * float((1 - presence_M).sum())
+    for spec, presence in zip(modalities, presence_M.tolist(), strict=True):
+        table = tables[spec.name]
+        if spec.kind == "series":
+            values["events"] += records * sum(table.count) / max(1, statistics.records)
+        if spec.kind == "text":
+            stride = counter.config.text.stride
+            length = (table.mean[0] + (stride - 1) / 2) / stride
+            values["positions"] += records * presence * length
+            values["text_squares"] += records * presence * (length**2 + (table.std[0] / stride) ** 2)
+    values["squares"] = records * counter.expected_squares(presence_M)
+    return [values[name] for name in counter.features]
+
+
+def activation_elements(counter: FlopCounter, features: list[float]) -> tuple[float, float]:
+    """Elements kept for the backward pass of (one fusion block, everything else), by counting saved operands."""
+    config, moe = counter.config, counter.config.moe
+    values = dict(zip(counter.features, features, strict=True))
+    tokens, dim, k = counter.count_tokens(values), config.dim, moe.top_k
+    hidden = moe.hidden or 4 * dim
+    attention = {"per_modality": 6, "joint": 6, "factorized": 14}[counter.attention] * dim
+    routed = dim + k * (2 * dim + hidden) + 4 * moe.experts + 2 * moe.shared_expert_hidden
+    dense = dim + 2 * config.ffn_hidden if config.ffn_hidden else 0
+    block = tokens * (5 * dim + attention + routed + dense)
+    outside = tokens * dim * (4 + config.latents)
+    for name, indices in counter.layout.items():
+        spec, pairs = counter.schema.modalities[indices[0]], values[f"pairs/{name}"]
+        rows = pairs * counter.tokens[name]
+        match spec.kind:
+            case "series":
+                widest = max(counter.schema.modalities[index].width for index in indices)
+                inputs = widest * (5 * config.series.kernel + config.series.heads + 1)
+                score = config.bins * config.series.heads
+                outside += rows * (3 * inputs + 6 * dim) + values["events"] * (3 * score + 2 * config.series.time_dim)
+            case "text":
+                outside += values["positions"] * dim * (3 + 18 * config.text.layers)
+            case "vector":
+                outside += pairs * (spec.width + 4 * dim)
+            case "image":
+                outside += rows * (spec.shape[0] * config.image.patch**2 + 4 * dim)
+            case "waveform":
+                patches = -(-(spec.max_length or 1) // config.waveform.patch)
+                outside += pairs * patches * (spec.width * config.waveform.patch + 5 * dim)
+    return block, outside

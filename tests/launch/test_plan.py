@@ -1,0 +1,160 @@
+"""The cost model against what a real build occupies and what real batches ask for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from data_shards import StepLoader, open_manifest
+from data_shards.manifest import Manifest
+from launch.cli import app
+from launch.cost import CostModel, Layout, padded_group
+from launch.plan import make_plan, stated_statistics
+from parallel import LocalDispatcher
+from tests.ranks import run_ranks
+from tests.trainer.test_step import Rank
+from tests.trainer.tiny import config, packed
+from trainer.config import RunConfig
+from trainer.devices import find_device
+from trainer.flops import parameter_counts
+from trainer.models.fusemoe import FuseMoE
+from trainer.session import build_session
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return open_manifest(packed(tmp_path_factory.mktemp("plan") / "data"))
+
+
+def cost_model(run: RunConfig, manifest: Manifest, gpu: str = "h100") -> CostModel:
+    return CostModel(run, manifest.schema, manifest.statistics["default"], find_device(gpu))
+
+
+def _occupied(rank: int, world: int, tree: dict[str, Any]) -> dict[str, Any]:
+    """Bytes that a real engine holds on this rank, by kind."""
+    run = RunConfig.model_validate(tree)
+    opened = open_manifest(run.data.url)
+    session = build_session(run, Rank(rank, world), opened, opened.schema, opened.statistics["default"])
+    zero = session.engine._zero
+    masters = zero.single_partition_of_fp32_groups
+    moments = [zero.optimizer.state[flat][name] for flat in masters for name in ("exp_avg", "exp_avg_sq")]
+    expert = [group.get("moe", False) for group in zero.optimizer.param_groups]
+    flats = list(zip(expert, zero.bit16_groups_flat, strict=True))
+    return {
+        "replicated_parameters": sum(flat.nbytes for is_expert, flat in flats if not is_expert),
+        "expert_parameters": sum(flat.nbytes for is_expert, flat in flats if is_expert),
+        "master_weights": sum(flat.nbytes for flat in masters),
+        "moments": sum(moment.nbytes for moment in moments),
+        "owned": sum(fragment.numel for fragment in session.engine.fragments()),
+        "counts": parameter_counts(session.engine.logical_parameters(), run.model.moe.top_k),
+    }
+
+
+@pytest.mark.parametrize(
+    ("world", "degree", "precision", "stage"),
+    [(1, 1, "fp32", 1), (2, 2, "fp32", 1), (2, 2, "bf16", 2), (3, 1, "bf16", 1)],
+)
+def test_bytes_equal_those_of_a_real_build(
+    manifest: Manifest, tmp_path: Path, world: int, degree: int, precision: str, stage: int
+) -> None:
+    run = config(
+        manifest.url,
+        tmp_path,
+        model__dim=24,
+        model__heads=2,
+        model__moe__router="per_modality",
+        parallel__workers=world,
+        parallel__expert_parallel=degree,
+        parallel__precision=precision,
+        parallel__zero_stage=stage,
+    )
+    model = cost_model(run, manifest)
+    planned = model.cost(Layout(world, degree, stage, 1, False)).bytes
+    found = run_ranks(_occupied, world, run.model_dump(mode="json"))
+    for rank in found:
+        for kind in ("replicated_parameters", "expert_parameters", "master_weights", "moments"):
+            assert planned[kind] == rank[kind], kind
+        assert rank["counts"] == model.parameters()
+    assert sum(rank["owned"] for rank in found) == model.parameters()["total"]
+
+
+def test_expected_batches_are_the_real_ones_on_average(manifest: Manifest, tmp_path: Path) -> None:
+    run = config(manifest.url, tmp_path, training__batch_size=8)
+    for attention in ("joint", "factorized"):
+        model = cost_model(
+            run.model_copy(update={"model": run.model.model_copy(update={"attention": attention})}), manifest
+        )
+        batches = [step.micro_batches[0] for step in StepLoader(manifest, run.data, "train", 8, 0, 1).steps(0)]
+        mean = sum(model.counter.measure(batch) for batch in batches) / len(batches)
+        expected = torch.tensor(model.features, dtype=torch.float64)
+        torch.testing.assert_close(expected[:-2], mean[:-2], rtol=0, atol=0.3)  # means, up to the rounding of lengths
+        torch.testing.assert_close(expected[-2:], mean[-2:], rtol=0.15, atol=0)  # squares of lengths
+        assert model.counter.step_flops(model.features) == pytest.approx(model.counter.step_flops(mean), rel=0.05)
+
+
+@pytest.mark.parametrize("attention", ["joint", "factorized"])
+def test_modelled_activations_are_near_the_saved_ones(manifest: Manifest, tmp_path: Path, attention: str) -> None:
+    run = config(manifest.url, tmp_path, model__dim=64, model__attention=attention, training__batch_size=16)
+    model = cost_model(run, manifest)
+    torch.manual_seed(0)
+    built = FuseMoE(manifest.schema, model.tasks, manifest.statistics["default"], run.model, LocalDispatcher(), 0)
+    batch = next(StepLoader(manifest, run.data, "train", 16, 0, 1).steps(0)).micro_batches[0]
+    known = {parameter.untyped_storage().data_ptr() for parameter in built.parameters()}
+    saved: dict[int, int] = {}
+    kept = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            saved[storage.data_ptr()] = storage.nbytes()
+            kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        built(batch)
+    modelled = model.cost(Layout(1, 1, 1, 1, False)).bytes["activations"]
+    assert 0.6 < modelled / sum(saved.values()) < 1.6
+
+
+def test_what_does_not_fit_gets_a_layout_that_does(manifest: Manifest, tmp_path: Path) -> None:
+    run = config(
+        manifest.url,
+        tmp_path,
+        model__dim=4096,
+        model__layers=8,
+        model__moe__experts=64,
+        model__moe__hidden=8192,
+        parallel__precision="bf16",
+        training__batch_size=1024,
+    )
+    model = cost_model(run, manifest)
+    plan = make_plan(run, model, 16)
+    assert not plan["fits"]
+    assert plan["nearest"]["fits"] and plan["nearest"]["world"] >= 16
+    assert 64 % plan["nearest"]["expert_parallel"] == 0
+    wide = make_plan(run, model, 4096)
+    assert wide["bytes"]["master_weights"] < plan["bytes"]["master_weights"]
+    assert wide["links"]["dense_reduce"] == "network"
+
+
+def test_arithmetic_of_padding_and_stated_presence(manifest: Manifest) -> None:
+    assert [padded_group(10, 1), padded_group(10, 3), padded_group(12, 3)] == [10, 12, 12]
+    half = stated_statistics(manifest.schema, 0.5)
+    assert half.modalities["note"].present == 500 and half.modalities["note"].mean == (24.0,)
+
+
+def test_the_verb_prints_tables_and_one_json_line(manifest: Manifest, tmp_path: Path) -> None:
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(json.dumps({"data": {"url": "nowhere"}, "model": {"dim": 16, "heads": 2, "text": {"heads": 2}}}))
+    (tmp_path / "schema.json").write_text(manifest.schema.to_json())
+    words = ["plan", str(recipe), "model.image.patch=2", "--schema", str(tmp_path / "schema.json"), "--presence", "0.5"]
+    answer = CliRunner().invoke(app, [*words, "--gpus", "6", "--gpu", "a100"], catch_exceptions=False)
+    result = json.loads(answer.stdout.splitlines()[-1])
+    assert result["fits"] and result["gpus"] == 6 and result["gpu"] == "a100"
+    assert set(result["bytes"]) >= {"replicated_parameters", "expert_parameters", "moments", "activations", "total"}
+    assert "modelled" in answer.stderr
