@@ -47,7 +47,7 @@ def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout_s: float =
     with _environment(ENVIRONMENT):
         for rank in range(world):
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_entry, args=(rank, world, port, timeout_s, sender, fn, args), daemon=True)
+            process = context.Process(target=_entry, args=(rank, world, port, timeout_s, sender, fn, args))
             process.start()
             sender.close()
             pipes.append(receiver)

@@ -71,7 +71,7 @@ def train(config: RunConfig, context: Context, tags: dict[str, str]) -> dict[str
         return result
     finally:
         tracker.finish(status)  # type: ignore[arg-type]
-        session.engine.close()
+        session.close()
 
 
 def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def evaluate_checkpoint(config: RunConfig, context: Context) -> dict[str, Any]:
     session = build_session(config, context, manifest, schema, statistics_from_json(checkpoint.meta["statistics"]))
     load_engine(checkpoint, session.engine, moments=False)
     metrics, predictions = evaluate(session, request.part, request.drop)
-    session.engine.close()
+    session.close()
     return {
         "run_id": checkpoint.meta["mlflow_run_id"],
         "checkpoint": checkpoint.path,

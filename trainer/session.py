@@ -6,7 +6,7 @@ Both training and evaluation start here, so a checkpoint is evaluated by exactly
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -44,6 +44,7 @@ class Session:
     peak: float
     """FLOP/s that one worker's device can reach at most; `peak_source` says where the figure is from."""
     peak_source: str
+    _loaders: dict[tuple[str, bool], StepLoader] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +58,21 @@ class Session:
         return Meter(self.device, counter, self.context.world, self.peak * self.context.world)
 
     def loader(self, part: str, shuffle: bool) -> StepLoader:
-        """Batches of one part of the split: shuffled training steps, or evaluation in storage order."""
+        """Batches of one part of the split: shuffled training steps, or evaluation in storage order.
+
+        Made once for each use, as worker processes live as long as their loader.
+        """
+        if (part, shuffle) not in self._loaders:
+            self._loaders[part, shuffle] = self._make_loader(part, shuffle)
+        return self._loaders[part, shuffle]
+
+    def close(self) -> None:
+        """End loader processes and release the engine."""
+        for loader in self._loaders.values():
+            loader.close()
+        self.engine.close()
+
+    def _make_loader(self, part: str, shuffle: bool) -> StepLoader:
         training = self.config.training
         return StepLoader(
             self.manifest,

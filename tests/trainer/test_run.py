@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from data_shards import StepLoader, open_manifest
+from data_shards.reader import read_index
 from tests.ranks import run_ranks
 from tests.trainer.tiny import config, packed
 from trainer.checkpoint import CheckpointError, committed_paths, newest_checkpoint, open_checkpoint
@@ -230,3 +231,34 @@ def test_listing_and_verifying_checkpoints(data: str, tmp_path: Path) -> None:
     assert all(entry.problem is None for entry in list_checkpoints(str(first)))
     damaged, pending = list_checkpoints(run_config.run_dir, verify=True)
     assert "do not match their digest" in str(damaged.problem) and "not committed" in str(pending.problem)
+
+
+def test_loader_processes_and_prefetch_change_nothing(data: str, tmp_path: Path) -> None:
+    """Stopped with steps read ahead in a worker process; continued without one."""
+    whole = job(1, config(data, tmp_path / "whole"))
+    job(1, config(data, tmp_path / "ahead", data__workers=1, data__prefetch=3), stop_at=2)
+    last = job(1, config(data, tmp_path / "ahead"))
+    assert last["metrics"] == whole["metrics"]
+    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "ahead")
+    assert all(np.array_equal(expected[name], got[name]) for name in expected)
+
+
+def test_damaged_data_stops_the_run_or_is_skipped_and_counted(tmp_path: Path) -> None:
+    data = packed(tmp_path / "data")
+    index = read_index(open_manifest(data), 0)
+    row = index.keys.index("r0006")
+    shard = next((tmp_path / "data").glob("*.tar"))
+    content = bytearray(shard.read_bytes())
+    content[int(index.start_n[row] + index.size_n[row]) - 2] ^= 1
+    shard.write_bytes(bytes(content))
+    with pytest.raises(AssertionError, match=rf"shard {shard.name}, chunk 1, bytes \d+..\d+: .*CRC-32"):
+        job(2, config(data, tmp_path / "stop", parallel__workers=2))
+    skipping: dict[str, Any] = {"data__on_error": "skip", "data__retries": 0, "parallel__workers": 2}
+    run_config = config(data, tmp_path / "skip", data__max_skipped=4, **skipping)
+    assert job(2, run_config)["status"] == "finished"
+    checkpoint = newest_checkpoint(run_config.run_dir)
+    assert checkpoint is not None
+    skipped = checkpoint.meta["progress"]["skipped"]
+    assert skipped == {"checksum": 2}, "one damaged record, in two epochs"
+    with pytest.raises(AssertionError, match=r"2 checksum.*data.max_skipped is 1"):
+        job(2, config(data, tmp_path / "limit", data__max_skipped=1, **skipping))
