@@ -1,13 +1,15 @@
 """One mixture-of-experts layer on one CPU thread, forward and backward: ours against a floor and two peers.
 
-    python -m benchmarks.layer [--quick]
+    python -m benchmarks.layer [--quick] [--bf16]
 
-floor      one dense MLP (Linear, GELU, Linear, with biases) on T*K rows: the same arithmetic with no routing and one weight
-loop       one module an expert, indexed rows, results added by index: how most research code does it
-deepspeed  `deepspeed.moe.layer.MoE` without dropping tokens, K experts a token, its softmax gate
+    floor      one dense MLP (Linear, GELU, Linear, with biases) on T*K rows: the experts' arithmetic with one small
+               weight and no routing
+    loop       one module an expert, indexed rows, results added by index: how most research code does it
+    deepspeed  deepspeed.moe.layer.MoE without dropping tokens, K experts a token, its softmax gate
 
-Time is CPU time of the process, so a busy machine disturbs it less; alternatives take turns in one process, medians over
-rounds. The last line is one JSON object; `ratios` are ours and the peers' time over the floor's.
+Time is CPU time of the process, so a busy machine disturbs it less. The alternatives take turns in one process; a ratio
+is the median over rounds of an alternative's time over the floor's time in the same round. The last line is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -22,14 +24,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from parallel import MoEConfig, MoELayer, init_distributed
 
-# T tokens, d width, h expert hidden width, E experts, k experts a token
+Shape = tuple[int, int, int, int, int]  # T tokens, d width, h expert hidden width, E experts, k experts a token
 SHAPES = [(4096, 256, 1024, 32, 2), (4096, 128, 512, 128, 4)]
 QUICK_SHAPES = [(1024, 128, 512, 16, 2)]
-Step = Callable[[], None]
 
 
 class LoopMoE(nn.Module):
@@ -72,30 +72,24 @@ def deepspeed_moe(dim: int, hidden: int, experts: int, k: int) -> nn.Module:
     return layer
 
 
-def once(module: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor, up: Tensor) -> tuple[float, float]:
-    """CPU seconds of forward, and of forward plus backward, for all gradients."""
+def once(module: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor, up: Tensor) -> float:
+    """CPU seconds of forward plus backward, for all gradients."""
     x = x.detach().requires_grad_()
     module.zero_grad(set_to_none=True)
     start = time.process_time()
-    y = call(x)
-    middle = time.process_time()
-    y.backward(up)
-    return middle - start, time.process_time() - start
+    call(x).backward(up)
+    return time.process_time() - start
 
 
-def measure_shape(
-    shape: tuple[int, int, int, int, int], dtype: torch.dtype, rounds: int, peers: bool
-) -> dict[str, float]:
-    """Median seconds of forward plus backward by name."""
+def measure_shape(shape: Shape, dtype: torch.dtype, rounds: int, peers: bool) -> dict[str, list[float]]:
+    """Seconds of forward plus backward by name, one entry a round."""
     tokens, dim, hidden, experts, k = shape
     torch.manual_seed(0)
     x, up = torch.randn(tokens, dim, dtype=dtype), torch.randn(tokens, dim, dtype=dtype)
     rows, rows_up = torch.randn(tokens * k, dim, dtype=dtype), torch.randn(tokens * k, dim, dtype=dtype)
     modality = torch.zeros(tokens, dtype=torch.int64)
-    floor, ours = (
-        mlp(dim, hidden).to(dtype),
-        MoELayer(dim, MoEConfig(experts=experts, top_k=k, hidden=hidden)).to(dtype),
-    )
+    floor = mlp(dim, hidden).to(dtype)
+    ours = MoELayer(dim, MoEConfig(experts=experts, top_k=k, hidden=hidden)).to(dtype)
     alternatives: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor], Tensor, Tensor]] = {
         "floor": (floor, floor, rows, rows_up),
         "ours": (ours, lambda x: ours(x, modality)[0], x, up),
@@ -104,18 +98,27 @@ def measure_shape(
         loop, deep = LoopMoE(dim, hidden, experts, k).to(dtype), deepspeed_moe(dim, hidden, experts, k).to(dtype)
         alternatives |= {"loop": (loop, loop, x, up), "deepspeed": (deep, lambda x: deep(x)[0], x, up)}
     times: dict[str, list[float]] = {name: [] for name in alternatives}
-    for round_ in range(rounds + 1):  # the first warms up
+    for round_ in range(rounds + 1):
         for name, arguments in alternatives.items():
-            _, seconds = once(*arguments)
-            if round_:
+            seconds = once(*arguments)
+            if round_:  # the first warms up
                 times[name].append(seconds)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
+
+
+def ratios_of(times: dict[str, list[float]]) -> dict[str, float]:
+    """Median over rounds of time over the floor's time, for all but the floor."""
+    return {
+        name: round(statistics.median(a / b for a, b in zip(values, times["floor"], strict=True)), 3)
+        for name, values in times.items()
+        if name != "floor"
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one small shape, few rounds")
-    parser.add_argument("--rounds", type=int, default=None)
+    parser.add_argument("--rounds", type=int, default=None, help="rounds of each shape")
     parser.add_argument("--no-peers", action="store_true", help="only ours and the floor")
     parser.add_argument("--bf16", action="store_true", help="also in bf16")
     arguments = parser.parse_args()
@@ -127,17 +130,13 @@ def main() -> None:
     print(f"{'T, d, h, E, k':32} {'dtype':9} {'floor ms':>9}   time over floor")
     for shape in QUICK_SHAPES if arguments.quick else SHAPES:
         for dtype in [torch.float32, *([torch.bfloat16] if arguments.bf16 else [])]:
-            seconds = measure_shape(shape, dtype, rounds, not arguments.no_peers)
+            times = measure_shape(shape, dtype, rounds, not arguments.no_peers)
             key = "x".join(map(str, shape)) + ("" if dtype == torch.float32 else "-bf16")
-            ratios[key] = {
-                name: round(value / seconds["floor"], 3) for name, value in seconds.items() if name != "floor"
-            }
-            milliseconds[key] = {name: round(value * 1e3, 1) for name, value in seconds.items()}
+            ratios[key] = ratios_of(times)
+            milliseconds[key] = {name: round(statistics.median(values) * 1e3, 1) for name, values in times.items()}
             words = "  ".join(f"{name} {ratio:.2f}" for name, ratio in ratios[key].items())
-            print(
-                f"{str(shape):32} {str(dtype).removeprefix('torch.'):9} {seconds['floor'] * 1e3:9.1f}   {words}",
-                flush=True,
-            )
+            number = str(dtype).removeprefix("torch.")
+            print(f"{shape!s:32} {number:9} {milliseconds[key]['floor']:9.1f}   {words}", flush=True)
     print(json.dumps({"benchmark": "layer", "threads": 1, "rounds": rounds, "ratios": ratios, "ms": milliseconds}))
 
 

@@ -24,6 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from parallel.grouped import fused_kernel_fits, grouped_matmul
+from parallel.memory import empty_like
+
+BLOCK = 16  # rows
 
 gelu_out = torch.ops.aten.gelu.out
 gelu_backward_out = torch.ops.aten.gelu_backward.grad_input
@@ -51,13 +54,13 @@ class _ExpertByExpert(torch.autograd.Function):
         hidden = w1_LDF.shape[2]
         y_RD = torch.empty_like(x_RD)
         scratch = x_RD.new_empty(max(counts), hidden)
+        blocks = (x_RD.split(counts), y_RD.split(counts))
+        weights = (w1_LDF.unbind(0), w2_LFD.unbind(0), *_unpack(w3_L1B, hidden))
         kept = []
-        weights = (w1_LDF.unbind(0), w2_LFD.unbind(0), w3_L1B.unbind(0))
-        for n, x, y, w1, w2, w3 in zip(counts, x_RD.split(counts), y_RD.split(counts), *weights, strict=True):
+        for n, x, y, w1, w2, b1, b2 in zip(counts, *blocks, *weights, strict=True):
             if n:
-                u = torch.addmm(w3[:, :hidden], x, w1)
-                h = gelu_out(u, out=scratch[:n])
-                torch.addmm(w3[:, hidden:], h, w2, out=y)
+                u = torch.addmm(b1, x, w1)
+                torch.addmm(b2, gelu_out(u, out=scratch[:n]), w2, out=y)
                 kept.append(u)
         ctx.save_for_backward(x_RD, w1_LDF, w2_LFD, *kept)
         ctx.counts = counts
@@ -68,26 +71,33 @@ class _ExpertByExpert(torch.autograd.Function):
         x_RD, w1_LDF, w2_LFD, *kept = ctx.saved_tensors
         counts, hidden = ctx.counts, w1_LDF.shape[2]
         g_RD = grads[0].contiguous()
-        gx_RD, gw1_LDF, gw2_LFD = torch.empty_like(x_RD), torch.empty_like(w1_LDF), torch.empty_like(w2_LFD)
+        gx_RD, gw1_LDF, gw2_LFD = torch.empty_like(x_RD), empty_like(w1_LDF), empty_like(w2_LFD)
         gw3_L1B = w1_LDF.new_empty(len(counts), 1, hidden + x_RD.shape[1])
         scratch = x_RD.new_empty(2, max(counts), hidden)
-        u_of_busy = iter(kept)
-        blocks = (x_RD.split(counts), g_RD.split(counts), gx_RD.split(counts))
-        weights = (w1_LDF.unbind(0), w2_LFD.unbind(0), gw1_LDF.unbind(0), gw2_LFD.unbind(0), gw3_L1B.unbind(0))
-        for n, x, g, gx, w1, w2, gw1, gw2, gw3 in zip(counts, *blocks, *weights, strict=True):
+        blocks = (x_RD.t().split(counts, 1), g_RD.split(counts), gx_RD.split(counts))
+        weights = (w1_LDF.transpose(1, 2).unbind(0), w2_LFD.transpose(1, 2).unbind(0))
+        gradients = (gw1_LDF.unbind(0), gw2_LFD.unbind(0), *_unpack(gw3_L1B, hidden))
+        busy = iter(kept)
+        for n, xt, g, gx, w1t, w2t, gw1, gw2, gb1, gb2 in zip(counts, *blocks, *weights, *gradients, strict=True):
             if n == 0:
-                gw1.zero_(), gw2.zero_(), gw3.zero_()
+                for gradient in (gw1, gw2, gb1, gb2):
+                    gradient.zero_()
                 continue
-            u = next(u_of_busy)
-            h, gu = gelu_out(u, out=scratch[0, :n]), scratch[1, :n]
-            torch.mm(h.t(), g, out=gw2)
-            torch.mm(g, w2.t(), out=gu)
+            u, gu = next(busy), scratch[1, :n]
+            torch.mm(gelu_out(u, out=scratch[0, :n]).t(), g, out=gw2)
+            torch.mm(g, w2t, out=gu)
             gelu_backward_out(gu, u, grad_input=gu)
-            torch.mm(x.t(), gu, out=gw1)
-            torch.mm(gu, w1.t(), out=gx)
-            torch.sum(gu, 0, keepdim=True, out=gw3[:, :hidden])
-            torch.sum(g, 0, keepdim=True, out=gw3[:, hidden:])
+            torch.mm(xt, gu, out=gw1)
+            torch.mm(gu, w1t, out=gx)
+            torch.sum(gu, 0, keepdim=True, out=gb1)
+            torch.sum(g, 0, keepdim=True, out=gb2)
         return gx_RD, gw1_LDF, gw2_LFD, gw3_L1B, None
+
+
+def _unpack(w3_L1B: Tensor, hidden: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Biases (1, F) and (1, D) of every expert, as views."""
+    b1_L1F, b2_L1D = w3_L1B.split([hidden, w3_L1B.shape[2] - hidden], dim=2)
+    return b1_L1F.unbind(0), b2_L1D.unbind(0)
 
 
 class Experts(nn.Module):
@@ -122,4 +132,22 @@ class Experts(nn.Module):
             bias_RB = self.w3[:, 0].repeat_interleave(counts_L, 0, output_size=len(x_RD))
             hidden_RF = F.gelu(grouped_matmul(x_RD, self.w1, counts_L) + bias_RB[:, : self.hidden])
             return grouped_matmul(hidden_RF, self.w2, counts_L) + bias_RB[:, self.hidden :]
-        return _ExpertByExpert.apply(x_RD.contiguous(), self.w1, self.w2, self.w3, counts_L.tolist())
+        weights = (self.w1, self.w2, self.w3)
+        if x_RD.dtype != torch.bfloat16:
+            return _ExpertByExpert.apply(x_RD.contiguous(), *weights, counts_L.tolist())
+        padded_L, place_R = pad_blocks(counts_L)
+        rows = int(padded_L.sum())
+        padded_RD = x_RD.new_zeros(rows, self.dim).index_copy(0, place_R, x_RD)
+        return _ExpertByExpert.apply(padded_RD, *weights, padded_L.tolist()).index_select(0, place_R)
+
+
+def pad_blocks(counts_L: Tensor) -> tuple[Tensor, Tensor]:
+    """(counts rounded up to multiples of BLOCK, place of every row among the padded ones).
+
+    The CPU's bf16 products compile a kernel for every new number of rows. Counts change in every step; a few round
+    sizes keep meeting the same kernels. Padding rows are zero and their results dropped, so they leave no gradient.
+    """
+    padded_L = (counts_L + BLOCK - 1) // BLOCK * BLOCK
+    shift_L = (padded_L - counts_L).cumsum(0) - (padded_L - counts_L)
+    rows = torch.arange(int(counts_L.sum()), device=counts_L.device)
+    return padded_L, rows + shift_L.repeat_interleave(counts_L)

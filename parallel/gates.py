@@ -60,34 +60,42 @@ class Gate(nn.Module):
         """Logits (N, E) in fp32. `row_N` picks each token's prototypes and temperature where there are several."""
         z_ND = F.layer_norm(x_ND.float(), (self.dim,))
         w_GDE = self.prototypes.float()
-        temperature_G = self.log_temperature.float().exp()
-        product_NE, square_NE = pick_products(z_ND, w_GDE, row_N)
+        temperature = self._temperature(row_N)
         if self.kind == "softmax":
-            score_NE = product_NE
-        else:
-            scale = self.dim**0.5
-            squared_NE = (z_ND.square().sum(1, keepdim=True) + self.dim * square_NE - 2 * scale * product_NE).clamp_min(
-                0
-            )
-            score_NE = -(squared_NE + DISTANCE_EPS).sqrt() if self.kind == "laplace" else -squared_NE / scale
+            return products(z_ND, w_GDE, row_N) * temperature
+        scale = self.dim**0.5
+        bias_GE = self.dim * w_GDE.square().sum(1) + DISTANCE_EPS
+        squared_NE = products(z_ND, w_GDE, row_N, bias_GE, -2 * scale) + z_ND.square().sum(1, keepdim=True)
+        squared_NE = squared_NE.clamp_min(DISTANCE_EPS)  # rounding may leave a distance of 0 slightly negative
+        if self.kind == "laplace":
+            return squared_NE.sqrt() * -temperature
+        return squared_NE * (-temperature / scale)
+
+    def _temperature(self, row_N: Tensor | None) -> Tensor:
+        """τ as (1,), or (N, 1) where every modality has its own."""
+        temperature_G = self.log_temperature.float().exp()
         if len(temperature_G) == 1:
-            return score_NE * temperature_G
+            return temperature_G
         assert row_N is not None, "a gate with one temperature per modality needs the modality of every token"
-        return score_NE * (F.one_hot(row_N, len(temperature_G)).to(temperature_G) @ temperature_G)[:, None]
+        return (F.one_hot(row_N, len(temperature_G)).to(temperature_G) @ temperature_G)[:, None]
 
 
-def pick_products(z_ND: Tensor, w_GDE: Tensor, row_N: Tensor | None) -> tuple[Tensor, Tensor]:
-    """z·w (N, E) and |w|² (N or 1, E) with each token's own set of prototypes.
+def products(
+    z_ND: Tensor, w_GDE: Tensor, row_N: Tensor | None, bias_GE: Tensor | None = None, alpha: float = 1.0
+) -> Tensor:
+    """alpha · z·w + bias (N, E) with each token's own set of prototypes.
 
     With several sets the tokens are sorted by set and multiplied in one grouped product; the work does not grow with G.
     """
-    square_GE = w_GDE.square().sum(1)
     if len(w_GDE) == 1:
-        return z_ND @ w_GDE[0], square_GE
+        return z_ND @ w_GDE[0] if bias_GE is None else torch.addmm(bias_GE, z_ND, w_GDE[0], alpha=alpha)
     assert row_N is not None, "a gate with one set of prototypes per modality needs the modality of every token"
     order_N = row_N.argsort(stable=True)
     inverse_N = inverse_permutation(order_N)
     counts_G = torch.bincount(row_N, minlength=len(w_GDE))
     product_NE = grouped_matmul(permute_rows(z_ND, order_N, inverse_N), w_GDE, counts_G)
-    # The one-hot product is a small dense matrix product; indexing square_GE[row_N] would scatter-add in its backward.
-    return permute_rows(product_NE, inverse_N, order_N), F.one_hot(row_N, len(w_GDE)).to(z_ND.dtype) @ square_GE
+    product_NE = permute_rows(product_NE, inverse_N, order_N)
+    if bias_GE is None:
+        return product_NE
+    # A one-hot product is a small dense one; indexing bias_GE[row_N] would scatter-add in its backward pass.
+    return torch.addmm(alpha * product_NE, F.one_hot(row_N, len(w_GDE)).to(z_ND.dtype), bias_GE)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from parallel.config import MoEConfig
-from parallel.gates import Gate, pick_products
+from parallel.gates import Gate, products
 
 MIN_NOISE = 1e-2
 
@@ -111,7 +111,7 @@ class Router(nn.Module):
         """Noisy logits, and each expert's probability to be chosen (Shazeer et al. 2017, appendix A)."""
         assert self.noise_weight is not None
         z_UD = F.layer_norm(x_UD.float(), (x_UD.shape[1],))
-        raw_UE, _ = pick_products(z_UD, self.noise_weight.float(), row_U)
+        raw_UE = products(z_UD, self.noise_weight.float(), row_U)
         std_UE = self.config.noise * (F.softplus(raw_UE) + MIN_NOISE)
         noisy_UE = logits_UE + torch.randn_like(logits_UE) * std_UE
         k, experts = self.config.top_k, self.config.experts

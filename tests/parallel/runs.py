@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from parallel import Engine, MoEConfig, MoELayer, ParallelConfig, balance_losses, create_mesh, reduce_stats
 from parallel.balance import RoutingStats
@@ -37,6 +38,7 @@ class Case:
     steps: int = 10
     experts: int = 4
     top_k: int = 2
+    recompute: bool = False
     data: str = "plain"  # plain | modality_missing | rank_empty | starved_expert
 
     def __str__(self) -> str:
@@ -66,7 +68,7 @@ class Net(nn.Module):
 
     def __init__(self, case: Case, dispatcher: Dispatcher | None = None, seed: int = 3) -> None:
         super().__init__()
-        self.config = case.moe
+        self.config, self.recompute = case.moe, case.recompute
         self.encoders = nn.ModuleList(nn.Linear(DIM, DIM) for _ in range(MODALITIES))
         self.layers = nn.ModuleList(MoELayer(DIM, self.config, MODALITIES, i, seed, dispatcher) for i in range(2))
         self.head = nn.Linear(DIM, OUT)
@@ -90,7 +92,11 @@ class Net(nn.Module):
             unit_N = batch.sample_N[index_N]
         stats = []
         for layer in self.layers:
-            y_ND, layer_stats = layer(x_ND, modality_N, unit_N, batch.samples)
+            arguments = (x_ND, modality_N, unit_N, batch.samples)
+            if self.recompute:
+                y_ND, layer_stats = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                y_ND, layer_stats = layer(*arguments)
             x_ND, stats = x_ND + y_ND, [*stats, layer_stats]
         y_NC = self.head(x_ND)
         return torch.empty_like(y_NC).index_copy(0, index_N, y_NC), stats

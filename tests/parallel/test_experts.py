@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel.experts import Experts, reference_experts
+from parallel.experts import BLOCK, Experts, pad_blocks, reference_experts
 from parallel.grouped import grouped_matmul, reference_grouped_matmul
 
 COUNTS = [[5, 3, 4], [0, 7, 0], [0, 0, 0], [1, 0, 30]]
@@ -68,6 +68,16 @@ def test_experts_without_rows_give_zero_gradients_not_none() -> None:
     experts(torch.zeros(0, 6), torch.zeros(3, dtype=torch.int64)).sum().backward()
     for parameter in experts.parameters():
         assert parameter.grad is not None and not parameter.grad.any()
+
+
+@pytest.mark.parametrize("counts", [[5, 0, 16, 17], [0, 0]])
+def test_padding_keeps_rows_in_order_and_blocks_round(counts: list[int]) -> None:
+    padded_L, place_R = pad_blocks(torch.tensor(counts))
+    assert all(
+        padded % BLOCK == 0 and 0 <= padded - n < BLOCK for padded, n in zip(padded_L.tolist(), counts, strict=True)
+    )
+    starts = (padded_L.cumsum(0) - padded_L).tolist()
+    assert place_R.tolist() == [start + i for start, n in zip(starts, counts, strict=True) for i in range(n)]
 
 
 def test_initial_weights_depend_on_the_global_id_only() -> None:

@@ -52,7 +52,7 @@ def test_noise_acts_in_training_only(router: str) -> None:
 def test_weights_are_the_softmax_of_the_largest_logits(top_k: int) -> None:
     routing = router_of(top_k=top_k)(torch.randn(30, 8), torch.zeros(30, dtype=torch.int64))
     for logits_E, experts_K, weights_K in zip(routing.logits_UE, routing.experts_UK, routing.weights_UK, strict=True):
-        chosen = sorted(range(8), key=lambda e: -float(logits_E[e]))[:top_k]
+        chosen = sorted(range(8), key=lambda e: -logits_E[e].item())[:top_k]
         assert set(experts_K.tolist()) == set(chosen)
         expected = logits_E[experts_K].exp() / logits_E[chosen].exp().sum()
         torch.testing.assert_close(weights_K, expected)
