@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from launch import checkpoints
 from launch.errors import exit_code, one_sentence
 
 HELP = """Train multimodal mixture-of-experts models on records with missing modalities and irregular times.
@@ -149,6 +150,9 @@ def plan(
     plan_recipe(recipe, overrides or [], gpus, gpu, schema, presence)
 
 
+app.add_typer(checkpoints.app, name="checkpoint")
+
+
 def main() -> None:
     """Run a verb and leave with its exit code; errors become one sentence unless --debug is given."""
     debug = "--debug" in sys.argv
@@ -160,5 +164,6 @@ def main() -> None:
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
-        print(f"error: {one_sentence(error)}", file=sys.stderr)
+        prefix = "" if exit_code(error) > 128 else "error: "  # stopped on request
+        print(f"{prefix}{one_sentence(error)}", file=sys.stderr)
         sys.exit(exit_code(error))

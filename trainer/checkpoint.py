@@ -12,7 +12,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,29 +70,37 @@ class Checkpoint:
 
 
 def open_checkpoint(url: str) -> Checkpoint:
-    """The committed checkpoint in this folder, or the newest usable one of this run. Raises CheckpointError."""
+    """The committed checkpoint in this folder; of a run the best one, or the newest if none has a score.
+
+    Raises:
+        CheckpointError: nothing usable is there.
+    """
     fs, path = fsspec.url_to_fs(url)
     path = path.rstrip("/")
     if fs.exists(f"{path}/COMMIT"):
         return read_checkpoint(fs, path)
-    newest = newest_checkpoint(url)
-    if newest is None:
+    usable = list(_usable(url))
+    if not usable:
         raise CheckpointError(
             f"{url} holds no committed checkpoint: give the folder of a run, or one of its {FOLDER}/step-... folders"
         )
-    return newest
+    scored = [entry for entry in usable if entry.score is not None]
+    return max(scored, key=lambda entry: (entry.score or 0.0, -entry.step)) if scored else usable[0]
 
 
 def newest_checkpoint(run_dir: str) -> Checkpoint | None:
-    """The newest committed checkpoint of a run whose description is intact; damaged ones are passed over, aloud."""
-    fs, root = fsspec.url_to_fs(run_dir)
-    for path in reversed(checkpoint_folders(fs, f"{root.rstrip('/')}/{FOLDER}")):
+    """The newest committed checkpoint of a run whose description is intact."""
+    return next(_usable(run_dir), None)
+
+
+def _usable(run_dir: str) -> Iterator[Checkpoint]:
+    """Committed checkpoints with an intact description, newest first; damaged ones are passed over, aloud."""
+    fs, _ = fsspec.url_to_fs(run_dir)
+    for path in committed_paths(run_dir):
         try:
-            if fs.exists(f"{path}/COMMIT"):
-                return read_checkpoint(fs, path)
+            yield read_checkpoint(fs, path)
         except CheckpointError as error:
-            logger.warning("%s; the checkpoint before it is used", error)
-    return None
+            logger.warning("%s; it is passed over", error)
 
 
 def read_checkpoint(fs: fsspec.AbstractFileSystem, path: str) -> Checkpoint:

@@ -35,7 +35,7 @@ def checkpoint_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def export_model(checkpoint_url: str, out_url: str) -> dict[str, Any]:
-    """Write the model of a checkpoint (or of a run's newest one) to a folder; `model.json` last.
+    """Write the model of a checkpoint (or of a run's best one) to a folder; `model.json` last.
 
     Raises:
         CheckpointError: no such checkpoint, or a damaged one.

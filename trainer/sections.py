@@ -179,7 +179,7 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     """What `evaluate` looks at."""
 
-    checkpoint: str = Field(min_length=1, description="folder or URL of a checkpoint, or of a run (its newest one)")
+    checkpoint: str = Field(min_length=1, description="folder or URL of a checkpoint, or of a run (its best one)")
     part: str = Field("test", description="part of the split that is evaluated")
     drop: list[str] = Field(default_factory=list, description="modalities to hide, as if they had not been recorded")
 
