@@ -31,11 +31,11 @@ from trainer.sections import ModelConfig, SeriesEncoderConfig
 
 
 def config(dim: int, experts: int, router: str = "joint", missing: bool = False) -> ModelConfig:
-    """A model of two blocks with factorized attention."""
-    moe = MoEConfig(experts=experts, top_k=2, hidden=2 * dim, router=router)  # type: ignore[arg-type]
+    """A model of one block with factorized attention; experts are four times as wide as tokens, as is the default."""
+    moe = MoEConfig(experts=experts, top_k=2, router=router)  # type: ignore[arg-type]
     series = SeriesEncoderConfig(irregularity="imputation")
     return ModelConfig(
-        dim=dim, layers=2, bins=16, attention="factorized", missing_embedding=missing, moe=moe, series=series
+        dim=dim, layers=1, bins=16, attention="factorized", missing_embedding=missing, moe=moe, series=series
     )
 
 
@@ -96,7 +96,7 @@ def main() -> None:
     rounds = chosen.rounds or (3 if quick else 7)
     records, dim = (64, 64) if quick else (128, 128)
     parts = [
-        experts(2 * records, dim, [8, 64] if quick else [8, 32, 128, 256], rounds),
+        experts(4 * records, dim, [8, 64] if quick else [8, 32, 128, 256], rounds),
         modalities(records, dim, [4, 64], rounds, "joint", False),
         modalities(records, dim, [4, 64], rounds, "per_modality", False),
         absent(records, dim, 8, 3 * rounds, False),
@@ -105,7 +105,7 @@ def main() -> None:
         parts += [modalities(records, dim, [4, 64], rounds, "joint", True), absent(records, dim, 8, 3 * rounds, True)]
     table(("case", "number", "step ms", "model ms", "ratio"), [row for _, rows in parts for row in rows])
     ratios = {case: value for part, _ in parts for case, value in part.items()}
-    last_line("flatness", ratios, dim=dim, records=records, bins=16, top_k=2, expert_hidden=2 * dim, rounds=rounds)
+    last_line("flatness", ratios, dim=dim, records=records, bins=16, top_k=2, expert_hidden=4 * dim, rounds=rounds)
 
 
 if __name__ == "__main__":
