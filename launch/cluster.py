@@ -24,6 +24,7 @@ from trainer.config import RunConfig
 
 logger = logging.getLogger(__name__)
 
+
 @contextlib.contextmanager
 def ray_session(config: RunConfig, debug: bool = False) -> Iterator[None]:
     """Connect to `cluster.address` or RAY_ADDRESS, else start a local Ray and stop it at the end.

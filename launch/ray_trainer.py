@@ -68,11 +68,12 @@ def train_on_ray(config: RunConfig, debug: bool = False) -> dict[str, Any]:
     tags = {**source_tags(), **job_tags()}
     tracked = config.job != "evaluate"
     status: Status = "FAILED"
-    with StopOnSignal(gentle=False) as signals:
+    with StopOnSignal(gentle=False):
         run_id = open_run(config.tracking, config.name, tags, config.run_dir) if tracked else None
         config.tracking.run_id = run_id
         try:
-            with ray_session(config, debug):
+            # Ray replaces signal handlers when it starts, so those for the run itself are set after that.
+            with ray_session(config, debug), StopOnSignal() as signals:
                 result = _Fit(config, tags, signals).wait()
             stopped = result["status"] == "stopped"
             status = "KILLED" if stopped else "FINISHED"
@@ -105,7 +106,7 @@ class _Fit:
     def wait(self) -> dict[str, Any]:
         thread = threading.Thread(target=self._run, name="fit", daemon=True)
         thread.start()
-        asked, self._signals.gentle = False, True
+        asked = False
         while thread.is_alive():
             thread.join(POLL_SECONDS)
             print_lines(self._desk)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_shards import open_manifest
+from data_shards import ManifestError, open_manifest
 from launch.environment import prepare_for_ray, settle_paths
 from launch.errors import RunFailedError, UsageError
 from launch.output import print_json_line, print_metrics
@@ -61,7 +61,10 @@ def check(config: RunConfig) -> None:
         MeshSpec(parallel.workers, parallel.expert_parallel, moe.experts, moe.top_k).validate()
     except ValueError as error:
         raise RecipeError(str(error)) from None
-    manifest = open_manifest(config.data.url, config.data.storage_options)
+    try:
+        manifest = open_manifest(config.data.url, config.data.storage_options)
+    except ManifestError as error:
+        raise ManifestError(f"{error}; data sets are made with python -m launch pack") from None
     if config.job != "evaluate":
         manifest.column(config.data.split, "train")
         for task in config.training.tasks or []:
