@@ -4,7 +4,7 @@
 
 Trains real steps in one process and saves every few of them through the writer that runs use. `stall` is the time that
 `save` keeps the loop (copying state, agreeing, waiting for an unfinished predecessor) over a step's time;
-`while_writing` is a step during the background write over a step without; `bytes` is what lies on disk over the floor of
+`while_writing` is a step during the background write over a step without; `bytes` is what lies on disk over a floor of
 12 bytes a parameter (fp32 master and two Adam moments). The last line is one JSON object.
 """
 
