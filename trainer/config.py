@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -161,7 +162,7 @@ def _validated(tree: dict[str, Any], overrides: Sequence[str], where: str) -> Ru
 
 
 def _absolute(url: str, root: Path) -> str:
-    if "://" in url:
+    if "://" in url or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", url):  # also `pipe:...`, for storage to refuse by its name
         return url.removeprefix("file://") if url.startswith("file:///") else url
     return str(root / Path(url).expanduser())
 
