@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
