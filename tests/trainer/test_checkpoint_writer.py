@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+import s3fs
 import torch
 from fsspec.implementations.local import LocalFileSystem
+from moto.server import ThreadedMotoServer
 
 from parallel import Fragment
 from trainer.checkpoint import CheckpointWriter, committed_paths, newest_checkpoint
@@ -106,3 +110,35 @@ def test_rank_0_does_not_wait_for_a_rank_that_failed(tmp_path: Path) -> None:
     keeper.save(StillEngine(), meta(1))  # type: ignore[arg-type]
     assert not keeper.settle()
     assert "another rank could not write" in str(keeper.failed)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URL of a run in a local S3."""
+    for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "y", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    boto3.client("s3", endpoint_url=url).create_bucket(Bucket="data")
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield "s3://data/runs/one"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_checkpoints_in_an_object_store(bucket: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Written, pruned, read by interval, and refused when changed: the same as on a disk."""
+    keeper = CheckpointWriter(bucket, 0, 1, "attempt", keep_last=2, keep_best=0)
+    engine = StillEngine()
+    for step in (1, 2, 3):
+        keeper.save(engine, meta(step))  # type: ignore[arg-type]
+        assert keeper.settle()
+    assert [path[-1] for path in committed_paths(bucket)] == ["3", "2"]
+    checkpoint = newest_checkpoint(bucket)
+    assert checkpoint is not None and checkpoint.step == 3
+    assert torch.equal(checkpoint.reader().read("w", "master", 2, 5), engine.flat[2:7])
+    checkpoint.fs.pipe_file(f"{checkpoint.path}/checkpoint.json", b"{}")
+    older = newest_checkpoint(bucket)
+    assert older is not None and older.step == 2 and "does not match the digest" in caplog.text
