@@ -93,10 +93,10 @@ def _compare(
 def main() -> None:
     chosen = arguments(__doc__)
     quick = chosen.quick
-    rounds = chosen.rounds or (3 if quick else 7)
+    rounds = chosen.rounds or (3 if quick else 5)
     records, dim = (64, 64) if quick else (128, 128)
     parts = [
-        experts(4 * records, dim, [8, 64] if quick else [8, 32, 128, 256], rounds),
+        experts(4 * records if quick else 8 * records, dim, [8, 64] if quick else [8, 64, 256], rounds),
         modalities(records, dim, [4, 64], rounds, "joint", False),
         modalities(records, dim, [4, 64], rounds, "per_modality", False),
         absent(records, dim, 8, 3 * rounds, False),

@@ -116,7 +116,7 @@ def main() -> None:
     rows: list[list[object]] = []
     for modalities in KINDS:
         with tempfile.TemporaryDirectory() as name:
-            steps, number = prepare(Path(name), modalities, 400 if chosen.quick else 2000)
+            steps, number = prepare(Path(name), modalities, 200 if chosen.quick else 2000)
             rates = {case: number / seconds for case, seconds in take_turns(steps, rounds).items()}
         rows += [[f"{modalities} modalities", case, rate, rate / rates["raw"]] for case, rate in rates.items()]
         ratios[f"speedup-{modalities}"] = rates["ours"] / rates["webdataset"]

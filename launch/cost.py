@@ -27,10 +27,12 @@ ALIGNMENT = 2  # DeepSpeed pads a flat group to a multiple of this times the ran
 BUCKET = 50_000_000  # elements of a reduction bucket (parallel.engine)
 RESERVE = 0.08  # share of the memory left to the driver, the allocator and fragmentation
 
-# Shares of the peak that dense products and grouped products of enough rows reach, seconds to start a kernel, and
-# kernels started by one fusion block in one direction; all measured orders of magnitude, none a promise.
-DENSE_EFFICIENCY, GROUPED_EFFICIENCY = 0.65, 0.55
+# Grouped products reach this share of what dense ones do; products of width D reach D / (D + HALF_WIDTH) of the best
+# ones; seconds to start a kernel on an accelerator, and kernels of one fusion block in one direction; how often a kept
+# activation passes through memory, forward and backward. Fitted to measurements of small models, none is a promise.
+GROUPED_SHARE, HALF_WIDTH = 0.85, 128
 LAUNCH_S, LAUNCHES_OF_BLOCK = 6e-6, 90
+PASSES_OF_ACTIVATIONS = 4
 
 MODELLED = ("tokens", "activations", "buffers", "traffic", "step_s", "mfu")
 
@@ -218,20 +220,21 @@ class CostModel:
         self, layout: Layout, tokens: float, memory: dict[str, int], traffic: dict[str, int], links: dict[str, str]
     ) -> dict[str, float]:
         config, device = self.config, self.device
-        peak, micro = device.peak(config.parallel.precision), layout.accumulation
+        micro, dim = layout.accumulation, config.model.dim
+        reached = device.peak(config.parallel.precision) * device.efficiency * dim / (dim + HALF_WIDTH)
         passes = FORWARD_AND_BACKWARD + (1 if layout.activation_checkpointing else 0)
         parts = self.counter.forward_flops(self.features)
         expert_flops = passes * parts["experts"] / layout.world
         dense_flops = passes * (sum(parts.values()) - parts["experts"]) / layout.world
         # Expert weights are read forward and backward and their gradient is written, once a micro-batch.
         weights = FORWARD_AND_BACKWARD * memory["expert_parameters"] * micro / device.memory_rate
-        experts = max(expert_flops / (peak * GROUPED_EFFICIENCY), weights)
+        experts = max(expert_flops / (reached * GROUPED_SHARE), weights)
         rate = {"link": device.link, "network": device.network}
         shard = memory["master_weights"] // 4
         reduce = sum(traffic[kind] / rate[links[kind]] for kind in traffic if kind != "all_to_all")
         return {
-            "compute": dense_flops / (peak * DENSE_EFFICIENCY) + experts,
-            "memory": 2 * memory["activations"] * micro / device.memory_rate,
+            "compute": dense_flops / reached + experts,
+            "memory": PASSES_OF_ACTIVATIONS * memory["activations"] * micro / device.memory_rate,
             "launches": LAUNCH_S * LAUNCHES_OF_BLOCK * (config.model.layers + 2) * passes * micro,
             "all_to_all": traffic["all_to_all"] / rate[links["all_to_all"]],
             "reduce": reduce,
