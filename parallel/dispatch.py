@@ -92,3 +92,23 @@ class AllToAllDispatcher:
         sorted_SD = permute_rows(received_SD, order_S, inverse_S)
         result_SD = experts(sorted_SD, arriving_E.view(self.size, local).sum(0))
         return _Exchange.apply(permute_rows(result_SD, inverse_S, order_S), self.group, receive, send)
+
+
+class _KeepInStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *outputs: Tensor) -> Tensor:
+        ctx.outputs = len(outputs)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0], *(None,) * ctx.outputs
+
+
+def keep_in_step(loss: Tensor, outputs: list[Tensor]) -> Tensor:
+    """`loss`, with the layers' outputs as further ancestors that receive no gradient through this edge.
+
+    The backward pass of every layer, and the exchanges in it, then run on every rank, also where the loss does not
+    depend on a layer (a rank without tokens). Where it does, this changes nothing and costs nothing.
+    """
+    return _KeepInStep.apply(loss, *outputs)

@@ -3,11 +3,8 @@
 DeepSpeed is imported inside functions, so importing this module is cheap. Three of its habits are corrected here:
 
 * It recognises mixture-of-experts layers by type. `_adopt` gives each of our layer *instances* a class that also
-  derives from
-  DeepSpeed's, which is all it asks; `parallel.moe` stays free of it.
-* It reduces a gradient when its hook fires, and skips parameters that got none. Ranks whose batches lack a modality
-  then reduce different lists: a hang, or gradients added to the wrong parameter. `Engine.backward` takes those hooks
-  out and reduces after the backward pass, every parameter, in one fixed order, with zeros for what got no gradient.
+  derives from DeepSpeed's, which is all it asks; `parallel.moe` stays free of it.
+* It reduces gradients as they come. Here they are reduced after the backward pass in one fixed order (`parallel.zero`).
 * On a CPU it compiles a shared-memory extension at start-up, for minutes. It is told that the extension is not
   available.
 """
@@ -16,7 +13,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import timedelta
 from importlib import import_module
 from typing import Any
@@ -25,12 +22,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from parallel import zero
 from parallel.config import MoEConfig, ParallelConfig, Precision
+from parallel.dispatch import keep_in_step
+from parallel.engine_config import deepspeed_config, group_name, parameter_groups, refuse_scalars
 from parallel.fragments import Fragment, collect_fragments
 from parallel.mesh import Mesh, MeshSpec
 from parallel.moe import MoELayer
-
-MAX_BUCKET = 50_000_000  # elements reduced by one collective
 
 
 def init_distributed(
@@ -83,32 +81,11 @@ def create_mesh(parallel: ParallelConfig, moe: MoEConfig, device: torch.device |
     from deepspeed.utils import groups
 
     spec = MeshSpec(dist.get_world_size(), parallel.expert_parallel, moe.experts, moe.top_k).validate()
-    name = _group_name(spec)
+    name = group_name(spec)
     if name not in groups._get_expert_parallel_group_dict():
         groups._create_expert_and_data_parallel(spec.expert_parallel)
     ep_group = groups._get_expert_parallel_group(name)
     return Mesh(spec, dist.get_rank(), ep_group, dist.group.WORLD, torch.device(device))
-
-
-def _group_name(spec: MeshSpec) -> str:
-    return f"ep_size_{spec.expert_parallel}"
-
-
-class _After(torch.autograd.Function):
-    """loss, with the given outputs as further ancestors that receive no gradient through this edge.
-
-    The backward pass of every layer then runs on every rank, also where the loss does not depend on it (a rank without
-    tokens), and so do the collectives in it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, *outputs: Tensor) -> Tensor:
-        ctx.outputs = len(outputs)
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return grads[0], *(None,) * ctx.outputs
 
 
 class Engine:
@@ -143,7 +120,7 @@ class Engine:
         clip: float = 0.0,
         accumulation: int = 1,
     ) -> None:
-        _refuse_scalars(model)
+        refuse_scalars(model)
         deepspeed = _import_deepspeed(mesh.device)
         self.mesh, self.module, self.accumulation = mesh, model, accumulation
         self._outputs: list[Tensor] = []
@@ -151,7 +128,7 @@ class Engine:
         for layer in model.modules():
             if isinstance(layer, MoELayer):
                 layer.register_forward_hook(self._remember_output)
-        groups = _parameter_groups(model, mesh.spec, weight_decay, no_decay or (lambda name, parameter: False))
+        groups = parameter_groups(model, mesh.spec, weight_decay, no_decay or (lambda name, parameter: False))
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
         self._base_lr = lr
         with warnings.catch_warnings():
@@ -159,19 +136,17 @@ class Engine:
             self._engine = deepspeed.initialize(
                 model=model,
                 optimizer=optimizer,
-                config=_deepspeed_config(model, zero_stage, precision, clip, accumulation),
+                config=deepspeed_config(model, mesh.device, zero_stage, precision, clip, accumulation),
                 dist_init_required=False,
             )[0]
             # Imported by the first reduction otherwise, which would look like a slow first step.
             import_module("deepspeed.runtime.zero.muon.muon_optimizer")
         self._zero = self._engine.optimizer
         if precision == "bf16" and zero_stage == 1:
-            _accumulate_in_fp32(self._zero)
-        for hook in self._zero._grad_acc_hooks:
-            hook.remove()
-        self._zero._grad_acc_hooks.clear()
+            zero.accumulate_in_fp32(self._zero)
+        zero.remove_gradient_hooks(self._zero)
+        zero.create_moments(self._zero)
         self._micro_batches = 0
-        self._create_moments()
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -190,8 +165,8 @@ class Engine:
 
         The loss may be a constant on a rank that had no data: its gradients are zeros. Call it on every rank.
         """
-        loss = _After.apply(loss, *self._outputs)
-        zero, engine = self._zero, self._engine
+        loss = keep_in_step(loss, self._outputs)
+        engine = self._engine
         engine.enable_backward_allreduce = False  # reduced below instead, in a fixed order
         if loss.requires_grad:
             engine.backward(loss)
@@ -200,23 +175,11 @@ class Engine:
         last = self._micro_batches == self.accumulation
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            if zero.partition_gradients or last:
-                self._reduce_gradients()
+            if self._zero.partition_gradients or last:
+                zero.queue_gradients(self._zero)
+                engine.allreduce_gradients()
             if not last:
                 engine.step()  # advances the micro-batch counter, changes nothing
-
-    def _reduce_gradients(self) -> None:
-        """Every parameter in the order of the optimizer's groups, zeros where this rank has no gradient."""
-        zero = self._zero
-        zero.setup_buckets()
-        for index, group in enumerate(zero.bit16_groups):
-            for parameter in group:
-                if zero.get_gradient_for_reduction(parameter) is None:
-                    empty = torch.zeros_like(parameter, dtype=zero._gradient_reduction_buffer_dtype())
-                    setattr(parameter, "grad_accum" if zero.use_grad_accum_attribute else "grad", empty)
-                if zero.partition_gradients:
-                    zero.reduce_ready_partitions_and_remove_grads(parameter, index)
-        self._engine.allreduce_gradients()
 
     def step(self) -> bool:
         """Clip and update. Returns False, and changes nothing, if a gradient was not finite on any rank.
@@ -270,11 +233,11 @@ class Engine:
     @property
     def optimizer_step(self) -> int:
         """Updates made so far, Adam's t."""
-        return int(next(iter(self._states()))["step"])
+        return int(zero.states(self._zero)[0]["step"])
 
     @optimizer_step.setter
     def optimizer_step(self, value: int) -> None:
-        for state in self._states():
+        for state in zero.states(self._zero):
             state["step"].fill_(value)
 
     def after_restore(self) -> None:
@@ -282,18 +245,6 @@ class Engine:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             self._zero.update_lp_params()
-
-    def _states(self) -> Iterable[dict[str, Tensor]]:
-        return (self._zero.optimizer.state[flat] for flat in self._zero.single_partition_of_fp32_groups)
-
-    def _create_moments(self) -> None:
-        """Adam's state as it would be at its first step, so that it can be read and written before."""
-        for flat in self._zero.single_partition_of_fp32_groups:
-            self._zero.optimizer.state[flat].update(
-                step=torch.zeros((), dtype=torch.float32, device=flat.device),
-                exp_avg=torch.zeros_like(flat, requires_grad=False),
-                exp_avg_sq=torch.zeros_like(flat, requires_grad=False),
-            )
 
 
 def _adopt(model: nn.Module, spec: MeshSpec) -> dict[str, int]:
@@ -314,7 +265,7 @@ def _adopt(model: nn.Module, spec: MeshSpec) -> dict[str, int]:
                 f"MoE layer '{prefix}' was built for {layer.dispatcher.size} expert-parallel ranks, but the mesh has "
                 f"{spec.expert_parallel}: build the model with mesh.dispatcher()."
             )
-        group = _group_name(spec)
+        group = group_name(spec)
         for name, parameter in layer.experts.named_parameters():
             parameter.allreduce = False  # type: ignore[attr-defined]
             parameter.group_name = group  # type: ignore[attr-defined]
@@ -332,67 +283,5 @@ def _adopt(model: nn.Module, spec: MeshSpec) -> dict[str, int]:
     return first_expert
 
 
-def _refuse_scalars(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 0:
-            raise ValueError(
-                f"Parameter '{name}' has no dimension, which DeepSpeed cannot broadcast: give it shape (1,)."
-            )
-
-
-def _accumulate_in_fp32(zero: Any) -> None:
-    """Have ZeRO-1 add up bf16 gradients in fp32, as ZeRO-2 does.
-
-    Asked for in the configuration, DeepSpeed would pick another optimizer class for stage 1, whose layout of master
-    weights differs. The ZeRO-1/2 class has this mode itself (it uses it with offloading) and reads it on every backward
-    pass.
-    """
-    zero.gradient_accumulation_dtype = torch.float32
-    zero.use_separate_grad_accum = True
-    zero.use_grad_accum_attribute = True
-
-
 def _groups_exist(layer: nn.Module, *args: Any, **kwargs: Any) -> None:
     """DeepSpeed asks its MoE layers to make their process groups; `create_mesh` has made them."""
-
-
-def _parameter_groups(
-    model: nn.Module, spec: MeshSpec, weight_decay: float, no_decay: Callable[[str, nn.Parameter], bool]
-) -> list[dict[str, Any]]:
-    """Up to four optimizer groups: dense and expert parameters, with and without weight decay."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            expert = getattr(parameter, "allreduce", True) is False
-            groups.setdefault((expert, not no_decay(name, parameter)), []).append(parameter)
-    result: list[dict[str, Any]] = []
-    for (expert, decayed), parameters in sorted(groups.items()):
-        group = {"params": parameters, "weight_decay": weight_decay if decayed else 0.0}
-        marks = {"name": _group_name(spec), "moe": True} if expert else {"name": "dense"}
-        result.append(group | marks)
-    return result
-
-
-def _deepspeed_config(
-    model: nn.Module, stage: int, precision: Precision, clip: float, accumulation: int
-) -> dict[str, Any]:
-    elements = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    bucket = min(MAX_BUCKET, elements)
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,  # the loader owns batch sizes; this only satisfies DeepSpeed's arithmetic
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": clip,
-        "steps_per_print": 10**12,
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {
-            "stage": stage,
-            "overlap_comm": False,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": 2 * ((bucket + 1) // 2),
-        },
-    }
-    if precision == "bf16":
-        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
-        if stage == 2:  # for stage 1 see _accumulate_in_fp32
-            config["data_types"] = {"grad_accum_dtype": "fp32"}
-    return config
