@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from trainer.logs import json_line
+
 people = Console(stderr=True, soft_wrap=True)
 
 
 def print_json_line(result: Mapping[str, Any]) -> None:
-    """The machine-readable result. NaN and infinity become null, which JSON has no other word for."""
-    print(json.dumps(_finite(result), default=str), flush=True)
+    """The machine-readable result."""
+    print(json_line(result), flush=True)
 
 
 def print_metrics(title: str, metrics: Mapping[str, float]) -> None:
@@ -44,11 +45,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))) else value

@@ -9,8 +9,7 @@ from data_shards import ManifestError, open_manifest
 from launch.environment import prepare_for_ray, settle_paths
 from launch.errors import RunFailedError, UsageError
 from launch.output import print_json_line, print_metrics
-from parallel import MeshSpec
-from trainer.config import RecipeError, RunConfig, apply_overrides, load_recipe
+from trainer.config import RunConfig, apply_overrides, check_parallel, load_recipe
 
 
 def train_recipe(recipe: str, overrides: Sequence[str], debug: bool) -> None:
@@ -56,11 +55,7 @@ def check(config: RunConfig) -> None:
 
     Raises RecipeError for parallel degrees that do not fit, ValueError for data that cannot be opened.
     """
-    parallel, moe = config.parallel, config.model.moe
-    try:
-        MeshSpec(parallel.workers, parallel.expert_parallel, moe.experts, moe.top_k).validate()
-    except ValueError as error:
-        raise RecipeError(str(error)) from None
+    check_parallel(config)
     try:
         manifest = open_manifest(config.data.url, config.data.storage_options)
     except ManifestError as error:

@@ -7,7 +7,6 @@ recipe; torchrun turns any of the last two into its own 1.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -15,9 +14,9 @@ from pathlib import Path
 
 from parallel import init_distributed
 from trainer.collectives import broadcast_json
-from trainer.config import RecipeError, RunConfig, absolute_paths, known_recipes, load_recipe
+from trainer.config import RecipeError, RunConfig, absolute_paths, check_parallel, known_recipes, load_recipe
 from trainer.context import Context, SingleContext, StopOnSignal, TorchrunContext
-from trainer.logs import show_logs
+from trainer.logs import json_line, show_logs
 from trainer.provenance import source_tags
 
 logger = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ def main() -> int:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, RecipeError) else 1
     if rank == 0:
-        print(json.dumps(result), flush=True)
+        print(json_line(result), flush=True)
     return 128 + stop.received if result["status"] == "stopped" and stop.received else 0
 
 
@@ -57,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 def _config(recipe: str, overrides: list[str], context: Context) -> RunConfig:
     """The recipe for as many workers as were started: the command line has said it, so the recipe need not."""
     config = load_recipe(recipe, [*overrides, f"parallel.workers={context.world}"])
+    check_parallel(config)
     if context.world > 1:
         # The default name holds the time of day, and each rank has read its own clock: all take rank 0's.
         init_distributed(context.device, config.parallel.timeout_s)

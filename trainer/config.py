@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from data_shards.config import DataConfig
 from parallel.config import MoEConfig, ParallelConfig
+from parallel.mesh import MeshSpec
 from trainer.recipe_errors import section_of, unknown_key, validation_sentence
 from trainer.sections import (
     CheckpointConfig,
@@ -58,6 +59,7 @@ __all__ = [
     "WaveformEncoderConfig",
     "absolute_paths",
     "apply_overrides",
+    "check_parallel",
     "is_local",
     "known_recipes",
     "load_recipe",
@@ -129,6 +131,15 @@ def is_local(url: str) -> bool:
     return "://" not in url or url.startswith(("file://", "local://"))
 
 
+def check_parallel(config: RunConfig) -> None:
+    """Raise RecipeError if workers, expert parallelism, experts and top_k do not fit each other."""
+    parallel, moe = config.parallel, config.model.moe
+    try:
+        MeshSpec(parallel.workers, parallel.expert_parallel, moe.experts, moe.top_k).validate()
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+
+
 def absolute_paths(config: RunConfig, root: Path) -> RunConfig:
     """The same run with every relative local path taken from `root`, as workers run in another folder.
 
@@ -138,6 +149,8 @@ def absolute_paths(config: RunConfig, root: Path) -> RunConfig:
     config = config.model_copy(deep=True)
     config.data.url = _absolute(config.data.url, root)
     config.training.storage = _absolute(config.training.storage, root)
+    if config.evaluation:
+        config.evaluation.checkpoint = _absolute(config.evaluation.checkpoint, root)
     if config.data.cache_dir:
         config.data.cache_dir = _absolute(config.data.cache_dir, root)
     storage, tracking = config.training.storage, config.tracking

@@ -1,4 +1,4 @@
-"""What people see of a run: log lines and, on a terminal, a progress bar. All of it on stderr, stdout is for scripts.
+"""What people see of a run: log lines and, on a terminal, a progress bar. All of it on stderr; stdout is for scripts.
 
 A log line that knows how far the run is carries `extra=progress(step, total)`; on a terminal it moves the bar,
 elsewhere the line itself says it.
@@ -6,10 +6,15 @@ elsewhere the line itself says it.
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
+from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -19,6 +24,19 @@ LOGGERS = ("fleximoe", "launch", "trainer", "parallel", "data_shards")
 def progress(step: int, total: int) -> dict[str, tuple[int, int]]:
     """For `logger.info(..., extra=progress(step, total))`."""
     return {"progress": (step, total)}
+
+
+def json_line(result: Mapping[str, Any]) -> str:
+    """One line of strict JSON: NaN and infinity, which JSON has no word for, become null."""
+    return json.dumps(_finite(result), default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show_logs(rank: int = 0, debug: bool = False, console: Console | None = None) -> None:
@@ -43,7 +61,8 @@ class _BarHandler(RichHandler):
     """Rich log lines above one progress bar, which appears with the first line that knows the total."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S", markup=False)
+        style: dict[str, Any] = {"show_path": False, "show_level": False, "log_time_format": "%H:%M:%S"}
+        super().__init__(console=console, highlighter=NullHighlighter(), **style)
         columns = (TextColumn("training"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=console, transient=True)
         self._task = self._bar.add_task("training", total=None)
