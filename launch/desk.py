@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import Any, NamedTuple
 
 import ray
@@ -36,6 +37,13 @@ class Failure(NamedTuple):
     text: str
 
 
+class Attempt(NamedTuple):
+    """How often workers have been started, and when the ones before failed (seconds since the epoch)."""
+
+    number: int
+    failed_at: float | None
+
+
 class Desk:
     """State of the desk. Runs as an actor without CPUs; see `open_desk`."""
 
@@ -44,6 +52,7 @@ class Desk:
         self._stop: str | None = None
         self._attempts = 0
         self._failures: list[Failure] = []
+        self._failed_at: float | None = None
 
     def write(self, line: Line) -> None:
         """A worker's log line."""
@@ -57,15 +66,21 @@ class Desk:
     def settle(self) -> None:
         """Returns when everything that the caller sent before has arrived, for calls of one caller keep their order."""
 
-    def begin_attempt(self) -> int:
-        """Rank 0 starts (again); returns how often it has, this time included."""
+    def begin_attempt(self) -> Attempt:
+        """Rank 0 starts (again)."""
         self._attempts += 1
-        self._failures = []
-        return self._attempts
+        attempt = Attempt(self._attempts, self._failed_at)
+        self._failures, self._failed_at = [], None
+        return attempt
 
     def fail(self, failure: Failure) -> None:
         """A worker is about to raise."""
         self._failures.append(failure)
+        self.broke()
+
+    def broke(self) -> None:
+        """Workers failed: from now on time counts as recovery. The first of several calls matters."""
+        self._failed_at = self._failed_at or time.time()
 
     def worst_failure(self) -> Failure | None:
         """The failure of this attempt that explains it best: peers of a failed rank only see a broken connection."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
 from typing import Any
 
 import fsspec
+import psutil
 import pyarrow.fs
 import ray
 import ray.train
@@ -22,11 +22,12 @@ from ray.train import FailureConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from launch.cluster import gpus_wanted, ray_session
-from launch.desk import POLL_SECONDS, DeskHandler, Failure, Line, StopWatch, open_desk, print_lines
+from launch.desk import POLL_SECONDS, Attempt, DeskHandler, Failure, Line, StopWatch, open_desk, print_lines
 from launch.environment import job_tags
 from launch.errors import RunFailedError
 from trainer.config import RunConfig, is_local
 from trainer.context import StopOnSignal
+from trainer.lifecycle import StartClock
 from trainer.provenance import source_tags
 from trainer.tracking import Status, close_run, open_run
 
@@ -39,22 +40,19 @@ HOPELESS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
 class RayContext:
     """A worker of Ray Train, as `trainer.context.Context`."""
 
-    def __init__(self, stop: StopWatch | None) -> None:
+    def __init__(self, start: StartClock, stop: StopWatch | None) -> None:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.local_rank = context.get_local_rank()
         device = ray.train.torch.get_device()
         assert isinstance(device, torch.device)
         self.device = device
+        self.start = start
         self._stop = stop
 
     def should_stop(self) -> bool:
         """Whether the driver asked for it; only rank 0 hears it, the loop tells the others."""
         return self._stop is not None and self._stop.asked
-
-    def report(self, metrics: Mapping[str, float]) -> None:
-        """Shown by Ray's dashboard. A barrier: every rank must call it."""
-        ray.train.report(dict(metrics))
 
 
 def train_on_ray(config: RunConfig, debug: bool = False) -> dict[str, Any]:
@@ -149,15 +147,15 @@ def _torch_trainer(config: RunConfig, tags: dict[str, str], desk: Any) -> TorchT
 
 def _work(settings: dict[str, Any]) -> dict[str, Any] | None:
     """What each worker runs. Imports the trainer here: the driver may be on a machine without GPUs or DeepSpeed."""
-    from trainer import jobs
-
     desk, rank = settings["desk"], ray.train.get_context().get_world_rank()
     handler = DeskHandler(desk, rank)
     watch = StopWatch(desk) if rank == 0 else None
     try:
-        if rank == 0 and (attempt := ray.get(desk.begin_attempt.remote())) > 1:
-            logger.warning("attempt %d: continuing from the newest checkpoint", attempt)
-        result = jobs.run(RunConfig.model_validate(settings["config"]), RayContext(watch), settings["tags"])
+        start = _begin(desk) if rank == 0 else StartClock()
+        from trainer import jobs
+
+        start.mark("imports")
+        result = jobs.run(RunConfig.model_validate(settings["config"]), RayContext(start, watch), settings["tags"])
         return result if rank == 0 else None
     except Exception as error:
         ray.get(desk.fail.remote(Failure(rank, isinstance(error, HOPELESS), _text(error))))
@@ -168,6 +166,18 @@ def _work(settings: dict[str, Any]) -> dict[str, Any] | None:
         handler.settle()
 
 
+def _begin(desk: Any) -> StartClock:
+    """Rank 0: the clock of this attempt, with what has already passed of it."""
+    attempt: Attempt = ray.get(desk.begin_attempt.remote())
+    if attempt.number > 1:
+        logger.warning("attempt %d: continuing from the newest checkpoint", attempt.number)
+    born = psutil.Process().create_time()
+    clock = StartClock(attempt.failed_at or born, attempt.number)
+    clock.mark("teardown", at=born)
+    clock.mark("process")
+    return clock
+
+
 class _GiveUpOrSaySo(UserCallback):
     """In Ray's controller: say that workers failed; end the run at once where another attempt is hopeless."""
 
@@ -175,6 +185,7 @@ class _GiveUpOrSaySo(UserCallback):
         self._desk, self._left = desk, max_failures
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        self._desk.broke.remote()
         failure: Failure | None = ray.get(self._desk.worst_failure.remote())
         if failure is not None and failure.hopeless:
             # Ray ends a run whose callback raises.

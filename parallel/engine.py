@@ -15,7 +15,6 @@ import os
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from parallel.config import MoEConfig, ParallelConfig, Precision
 from parallel.dispatch import keep_in_step
 from parallel.engine_config import deepspeed_config, group_name, parameter_groups, refuse_scalars
 from parallel.fragments import Fragment, collect_fragments
+from parallel.imports import AdamW, keep_compiler_out, uncompiled, without
 from parallel.mesh import Mesh, MeshSpec
 from parallel.moe import MoELayer
 
@@ -63,9 +63,14 @@ def _import_deepspeed(device: torch.device) -> Any:
     os.environ.setdefault("LOCAL_RANK", "0")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import deepspeed
+        with without("mlflow"):
+            import deepspeed
         import deepspeed.ops
         from deepspeed.utils.logging import set_log_level_from_string
+
+        # Needed by every reduction, though only to see that the optimizer is another one.
+        with uncompiled(deepspeed.runtime.compiler):
+            import deepspeed.runtime.zero.muon.muon_optimizer
     set_log_level_from_string("error")
     if device.type == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -129,7 +134,8 @@ class Engine:
             if isinstance(layer, MoELayer):
                 layer.register_forward_hook(self._remember_output)
         groups = parameter_groups(model, mesh.spec, weight_decay, no_decay or (lambda name, parameter: False))
-        optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+        keep_compiler_out()
+        optimizer = AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
         self._base_lr = lr
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -139,8 +145,6 @@ class Engine:
                 config=deepspeed_config(model, mesh.device, zero_stage, precision, clip, accumulation),
                 dist_init_required=False,
             )[0]
-            # Imported by the first reduction otherwise, which would look like a slow first step.
-            import_module("deepspeed.runtime.zero.muon.muon_optimizer")
         self._zero = self._engine.optimizer
         if precision == "bf16" and zero_stage == 1:
             zero.accumulate_in_fp32(self._zero)

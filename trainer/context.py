@@ -1,4 +1,4 @@
-"""What a worker needs from whatever started it: who am I, where do I compute, should I stop, here is how it goes.
+"""What a worker needs from whatever started it: who am I, where do I compute, should I stop.
 
 Training code knows only the `Context` protocol. This file holds the two versions that need no cluster; the one for Ray
 is in `launch.ray_trainer`, so that nothing here imports Ray.
@@ -15,6 +15,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from trainer.lifecycle import StartClock
+
 logger = logging.getLogger(__name__)
 
 
@@ -26,6 +28,8 @@ class Context(Protocol):
     world: int
     local_rank: int
     device: torch.device
+    start: StartClock
+    """Runs until the first step."""
 
     def should_stop(self) -> bool:
         """Whether this rank was asked to write a checkpoint and return.
@@ -33,10 +37,6 @@ class Context(Protocol):
         It is cheap, local and not collective: ranks may learn of it at different steps, so the loop must combine
         their answers (any rank -> all ranks) before it acts on one.
         """
-        ...
-
-    def report(self, metrics: Mapping[str, float]) -> None:
-        """Tell the launcher how the run goes. Called by every rank at the same points, at checkpoint cadence."""
         ...
 
 
@@ -82,14 +82,12 @@ class SingleContext:
     def __init__(self, device: torch.device | str | None = None, stop: StopOnSignal | None = None) -> None:
         self.rank, self.world, self.local_rank = 0, 1, 0
         self.device = torch.device(device) if device is not None else default_device(0)
+        self.start = StartClock()
         self._stop = stop
 
     def should_stop(self) -> bool:
         """Whether a signal asked for it."""
         return self._stop is not None and self._stop.received is not None
-
-    def report(self, metrics: Mapping[str, float]) -> None:
-        """Nobody listens."""
 
 
 class TorchrunContext(SingleContext):

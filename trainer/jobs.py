@@ -32,7 +32,6 @@ from trainer.config import RunConfig
 from trainer.context import Context
 from trainer.describe import describe_run, schema_difference, statistics_from_json
 from trainer.evaluation import evaluate
-from trainer.figures import log_routing_figures, log_test_figures
 from trainer.flops import parameter_counts
 from trainer.loop import Progress, TrainingLoop
 from trainer.session import Session, build_session
@@ -63,6 +62,7 @@ def train(config: RunConfig, context: Context, tags: dict[str, str]) -> dict[str
     """Train a model, or continue the run of this name; then evaluate its best checkpoint on the test part."""
     manifest = open_manifest(config.data.url, config.data.storage_options)
     session = build_session(config, context, manifest, manifest.schema, _statistics(manifest, config))
+    context.start.mark("model")
     tracker = create_tracker(config.tracking, config.name, config.tracking.run_id, tags, context.rank, config.run_dir)
     status = "FAILED"
     try:
@@ -81,6 +81,7 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
     tracker.log_dataset(session.manifest.schema.name, config.data.url, session.manifest.digest, "training")
     _log_size(session, tracker)
     checkpoint = _restore(session)
+    context.start.mark("restore")
     progress = Progress(**checkpoint.meta["progress"]) if checkpoint else Progress()
     if checkpoint and context.rank == 0:
         logger.info("continuing %s at step %d", config.name, progress.step)
@@ -109,9 +110,7 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
     if loop.stopped:
         return {**result, "checkpoint": writer.path(progress.step)}
     best = _load_best(session, progress)
-    result["metrics"] = _test(session, tracker, progress.step)
-    if context.rank == 0:
-        log_routing_figures(tracker, session.schema, loop.routing_total)
+    result["metrics"] = _test(session, tracker, progress.step, loop.routing_total)
     return {**result, "checkpoint": best.path}
 
 
@@ -173,14 +172,20 @@ def _load_best(session: Session, progress: Progress) -> Checkpoint:
     raise CheckpointError(f"the checkpoint of step {wanted} of run {session.config.name} is gone; there are {paths}")
 
 
-def _test(session: Session, tracker: Tracker, step: int) -> dict[str, float]:
+def _test(session: Session, tracker: Tracker, step: int, routing: list[torch.Tensor]) -> dict[str, float]:
     """Metrics of the test part (of no part, if there is none), with figures."""
-    if "test" not in session.manifest.splits[session.config.data.split]:
-        return {}
-    metrics, predictions = evaluate(session, "test")
-    tracker.log_metrics(metrics, step)
+    metrics: dict[str, float] = {}
+    predictions = None
+    if "test" in session.manifest.splits[session.config.data.split]:
+        metrics, predictions = evaluate(session, "test")
+        tracker.log_metrics(metrics, step)
     if session.context.rank == 0:
-        log_test_figures(tracker, session.tasks, predictions)
+        # Imported late: a restarted worker has no time for a plotting library.
+        from trainer.figures import log_routing_figures, log_test_figures
+
+        log_routing_figures(tracker, session.schema, routing)
+        if predictions is not None:
+            log_test_figures(tracker, session.tasks, predictions)
     return metrics
 
 

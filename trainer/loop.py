@@ -87,7 +87,7 @@ class TrainingLoop:
             self.total_steps = min(self.total_steps, training.max_steps)
         self.meter = session.meter()
         self.profiler = StepProfiler(training.profile if session.context.rank == 0 else 0, tracker)
-        self.stopped = False
+        self.stopped, self._starting = False, True
         self.routing_total: list[Tensor] = []
         place = (self.config.run_dir, self.context.rank, self.context.world)
         self._trace = RecordTrace(*place) if training.trace_records else None
@@ -165,7 +165,15 @@ class TrainingLoop:
         self.meter.records += step.records
         if progress.step % self.config.training.log_every == 0 or progress.step == self.total_steps:
             self._log()
+        if self._starting:
+            self._report_start()
         return stop
+
+    def _report_start(self) -> None:
+        self._starting = False
+        self.context.start.mark("first step")
+        if self.context.rank == 0:
+            self.context.start.report(self.tracker, self.progress.step)
 
     def _prepare(self, batch: Batch) -> Batch:
         batch = batch.to(self.session.device)
@@ -325,7 +333,6 @@ class TrainingLoop:
         self.writer.save(
             self.engine, {**self.describe, "step": progress.step, "score": score, "progress": asdict(progress)}
         )
-        self.context.report({"step": progress.step})
 
 
 def _score(metrics: dict[str, float], name: str, mode: str) -> float:

@@ -3,6 +3,9 @@
 Ranks gather logits and targets, put them in the order of the data set, and one of them computes. Nothing is averaged
 over batches or ranks, nothing is padded or counted twice, so the figures do not depend on the world size.
 
+Torchmetrics takes as long to import as torch itself, so it is imported where it is used: a restarted worker trains
+before it evaluates.
+
 Shape legend: B records, C logits of a task, t targets of a task.
 """
 
@@ -12,7 +15,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torchmetrics.functional import classification, regression
 
 from data_shards import TaskSpec
 from trainer.collectives import gather_rows
@@ -78,6 +80,8 @@ def task_metrics(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> dict[s
 
 
 def _binary(logits_B1: Tensor, target_B1: Tensor) -> dict[str, Tensor]:
+    from torchmetrics.functional import classification
+
     probability_B, truth_B = logits_B1[:, 0].sigmoid(), target_B1[:, 0].long()
     metrics = {
         "accuracy": classification.binary_accuracy(probability_B, truth_B),
@@ -91,6 +95,8 @@ def _binary(logits_B1: Tensor, target_B1: Tensor) -> dict[str, Tensor]:
 
 
 def _multiclass(logits_BC: Tensor, target_B1: Tensor) -> dict[str, Tensor]:
+    from torchmetrics.functional import classification
+
     classes, truth_B = logits_BC.shape[1], target_B1[:, 0].long()
     probability_BC = logits_BC.softmax(dim=1)
     metrics = {
@@ -114,6 +120,8 @@ def _multilabel(logits_BL: Tensor, target_BL: Tensor) -> dict[str, Tensor]:
 
 
 def _regression(value_Bn: Tensor, target_Bn: Tensor) -> dict[str, Tensor]:
+    from torchmetrics.functional import regression
+
     known_Bn = ~target_Bn.isnan()
     value_X, target_X = value_Bn[known_Bn], target_Bn[known_Bn]
     metrics = {

@@ -127,7 +127,8 @@ class QueuedTracker:
 
     def _deliver_forever(self) -> None:
         pending: list[Operation] = []
-        due = time.monotonic()  # the run is opened at once, so that its id is known early
+        # A run without an id is opened at once; else nothing is urgent, and the first steps are not disturbed.
+        due = time.monotonic() + (0.0 if self._store.run_id is None else self._interval)
         while True:
             try:
                 item = self._queue.get(timeout=max(0.0, due - time.monotonic()))

@@ -19,6 +19,7 @@ from trainer.checkpoint_list import list_checkpoints
 from trainer.config import RunConfig
 from trainer.export import export_model, load_model
 from trainer.jobs import evaluation_config, run
+from trainer.lifecycle import StartClock
 from trainer.metrics import task_metrics
 
 STEADY = {"model__dropout": 0.0, "model__moe__noise": 0.0, "training__epochs": 3}
@@ -29,13 +30,11 @@ class FixedContext:
 
     def __init__(self, rank: int, world: int, stop_at: int | None = None) -> None:
         self.rank, self.world, self.local_rank, self.device = rank, world, rank, torch.device("cpu")
-        self.stop_at, self.asked = stop_at, 0
+        self.stop_at, self.asked, self.start = stop_at, 0, StartClock()
 
     def should_stop(self) -> bool:
         self.asked += 1
         return self.stop_at is not None and self.asked >= self.stop_at and self.rank == self.world - 1
-
-    def report(self, metrics: Any) -> None: ...
 
 
 def _job(rank: int, world: int, tree: dict[str, Any], stop_at: int | None = None) -> dict[str, Any]:
