@@ -9,7 +9,6 @@ import contextlib
 import logging
 import math
 import os
-import shutil
 import socket
 import tempfile
 import time
@@ -19,7 +18,6 @@ from pathlib import Path
 import ray
 
 from launch.environment import in_submitted_job, ray_address
-from launch.errors import RunFailedError
 from trainer.config import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -73,35 +71,43 @@ def _refuse_dead(address: str) -> None:
 
 
 def _no_ray(address: str, error: Exception) -> ConnectionError:
-    reason = str(error).strip().split("\n")[0]
     return ConnectionError(
-        f"no Ray at {address} ({reason}): check the address and the token, or leave cluster.address and "
+        f"no Ray at {address} ({_first_line(error)}): check the address and the token, or leave cluster.address and "
         "RAY_ADDRESS empty for a local Ray"
     )
 
 
 @contextlib.contextmanager
 def _local(config: RunConfig, debug: bool) -> Iterator[None]:
-    workers, cpus = config.parallel.workers, config.cluster.cpus_per_worker
-    folder = tempfile.mkdtemp(prefix="ray_")
-    try:
+    with tempfile.TemporaryDirectory(prefix="ray_", ignore_cleanup_errors=True) as folder:
         try:
-            ray.init(
-                address="local",
-                num_cpus=max(os.cpu_count() or 1, math.ceil(workers * cpus)),
-                include_dashboard=False,
-                log_to_driver=debug,
-                logging_level=_level(debug),
-                object_store_memory=config.cluster.object_store_mb << 20,
-                _temp_dir=folder,
-            )
-        except Exception as error:  # Ray raises many types here, some with whole logs in them
-            reason = str(error).strip().split("\n")[0]
-            raise RunFailedError(f"a local Ray did not start ({reason}); --debug shows more") from error
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+            try:
+                _start(config, debug, f"{folder}/1")
+            except Exception as error:  # Ray raises many types here, some with whole logs in them
+                # Ray gives its parts 30 s, which a machine at its limits can miss once.
+                logger.warning("a local Ray did not start (%s); trying once more", _first_line(error))
+                ray.shutdown()
+                _start(config, debug, f"{folder}/2")
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start(config: RunConfig, debug: bool, folder: str) -> None:
+    needed = math.ceil(config.parallel.workers * config.cluster.cpus_per_worker)
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, needed),
+        include_dashboard=False,
+        log_to_driver=debug,
+        logging_level=_level(debug),
+        object_store_memory=config.cluster.object_store_mb << 20,
+        _temp_dir=folder,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:200]
 
 
 def _level(debug: bool) -> int:
