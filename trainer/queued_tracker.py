@@ -51,7 +51,7 @@ class QueuedTracker:
 
     def __init__(self, store: Store, spool: Spool, flush_seconds: float) -> None:
         self._store, self._spool, self._interval = store, spool, flush_seconds
-        self._files = tempfile.TemporaryDirectory(prefix="tracker_files_")
+        self._files: tempfile.TemporaryDirectory[str] | None = None
         self._queue: queue.Queue[Operation | threading.Event] = queue.Queue()
         self._retry_at = 0.0
         self._away = False
@@ -109,12 +109,15 @@ class QueuedTracker:
         self._closed = True
         self.flush(timeout_s=60.0)
         self._thread.join(timeout=5.0)
-        self._files.cleanup()
+        if self._files is not None:
+            self._files.cleanup()
 
     def _put(self, **operation: Any) -> None:
         self._queue.put({**operation, "time": int(time.time() * 1000)})
 
     def _new_file(self, name: str) -> Path:
+        if self._files is None:  # made late: a killed process leaves nothing behind unless it has logged a file
+            self._files = tempfile.TemporaryDirectory(prefix="tracker_files_")
         home = Path(self._files.name) / os.urandom(6).hex()
         home.mkdir()
         return home / Path(name).name
