@@ -97,10 +97,22 @@ class TrainingLoop:
         self.engine.train()
         self.meter = self.session.meter()
         with self.profiler:
+            if self.progress.step:
+                self._catch_up()
             while not self.progress.finished and not self.stopped:
                 self._epoch()
         self._settle()
         return self.progress
+
+    def _catch_up(self) -> None:
+        """What the checkpoint's step still owed when the run was stopped right after it: its evaluation, its end."""
+        progress = self.progress
+        owed = not progress.finished and self._evaluation_due() and progress.evaluated_step < progress.step
+        if owed:
+            self._evaluate()
+        progress.finished = progress.finished or progress.step >= self.total_steps
+        if owed:
+            self._save()
 
     def _settle(self) -> None:
         """The last checkpoint is there. If its storage is away, try for a while: everything else is done."""
@@ -123,7 +135,7 @@ class TrainingLoop:
                 self.stopped = True
                 self._save()
                 return
-            due = self._evaluation_due(step)
+            due = self._evaluation_due()
             if due:
                 self._evaluate()
             progress.finished = progress.finished or progress.step >= self.total_steps
@@ -292,7 +304,7 @@ class TrainingLoop:
             logger.info(line, extra=bar(self.progress.step, self.total_steps))
         self.tracker.log_metrics(metrics, self.progress.step)
 
-    def _evaluation_due(self, step: Step) -> bool:
+    def _evaluation_due(self) -> bool:
         every = self.config.training.eval_every
         if "val" not in self.session.manifest.splits[self.config.data.split]:
             return False

@@ -261,3 +261,15 @@ def test_damaged_data_stops_the_run_or_is_skipped_and_counted(tmp_path: Path) ->
     assert skipped == {"checksum": 2}, "one damaged record, in two epochs"
     with pytest.raises(AssertionError, match=r"2 checksum.*data.max_skipped is 1"):
         job(2, config(data, tmp_path / "limit", data__max_skipped=1, **skipping))
+
+
+@pytest.mark.parametrize("stop_at", [4, 8], ids=["end of an epoch", "end of the run"])
+def test_a_run_stopped_before_an_evaluation_makes_up_for_it(data: str, tmp_path: Path, stop_at: int) -> None:
+    whole = job(1, config(data, tmp_path / "whole"))
+    broken = config(data, tmp_path / "broken")
+    assert job(1, broken, stop_at=stop_at)["step"] == stop_at
+    last = job(1, broken)
+    assert (last["metrics"], last["step"]) == (whole["metrics"], whole["step"])
+    assert last["checkpoint"].rsplit("-", 1)[1] == whole["checkpoint"].rsplit("-", 1)[1]
+    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(np.array_equal(expected[name], got[name]) for name in expected)
