@@ -5,16 +5,19 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format
+.PHONY: help train test test-slow lint format
 
 help: ## Show this list
-	@grep -hE '^[a-z/]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z/-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 train: $(READY) data/digits/manifest.json ## Train the digits recipe on a local Ray, two expert-parallel workers, tracked in MLflow
 	@$(BIN)/python -m launch train digits
 
-test: $(READY) ## Run all tests, linters and the type checker among them
-	@$(BIN)/python -m pytest
+test: $(READY) ## Run all tests that need no root, linters and the type checker among them
+	@$(BIN)/python -m pytest -m "not root"
+
+test-slow: $(READY) ## Run what takes minutes and needs root: hosts that are killed, cut off and drained
+	@$(BIN)/python -m pytest -m root -s
 
 lint: $(READY) ## Check style and types only
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

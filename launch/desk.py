@@ -1,7 +1,7 @@
 """The driver's desk: one small actor through which driver and workers talk while Ray Train runs.
 
 Workers leave log lines, which the driver prints as its own, so that a run on a cluster reads like a run on a laptop;
-the driver leaves the wish to stop, which rank 0 passes on at its next step.
+the driver leaves its wishes, which rank 0 passes on at its next step.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -17,6 +17,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from trainer.logs import LOGGERS
 
 POLL_SECONDS = 0.3
+
+Wish = Literal["save", "regroup", "stop"]
+"""A checkpoint; a checkpoint and a new start with as many workers as fit; a checkpoint and the end."""
+WISHES: tuple[Wish, ...] = ("save", "regroup", "stop")
 
 
 class Line(NamedTuple):
@@ -44,12 +48,23 @@ class Attempt(NamedTuple):
     failed_at: float | None
 
 
+class Seats(NamedTuple):
+    """All workers of an attempt: how many, and on which nodes."""
+
+    world: int
+    nodes: set[str]
+
+
 class Desk:
     """State of the desk. Runs as an actor without CPUs; see `open_desk`."""
 
     def __init__(self) -> None:
         self._lines: list[Line] = []
-        self._stop: str | None = None
+        self._wish: Wish | None = None
+        self._reason = ""
+        self._ending: Wish | None = None
+        self._nodes: dict[int, str] = {}
+        self._world = 0
         self._attempts = 0
         self._failures: list[Failure] = []
         self._failed_at: float | None = None
@@ -70,8 +85,22 @@ class Desk:
         """Rank 0 starts (again)."""
         self._attempts += 1
         attempt = Attempt(self._attempts, self._failed_at)
-        self._failures, self._failed_at = [], None
+        self._failures, self._failed_at, self._ending = [], None, None
+        if self._wish != "stop":
+            self._wish = None
         return attempt
+
+    def sit(self, rank: int, world: int, node: str) -> None:
+        """A worker has started."""
+        self._world, self._nodes[rank] = world, node
+        self._nodes = {rank: node for rank, node in self._nodes.items() if rank < world}
+
+    def seats(self) -> Seats | None:
+        """Where the workers are, once all of them are."""
+        return Seats(self._world, set(self._nodes.values())) if self._nodes and self._settled() else None
+
+    def _settled(self) -> bool:
+        return len(self._nodes) == self._world and self._failed_at is None and self._ending is None
 
     def fail(self, failure: Failure) -> None:
         """A worker is about to raise."""
@@ -81,23 +110,40 @@ class Desk:
     def broke(self) -> None:
         """Workers failed: from now on time counts as recovery. The first of several calls matters."""
         self._failed_at = self._failed_at or time.time()
+        self._nodes = {}
 
     def worst_failure(self) -> Failure | None:
         """The failure of this attempt that explains it best: peers of a failed rank only see a broken connection."""
         return max(self._failures, key=lambda failure: failure.hopeless, default=None)
 
-    def ask_to_stop(self, reason: str) -> None:
-        """The driver wants a checkpoint and an end."""
-        self._stop = self._stop or reason
+    def ask(self, wish: Wish, reason: str) -> None:
+        """The driver wants something of the workers. A lesser wish than the last is dropped."""
+        if self._wish is None or WISHES.index(wish) > WISHES.index(self._wish):
+            self._wish, self._reason = wish, reason
 
-    def stopping(self) -> str | None:
-        """Why the run should stop, or None."""
-        return self._stop
+    def wish(self) -> Wish | None:
+        """What the driver wants."""
+        return self._wish
+
+    def granted(self) -> None:
+        """A checkpoint that was asked for is being written."""
+        if self._wish == "save":
+            self._wish = None
+
+    def end(self) -> Wish | None:
+        """Why a worker that ended early did: to stop, or to start again. All of an attempt get the same answer."""
+        self._ending = self._ending or self._wish
+        return self._ending
+
+    def regrouping(self) -> str | None:
+        """Why workers have ended in order to start again; None if they have not."""
+        return self._reason if self._ending == "regroup" else None
 
 
 def open_desk() -> Any:
     """A new desk on the driver's node: it lives and dies with the driver, not with some worker's node."""
-    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # Not soft: Ray takes a soft wish for a head without CPUs as none at all.
+    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(Desk).options(num_cpus=0, scheduling_strategy=node).remote()
 
 
@@ -130,23 +176,33 @@ class DeskHandler(logging.Handler):
         ray.get(self._desk.settle.remote())
 
 
-class StopWatch:
+class WishWatch:
     """Rank 0: asks the desk from a thread, so that asking costs a training step nothing."""
 
     def __init__(self, desk: Any) -> None:
         self._desk = desk
-        self.asked = False
+        self._wish: Wish | None = None
         self._done = threading.Event()
-        threading.Thread(target=self._watch, name="stop-watch", daemon=True).start()
+        threading.Thread(target=self._watch, name="wish-watch", daemon=True).start()
 
     def _watch(self) -> None:
         while not self._done.wait(POLL_SECONDS):
             try:
-                self.asked = ray.get(self._desk.stopping.remote()) is not None
+                self._wish = ray.get(self._desk.wish.remote())
             except ray.exceptions.RayError:
                 return  # the driver is gone, and Ray ends this worker with it
-            if self.asked:
-                return
+
+    def should_end(self) -> bool:
+        """Whether the workers should write a checkpoint and end."""
+        return self._wish in ("regroup", "stop")
+
+    def should_save(self) -> bool:
+        """Whether a checkpoint is wanted now; the wish is granted by asking."""
+        if self._wish != "save":
+            return False
+        ray.get(self._desk.granted.remote())
+        self._wish = None
+        return True
 
     def close(self) -> None:
         """End the thread."""

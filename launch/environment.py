@@ -11,6 +11,8 @@ from trainer.config import RecipeError, RunConfig, absolute_paths
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
+# An elastic run starts on what is there. If that turns out to be gone, it should look again soon.
+ELASTIC_START_S = 20.0
 # Read by Ray in this process; Ray Train hands its own on to the controller and the workers.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -32,7 +34,10 @@ def prepare_for_ray(config: RunConfig) -> None:
     token is the user's own (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token), and is used if there is one.
     """
     os.environ.update(SETTINGS)
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.cluster.start_timeout_s)
+    patience = config.cluster.start_timeout_s
+    if config.cluster.min_workers is not None:
+        patience = min(patience, ELASTIC_START_S)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(patience)
     if ray_address(config) is None:
         os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
 

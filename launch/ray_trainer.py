@@ -18,13 +18,15 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import FailureConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from launch.cluster import gpus_wanted, ray_session
-from launch.desk import POLL_SECONDS, Attempt, DeskHandler, Failure, Line, StopWatch, open_desk, print_lines
+from launch.controller import FailurePolicy, RightSize, first_line
+from launch.desk import POLL_SECONDS, Attempt, DeskHandler, Failure, WishWatch, open_desk, print_lines
 from launch.environment import job_tags
 from launch.errors import RunFailedError
+from launch.watch import NodeWatch
 from trainer.config import RunConfig, is_local
 from trainer.context import StopOnSignal
 from trainer.lifecycle import StartClock
@@ -37,10 +39,18 @@ logger = logging.getLogger(__name__)
 HOPELESS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, ImportError)
 
 
+# Ray's own resizing kills workers; ours asks them first.
+NEVER_S = 1e9
+
+
+class RegroupError(RuntimeError):
+    """Not a failure: a worker has written its checkpoint and ends, so that a group of another size can start."""
+
+
 class RayContext:
     """A worker of Ray Train, as `trainer.context.Context`."""
 
-    def __init__(self, start: StartClock, stop: StopWatch | None) -> None:
+    def __init__(self, start: StartClock, wishes: WishWatch | None) -> None:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.local_rank = context.get_local_rank()
@@ -48,11 +58,15 @@ class RayContext:
         assert isinstance(device, torch.device)
         self.device = device
         self.start = start
-        self._stop = stop
+        self._wishes = wishes
 
     def should_stop(self) -> bool:
         """Whether the driver asked for it; only rank 0 hears it, the loop tells the others."""
-        return self._stop is not None and self._stop.asked
+        return self._wishes is not None and self._wishes.should_end()
+
+    def should_save(self) -> bool:
+        """Whether the driver asked for it, because a node is about to leave."""
+        return self._wishes is not None and self._wishes.should_save()
 
 
 def train_on_ray(config: RunConfig, debug: bool = False) -> dict[str, Any]:
@@ -91,7 +105,9 @@ class _Fit:
     def __init__(self, config: RunConfig, tags: dict[str, str], signals: StopOnSignal) -> None:
         self._signals = signals
         self._desk = open_desk()
-        self._trainer = _torch_trainer(config, tags, self._desk)
+        needs = _needs(config)
+        self._trainer = _torch_trainer(config, tags, self._desk, needs)
+        self._nodes = NodeWatch(self._desk, needs, *_sizes(config))
         self._result: Any = None
         self._error: Exception | None = None
 
@@ -109,19 +125,39 @@ class _Fit:
             thread.join(POLL_SECONDS)
             print_lines(self._desk)
             if self._signals.received is not None and not asked:
-                ray.get(self._desk.ask_to_stop.remote(f"signal {self._signals.received}"))
+                ray.get(self._desk.ask.remote("stop", f"signal {self._signals.received}"))
                 asked = True
+            self._nodes.look()
         print_lines(self._desk)
         if self._error is not None:
             failure: Failure | None = ray.get(self._desk.worst_failure.remote())
-            text = failure.text if failure is not None else _first_line(self._error)
+            text = failure.text if failure is not None else first_line(self._error)
             raise RunFailedError(text, self._signals.received) from self._error
         result: dict[str, Any] = self._result.return_value
         return result
 
 
-def _torch_trainer(config: RunConfig, tags: dict[str, str], desk: Any) -> TorchTrainer:
-    gpus = gpus_wanted(config)
+def _needs(config: RunConfig) -> dict[str, float]:
+    """Resources of one worker."""
+    return {"CPU": config.cluster.cpus_per_worker, **({"GPU": 1.0} if gpus_wanted(config) else {})}
+
+
+def _sizes(config: RunConfig) -> tuple[int, int]:
+    """Fewest and most workers."""
+    most = config.parallel.workers
+    return (config.cluster.min_workers or most, most)
+
+
+def _scaling(needs: dict[str, float], least: int, most: int) -> ScalingConfig:
+    workers: dict[str, Any] = {"num_workers": most}
+    if least < most:
+        workers = {"num_workers": (least, most), "elastic_resize_monitor_interval_s": NEVER_S}
+    return ScalingConfig(use_gpu="GPU" in needs, resources_per_worker=needs, **workers)
+
+
+def _torch_trainer(config: RunConfig, tags: dict[str, str], desk: Any, needs: dict[str, float]) -> TorchTrainer:
+    least, most = _sizes(config)
+    resize = [RightSize(desk, needs, least, most)] if least < most else []
     fs, root = fsspec.url_to_fs(config.run_dir)
     # Ray keeps a few small files of its own beside ours.
     place: dict[str, Any] = {"storage_path": root}
@@ -131,15 +167,11 @@ def _torch_trainer(config: RunConfig, tags: dict[str, str], desk: Any) -> TorchT
         _work,  # type: ignore[arg-type]  # what it returns becomes Result.return_value
         train_loop_config={"config": config.model_dump(mode="json"), "tags": tags, "desk": desk},
         torch_config=TorchConfig(timeout_s=int(config.parallel.timeout_s)),
-        scaling_config=ScalingConfig(
-            num_workers=config.parallel.workers,
-            use_gpu=gpus,
-            resources_per_worker={"CPU": config.cluster.cpus_per_worker, **({"GPU": 1} if gpus else {})},
-        ),
+        scaling_config=_scaling(needs, least, most),
         run_config=ray.train.RunConfig(
             name="ray",
-            failure_config=FailureConfig(max_failures=config.cluster.max_failures),
-            callbacks=[_GiveUpOrSaySo(desk, config.cluster.max_failures)],  # type: ignore[list-item]
+            failure_config=FailureConfig(max_failures=-1),  # FailurePolicy counts
+            callbacks=[FailurePolicy(desk, config.cluster.max_failures), *resize],  # type: ignore[list-item]
             **place,
         ),
     )
@@ -149,14 +181,20 @@ def _work(settings: dict[str, Any]) -> dict[str, Any] | None:
     """What each worker runs. Imports the trainer here: the driver may be on a machine without GPUs or DeepSpeed."""
     desk, rank = settings["desk"], ray.train.get_context().get_world_rank()
     handler = DeskHandler(desk, rank)
-    watch = StopWatch(desk) if rank == 0 else None
+    watch = WishWatch(desk) if rank == 0 else None
     try:
         start = _begin(desk) if rank == 0 else StartClock()
+        world, node = ray.train.get_context().get_world_size(), ray.get_runtime_context().get_node_id()
+        desk.sit.remote(rank, world, node)
         from trainer import jobs
 
         start.mark("imports")
         result = jobs.run(RunConfig.model_validate(settings["config"]), RayContext(start, watch), settings["tags"])
+        if result["status"] == "stopped" and ray.get(desk.end.remote()) == "regroup":
+            raise RegroupError(f"rank {rank} ends at step {result['step']} with a checkpoint")
         return result if rank == 0 else None
+    except RegroupError:
+        raise
     except Exception as error:
         ray.get(desk.fail.remote(Failure(rank, isinstance(error, HOPELESS), _text(error))))
         raise
@@ -178,31 +216,7 @@ def _begin(desk: Any) -> StartClock:
     return clock
 
 
-class _GiveUpOrSaySo(UserCallback):
-    """In Ray's controller: say that workers failed; end the run at once where another attempt is hopeless."""
-
-    def __init__(self, desk: Any, max_failures: int) -> None:
-        self._desk, self._left = desk, max_failures
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        self._desk.broke.remote()
-        failure: Failure | None = ray.get(self._desk.worst_failure.remote())
-        if failure is not None and failure.hopeless:
-            # Ray ends a run whose callback raises.
-            raise RunFailedError(failure.text)
-        rank = min(worker_exceptions)
-        died = f"rank {rank} died: {_first_line(worker_exceptions[rank])}"
-        text = f"rank {failure.rank}: {failure.text}" if failure is not None else died
-        then = "starting again" if self._left > 0 else "no restart is left (cluster.max_failures)"
-        self._left -= 1
-        self._desk.write.remote(Line(0, logging.WARNING, __name__, f"worker failed, {then}; {text}", None))
-
-
 def _text(error: BaseException) -> str:
     """What an exception says; with its type in front unless it was written for people."""
     text = " ".join(str(error).split())
     return text if isinstance(error, ValueError | RunFailedError) and text else f"{type(error).__name__}: {text}"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:300]

@@ -33,7 +33,7 @@ class ParallelConfig(BaseModel):
     )
     threads_per_worker: int = Field(1, ge=1, description="CPU threads of each worker's tensor operations.")
     timeout_s: float = Field(
-        600.0, gt=0, description="Seconds after which a collective that a peer never joins fails instead of waiting."
+        300.0, gt=0, description="Seconds after which a collective that a peer never joins fails instead of waiting."
     )
 
 

@@ -32,7 +32,7 @@ from parallel.moe import MoELayer
 
 
 def init_distributed(
-    device: torch.device | str, timeout_s: float = 600.0, rank: int | None = None, world: int | None = None
+    device: torch.device | str, timeout_s: float = 300.0, rank: int | None = None, world: int | None = None
 ) -> None:
     """Make the process group of this run, or wrap the one that exists.
 
@@ -90,7 +90,13 @@ def create_mesh(parallel: ParallelConfig, moe: MoEConfig, device: torch.device |
     if name not in groups._get_expert_parallel_group_dict():
         groups._create_expert_and_data_parallel(spec.expert_parallel)
     ep_group = groups._get_expert_parallel_group(name)
-    return Mesh(spec, dist.get_rank(), ep_group, dist.group.WORLD, torch.device(device))
+    return Mesh(spec, dist.get_rank(), ep_group, dist.group.WORLD, torch.device(device), parallel.timeout_s)
+
+
+def _limit_waiting(timeout_s: float) -> None:
+    """Collectives of every group give up after this time. DeepSpeed makes groups with torch's default, half an hour."""
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
 
 class Engine:
@@ -145,6 +151,7 @@ class Engine:
                 config=deepspeed_config(model, mesh.device, zero_stage, precision, clip, accumulation),
                 dist_init_required=False,
             )[0]
+        _limit_waiting(mesh.timeout_s)
         self._zero = self._engine.optimizer
         if precision == "bf16" and zero_stage == 1:
             zero.accumulate_in_fp32(self._zero)

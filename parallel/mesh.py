@@ -112,6 +112,8 @@ class Mesh:
     ep_group: dist.ProcessGroup | None
     world_group: dist.ProcessGroup | None
     device: torch.device
+    timeout_s: float = 300.0
+    """Seconds after which a collective that a peer never joins fails."""
 
     @property
     def world(self) -> int:

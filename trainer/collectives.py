@@ -6,11 +6,40 @@ Only tensors of fixed types cross ranks, never pickled objects.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class PeerError(RuntimeError):
+    """An exchange between ranks failed: another one did not join it in time, or is gone. The text is for the user."""
+
+
+@contextmanager
+def named_failures(rank: int, step: Callable[[], int], timeout_s: float) -> Iterator[None]:
+    """Failures of exchanges between ranks say which rank met them, at which step, and what to do.
+
+    Raises:
+        PeerError: from the error of the communication library.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not (isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text):
+            raise
+        if "timed out" in text.lower() or "timeout" in text.lower():
+            problem = (
+                f"rank {rank} waited more than {timeout_s:g} s at step {step()} for a rank that did not join: look at "
+                "what the other ranks do (py-spy dump), or raise parallel.timeout_s if a step may take that long"
+            )
+        else:
+            problem = f"rank {rank} lost its connection to another rank at step {step()}: look why that one ended"
+        raise PeerError(problem) from error
 
 
 def world_size() -> int:

@@ -132,12 +132,17 @@ def is_local(url: str) -> bool:
 
 
 def check_parallel(config: RunConfig) -> None:
-    """Raise RecipeError if workers, expert parallelism, experts and top_k do not fit each other."""
+    """Raise RecipeError if numbers of workers, expert parallelism, experts and top_k do not fit each other."""
     parallel, moe = config.parallel, config.model.moe
     try:
         MeshSpec(parallel.workers, parallel.expert_parallel, moe.experts, moe.top_k).validate()
     except ValueError as error:
         raise RecipeError(str(error)) from None
+    if (config.cluster.min_workers or 0) > parallel.workers:
+        raise RecipeError(
+            f"cluster.min_workers={config.cluster.min_workers} is more than parallel.workers={parallel.workers}, the "
+            "most there can be: lower the one or raise the other"
+        )
 
 
 def absolute_paths(config: RunConfig, root: Path) -> RunConfig:

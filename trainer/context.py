@@ -39,6 +39,10 @@ class Context(Protocol):
         """
         ...
 
+    def should_save(self) -> bool:
+        """Whether a checkpoint is wanted now, as a node may soon be gone. Asking grants it; else as `should_stop`."""
+        ...
+
 
 class StopOnSignal:
     """Turns the first SIGTERM or SIGINT into a flag; the second one acts as usual, so nobody is locked in.
@@ -88,6 +92,10 @@ class SingleContext:
     def should_stop(self) -> bool:
         """Whether a signal asked for it."""
         return self._stop is not None and self._stop.received is not None
+
+    def should_save(self) -> bool:
+        """Nobody announces here that a host will leave."""
+        return False
 
 
 class TorchrunContext(SingleContext):

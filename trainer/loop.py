@@ -23,7 +23,7 @@ from data_shards.errors import REASONS
 from parallel import balance_losses, reduce_stats
 from trainer.checkpoint import CheckpointWriter
 from trainer.checkpoint_files import CheckpointError
-from trainer.collectives import sum_over_ranks
+from trainer.collectives import named_failures, sum_over_ranks
 from trainer.evaluation import evaluate
 from trainer.logs import progress as bar
 from trainer.models.missing import drop_modalities
@@ -87,16 +87,21 @@ class TrainingLoop:
             self.total_steps = min(self.total_steps, training.max_steps)
         self.meter = session.meter()
         self.profiler = StepProfiler(training.profile if session.context.rank == 0 else 0, tracker)
-        self.stopped, self._starting = False, True
+        self.stopped, self._starting, self._save_wanted = False, True, False
         self.routing_total: list[Tensor] = []
         place = (self.config.run_dir, self.context.rank, self.context.world)
         self._trace = RecordTrace(*place) if training.trace_records else None
 
     def run(self) -> Progress:
-        """Train to the end, or until asked to stop (`stopped`). Collective."""
+        """Train to the end, or until asked to stop (`stopped`). Collective.
+
+        Raises:
+            PeerError: another rank died or hung.
+        """
         self.engine.train()
         self.meter = self.session.meter()
-        with self.profiler:
+        named = named_failures(self.context.rank, lambda: self.progress.step + 1, self.config.parallel.timeout_s)
+        with self.profiler, named:
             if self.progress.step:
                 self._catch_up()
             while not self.progress.finished and not self.stopped:
@@ -139,7 +144,7 @@ class TrainingLoop:
             if due:
                 self._evaluate()
             progress.finished = progress.finished or progress.step >= self.total_steps
-            if due or self._checkpoint_due() or progress.finished:
+            if due or self._checkpoint_due() or progress.finished or self._save_wanted:
                 self._save()
             if progress.finished:
                 return
@@ -205,7 +210,7 @@ class TrainingLoop:
         progress.epoch, progress.offset, progress.delivered, progress.lost = progress.epoch + 1, 0, 0, 0
 
     def _agree(self, batches: list[Batch], skipped: dict[str, int]) -> tuple[dict[str, Tensor], bool]:
-        """One exchange: labels of the global step per task, records delivered and skipped, whether any rank must stop.
+        """One exchange: labels of the global step per task, records delivered and skipped, wishes of any rank.
 
         Raises:
             ShardError: more than `data.max_skipped` records were skipped in this run, over all ranks.
@@ -218,10 +223,12 @@ class TrainingLoop:
             for task in self.session.tasks
         ]
         counted = [float(sum(len(batch) for batch in batches)), *(float(skipped.get(name, 0)) for name in REASONS)]
-        mine = torch.tensor([float(self.context.should_stop()), *counted])
+        wishes = [float(self.context.should_stop()), float(self.context.should_save())]
+        mine = torch.tensor([*wishes, *counted])
         labels = torch.stack([count.float().to(self.session.device) for count in own])
         shared = sum_over_ranks(torch.cat([labels, mine.to(self.session.device)]))
-        stop, delivered, *lost = shared[len(own) :].tolist()
+        stop, save, delivered, *lost = shared[len(own) :].tolist()
+        self._save_wanted = bool(save)
         self._account(int(delivered), {name: int(n) for name, n in zip(REASONS, lost, strict=True) if n})
         return {task.name: shared[i].clamp_min(1) for i, task in enumerate(self.session.tasks)}, bool(stop)
 

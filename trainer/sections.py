@@ -226,6 +226,12 @@ class ClusterConfig(Section):
     )
     use_gpu: Literal["auto"] | bool = Field("auto", description="one GPU per worker; auto = if the cluster has GPUs")
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that Ray reserves for one worker")
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="fewest workers to go on with when nodes are lost, and to grow from when they come back, up to "
+        "parallel.workers; null = always parallel.workers",
+    )
     max_failures: int = Field(3, ge=0, description="restarts from the newest checkpoint after a worker died")
     start_timeout_s: float = Field(180.0, gt=0, description="seconds that workers may take to start")
     object_store_mb: int = Field(100, ge=80, description="object store of the local Ray, in MiB")

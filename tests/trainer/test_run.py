@@ -26,24 +26,27 @@ STEADY = {"model__dropout": 0.0, "model__moe__noise": 0.0, "training__epochs": 3
 
 
 class FixedContext:
-    """Rank and world as given; asks to stop during the step numbered `stop_at`."""
+    """Rank and world as given; asks to stop, or to save, during the step of this number."""
 
-    def __init__(self, rank: int, world: int, stop_at: int | None = None) -> None:
+    def __init__(self, rank: int, world: int, stop_at: int | None = None, save_at: int | None = None) -> None:
         self.rank, self.world, self.local_rank, self.device = rank, world, rank, torch.device("cpu")
-        self.stop_at, self.asked, self.start = stop_at, 0, StartClock()
+        self.stop_at, self.save_at, self.asked, self.start = stop_at, save_at, 0, StartClock()
 
     def should_stop(self) -> bool:
         self.asked += 1
         return self.stop_at is not None and self.asked >= self.stop_at and self.rank == self.world - 1
 
+    def should_save(self) -> bool:
+        return self.save_at is not None and self.asked == self.save_at and self.rank == self.world - 1
 
-def _job(rank: int, world: int, tree: dict[str, Any], stop_at: int | None = None) -> dict[str, Any]:
-    return run(RunConfig.model_validate(tree), FixedContext(rank, world, stop_at))
+
+def _job(rank: int, world: int, tree: dict[str, Any], *asked_at: int | None) -> dict[str, Any]:
+    return run(RunConfig.model_validate(tree), FixedContext(rank, world, *asked_at))
 
 
-def job(world: int, run_config: RunConfig, stop_at: int | None = None) -> dict[str, Any]:
+def job(world: int, run_config: RunConfig, stop_at: int | None = None, save_at: int | None = None) -> dict[str, Any]:
     """Run on `world` ranks; rank 0's result."""
-    result: dict[str, Any] = run_ranks(_job, world, run_config.model_dump(mode="json"), stop_at)[0]
+    result: dict[str, Any] = run_ranks(_job, world, run_config.model_dump(mode="json"), stop_at, save_at)[0]
     return result
 
 
@@ -87,6 +90,12 @@ def test_a_stopped_run_continues_to_the_same_bits(data: str, tmp_path: Path) -> 
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     # A finished run that is started again has nothing to do, and says the same.
     assert job(2, broken)["metrics"] == whole["metrics"]
+
+
+def test_a_checkpoint_is_written_when_a_rank_asks_for_one(data: str, tmp_path: Path) -> None:
+    run_config = config(data, tmp_path, training__checkpoint={"every": 100, "keep_last": 9}, training__epochs=1)
+    job(2, run_config, save_at=2)
+    assert list_checkpoints(run_config.run_dir)[0].step == 2
 
 
 @pytest.mark.parametrize(

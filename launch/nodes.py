@@ -1,0 +1,48 @@
+"""The nodes of a cluster as training sees them: which of them stay, and how many workers fit on those.
+
+Ray still counts a node that is being drained, because its machine is about to be taken away, and for a while one that
+has been lost. A group of workers planned on such a node never starts.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+import ray._private.state
+
+CONNECT_SECONDS = 2.0
+
+Resources = Mapping[str, float]
+
+
+def leaving_nodes() -> set[str]:
+    """Ids of nodes that are being drained. Ray offers this list nowhere else."""
+    return set(ray._private.state.state.get_draining_nodes())
+
+
+def staying_nodes() -> dict[str, Resources]:
+    """Resources of the nodes that are alive, answer, and are not being drained, by node id."""
+    leaving = leaving_nodes()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    return {node["NodeID"]: node["Resources"] for node in nodes if _answers(node)}
+
+
+def fitting_workers(nodes: Mapping[str, Resources], needs: Resources) -> int:
+    """How many workers that need these resources fit on the nodes when nothing else runs there."""
+    amounts = {name: amount for name, amount in needs.items() if amount}
+    return sum(
+        min(int(resources.get(name, 0.0) / amount + 1e-6) for name, amount in amounts.items())
+        for resources in nodes.values()
+    )
+
+
+def _answers(node: Mapping[str, Any]) -> bool:
+    """Whether the node's Ray accepts a connection: it is known at once, while Ray waits for missed heartbeats."""
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True

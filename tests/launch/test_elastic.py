@@ -1,0 +1,137 @@
+"""What is asked of the workers when nodes come and go, without a Ray: the desk, the count of places, the watch."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from launch import watch
+from launch.desk import Attempt, Desk, Failure, Seats
+from launch.nodes import fitting_workers
+from launch.watch import NodeWatch
+from trainer.config import RecipeError, check_parallel, load_recipe
+
+CPU = {"CPU": 1.0}
+
+
+def seated(*nodes: str) -> Desk:
+    """A desk at which all workers of an attempt have arrived, one on each node named."""
+    desk = Desk()
+    desk.begin_attempt()
+    for rank, node in enumerate(nodes):
+        desk.sit(rank, len(nodes), node)
+    return desk
+
+
+def test_the_greater_wish_counts_and_only_stop_outlives_the_attempt():
+    desk = seated("a", "b")
+    desk.ask("save", "drain")
+    desk.granted()
+    assert desk.wish() is None
+    desk.ask("regroup", "room")
+    desk.ask("save", "drain")
+    assert (desk.wish(), desk.regrouping()) == ("regroup", None)
+    assert desk.end() == "regroup"
+    desk.ask("stop", "signal 15")  # too late for this attempt: another rank was already told to start again
+    assert (desk.end(), desk.wish()) == ("regroup", "stop")
+    desk.begin_attempt()
+    assert (desk.wish(), desk.end(), desk.regrouping()) == ("stop", "stop", None)
+
+
+def test_seats_are_known_while_all_workers_are_at_work():
+    desk = Desk()
+    desk.begin_attempt()
+    desk.sit(1, 2, "b")
+    assert desk.seats() is None
+    desk.sit(0, 2, "a")
+    assert desk.seats() == Seats(2, {"a", "b"})
+    desk.fail(Failure(1, False, "lost"))
+    assert desk.seats() is None
+    attempt = desk.begin_attempt()
+    assert attempt.number == 2 and attempt.failed_at is not None
+    desk.sit(0, 1, "a")
+    assert desk.seats() == Seats(1, {"a"}) and desk.begin_attempt() == Attempt(3, None)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "needs", "count"),
+    [
+        ([], CPU, 0),
+        ([{"CPU": 0.0}, {"CPU": 2.0}, {"CPU": 1.5}], CPU, 3),
+        ([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 1.0, "GPU": 4.0}, {"CPU": 8.0}], {"CPU": 1.0, "GPU": 1.0}, 3),
+        ([{"CPU": 0.3}], {"CPU": 0.1}, 3),
+    ],
+)
+def test_places_on_nodes(nodes, needs, count):
+    assert fitting_workers({str(i): node for i, node in enumerate(nodes)}, needs) == count
+
+
+class Remote:
+    """Calls of a desk in this process, as if it were an actor; `ray.get` is the identity."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def __getattr__(self, name):
+        method = getattr(self._desk, name)
+        return type("Method", (), {"remote": staticmethod(method)})
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """Nodes that a test adds, drains and takes away; every look is due."""
+    staying, leaving, ticks = {}, set(), itertools.count(step=watch.LOOK_SECONDS)
+    monkeypatch.setattr(watch.ray, "get", lambda value: value)
+    monkeypatch.setattr(watch, "staying_nodes", lambda: {k: v for k, v in staying.items() if k not in leaving})
+    monkeypatch.setattr(watch, "leaving_nodes", lambda: set(leaving))
+    monkeypatch.setattr(watch.time, "monotonic", lambda: next(ticks))
+    return staying, leaving
+
+
+def look(node_watch: NodeWatch, times: int = 1) -> None:
+    for _ in range(times):
+        node_watch.look()
+
+
+def test_growth_waits_until_the_nodes_stay_the_same(cluster):
+    staying, _ = cluster
+    desk = seated("a")
+    staying.update(a=CPU)
+    eye = NodeWatch(Remote(desk), CPU, 1, 4)
+    look(eye, 5)
+    assert desk.wish() is None
+    staying.update(b=CPU)
+    look(eye, watch.LOOKS_BEFORE_GROWTH - 1)
+    staying.update(c=CPU)
+    look(eye, watch.LOOKS_BEFORE_GROWTH - 1)
+    assert desk.wish() is None
+    look(eye)
+    assert (desk.wish(), desk.end(), desk.regrouping()) == (
+        "regroup",
+        "regroup",
+        "there is room for 3 workers instead of 1",
+    )
+
+
+@pytest.mark.parametrize(("least", "most", "wish"), [(1, 2, "regroup"), (2, 2, "save"), (2, 3, "save")])
+def test_a_node_that_leaves_is_left_if_enough_others_stay(cluster, least, most, wish):
+    staying, leaving = cluster
+    desk = seated("a", "b")
+    staying.update(a=CPU, b=CPU)
+    eye = NodeWatch(Remote(desk), CPU, least, most)
+    look(eye)
+    leaving.add("other")
+    look(eye)
+    assert desk.wish() is None
+    leaving.add("b")
+    look(eye)
+    assert desk.wish() == wish
+    desk.granted()
+    look(eye, 3)
+    assert desk.wish() == (None if wish == "save" else wish)  # said once
+
+
+def test_fewest_workers_cannot_be_more_than_most():
+    with pytest.raises(RecipeError, match=r"cluster.min_workers=3 is more than parallel.workers=2"):
+        check_parallel(load_recipe("synthetic_small", ["cluster.min_workers=3", "parallel.workers=2"]))
