@@ -18,6 +18,7 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_worker_niceness": "0",  # a local Ray would let every other program go first, by 15
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # the driver watches nodes itself, without a process for it
 }
 
