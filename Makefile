@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow lint format
+.PHONY: help train test test-slow lint format browser
 
 help: ## Show this list
 	@grep -hE '^[a-z/-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,6 +18,13 @@ test: $(READY) ## Run all tests that need no root, linters and the type checker 
 
 test-slow: $(READY) ## Run what takes minutes and needs root: hosts that are killed, cut off and drained
 	@$(BIN)/python -m pytest -m root -s
+
+browser: ## Install Chromium, in which tests open the HTML reports (Debian or Ubuntu, as root; otherwise says what to do)
+	@if command -v chromium >/dev/null || command -v google-chrome >/dev/null; then exit 0; fi; \
+	if ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ]; then \
+	  echo "no Chromium here, and only root on Debian or Ubuntu can install it with this: install chromium yourself; without it the tests of HTML reports are skipped" >&2; exit 1; fi; \
+	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+	{ echo "apt-get could not install chromium (its reason is above): the tests of HTML reports need it" >&2; exit 1; }
 
 lint: $(READY) ## Check style and types only
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
