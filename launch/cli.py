@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from launch import checkpoints
+from launch import checkpoints, job_verbs
 from launch.errors import exit_code, one_sentence
 
 HELP = """Train multimodal mixture-of-experts models on records with missing modalities and irregular times.
@@ -150,6 +150,7 @@ def plan(
     plan_recipe(recipe, overrides or [], gpus, gpu, schema, presence)
 
 
+app.add_typer(job_verbs.app)
 app.add_typer(checkpoints.app, name="checkpoint")
 
 

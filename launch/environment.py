@@ -7,7 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
-from trainer.config import RecipeError, RunConfig, absolute_paths
+from trainer.config import RecipeError, RunConfig, absolute_paths, is_local
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -56,17 +56,31 @@ def job_tags() -> dict[str, str]:
 
 
 def settle_paths(config: RunConfig) -> RunConfig:
-    """The run with absolute paths.
+    """The run with absolute paths. Raises RecipeError for what a submitted job would write where it vanishes."""
+    if in_submitted_job():
+        refuse_relative_paths(config)
+        _refuse_lost_tracking(config)
+    return absolute_paths(config, Path.cwd())
 
-    Raises RecipeError for relative ones in a submitted job: it works in a temporary copy of the folder, which holds
-    no data and vanishes with everything written to it.
-    """
+
+def refuse_relative_paths(config: RunConfig) -> None:
+    """Raise RecipeError if data or storage are relative: a submitted job works in a temporary copy of the folder,
+    which holds no data and vanishes with everything written to it."""
     places = {"data.url": config.data.url, "training.storage": config.training.storage}
     relative = {key: place for key, place in places.items() if "://" not in place and not place.startswith(("/", "~"))}
-    if in_submitted_job() and relative:
+    if relative:
         instead = " ".join(f"{key}=$PWD/{place}" for key, place in relative.items())
         raise RecipeError(
             f"{' and '.join(relative)} must be absolute in a submitted job, which runs in a temporary copy of this "
             f"folder: on one machine add {instead}, on a cluster give URLs or paths that every node reaches"
         )
-    return absolute_paths(config, Path.cwd())
+
+
+def _refuse_lost_tracking(config: RunConfig) -> None:
+    tracking = config.tracking
+    somewhere = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or is_local(config.training.storage)
+    if tracking.mlflow and not somewhere:
+        raise RecipeError(
+            "tracking.uri is not set, so MLflow's database would vanish with the job's temporary folder: give "
+            "tracking.uri=http://HOST:5000 (`python -m launch ui --serve` starts that server), or tracking.mlflow=false"
+        )

@@ -83,6 +83,8 @@ def train_on_ray(config: RunConfig, debug: bool = False) -> dict[str, Any]:
     with StopOnSignal(gentle=False):
         run_id = open_run(config.tracking, config.name, tags, config.run_dir) if tracked else None
         config.tracking.run_id = run_id
+        if run_id is not None:
+            logger.info("run %s is MLflow run %s at %s", config.name, run_id, config.tracking.uri)
         try:
             # Ray replaces signal handlers when it starts, so those for the run itself are set after that.
             with ray_session(config, debug), StopOnSignal() as signals:

@@ -234,4 +234,7 @@ class ClusterConfig(Section):
     )
     max_failures: int = Field(3, ge=0, description="restarts from the newest checkpoint after a worker died")
     start_timeout_s: float = Field(180.0, gt=0, description="seconds that workers may take to start")
+    stop_timeout_s: float = Field(
+        120.0, gt=0, description="seconds that a submitted job may take to write its checkpoint when it is stopped"
+    )
     object_store_mb: int = Field(100, ge=80, description="object store of the local Ray, in MiB")

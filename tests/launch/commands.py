@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ SMALL = [
     "training.batch_size=32",
     "training.log_every=1",
 ]
+STEPS = 8
+SAME = ("train/loss", "train/grad_norm")
+"""Metrics that equal runs have in common to the last digits."""
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -57,3 +62,38 @@ def logged(run_dir: Path, *names: str) -> dict[int, list[float]]:
     return {
         line["step"]: [line["metrics"][name] for name in names] for line in lines if names[0] in line.get("metrics", {})
     }
+
+
+def overrides(place: Path, name: str, **changes: object) -> list[str]:
+    """A run that ends after STEPS steps and whose first steps do not depend on when it ends."""
+    settings = {
+        "name": name,
+        "data.url": place / "data",
+        "training.storage": place / "runs",
+        "training.max_steps": STEPS,
+        "training.eval_every": 4,
+        "optim.schedule": "constant",
+        "optim.warmup": 0,
+    }
+    changed = {key.replace("__", "."): value for key, value in changes.items()}
+    return [*SMALL, *(f"{key}={value}" for key, value in {**settings, **changed}.items())]
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float) -> None:
+    """Ask again and again. Raises AssertionError when the time is up."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"after {seconds} s still not: {what}"
+        time.sleep(0.3)
+
+
+def processes_with(text: str) -> list[int]:
+    """Processes whose command line holds this text, this one excepted."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if text.encode() in path.read_bytes() and int(path.parent.name) != os.getpid():
+                found.append(int(path.parent.name))
+        except OSError:  # it has ended meanwhile
+            continue
+    return found

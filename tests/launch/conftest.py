@@ -1,0 +1,39 @@
+"""What several tests share, as it takes long to make: packed data, a reference run, and one Ray with a token."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.launch.commands import last_json, overrides, python
+from tests.launch.heads import ray_head
+from tests.ranks import free_port
+
+
+@pytest.fixture(scope="session")
+def place():
+    """A folder with a packed data set; the path is short because sockets are put below it."""
+    folder = Path(tempfile.mkdtemp(prefix="t"))
+    options = ["-o", "records=250", "-o", "modalities=series:1,vector:1,image:1", "--workers", "1"]
+    last_json(python("-m", "launch", "pack", "synthetic", "--out", str(folder / "data"), *options))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def under_torchrun(place):
+    """The reference: the same run with no Ray in any of its processes."""
+    port = f"--master-port={free_port()}"
+    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", port, "-m", "trainer", "synthetic_small"]
+    done = python(*command, *overrides(place, "torchrun"))
+    return last_json(done)
+
+
+@pytest.fixture(scope="session")
+def head():
+    """One Ray with a token, as `ray start --head` makes it."""
+    with ray_head() as running:
+        yield running

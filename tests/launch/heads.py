@@ -1,0 +1,74 @@
+"""A Ray as `ray start --head` makes it, for the time of a test: its own ports, folder and token."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.launch.commands import ROOT, environment, processes_with, python, wait_until
+from tests.ranks import free_port
+
+BIN = Path(sys.executable).parent
+
+
+class Head:
+    """The Ray of a test. `env` is what a client needs; without `token` everybody may do everything."""
+
+    def __init__(self, token: bool = True, **env: str) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="h"))  # short, because sockets are put below it
+        names = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
+        self.ports = {name: free_port() for name in names}
+        self.dashboard = f"http://127.0.0.1:{self.ports['dashboard-port']}"
+        closed = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex()}
+        self.env = environment(
+            **(closed if token else {"RAY_AUTH_MODE": "disabled"}), **env, PATH=f"{BIN}:{os.environ['PATH']}"
+        )
+        self.env["RAY_API_SERVER_ADDRESS"] = self.dashboard
+
+    def start(self) -> None:
+        options = [f"--{name}={port}" for name, port in self.ports.items()]
+        options += [f"--temp-dir={self.folder}", "--num-cpus=2", f"--object-store-memory={100 << 20}"]
+        with (self.folder / "start.log").open("w") as log:
+            self._process = subprocess.Popen(
+                [str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", *options],
+                env=self.env,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+            )
+        wait_until(lambda: self.ray("job", "list").returncode == 0, "the dashboard answers", 120)
+
+    def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`ray ARGUMENTS` as a client."""
+        return subprocess.run(
+            [str(BIN / "ray"), *arguments], cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=240
+        )
+
+    def launch(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """`python -m launch ARGUMENTS` as a client."""
+        return python("-m", "launch", *arguments, env={**self.env, **env})
+
+    def end(self) -> None:
+        for pid in processes_with(str(self.folder)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait(60)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def ray_head(token: bool = True, **env: str) -> Iterator[Head]:
+    """A head that runs."""
+    head = Head(token, **env)
+    try:
+        head.start()
+        yield head
+    finally:
+        head.end()
