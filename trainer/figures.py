@@ -1,4 +1,4 @@
-"""Figures of a run: which expert serves which modality, confusion matrices, ROC curves.
+"""Figures of a run: which expert serves which modality, confusion matrices, ROC curves, reliability diagrams.
 
 They are drawn without a display and handed to the tracker, which stores them as artifacts.
 """
@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics.functional import classification
 
 from data_shards import DatasetSchema, TaskSpec
+from trainer.calibration import reliability, statements
 from trainer.metrics import Predictions
 from trainer.tracker import Tracker
 
@@ -43,8 +44,11 @@ def routing_figure(modalities: list[str], counts: list[Tensor]) -> Figure:
 
 
 def log_test_figures(tracker: Tracker, tasks: list[TaskSpec], predictions: Predictions) -> None:
-    """ROC curve of each binary task, confusion matrix of each multi-class task, of the test part."""
+    """ROC curve of binary tasks, confusion matrix of multi-class ones, reliability of both, of the test part."""
     for task in tasks:
+        stated = statements(task, predictions.logits[task.name], predictions.targets[task.name])
+        if stated is not None and len(stated[0]):
+            tracker.log_figure(f"figures/reliability_{task.name}.png", reliability_figure({task.name: stated}))
         target_Bt = predictions.targets[task.name]
         known_B = ~target_Bt.isnan().any(dim=1)
         logits_BC, truth_B = predictions.logits[task.name][known_B], target_Bt[known_B][:, 0].long()
@@ -63,6 +67,24 @@ def roc_figure(task: TaskSpec, probability_B: Tensor, truth_B: Tensor) -> Figure
     axes.plot(false_rate.numpy(), true_rate.numpy())
     axes.plot([0, 1], [0, 1], linestyle=":", color="gray")
     axes.set(xlabel="false positive rate", ylabel="true positive rate", title=f"{task.name}: AUROC {area:.3f}")
+    figure.tight_layout()
+    return figure
+
+
+def reliability_figure(statements_by_name: dict[str, tuple[Tensor, Tensor]]) -> Figure:
+    """How often statements came true (above) and how many there were (below), by stated probability."""
+    figure = Figure(figsize=(4.8, 5.4))
+    axes, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
+    axes.plot([0, 1], [0, 1], linestyle=":", color="gray")
+    for name, (probability_X, true_X) in statements_by_name.items():
+        bins = reliability(probability_X, true_X)
+        filled = bins.count > 0
+        label = f"{name}: ECE {bins.error:.3f}"
+        axes.plot(bins.stated[filled].numpy(), bins.true[filled].numpy(), marker="o", markersize=4, label=label)
+        below.step(torch.linspace(0, 1, len(bins.count) + 1)[:-1].numpy(), bins.count.numpy(), where="post")
+    axes.set(ylabel="share that came true", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(fontsize=8)
+    below.set(xlabel="stated probability", ylabel="number", yscale="symlog")
     figure.tight_layout()
     return figure
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import fsspec
 import torch
+import yaml
 
 from data_shards import DatasetSchema, open_manifest
 from data_shards.manifest import Manifest
@@ -34,6 +37,8 @@ from trainer.describe import describe_run, schema_difference, statistics_from_js
 from trainer.evaluation import evaluate
 from trainer.flops import parameter_counts
 from trainer.loop import Progress, TrainingLoop
+from trainer.metrics import Predictions
+from trainer.provenance import environment_lock
 from trainer.session import Session, build_session
 from trainer.tracking import Tracker, create_tracker
 
@@ -76,9 +81,7 @@ def train(config: RunConfig, context: Context, tags: dict[str, str]) -> dict[str
 
 def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
     config, context = session.config, session.context
-    tracker.log_params(config.model_dump(mode="json", exclude={"evaluation"}))
-    tracker.log_json("config.json", config.model_dump(mode="json"))
-    tracker.log_dataset(session.manifest.schema.name, config.data.url, session.manifest.digest, "training")
+    _log_origin(session, tracker)
     _log_size(session, tracker)
     checkpoint = _restore(session)
     context.start.mark("restore")
@@ -111,7 +114,30 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
         return {**result, "checkpoint": writer.path(progress.step)}
     best = _load_best(session, progress)
     result["metrics"] = _test(session, tracker, progress.step, loop.routing_total)
+    tracker.log_model(best.path, _lineage(session, best), result["metrics"])
     return {**result, "checkpoint": best.path}
+
+
+def _log_origin(session: Session, tracker: Tracker) -> None:
+    """The recipe with everything in it, the data, the packages: what another person needs to repeat the run."""
+    config, manifest = session.config, session.manifest
+    whole = config.model_dump(mode="json", exclude={"evaluation"})
+    data = {"name": manifest.schema.name, "digest": manifest.digest, "records": manifest.records}
+    tracker.log_params({**whole, "dataset": data})
+    tracker.log_json("config.json", whole)
+    tracker.log_dataset(manifest.schema.name, config.data.url, manifest.digest, "training")
+    tracker.set_tags({"job_type": config.job, "dataset.name": manifest.schema.name, "dataset.digest": manifest.digest})
+    if session.context.rank == 0:
+        tracker.log_text("recipe.yaml", yaml.safe_dump(whole, sort_keys=False))
+        tracker.log_text("requirements.txt", environment_lock())
+
+
+def _lineage(session: Session, checkpoint: Checkpoint) -> dict[str, str]:
+    """What a model says about where it comes from."""
+    own = {"format": "fleximoe-checkpoint", "step": str(checkpoint.step), "data.digest": session.manifest.digest}
+    tags = session.config.tracking.tags
+    parent = tags.get("mlflow.parentRunId")
+    return {**own, "data.url": session.config.data.url, **({"parent_run": parent} if parent else {})}
 
 
 def _statistics(manifest: Manifest, config: RunConfig):  # type: ignore[no-untyped-def]
@@ -186,7 +212,18 @@ def _test(session: Session, tracker: Tracker, step: int, routing: list[torch.Ten
         log_routing_figures(tracker, session.schema, routing)
         if predictions is not None:
             log_test_figures(tracker, session.tasks, predictions)
+            _log_predictions(tracker, session, predictions)
     return metrics
+
+
+def _log_predictions(tracker: Tracker, session: Session, predictions: Predictions) -> None:
+    """What was said about each test record: intervals and paired comparisons are made from it."""
+    from trainer.prediction_files import write_predictions
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "test.parquet"
+        write_predictions(path, session.tasks, predictions)
+        tracker.log_file("predictions/test.parquet", path)
 
 
 def evaluate_checkpoint(config: RunConfig, context: Context) -> dict[str, Any]:

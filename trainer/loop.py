@@ -33,6 +33,7 @@ from trainer.schedule import lr_factor
 from trainer.session import Session
 from trainer.trace import RecordTrace
 from trainer.tracker import Tracker
+from trainer.usage import NodeUsage
 
 FINAL_RETRIES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 
@@ -55,6 +56,7 @@ class Progress:
     score: float | None = None
     best_score: float | None = None
     best_step: int | None = None
+    best_metrics: dict[str, float] = field(default_factory=dict)
     bad_evaluations: int = 0
     evaluated_step: int = -1
     nonfinite_steps: int = 0
@@ -90,6 +92,7 @@ class TrainingLoop:
         self.stopped, self._starting, self._save_wanted = False, True, False
         self.routing_total: list[Tensor] = []
         place = (self.config.run_dir, self.context.rank, self.context.world)
+        self._usage = NodeUsage(*place[1:], session.context.local_rank, session.device)
         self._trace = RecordTrace(*place) if training.trace_records else None
 
     def run(self) -> Progress:
@@ -306,6 +309,7 @@ class TrainingLoop:
             "train/tokens_seen": self.progress.tokens_seen,
             "data/skipped": sum(self.progress.skipped.values()),
         }
+        metrics |= self._usage.read()
         if self.context.rank == 0:
             line = step_line(self.progress.step, self.total_steps, self.progress.epoch, metrics)
             logger.info(line, extra=bar(self.progress.step, self.total_steps))
@@ -333,6 +337,7 @@ class TrainingLoop:
         progress.score, progress.evaluated_step = score, progress.step
         if progress.best_score is None or score > progress.best_score:
             progress.best_score, progress.best_step, progress.bad_evaluations = score, progress.step, 0
+            progress.best_metrics = metrics
         else:
             progress.bad_evaluations += 1
         best = progress.best_score if stopping.mode == "max" else -progress.best_score
@@ -341,7 +346,12 @@ class TrainingLoop:
             logger.info(
                 f"step {progress.step} evaluation: {text} | best {stopping.metric} {best:.4f} at {progress.best_step}"
             )
-        self.tracker.log_metrics({**metrics, f"best/{stopping.metric}": best}, progress.step)
+        bests = {f"best/{name}": value for name, value in progress.best_metrics.items()}
+        bests |= {f"best/{stopping.metric}": best, "best/step": float(progress.best_step or 0)}
+        self.tracker.log_metrics({**metrics, **bests}, progress.step)
+        if self.routing_total:
+            table = [count.tolist() for count in self.routing_total]
+            self.tracker.log_json(f"routing/by_step/{progress.step:08d}.json", {"step": progress.step, "layers": table})
         if stopping.patience is not None and progress.bad_evaluations >= stopping.patience:
             progress.finished = True
 

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from data_shards import TaskSpec
+from trainer.calibration import reliability
 from trainer.collectives import gather_rows
 
 
@@ -66,9 +68,9 @@ class PredictionCollector:
 def task_metrics(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> dict[str, float]:
     """Metrics of one task over its labelled records; those that need both classes are left out where one is missing.
 
-    binary: auroc, auprc, f1, accuracy (threshold 0.5), brier. multiclass: accuracy, f1 (macro), auroc (macro, one
-    against the rest). multilabel: auroc, auprc, f1 (macro over labels), accuracy. regression: mae, rmse, r2, in the
-    target's unit.
+    binary: auroc, auprc, f1, accuracy (threshold 0.5), brier, ece. multiclass: accuracy, f1 (macro), auroc (macro, one
+    against the rest), brier (summed over classes), ece (of the chosen class). multilabel: those of binary, macro over
+    labels. regression: mae, rmse, r2, in the target's unit.
     """
     labelled_B = (~target_Bt.isnan()).any(dim=1)
     # In double precision probabilities tie only where logits do, so ranking metrics do not depend on rounding.
@@ -87,6 +89,7 @@ def _binary(logits_B1: Tensor, target_B1: Tensor) -> dict[str, Tensor]:
         "accuracy": classification.binary_accuracy(probability_B, truth_B),
         "f1": classification.binary_f1_score(probability_B, truth_B),
         "brier": (probability_B - truth_B).square().mean(),
+        "ece": torch.tensor(reliability(probability_B, truth_B).error),
     }
     if 0 < int(truth_B.sum()) < len(truth_B):
         metrics["auroc"] = classification.binary_auroc(probability_B, truth_B)
@@ -99,9 +102,12 @@ def _multiclass(logits_BC: Tensor, target_B1: Tensor) -> dict[str, Tensor]:
 
     classes, truth_B = logits_BC.shape[1], target_B1[:, 0].long()
     probability_BC = logits_BC.softmax(dim=1)
+    stated_B, chosen_B = probability_BC.max(dim=1)
     metrics = {
-        "accuracy": (probability_BC.argmax(dim=1) == truth_B).float().mean(),
+        "accuracy": (chosen_B == truth_B).float().mean(),
         "f1": classification.multiclass_f1_score(probability_BC, truth_B, classes, average="macro"),
+        "brier": (probability_BC - functional.one_hot(truth_B, classes)).square().sum(dim=1).mean(),
+        "ece": torch.tensor(reliability(stated_B, chosen_B == truth_B).error),
     }
     if len(truth_B.unique()) == classes:
         metrics["auroc"] = classification.multiclass_auroc(probability_BC, truth_B, classes, average="macro")

@@ -91,6 +91,9 @@ class QueuedTracker:
     def log_dataset(self, name: str, url: str, digest: str, context: str) -> None:
         self._put(op="dataset", name=name, url=url, digest=digest, context=context)
 
+    def log_model(self, uri: str, about: Mapping[str, str], metrics: Mapping[str, float]) -> None:
+        self._put(op="model", uri=uri, about=dict(about), metrics=dict(metrics))
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._put(op="tags", values=dict(tags))
 

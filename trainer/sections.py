@@ -194,6 +194,9 @@ class TrackingConfig(Section):
     )
     experiment: str = Field("fleximoe", min_length=1, description="MLflow experiment; runs in one are easy to compare")
     run_id: str | None = Field(None, description="continue this MLflow run; null = the run's own, made when it starts")
+    register_as: str | None = Field(
+        None, min_length=1, description="registered model that a finished run adds a version to; null = none"
+    )
     tags: dict[str, str] = Field(default_factory=dict, description="tags set on the MLflow run")
     json_lines: bool = Field(True, description="write metrics.jsonl into the run's folder")
     flush_seconds: float = Field(5.0, gt=0, description="seconds between two batches of metrics sent to MLflow")

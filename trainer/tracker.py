@@ -48,6 +48,9 @@ class Tracker(Protocol):
     def log_dataset(self, name: str, url: str, digest: str, context: str) -> None:
         """The data used, and for what (`training`, `evaluation`); the digest is the manifest's."""
 
+    def log_model(self, uri: str, about: Mapping[str, str], metrics: Mapping[str, float]) -> None:
+        """The run's result: where its checkpoint is, what it comes from, and how good it is."""
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """What may change later: attempts, notes, links."""
 
@@ -70,6 +73,7 @@ class NullTracker:
     def log_text(self, name: str, text: str) -> None: ...
     def log_file(self, name: str, path: Path) -> None: ...
     def log_dataset(self, name: str, url: str, digest: str, context: str) -> None: ...
+    def log_model(self, uri: str, about: Mapping[str, str], metrics: Mapping[str, float]) -> None: ...
     def set_tags(self, tags: Mapping[str, str]) -> None: ...
     def flush(self) -> None: ...
     def finish(self, status: Status) -> None: ...
@@ -128,6 +132,9 @@ class JsonLinesTracker:
     def log_dataset(self, name: str, url: str, digest: str, context: str) -> None:
         self._write(dataset={"name": name, "url": url, "digest": digest, "context": context})
 
+    def log_model(self, uri: str, about: Mapping[str, str], metrics: Mapping[str, float]) -> None:
+        self._write(model={"uri": uri, **about, "metrics": dict(metrics)})
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._write(tags=dict(tags))
 
@@ -177,6 +184,10 @@ class MultiTracker:
     def log_dataset(self, name: str, url: str, digest: str, context: str) -> None:
         for tracker in self._trackers:
             tracker.log_dataset(name, url, digest, context)
+
+    def log_model(self, uri: str, about: Mapping[str, str], metrics: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.log_model(uri, about, metrics)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         for tracker in self._trackers:

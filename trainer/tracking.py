@@ -190,6 +190,8 @@ class RunStore:
                 client.log_artifact(run_id, first["path"], first["folder"])
             case "dataset":
                 self._log_dataset(client, run_id, first)
+            case "model":
+                self._log_model(client, run_id, first)
             case "status":
                 client.set_terminated(run_id, first["status"], end_time=first["time"])
 
@@ -227,6 +229,37 @@ class RunStore:
         dataset = MetaDataset(source, operation["name"], operation["digest"][:36])  # type: ignore[abstract]
         tags = [InputTag("mlflow.data.context", operation["context"])]
         client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])
+
+    def _log_model(self, client: MlflowClient, run_id: str, operation: Operation) -> None:
+        """A model that is a pointer to the checkpoint, and a version of it where the recipe wants one registered."""
+        run = client.get_run(run_id)
+        experiment, about = run.info.experiment_id, {"uri": operation["uri"], **operation["about"]}
+        known = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
+        if any(model.params == about for model in known):
+            return  # a finished run that was started again
+        model = client.create_logged_model(
+            experiment, self._run_name, run_id, tags=self._tags, params=about, model_type="fleximoe"
+        )
+        from mlflow.entities import Metric
+
+        points = [
+            Metric(key, value, operation["time"], int(about.get("step", 0)), model_id=model.model_id, run_id=run_id)
+            for key, value in operation["metrics"].items()
+        ]
+        client.log_batch(run_id, metrics=points)
+        client.finalize_logged_model(model.model_id, "READY")
+        if self._config.register_as is not None:
+            register_version(client, self._config.register_as, run_id, about, model.model_id)
+
+
+def register_version(
+    client: MlflowClient, name: str, run_id: str, about: Mapping[str, str], model_id: str | None = None
+) -> str:
+    """A new version of a registered model, which points at a checkpoint and says what it comes from; its number."""
+    if not client.search_registered_models(filter_string=f"name = '{name}'"):
+        client.create_registered_model(name)
+    version = client.create_model_version(name, about["uri"], run_id, tags=dict(about), model_id=model_id)
+    return str(version.version)
 
 
 def _client(uri: str | None) -> MlflowClient:

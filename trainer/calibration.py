@@ -1,0 +1,100 @@
+"""Whether a model's probabilities mean what they say: reliability, calibration error, temperature scaling.
+
+A calibrated model is right in 70 % of the cases to which it gives 70 %. Training pushes logits beyond that; one number
+per task, fitted on the validation part, divides them back (temperature scaling, Guo et al. 2017). It changes no
+ranking and no decision of the largest probability, so only probabilities get better, never accuracy or AUROC.
+
+Shape legend: B records, C logits of a task, t targets of a task, X statements (a probability and whether it came true).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from data_shards import TaskSpec
+
+BINS = 15
+RANGE = (math.log(0.05), math.log(20.0))
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Statements by stated probability, in equal bins of [0, 1]: how many, mean probability, share that came true."""
+
+    count: Tensor
+    stated: Tensor
+    true: Tensor
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: mean gap between stated and true, weighted by statements."""
+        gap = (self.stated - self.true).abs() * self.count
+        return float(gap.sum() / self.count.sum().clamp_min(1))
+
+
+def reliability(probability_X: Tensor, true_X: Tensor, bins: int = BINS) -> Reliability:
+    """Bin statements; `true_X` is 0 or 1."""
+    bin_X = (probability_X * bins).long().clamp(0, bins - 1)
+    empty = torch.zeros(bins, dtype=torch.float64)
+    count = empty.index_add(0, bin_X, torch.ones_like(probability_X, dtype=torch.float64))
+    stated = empty.index_add(0, bin_X, probability_X.double()) / count.clamp_min(1)
+    true = empty.index_add(0, bin_X, true_X.double()) / count.clamp_min(1)
+    return Reliability(count, stated, true)
+
+
+def statements(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> tuple[Tensor, Tensor] | None:
+    """(probability_X, true_X) over labelled records; None for regression.
+
+    Binary and multi-label: the probability of each label. Multi-class: the probability of the chosen class.
+    """
+    if task.kind == "regression":
+        return None
+    if task.kind == "multiclass":
+        known_B = ~target_Bt[:, 0].isnan()
+        probability_B, chosen_B = logits_BC[known_B].softmax(dim=1).max(dim=1)
+        return probability_B, (chosen_B == target_Bt[known_B, 0].long()).to(probability_B)
+    known_Bt = ~target_Bt.isnan()
+    return logits_BC[known_Bt].sigmoid(), target_Bt[known_Bt]
+
+
+def nll(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> float:
+    """Mean negative log-likelihood of the labels, in nats; NaN without any label."""
+    if task.kind == "multiclass":
+        known_B = ~target_Bt[:, 0].isnan()
+        return float(functional.cross_entropy(logits_BC[known_B], target_Bt[known_B, 0].long()))
+    known_Bt = ~target_Bt.isnan()
+    return float(functional.binary_cross_entropy_with_logits(logits_BC[known_Bt], target_Bt[known_Bt]))
+
+
+def fit_temperature(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> float:
+    """The temperature that makes these labels most likely when logits are divided by it; 0.05 to 20, 1 = as they are.
+
+    The likelihood has one maximum along the temperature, so a golden-section search finds it. 1.0 for regression and
+    where nothing is labelled.
+    """
+    if task.kind == "regression" or bool(target_Bt.isnan().all()):
+        return 1.0
+    logits_BC, target_Bt = logits_BC.double(), target_Bt.double()
+
+    def cost(log_temperature: float) -> float:
+        return nll(task, logits_BC / math.exp(log_temperature), target_Bt)
+
+    low, high = RANGE
+    a, b = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+    cost_a, cost_b = cost(a), cost(b)
+    while high - low > 1e-5:
+        if cost_a < cost_b:
+            high, b, cost_b = b, a, cost_a
+            a = high - GOLDEN * (high - low)
+            cost_a = cost(a)
+        else:
+            low, a, cost_a = a, b, cost_b
+            b = low + GOLDEN * (high - low)
+            cost_b = cost(b)
+    return math.exp((low + high) / 2)
