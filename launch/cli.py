@@ -39,11 +39,11 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show stack traces, and wha
 
 @app.command()
 def pack(
-    source: Annotated[str, typer.Argument(help="Where records come from: digits, synthetic, physionet2012.")],
+    source: Annotated[str, typer.Argument(help="Where records come from: digits, synthetic, physionet2012, tables, ...")],
     out: Annotated[str, typer.Option(help="Folder or URL (s3://, gs://, ...) of the new data set.")],
     folder: Annotated[
         str | None,
-        typer.Option("--source", metavar="DIR", help="Folder with the original files, if the source has any."),
+        typer.Option("--source", metavar="PATH", help="The original files: a folder, or the mapping file of tables."),
     ] = None,
     splits: Annotated[
         str | None, typer.Option(metavar="FILE", help="Table of named splits, e.g. raindrop_splits.csv.")
@@ -61,6 +61,7 @@ def pack(
     \b
     python -m launch pack digits --out data/digits
     python -m launch pack physionet2012 --source DIR --out data/physionet2012 --splits DIR/raindrop_splits.csv
+    python -m launch pack tables --source mapping.yaml --out data/mine
     python -m launch pack synthetic --out data/made_up -o records=2000 -o modalities=series:20,image:4
     """
     from launch.data import pack_source

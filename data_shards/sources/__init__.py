@@ -17,6 +17,7 @@ SOURCES: dict[str, tuple[str, str]] = {
     "digits": ("digits", "Digits"),
     "physionet2012": ("physionet2012", "PhysioNet2012"),
     "synthetic": ("synthetic", "Synthetic"),
+    "tables": ("tables", "Tables"),
 }
 
 
