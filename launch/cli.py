@@ -39,7 +39,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show stack traces, and wha
 
 @app.command()
 def pack(
-    source: Annotated[str, typer.Argument(help="Where records come from: digits, synthetic, physionet2012, tables, ...")],
+    source: Annotated[str, typer.Argument(help="Where records come from: digits, physionet2012, tables, ...")],
     out: Annotated[str, typer.Option(help="Folder or URL (s3://, gs://, ...) of the new data set.")],
     folder: Annotated[
         str | None,

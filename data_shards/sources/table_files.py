@@ -195,7 +195,7 @@ def _record_numbers(
 def _runs(sorted_N: np.ndarray) -> Iterator[tuple[int, int, int]]:
     """(value, start, stop) of the runs of equal values."""
     starts = np.flatnonzero(np.diff(sorted_N, prepend=-1))
-    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(sorted_N)], strict=True):
+    for start, stop in zip(starts.tolist(), np.append(starts, len(sorted_N))[1:].tolist(), strict=True):
         yield int(sorted_N[start]), start, stop
 
 

@@ -66,7 +66,7 @@ class Rows:
         """(record, its rows), of the rows that are kept."""
         record = self.record_N if keep is None else self.record_N[keep]
         starts = np.flatnonzero(np.diff(record, prepend=-1))
-        for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(record)], strict=True):
+        for start, stop in zip(starts.tolist(), np.append(starts, len(record))[1:].tolist(), strict=True):
             yield int(record[start]), slice(start, stop)
 
     def single(self) -> Iterator[tuple[int, int]]:
