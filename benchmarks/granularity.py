@@ -87,7 +87,7 @@ def alternatives(case: Case) -> dict[str, tuple[nn.Module, Step, float]]:
     for granularity in ("token", "bin", "sample"):
         config = MoEConfig(experts=EXPERTS, top_k=TOP_K, hidden=HIDDEN, gate="softmax", granularity=granularity)  # type: ignore[arg-type]
         layer = MoELayer(DIM, config, case.modalities)
-        unit_N, units = decision_units(granularity, sample_N, bin_N, case.samples, case.bins)  # type: ignore[arg-type]
+        unit_N, units = decision_units(config, sample_N, bin_N, case.samples, case.bins)
 
         def forward(layer: nn.Module = layer, unit_N: Tensor | None = unit_N, units: int = units) -> Tensor:
             return layer(x_ND, modality_N, unit_N, units)[0]  # type: ignore[no-any-return]

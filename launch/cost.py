@@ -9,6 +9,7 @@ Shape legend: M modalities, T bins.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 
 from data_shards import DatasetSchema
 from data_shards.statistics import SplitStatistics
-from parallel import LocalDispatcher, MeshSpec
+from parallel import LocalDispatcher, MeshSpec, MoEConfig
 from trainer.config import RunConfig
 from trainer.devices import Device
 from trainer.flops import FORWARD_AND_BACKWARD, FlopCounter, is_expert, parameter_counts
@@ -194,8 +195,9 @@ class CostModel:
         """Bytes that a rank sends in a step, by kind, and the slowest link they cross."""
         world, ep = layout.world, layout.expert_parallel
         copies, moe = world // ep, self.config.model.moe
-        rows = tokens / world * moe.top_k * self.config.model.layers
-        # Rows go out and come back, forward and backward; recomputation repeats the forward pair.
+        rows = tokens / world * ranks_of_a_token(moe, ep) * self.config.model.layers
+        # A token goes once to each rank that serves it, and one row comes back, forward and backward; recomputation
+        # repeats the forward pair.
         passes = 6 if layout.activation_checkpointing else 4
         sizes = self.groups(layout)
         dense = sum(size for (expert, _), size in sizes.items() if not expert)
@@ -240,6 +242,17 @@ class CostModel:
             "reduce": reduce,
             "optimizer": (shard * 32 + memory["gradients"]) / device.memory_rate,
         }
+
+
+def ranks_of_a_token(moe: MoEConfig, ranks: int) -> float:
+    """Expected number of expert-parallel ranks that serve a token, if its experts are any top_k of those in reach."""
+    groups = moe.expert_groups if moe.groups_per_token is not None else 1
+    share = (moe.groups_per_token or 1) / groups
+    reach = max(1.0, ranks * share)
+    experts = moe.experts * share
+    others = experts - experts / reach
+    missed = math.prod(max(0.0, others - i) / max(1.0, experts - i) for i in range(moe.top_k))
+    return reach * (1 - missed)
 
 
 def padded_group(elements: int, sharers: int) -> int:

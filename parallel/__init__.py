@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from parallel.engine import Engine, create_mesh, init_distributed
     from parallel.fragments import Fragment
     from parallel.moe import MoELayer, decision_units
-    from parallel.routers import pool_bounds
+    from parallel.routers import biased_routers, expert_pools
 
 _LAZY = {
     "RoutingStats": "balance",
@@ -33,7 +33,8 @@ _LAZY = {
     "Fragment": "fragments",
     "MoELayer": "moe",
     "decision_units": "moe",
-    "pool_bounds": "routers",
+    "biased_routers": "routers",
+    "expert_pools": "routers",
 }
 
 __all__ = [
@@ -49,11 +50,12 @@ __all__ = [
     "ParallelConfig",
     "RoutingStats",
     "balance_losses",
+    "biased_routers",
     "create_mesh",
     "decision_units",
+    "expert_pools",
     "init_distributed",
     "largest_legal",
-    "pool_bounds",
     "reduce_stats",
 ]
 

@@ -19,8 +19,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from parallel.choice import Choice
 from parallel.config import MoEConfig
-from parallel.routers import Routing, pool_bounds
+from parallel.routers import Routing, expert_pools, slice_of
 
 EPS = 1e-10
 
@@ -45,21 +46,19 @@ class RoutingStats:
     tokens_M: Tensor
 
 
-def measure(
-    routing: Routing, tokens_MU: Tensor, choice_NK: Tensor, weight_NK: Tensor, modality_N: Tensor
-) -> RoutingStats:
+def measure(routing: Routing, tokens_MU: Tensor, choice: Choice, modality_N: Tensor) -> RoutingStats:
     """Statistics of one layer.
 
     Args:
         routing: the decisions.
         tokens_MU: fp32, how many tokens of each modality follow each decision.
-        choice_NK, weight_NK: expert ids and weights of every token.
+        choice: experts and weights of every token.
         modality_N: modality of every token.
     """
     modalities, experts = len(tokens_MU), routing.logits_UE.shape[1]
-    slot_R = (modality_N[:, None] * experts + choice_NK).view(-1)
-    empty = torch.zeros(modalities * experts, device=weight_NK.device)
-    gate_ME = empty.index_add(0, slot_R, weight_NK.reshape(-1)).view(modalities, experts)
+    slot_R = modality_N.index_select(0, choice.token_R) * experts + choice.expert_R
+    empty = torch.zeros(modalities * experts, device=choice.weight_R.device)
+    gate_ME = empty.index_add(0, slot_R, choice.weight_R).view(modalities, experts)
     count_ME = torch.bincount(slot_R, minlength=modalities * experts).float().view(modalities, experts)
     prob_ME = tokens_MU @ routing.logits_UE.softmax(1)
     load_ME = count_ME if routing.load_UE is None else tokens_MU @ routing.load_UE
@@ -112,11 +111,10 @@ def balance_loss(stats: RoutingStats, config: MoEConfig) -> Tensor:
     modalities, experts = stats.gate_ME.shape
     if config.router != "disjoint":
         return squared_variation(stats.gate_ME.sum(0)) + squared_variation(stats.load_ME.sum(0))
-    pools = pool_bounds(experts, modalities, config.top_k)
+    pools = expert_pools(experts, modalities, config.top_k)
     values_M = torch.stack(
         [
-            squared_variation(stats.gate_ME[m, pool.start : pool.stop])
-            + squared_variation(stats.load_ME[m, pool.start : pool.stop])
+            squared_variation(stats.gate_ME[m, slice_of(pool)]) + squared_variation(stats.load_ME[m, slice_of(pool)])
             for m, pool in enumerate(pools)
         ]
     )

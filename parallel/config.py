@@ -1,18 +1,19 @@
 """Typed settings of the parallel room: how many workers share a model, and what one mixture-of-experts layer is.
 
-Only arithmetic-free facts live here; whether numbers fit each other (does the expert-parallel degree divide the world?)
-is decided in one place, `parallel.mesh`, so that every error has one sentence.
+Whether degrees fit the world (does expert parallelism divide it?) is decided in one place, `parallel.mesh`; what is
+checked here needs no more than one layer's own settings.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 GateKind = Literal["softmax", "laplace", "gaussian"]
 RouterKind = Literal["joint", "per_modality", "disjoint"]
 Granularity = Literal["token", "bin", "sample"]
+Selection = Literal["token", "expert"]
 Precision = Literal["fp32", "bf16"]
 
 
@@ -60,6 +61,23 @@ class MoEConfig(BaseModel):
     granularity: Granularity = Field(
         "token", description="What shares one routing decision: a token, a time bin of a sample, or a whole sample."
     )
+    selection: Selection = Field(
+        "token",
+        description="Who chooses: each token takes its top_k experts, or each expert takes its share (top_k x tokens / "
+        "experts) of every sample's tokens. The second needs granularity token and a joint or per_modality router.",
+    )
+    expert_groups: int = Field(
+        1, ge=1, description="Groups of neighbouring experts, e.g. one for each node that holds some. Divides experts."
+    )
+    groups_per_token: int | None = Field(
+        None, ge=1, description="Most groups that one decision may send to; absent: no limit. Not with disjoint pools."
+    )
+    bias_rate: float = Field(
+        0.0,
+        ge=0,
+        description="Step of a bias on the choice (not on the weights) of experts: raised after every step for those "
+        "below the mean load, lowered for those above. Balances without a loss; 0.001 is usual. 0 = none.",
+    )
     noise: float = Field(0.0, ge=0, description="Factor on the learned noise of the logits; training only. 0 = none.")
     balance: float = Field(0.01, ge=0, description="Coefficient of the balance loss, CV²(importance) + CV²(load).")
     entropy: float = Field(0.0, ge=0, description="Coefficient of the modality entropy loss (FuseMoE, equation 3).")
@@ -71,3 +89,31 @@ class MoEConfig(BaseModel):
     forced_balance: bool = Field(
         False, description="Deal decisions to experts in turn instead of by score. For benchmarks only."
     )
+
+    @model_validator(mode="after")
+    def _choice_is_possible(self) -> MoEConfig:
+        if self.selection == "expert":
+            no = {
+                f"granularity={self.granularity}": self.granularity != "token",
+                "router=disjoint": self.router == "disjoint",
+                "noise": self.noise > 0,
+                "bias_rate": self.bias_rate > 0,
+                "groups_per_token": self.groups_per_token is not None,
+                "forced_balance": self.forced_balance,
+            }
+            for setting in (name for name, given in no.items() if given):
+                raise ValueError(f"moe.selection=expert does not go with moe.{setting}: drop one of the two")
+        if self.groups_per_token is not None:
+            size = self.experts // self.expert_groups
+            if self.experts % self.expert_groups or self.router == "disjoint":
+                raise ValueError(
+                    "moe.groups_per_token needs equal groups that all modalities share, but "
+                    f"moe.experts={self.experts}, moe.expert_groups={self.expert_groups}, moe.router={self.router}: "
+                    "choose groups that divide the experts, and a joint or per_modality router"
+                )
+            if self.groups_per_token * size < self.top_k:
+                raise ValueError(
+                    f"moe.groups_per_token={self.groups_per_token} groups of {size} experts cannot give a decision "
+                    f"moe.top_k={self.top_k} of them: allow more groups or make fewer of them"
+                )
+        return self

@@ -134,6 +134,7 @@ class Engine:
         refuse_scalars(model)
         deepspeed = _import_deepspeed(mesh.device)
         self.mesh, self.module, self.accumulation = mesh, model, accumulation
+        self._parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self._outputs: list[Tensor] = []
         self._first_expert = _adopt(model, mesh.spec)
         for layer in model.modules():
@@ -236,6 +237,11 @@ class Engine:
                 expert = name in self._first_expert
                 shapes[name] = (self.mesh.spec.experts, *parameter.shape[1:]) if expert else tuple(parameter.shape)
         return shapes
+
+    def buffers(self) -> dict[str, Tensor]:
+        """State of the model that is not learned by gradient (persistent buffers), the live tensors; equal on all
+        ranks."""
+        return {name: tensor for name, tensor in self.module.state_dict().items() if name not in self._parameters}
 
     def fragments(self) -> list[Fragment]:
         """This rank's part of master weights and moments, without a collective (see `parallel.fragments`)."""

@@ -7,37 +7,42 @@ export.
 What shares a routing decision is a choice (`granularity`): a token (default), all tokens of a time bin, or all of a
 sample (as in the FuseMoE code, where a patient's whole stay takes one decision). A shared decision is made from the
 mean of its tokens. With per-modality or disjoint routers a decision never spans modalities: a unit's tokens decide
-modality by modality.
+modality by modality. With `selection: expert` it is the experts that choose, among the tokens of each sample.
 
-Shapes: N tokens, D width, M modalities, E experts, K experts a decision, U decisions, R = N*K dispatched rows.
+Shapes: N tokens, D width, M modalities, E experts, K experts a decision, U decisions.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from parallel.balance import RoutingStats, measure, tokens_per_decision
-from parallel.config import Granularity, MoEConfig
+from parallel.choice import Choice, choice_of_experts, top_k_choice
+from parallel.config import MoEConfig
 from parallel.dispatch import Dispatcher, LocalDispatcher
 from parallel.experts import Experts, generator_for
-from parallel.routers import Router
-from parallel.rows import combine_rows, expand_rows, inverse_permutation
+from parallel.routers import Router, Routing
 
 
 def decision_units(
-    granularity: Granularity, sample_N: Tensor, bin_N: Tensor, samples: int, bins: int
+    config: MoEConfig, sample_N: Tensor, bin_N: Tensor, samples: int, bins: int
 ) -> tuple[Tensor | None, int]:
-    """(unit_N, number of units) for `MoELayer.forward`: which tokens share one routing decision.
+    """(unit_N, number of units) for `MoELayer.forward`: which tokens share one routing decision, or, where experts
+    choose, which tokens they choose among.
 
     Args:
-        granularity: token, bin or sample.
+        config: granularity and selection are read.
         sample_N: int64, sample of each token, in [0, samples).
         bin_N: int64, time bin of each token, in [0, bins).
     """
-    if granularity == "token":
+    if config.selection == "expert":
+        return sample_N, samples
+    if config.granularity == "token":
         return None, 0
-    if granularity == "bin":
+    if config.granularity == "bin":
         return sample_N * bins + bin_N, samples * bins
     return sample_N, samples
 
@@ -99,23 +104,39 @@ class MoELayer(nn.Module):
         Returns:
             Output (N, D) in the dtype of `x_ND`, and the routing statistics of these tokens.
         """
-        x_UD, modality_U, unit_N = self._decisions(x_ND, modality_N, unit_N, units)
+        x_UD, modality_U, unit_of_N = self._decisions(x_ND, modality_N, unit_N, units)
         routing = self.router(x_UD, modality_U)
-        experts_NK, weights_NK = routing.experts_UK, routing.weights_UK
-        if unit_N is not None:
-            experts_NK, weights_NK = experts_NK[unit_N], weights_NK.index_select(0, unit_N)
-        tokens_MU = tokens_per_decision(modality_N, unit_N, self.modalities, len(x_UD))
-        stats = measure(routing, tokens_MU, experts_NK, weights_NK, modality_N)
-        y_ND = self._serve(x_ND, experts_NK, weights_NK)
-        if self.shared is not None:
-            y_ND = y_ND + self.shared(x_ND, torch.full((1,), len(x_ND), device=x_ND.device))
+        choice = self._choose(routing, unit_N, unit_of_N, units)
+        tokens_MU = tokens_per_decision(modality_N, unit_of_N, self.modalities, len(x_UD))
+        stats = measure(routing, tokens_MU, choice, modality_N)
+        y_ND, shared_ND = self.dispatcher(x_ND, choice, self.experts, self.config.experts, self._beside(x_ND))
+        if shared_ND is not None:
+            y_ND = y_ND + shared_ND
         return self.dropout(y_ND), stats
+
+    def _choose(self, routing: Routing, unit_N: Tensor | None, unit_of_N: Tensor | None, units: int) -> Choice:
+        """Who serves which token: `unit_N` are the units of the caller, `unit_of_N` those of the decisions."""
+        if self.config.selection == "expert":
+            if unit_N is None:
+                raise ValueError("moe.selection=expert chooses among the tokens of a sample: pass unit_N and units")
+            return choice_of_experts(routing.logits_UE.softmax(1), unit_N, units, self.config.top_k)
+        experts_NK, weights_NK = routing.experts_UK, routing.weights_UK
+        if unit_of_N is not None:
+            experts_NK, weights_NK = experts_NK[unit_of_N], weights_NK.index_select(0, unit_of_N)
+        return top_k_choice(experts_NK, weights_NK)
+
+    def _beside(self, x_ND: Tensor) -> Callable[[], Tensor] | None:
+        """What every token gets, wherever it is: the work to do while the tokens travel."""
+        shared = self.shared
+        if shared is None:
+            return None
+        return lambda: shared(x_ND, torch.full((1,), len(x_ND), device=x_ND.device))
 
     def _decisions(
         self, x_ND: Tensor, modality_N: Tensor, unit_N: Tensor | None, units: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """What is routed: features (U, D), modality (U) and the decision of each token."""
-        if unit_N is None:
+        if unit_N is None or self.config.selection == "expert":
             return x_ND, modality_N, None
         modality_U = torch.zeros(units, dtype=torch.int64, device=x_ND.device)
         if self.config.router != "joint":
@@ -125,14 +146,3 @@ class MoELayer(nn.Module):
         sum_UD = torch.zeros(units, self.dim, device=x_ND.device).index_add(0, unit_N, x_ND.float())
         count_U = torch.bincount(unit_N, minlength=units).clamp_min(1)
         return sum_UD / count_U[:, None], modality_U, unit_N
-
-    def _serve(self, x_ND: Tensor, experts_NK: Tensor, weights_NK: Tensor) -> Tensor:
-        """Sort the N*K (token, expert) rows by expert, run the experts, and add each token's rows up by weight."""
-        k = experts_NK.shape[1]
-        expert_R = experts_NK.reshape(-1)
-        order_R = expert_R.argsort(stable=True)
-        inverse_R = inverse_permutation(order_R)
-        counts_E = torch.bincount(expert_R, minlength=self.config.experts)
-        rows_RD = expand_rows(x_ND, order_R, inverse_R, k)
-        y_RD = self.dispatcher(rows_RD, counts_E, self.experts)
-        return combine_rows(y_RD, weights_NK, order_R, inverse_R)

@@ -1,9 +1,10 @@
-"""Moving rows of a matrix with gathers only, forward and backward.
+"""Moving rows of a matrix with gathers and sums over known neighbours, forward and backward.
 
-The derivative of a gather is a scatter-add, which is slow on a CPU and not deterministic on a GPU. Here every index is
-a permutation (of N*K rows), so the derivative is the gather by the inverse permutation; nothing is ever added by index.
+The derivative of a gather is a scatter-add, which is slow on a CPU and not deterministic on a GPU. Here an index is a
+permutation of rows, or repeats tokens in the order of a `Choice`; its derivative is then the gather by the inverse
+permutation, summed over the entries of each token.
 
-Shapes: N tokens, K experts a token, R = N*K dispatched rows, D width.
+Shapes: N tokens, K experts a token where that is fixed, R rows (entries of a choice), D width.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from parallel.choice import Choice
 
 
 def inverse_permutation(order_R: Tensor) -> Tensor:
@@ -36,42 +39,84 @@ class _PermuteRows(torch.autograd.Function):
 
 class _ExpandRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, order_R: Tensor, inverse_R: Tensor, k: int) -> Tensor:
-        ctx.save_for_backward(inverse_R)
-        ctx.k = k
-        return x_ND.index_select(0, torch.div(order_R, k, rounding_mode="floor"))
+    def forward(
+        ctx: Any, x_ND: Tensor, token_R: Tensor, order_R: Tensor, inverse_R: Tensor, fixed: int | None
+    ) -> Tensor:
+        ctx.save_for_backward(token_R, inverse_R)
+        ctx.tokens, ctx.fixed = len(x_ND), fixed
+        return x_ND.index_select(0, token_R.index_select(0, order_R))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (inverse_R,) = ctx.saved_tensors
-        return sum_rows(grads[0], inverse_R.view(len(inverse_R) // ctx.k, ctx.k)), None, None, None
+        token_R, inverse_R = ctx.saved_tensors
+        return sum_rows(grads[0], inverse_R, token_R, ctx.tokens, ctx.fixed), None, None, None, None
 
 
 class _CombineRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y_RD: Tensor, weight_NK: Tensor, order_R: Tensor, inverse_R: Tensor) -> Tensor:
-        ctx.save_for_backward(y_RD, weight_NK, order_R, inverse_R)
-        return sum_rows(y_RD, inverse_R.view(weight_NK.shape), weight_NK)
+    def forward(
+        ctx: Any,
+        y_RD: Tensor,
+        weight_R: Tensor | None,
+        token_R: Tensor,
+        order_R: Tensor,
+        inverse_R: Tensor,
+        tokens: int,
+        fixed: int | None,
+    ) -> Tensor:
+        ctx.save_for_backward(y_RD if weight_R is not None else None, weight_R, token_R, order_R, inverse_R)
+        return sum_rows(y_RD, inverse_R, token_R, tokens, fixed, weight_R)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        y_RD, weight_NK, order_R, inverse_R = ctx.saved_tensors
-        token_R = torch.div(order_R, weight_NK.shape[1], rounding_mode="floor")
-        g_RD = grads[0].index_select(0, token_R).to(weight_NK.dtype)
-        g_weight_R = torch.einsum("rd,rd->r", g_RD, y_RD.to(weight_NK.dtype))
-        g_RD.mul_(weight_NK.view(-1).index_select(0, order_R)[:, None])
-        return g_RD.to(y_RD.dtype), g_weight_R.index_select(0, inverse_R).view(weight_NK.shape), None, None
+        y_RD, weight_R, token_R, order_R, inverse_R = ctx.saved_tensors
+        g_RD = grads[0].index_select(0, token_R.index_select(0, order_R))
+        if weight_R is None:
+            return g_RD, *(None,) * 6
+        g_RD = g_RD.to(weight_R.dtype)
+        g_weight_R = torch.einsum("rd,rd->r", g_RD, y_RD.to(weight_R.dtype)).index_select(0, inverse_R)
+        g_RD.mul_(weight_R.index_select(0, order_R)[:, None])
+        return g_RD.to(y_RD.dtype), g_weight_R, *(None,) * 5
 
 
-def sum_rows(y_RD: Tensor, index_NK: Tensor, weight_NK: Tensor | None = None) -> Tensor:
-    """Σ_k weight[n, k] · y[index[n, k]], or without weights, summed in fp32 at least; (N, D) in the dtype of y."""
-    if y_RD.device.type == "cpu" and y_RD.dtype == torch.float32 and len(index_NK):
-        # Adds rows where they lie, without writing N*K of them out first.
-        return F.embedding_bag(index_NK, y_RD, mode="sum", per_sample_weights=weight_NK)
-    y_NKD = y_RD.index_select(0, index_NK.reshape(-1)).view(*index_NK.shape, y_RD.shape[1])
-    if weight_NK is None:
-        return y_NKD.sum(1)
-    return torch.einsum("nk,nkd->nd", weight_NK, y_NKD.to(weight_NK.dtype)).to(y_RD.dtype)
+def sum_rows(
+    y_RD: Tensor,
+    index_R: Tensor,
+    token_R: Tensor,
+    tokens: int,
+    fixed: int | None = None,
+    weight_R: Tensor | None = None,
+) -> Tensor:
+    """Row n = Σ weight[i] · y[index[i]] over the entries i of token n, or without weights; summed in fp32 at least.
+
+    Args:
+        index_R: int64 row of y of each entry. token_R: int64 ascending, token of each entry.
+        fixed: entries a token if all have equally many.
+
+    Returns:
+        (N, D) in the dtype of y.
+    """
+    if not len(index_R):
+        return y_RD.new_zeros(tokens, y_RD.shape[1])
+    if y_RD.device.type == "cpu" and y_RD.dtype == torch.float32:
+        # Adds rows where they lie, without writing R of them out first.
+        if fixed is not None:
+            weight_NK = weight_R.view(tokens, fixed) if weight_R is not None else None
+            return F.embedding_bag(index_R.view(tokens, fixed), y_RD, mode="sum", per_sample_weights=weight_NK)
+        count_N = torch.bincount(token_R, minlength=tokens)
+        first_N = count_N.cumsum(0) - count_N
+        return F.embedding_bag(index_R, y_RD, first_N, mode="sum", per_sample_weights=weight_R)
+    picked_RD = y_RD.index_select(0, index_R)
+    if fixed is None:
+        exact_RD = picked_RD.to(torch.promote_types(picked_RD.dtype, torch.float32))
+        if weight_R is not None:
+            exact_RD = exact_RD * weight_R[:, None].to(exact_RD.dtype)
+        return exact_RD.new_zeros(tokens, y_RD.shape[1]).index_add(0, token_R, exact_RD).to(y_RD.dtype)
+    picked_NKD = picked_RD.view(tokens, fixed, y_RD.shape[1])
+    if weight_R is None:
+        return picked_NKD.sum(1)
+    weight_NK = weight_R.view(tokens, fixed)
+    return torch.einsum("nk,nkd->nd", weight_NK, picked_NKD.to(weight_NK.dtype)).to(y_RD.dtype)
 
 
 def permute_rows(x_RD: Tensor, order_R: Tensor, inverse_R: Tensor) -> Tensor:
@@ -79,12 +124,12 @@ def permute_rows(x_RD: Tensor, order_R: Tensor, inverse_R: Tensor) -> Tensor:
     return _PermuteRows.apply(x_RD, order_R, inverse_R)
 
 
-def expand_rows(x_ND: Tensor, order_R: Tensor, inverse_R: Tensor, k: int) -> Tensor:
-    """Row i is token order[i] // k: every token k times, in dispatch order."""
-    return _ExpandRows.apply(x_ND, order_R, inverse_R, k)
+def expand_rows(x_ND: Tensor, choice: Choice, order_R: Tensor, inverse_R: Tensor) -> Tensor:
+    """Row i is the token of entry order[i] of the choice."""
+    return _ExpandRows.apply(x_ND, choice.token_R, order_R, inverse_R, choice.fixed)
 
 
-def combine_rows(y_RD: Tensor, weight_NK: Tensor, order_R: Tensor, inverse_R: Tensor) -> Tensor:
-    """Σ_k weight[n, k] · y[inverse[n * K + k]]: the weighted sum of each token's rows, summed in the weights'
-    precision."""
-    return _CombineRows.apply(y_RD, weight_NK, order_R, inverse_R)
+def combine_rows(y_RD: Tensor, choice: Choice, order_R: Tensor, inverse_R: Tensor, weighted: bool = True) -> Tensor:
+    """Token n is the sum over its entries i of weight[i] · y[inverse[i]] (without the weights if not `weighted`)."""
+    weight_R = choice.weight_R if weighted else None
+    return _CombineRows.apply(y_RD, weight_R, choice.token_R, order_R, inverse_R, choice.tokens, choice.fixed)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import fsspec
+import torch
 
 from parallel import Engine
 from trainer.checkpoint_files import (
@@ -134,9 +135,21 @@ def load_engine(checkpoint: Checkpoint, engine: Engine, moments: bool = True) ->
     ]
     for target, value in values:
         target.copy_(value)
+    _load_buffers(checkpoint, engine)
     if moments:
         engine.optimizer_step = checkpoint.step
     engine.after_restore()
+
+
+def _load_buffers(checkpoint: Checkpoint, engine: Engine) -> None:
+    stored, live = checkpoint.meta.get("buffers", {}), engine.buffers()
+    for name in sorted(stored.keys() ^ live.keys()):
+        raise ForeignCheckpointError(
+            f"{checkpoint.path} does not fit this model: {name} is only in "
+            f"{'the checkpoint' if name in stored else 'the model'}; use the recipe it was written with"
+        )
+    for name, tensor in live.items():
+        tensor.copy_(torch.tensor(stored[name], dtype=tensor.dtype).view_as(tensor))
 
 
 def check_parameters(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> None:
@@ -194,6 +207,7 @@ class CheckpointWriter:
         self.settle()
         parts = snapshot(engine.fragments())
         meta = {**meta, "format": FORMAT, "parameters": engine.logical_parameters(), "world": self._world}
+        meta["buffers"] = {name: tensor.tolist() for name, tensor in engine.buffers().items()}
         self._written.clear()
         self._abandoned.clear()
         self._thread = threading.Thread(target=self._write, args=(parts, meta), name="checkpoint", daemon=True)

@@ -26,12 +26,16 @@ FORMAT = "fleximoe-model-1"
 
 
 def checkpoint_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Every parameter of a checkpoint as one float32 tensor under its logical name. Raises CheckpointError."""
+    """Every parameter of a checkpoint as one float32 tensor under its logical name, and the persistent buffers.
+
+    Raises CheckpointError.
+    """
     reader = checkpoint.reader()
-    return {
+    weights = {
         name: reader.read(name, "master", 0, int(np.prod(shape))).view(tuple(shape))
         for name, shape in checkpoint.meta["parameters"].items()
     }
+    return weights | {name: torch.tensor(value) for name, value in checkpoint.meta.get("buffers", {}).items()}
 
 
 def export_model(checkpoint_url: str, out_url: str) -> dict[str, Any]:
@@ -53,7 +57,7 @@ def export_model(checkpoint_url: str, out_url: str) -> dict[str, Any]:
         "model": out_url,
         "checkpoint": checkpoint.path,
         "step": checkpoint.step,
-        "parameters": sum(weight.numel() for weight in weights.values()),
+        "parameters": sum(weights[name].numel() for name in checkpoint.meta["parameters"]),
         "bytes": len(data),
     }
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from data_shards import Batch, ShardError, Step
 from data_shards.errors import REASONS
-from parallel import balance_losses, reduce_stats
+from parallel import balance_losses, biased_routers, reduce_stats
 from trainer.checkpoint import CheckpointWriter
 from trainer.checkpoint_files import CheckpointError
 from trainer.collectives import named_failures, sum_over_ranks
@@ -91,6 +91,8 @@ class TrainingLoop:
         self.profiler = StepProfiler(training.profile if session.context.rank == 0 else 0, tracker)
         self.stopped, self._starting, self._save_wanted = False, True, False
         self.routing_total: list[Tensor] = []
+        self._biased = biased_routers(self.engine.module)
+        self._step_counts: list[Tensor] = []
         place = (self.config.run_dir, self.context.rank, self.context.world)
         self._usage = NodeUsage(*place[1:], session.context.local_rank, session.device)
         self._trace = RecordTrace(*place) if training.trace_records else None
@@ -173,6 +175,9 @@ class TrainingLoop:
             self.engine.backward(self._loss(batch, counts))
         if not self.engine.step():
             self._not_finite(batches)
+        for router, count_E in zip(self._biased, self._step_counts, strict=False):
+            router.nudge(count_E)
+        self._step_counts = []
         progress.step += 1
         if self._trace is not None:
             self._trace.write(progress.step, progress.epoch, [key for batch in batches for key in batch.keys])
@@ -291,6 +296,10 @@ class TrainingLoop:
         parts["loss"] = task_total + sum(parts[name] for name in ("balance", "entropy", "z") if name in parts)
         self.meter.add_losses(parts)
         self.meter.add_routing(stats)
+        if self._biased:
+            chosen = [layer.count_ME.sum(0) for layer in stats]
+            before = self._step_counts or [torch.zeros_like(count_E) for count_E in chosen]
+            self._step_counts = [a + b for a, b in zip(before, chosen, strict=True)]
         return total
 
     def _log(self) -> None:

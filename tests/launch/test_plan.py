@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from typer.testing import CliRunner
 from data_shards import StepLoader, open_manifest
 from data_shards.manifest import Manifest
 from launch.cli import app
-from launch.cost import CostModel, Layout, padded_group
+from launch.cost import CostModel, Layout, padded_group, ranks_of_a_token
 from launch.plan import make_plan, stated_statistics
-from parallel import LocalDispatcher
+from parallel import LocalDispatcher, MoEConfig
 from tests.ranks import run_ranks
 from tests.trainer.test_step import Rank
 from tests.trainer.tiny import config, packed
@@ -140,6 +141,18 @@ def test_what_does_not_fit_gets_a_layout_that_does(manifest: Manifest, tmp_path:
     wide = make_plan(run, model, 4096)
     assert wide["bytes"]["master_weights"] < plan["bytes"]["master_weights"]
     assert wide["links"]["dense_reduce"] == "network"
+
+
+def test_ranks_that_serve_a_token() -> None:
+    """By counting all choices of 2 of 8 experts on 4 ranks; groups keep a token on their ranks."""
+    moe = MoEConfig(experts=8, top_k=2)
+    counted = [len({a // 2, b // 2}) for a, b in itertools.combinations(range(8), 2)]
+    assert ranks_of_a_token(moe, 4) == pytest.approx(sum(counted) / len(counted))
+    assert ranks_of_a_token(moe, 1) == 1
+    assert ranks_of_a_token(moe.model_copy(update={"expert_groups": 4, "groups_per_token": 1}), 4) == 1
+    both = [len({a // 2, b // 2}) for a, b in itertools.combinations(range(4), 2)]
+    limited = moe.model_copy(update={"expert_groups": 4, "groups_per_token": 2})
+    assert ranks_of_a_token(limited, 4) == pytest.approx(sum(both) / len(both))
 
 
 def test_arithmetic_of_padding_and_stated_presence(manifest: Manifest) -> None:

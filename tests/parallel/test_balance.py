@@ -7,6 +7,7 @@ import torch
 
 from parallel import MoEConfig, balance_losses
 from parallel.balance import RoutingStats, entropy_loss, measure, squared_variation, tokens_per_decision, z_loss
+from parallel.choice import top_k_choice
 from parallel.routers import Routing
 
 
@@ -37,7 +38,7 @@ def test_balance_adds_importance_and_load_over_all_modalities() -> None:
 
 def test_disjoint_balance_is_within_pools_that_saw_tokens() -> None:
     config = MoEConfig(experts=4, top_k=1, router="disjoint")
-    uneven_sizes = stats_of([[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]], [90, 10])
+    uneven_sizes = stats_of([[0.5, 0.0, 0.5, 0.0], [0.0, 0.5, 0.0, 0.5]], [90, 10])
     assert float(balance_losses([uneven_sizes], config)["balance"]) == pytest.approx(0, abs=1e-6)
     one_silent = stats_of([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]], [10, 0])
     assert float(balance_losses([one_silent], config)["balance"]) == pytest.approx(2, rel=1e-5)
@@ -67,7 +68,7 @@ def test_z_loss_by_hand() -> None:
     logits_UE = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
     choice, weight, modality = torch.tensor([[0], [1]]), torch.ones(2, 1), torch.tensor([0, 0])
     tokens_MU = tokens_per_decision(modality, None, 1, 2)
-    stats = measure(Routing(choice, weight, logits_UE, None), tokens_MU, choice, weight, modality)
+    stats = measure(Routing(choice, weight, logits_UE, None), tokens_MU, top_k_choice(choice, weight), modality)
     expected = (math.log(2) ** 2 + (1 + math.log(2)) ** 2) / 2
     assert float(z_loss(stats)) == pytest.approx(expected, rel=1e-6)
 
@@ -82,7 +83,7 @@ def test_statistics_are_sums_over_tokens_also_with_shared_decisions() -> None:
     )
     values, experts = logits_UE.topk(2, dim=1)
     weights = values.softmax(1)
-    tokens = (experts[unit_N], weights[unit_N], modality_N)
+    tokens = (top_k_choice(experts[unit_N], weights[unit_N]), modality_N)
     shared = measure(Routing(experts, weights, logits_UE, None), tokens_per_decision(modality_N, unit_N, 2, 4), *tokens)
     spread = Routing(experts[unit_N], weights[unit_N], logits_UE[unit_N], None)
     single = measure(spread, tokens_per_decision(modality_N, None, 2, 6), *tokens)
@@ -99,7 +100,7 @@ def test_no_tokens_and_no_layers_give_zero_losses_with_gradients() -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
     choice, weight = torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0, 2)
     tokens_MU = tokens_per_decision(nothing, None, 3, 0)
-    stats = measure(Routing(choice, weight, logits, None), tokens_MU, choice, weight, nothing)
+    stats = measure(Routing(choice, weight, logits, None), tokens_MU, top_k_choice(choice, weight), nothing)
     losses = balance_losses([stats], config)
     assert {name: float(value.detach()) for name, value in losses.items()} == {"balance": 0, "entropy": 0, "z": 0}
     torch.stack(list(losses.values())).sum().backward()

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from parallel.balance import RoutingStats, reduce_stats
+from parallel.choice import Choice, top_k_choice
 from parallel.config import MoEConfig
 from parallel.dispatch import AllToAllDispatcher, LocalDispatcher
 from parallel.experts import generator_for
-from parallel.moe import MoELayer
+from parallel.moe import MoELayer, decision_units
 from parallel.rows import combine_rows, expand_rows, inverse_permutation, permute_rows
 from tests.ranks import RankError, run_ranks
 
@@ -23,19 +24,49 @@ def test_rows_move_as_indexing_does(n: int) -> None:
     x = torch.randn(n, d, dtype=torch.float64, requires_grad=True)
     y = torch.randn(n * k, d, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(n, k, dtype=torch.float64, requires_grad=True)
+
+    def choose(w: Tensor) -> Choice:
+        return top_k_choice(torch.zeros(n, k, dtype=torch.int64), w)
+
     assert torch.equal(permute_rows(y, order, inverse), y[order])
-    assert torch.equal(expand_rows(x, order, inverse, k), x.repeat_interleave(k, 0)[order])
+    assert torch.equal(expand_rows(x, choose(weight), order, inverse), x.repeat_interleave(k, 0)[order])
     spread = torch.zeros(n * k, d, dtype=torch.float64).index_copy(0, order, y).view(n, k, d)
-    torch.testing.assert_close(combine_rows(y, weight, order, inverse), (spread * weight[:, :, None]).sum(1))
+    expected = (spread * weight[:, :, None]).sum(1)
+    torch.testing.assert_close(combine_rows(y, choose(weight), order, inverse), expected)
     if n:
         assert torch.autograd.gradcheck(lambda t: permute_rows(t, order, inverse), y)
-        assert torch.autograd.gradcheck(lambda t: expand_rows(t, order, inverse, k), x)
-        assert torch.autograd.gradcheck(lambda t, w: combine_rows(t, w, order, inverse), (y, weight))
+        assert torch.autograd.gradcheck(lambda t: expand_rows(t, choose(weight), order, inverse), x)
+        assert torch.autograd.gradcheck(lambda t, w: combine_rows(t, choose(w), order, inverse), (y, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_of_tokens_with_unequal_numbers_of_experts(dtype: torch.dtype) -> None:
+    """Tokens with 0, 2, 0, 1 and 3 entries, on both ways to add them up."""
+    torch.manual_seed(0)
+    token = torch.tensor([1, 1, 3, 4, 4, 4])
+    order = torch.randperm(6)
+    inverse = inverse_permutation(order)
+    x, y = torch.randn(5, 3, dtype=dtype, requires_grad=True), torch.randn(6, 3, dtype=dtype, requires_grad=True)
+    weight = torch.randn(6, dtype=dtype, requires_grad=True)
+    choice = Choice(5, token, torch.zeros_like(token), weight)
+    assert torch.equal(expand_rows(x, choice, order, inverse), x[token][order])
+    for weighted in (True, False):
+        combined = combine_rows(y, choice, order, inverse, weighted)
+        factor = weight if weighted else torch.ones_like(weight)
+        expected = torch.zeros(5, 3, dtype=dtype).index_add(0, token, y[inverse] * factor[:, None])
+        torch.testing.assert_close(combined, expected)
+        own = torch.autograd.grad(combined.square().sum(), y, retain_graph=True)[0]
+        torch.testing.assert_close(own, torch.autograd.grad(expected.square().sum(), y, retain_graph=True)[0])
+    gathered = torch.autograd.grad(expand_rows(x, choice, order, inverse).square().sum(), x)[0]
+    torch.testing.assert_close(gathered, torch.autograd.grad(x[token].square().sum(), x)[0])
 
 
 def _layer_and_tokens(rank: int, case: str) -> tuple[MoEConfig, Tensor, Tensor]:
-    config = MoEConfig(experts=8, top_k=3, hidden=10, router="per_modality")
-    n = {"even": 12, "uneven": 5 + 9 * rank, "empty": 0 if rank == 1 else 6}[case]
+    extra = {"experts_choose": {"selection": "expert"}, "groups": {"expert_groups": 4, "groups_per_token": 2}}
+    config = MoEConfig(
+        experts=8, top_k=3, hidden=10, router="per_modality", shared_expert_hidden=5, **extra.get(case, {})
+    )
+    n = {"even": 12, "uneven": 5 + 9 * rank, "empty": 0 if rank == 1 else 6}.get(case, 7 + 3 * rank)
     generator = generator_for("tokens", rank, case)
     return config, torch.randn(n, 6, generator=generator), torch.randint(0, 2, (n,), generator=generator)
 
@@ -50,7 +81,9 @@ def _serve(rank: int, world: int, case: str) -> dict[str, np.ndarray]:
     ):
         layer = MoELayer(6, config, 2, layer_id=0, seed=1, dispatcher=dispatcher)
         x = x_ND.clone().requires_grad_()
-        y, stats = layer(x, modality_N)
+        sample_N = torch.arange(len(x)) % 3
+        unit_N, units = decision_units(config, sample_N, sample_N, 3, 1)
+        y, stats = layer(x, modality_N, unit_N, units)
         (y.square().sum() + reduce_stats([stats])[0].z_M.sum()).backward()
         result |= {f"{name}/y": y.detach().numpy(), f"{name}/x": x.grad.numpy()}
         for parameter_name, parameter in layer.named_parameters():
@@ -66,7 +99,7 @@ def _serve(rank: int, world: int, case: str) -> dict[str, np.ndarray]:
 
 
 def _serve_all(rank: int, world: int) -> list[dict[str, np.ndarray]]:
-    return [_serve(rank, world, case) for case in ("even", "uneven", "empty")]
+    return [_serve(rank, world, case) for case in ("even", "uneven", "empty", "experts_choose", "groups")]
 
 
 @pytest.mark.parametrize("world", [2, 4])

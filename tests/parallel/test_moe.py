@@ -53,7 +53,7 @@ def test_a_sample_never_sees_another(router: str, gate: str, grain: str) -> None
     """Perturb one sample: the others' outputs keep their bits; with token routing, so do its other tokens."""
     layer = layer_of(router=router, gate=gate, granularity=grain).eval()
     x_ND, modality_N, sample_N, bin_N = tokens()
-    unit_N, units = decision_units(grain, sample_N, bin_N, SAMPLES, BINS)
+    unit_N, units = decision_units(layer.config, sample_N, bin_N, SAMPLES, BINS)
     before, _ = layer(x_ND, modality_N, unit_N, units)
     moved = torch.nonzero(sample_N == 2)[0]
     changed = x_ND.clone()
@@ -71,7 +71,7 @@ def test_a_sample_never_sees_another(router: str, gate: str, grain: str) -> None
 def test_tokens_of_a_unit_share_their_experts(router: str, grain: str) -> None:
     layer = layer_of(router=router, granularity=grain)
     x_ND, modality_N, sample_N, bin_N = tokens()
-    unit_N, units = decision_units(grain, sample_N, bin_N, SAMPLES, BINS)
+    unit_N, units = decision_units(layer.config, sample_N, bin_N, SAMPLES, BINS)
     assert unit_N is not None
     y_ND, stats = layer(x_ND, modality_N, unit_N, units)
     for n in range(len(x_ND)):
@@ -88,13 +88,48 @@ def test_tokens_of_a_unit_share_their_experts(router: str, grain: str) -> None:
     assert float(stats.count_ME.sum()) == len(x_ND) * layer.config.top_k
 
 
+@pytest.mark.parametrize("router", ["joint", "per_modality"])
+def test_experts_that_choose_equal_a_loop_and_keep_to_the_sample(router: str) -> None:
+    """Every expert takes its best ceil(K n / E) of a sample's n tokens; other samples do not matter."""
+    layer = layer_of(router=router, selection="expert", top_k=3).eval()
+    x_ND, modality_N, sample_N, bin_N = tokens(50)
+    unit_N, units = decision_units(layer.config, sample_N, bin_N, SAMPLES, BINS)
+    y_ND, stats = layer(x_ND, modality_N, unit_N, units)
+    prob_NE = layer.router(x_ND, modality_N).logits_UE.softmax(1)
+    expected_ND = torch.zeros_like(x_ND)
+    for sample in range(SAMPLES):
+        of_sample = torch.nonzero(sample_N == sample)[:, 0]
+        take = -(-3 * len(of_sample) // 8)
+        for e in range(8):
+            best = of_sample[prob_NE[of_sample, e].topk(take).indices]
+            rows = layer.experts(x_ND[best], torch.tensor([take * (i == e) for i in range(8)]))
+            expected_ND = expected_ND.index_add(0, best, rows * prob_NE[best, e][:, None])
+    torch.testing.assert_close(y_ND, expected_ND, rtol=1e-4, atol=1e-5)
+    loads = stats.count_ME.sum(0)
+    assert float(loads.max()) == float(loads.min()) > 0
+    for sample in range(SAMPLES):
+        own = sample_N == sample
+        alone, _ = layer(x_ND[own], modality_N[own], torch.zeros_like(sample_N[own]), 1)
+        torch.testing.assert_close(y_ND[own], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [0, 1, 17])
+def test_experts_that_choose_leave_no_parameter_out(n: int) -> None:
+    layer = layer_of(selection="expert")
+    x_ND, modality_N, sample_N, bin_N = tokens(n)
+    y_ND, stats = layer(x_ND, modality_N, *decision_units(layer.config, sample_N, bin_N, SAMPLES, BINS))
+    (y_ND.sum() + stats.z_M.sum()).backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
 @pytest.mark.parametrize(("router", "gate", "grain"), itertools.product(ROUTERS, GATES, GRAINS))
 @pytest.mark.parametrize("n", [0, 1, 17])
 def test_every_parameter_takes_part_whatever_the_tokens(router: str, gate: str, grain: str, n: int) -> None:
     layer = layer_of(router=router, gate=gate, granularity=grain, noise=0.5, shared_expert_hidden=4)
     x_ND, modality_N, sample_N, bin_N = tokens(n)
     x_ND.requires_grad_()
-    unit_N, units = decision_units(grain, sample_N, bin_N, SAMPLES, BINS)
+    unit_N, units = decision_units(layer.config, sample_N, bin_N, SAMPLES, BINS)
     y_ND, stats = layer(x_ND, modality_N, unit_N, units)
     assert y_ND.shape == x_ND.shape
     (y_ND.sum() + stats.load_ME.sum()).backward()
@@ -134,7 +169,7 @@ def test_experts_that_do_not_divide_are_refused() -> None:
     class ThreeRanks:
         size, rank = 3, 0
 
-        def __call__(self, x_RD: Tensor, counts_E: Tensor, experts: object) -> Tensor:
+        def __call__(self, *arguments: object) -> tuple[Tensor, None]:
             raise NotImplementedError
 
     with pytest.raises(ValueError, match=r"moe.experts=8 cannot be spread evenly over 3 expert-parallel ranks"):

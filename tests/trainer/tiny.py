@@ -107,7 +107,15 @@ def config(data: str, storage: Path, **changes: Any) -> RunConfig:
             "image": {"patch": 2},
             "text": {"heads": 2},
             "waveform": {"patch": 4, "tokens": 3},
-            "moe": {"experts": 4, "top_k": 2, "hidden": 16, "entropy": 0.01, "z": 0.001, "noise": 0.1},
+            "moe": {
+                "experts": 4,
+                "top_k": 2,
+                "hidden": 16,
+                "entropy": 0.01,
+                "z": 0.001,
+                "noise": 0.1,
+                "bias_rate": 0.01,
+            },
         },
         "optim": {"lr": 0.01},
         "training": {

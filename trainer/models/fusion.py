@@ -30,7 +30,7 @@ class FusionBlock(nn.Module):
     ) -> None:
         super().__init__()
         dim = config.dim
-        self.granularity = config.moe.granularity
+        self.config = config.moe
         self.attention_norm, self.moe_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attention = build_attention(attention, dim, config.heads, blocks)
         self.moe = MoELayer(dim, config.moe, modalities, layer, seed, dispatcher)
@@ -39,7 +39,7 @@ class FusionBlock(nn.Module):
 
     def forward(self, x_ND: Tensor, layout: TokenLayout) -> tuple[Tensor, RoutingStats]:
         x_ND = x_ND + self.dropout(self.attention(self.attention_norm(x_ND), layout))
-        unit_N, units = decision_units(self.granularity, layout.sample_N, layout.bin_N, layout.samples, layout.bins)
+        unit_N, units = decision_units(self.config, layout.sample_N, layout.bin_N, layout.samples, layout.bins)
         y_ND, stats = self.moe(self.moe_norm(x_ND), layout.modality_N, unit_N, units)
         x_ND = x_ND + self.dropout(y_ND)
         if self.dense is not None:
