@@ -14,7 +14,11 @@ __all__ = ["SOURCES", "Source", "SourceOptions", "create_source"]
 
 # name -> (module, class); imported on use, because each needs its own libraries
 SOURCES: dict[str, tuple[str, str]] = {
+    "cmu_mosei": ("cmu", "CmuMosei"),
+    "cmu_mosi": ("cmu", "CmuMosi"),
     "digits": ("digits", "Digits"),
+    "mimic4": ("mimic4", "Mimic4"),
+    "pam": ("pam", "Pam"),
     "physionet2012": ("physionet2012", "PhysioNet2012"),
     "synthetic": ("synthetic", "Synthetic"),
     "tables": ("tables", "Tables"),

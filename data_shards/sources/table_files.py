@@ -7,7 +7,7 @@ size of a table nor its order matters, and units can be read in different proces
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,14 @@ class Spill:
 
 
 def spill(
-    files: list[Path], columns: Mapping[str, str], key: str, keys: pa.Array, unit_records: int, out: Path, skip: bool
+    files: list[Path],
+    columns: Mapping[str, str],
+    key: str,
+    keys: pa.Array,
+    unit_records: int,
+    out: Path,
+    skip: bool,
+    keep: Callable[[pa.Table], pa.Table] | None = None,
 ) -> Spill:
     """Sort the rows of a table out by work unit.
 
@@ -134,13 +141,14 @@ def spill(
         columns: name -> type of what is kept (the key need not be among them). key: column that names the record.
         keys: keys of all records; the place in it is the record's number. unit_records: records of a unit.
         out: Arrow file to write. skip: rows of unknown records are counted instead of refused.
+        keep: takes the rows that are wanted out of a piece of the table; then none at all is fine.
 
     Raises:
         ValueError: a row without key or, unless ``skip``, with an unknown one; or a table that matches no record.
     """
     made, writer, count, matched = Spill(out), None, 0, 0
     with pa.OSFile(str(out), "wb") as sink:
-        for buffer in _buffers(files, {**columns, key: "text"}):
+        for buffer in _buffers(files, {**columns, key: "text"}, keep):
             record = _record_numbers(buffer, key, keys, files, skip, made.notes)
             table = pa.table({"record": record, **{name: buffer[name] for name in columns}})
             table = table.filter(record.is_valid()).combine_chunks()
@@ -156,22 +164,25 @@ def spill(
                     count += 1
         if writer is not None:
             writer.close()
-    if not matched:
+    if not matched and keep is None:
         raise ValueError(f"{files[0]}: no row belongs to a record of the records' file; is {key!r} the right column?")
     return made
 
 
-def _buffers(files: list[Path], columns: dict[str, str]) -> Iterator[pa.Table]:
+def _buffers(
+    files: list[Path], columns: dict[str, str], keep: Callable[[pa.Table], pa.Table] | None
+) -> Iterator[pa.Table]:
     """Rows of all files in order, in large pieces."""
-    held: list[pa.RecordBatch] = []
+    held: list[pa.Table] = []
     for file in files:
         for batch in batches(file, columns):
-            held.append(batch)
-            if sum(piece.num_rows for piece in held) >= BUFFER_ROWS:
-                yield pa.Table.from_batches(held)
+            piece = pa.Table.from_batches([batch])
+            held.append(piece if keep is None else keep(piece))
+            if sum(len(piece) for piece in held) >= BUFFER_ROWS:
+                yield pa.concat_tables(held)
                 held = []
     if held:
-        yield pa.Table.from_batches(held)
+        yield pa.concat_tables(held)
 
 
 def _record_numbers(

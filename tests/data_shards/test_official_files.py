@@ -1,0 +1,429 @@
+"""Sources of official files, written here in their layout, with the layout's traps."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import gzip
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from data_shards import Record, Series, create_source, pack
+from data_shards.sources.mimic4_files import read_ecg
+from data_shards.sources.plain_pickle import RefusedError, read_plain_npy, read_plain_pickle
+
+
+def read(name: str, options: dict[str, Any]) -> tuple[dict[str, Record], Counter[str]]:
+    source, notes = create_source(name, options), Counter[str]()
+    records = {record.key: record for unit in source.units() for record in source.read(unit, notes)}
+    for record in records.values():
+        source.schema.validate_record(record)
+    return records, Counter({key: count for key, count in notes.items() if count})
+
+
+# --- pickles without unpickling ---
+
+
+class Evil:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+PLAIN = {
+    "numbers": [1, -2, 1 << 70, 2.5, True, None],
+    "text": ("ä", b"bytes", ""),
+    "nested": {"a": [[], {}, ()]},
+    "ordered": collections.OrderedDict(a=1),
+    "float": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "big_endian": np.arange(3, dtype=">i4"),
+    "names": np.array(["one", "zwei"]),
+    "objects": np.array(["one", b"two", 3], object),
+    "scalar": np.float64(0.25),
+    "nothing": np.empty((0, 3), np.float32),
+}
+
+
+def alike(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray):
+        if a.dtype == object:
+            return list(a) == b
+        return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(alike(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(alike(x, y) for x, y in zip(a, b, strict=True))
+    return type(a) in (type(b), np.float64) and a == b
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_data_come_out_as_the_unpickler_would_give_them(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "plain.pkl"
+    shared = np.ones(2)
+    path.write_bytes(pickle.dumps({**PLAIN, "twice": [shared, shared]}, protocol))
+    found = read_plain_pickle(path)
+    assert alike({**PLAIN, "twice": [shared, shared]}, found)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_malicious_pickle_is_refused_and_does_nothing(tmp_path: Path, protocol: int) -> None:
+    touched, path = tmp_path / "touched", tmp_path / "evil.pkl"
+    path.write_bytes(pickle.dumps({"train": [1, Evil(touched)]}, protocol))
+    with pytest.raises(RefusedError, match="only plain data are read; nothing of it was run"):
+        read_plain_pickle(path)
+    assert not touched.exists()
+    with path.open("rb") as stream:  # the same bytes really are dangerous
+        pickle.load(stream)  # noqa: S301
+    assert touched.exists()
+
+
+def test_names_hidden_inside_allowed_ones_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.pkl"
+    for payload in (
+        b"cnumpy\nndarray\n(tR.",  # a type is called
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"c_codecs\nencode\n.",  # a name as the value
+        b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.",
+        b"(lp0\ng0\na.",  # a list inside itself
+        b"i__main__\nX\n.",
+        b"]}b.",  # a list with a state
+    ):
+        path.write_bytes(payload)
+        with pytest.raises(RefusedError):
+            read_plain_pickle(path)
+    for damage in (b"", b"not a pickle", pickle.dumps(PLAIN)[:-40], b"]a.", b"g5\n."):
+        path.write_bytes(damage)
+        with pytest.raises(ValueError, match=r"x\.pkl"):
+            read_plain_pickle(path)
+
+
+def test_an_array_that_claims_another_size_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.pkl"
+    data = pickle.dumps(np.zeros(4, np.float32), 2).replace(b"K\x04\x85", b"K\x05\x85")
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"shape \(5,\) has 4 values"):
+        read_plain_pickle(path)
+
+
+# --- PAM ---
+
+
+def lay_pam(folder: Path, count: int = 20, malicious: Path | None = None) -> Path:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((count, 600, 17)).astype(np.float32)
+    values[rng.random(values.shape) < 0.6] = 0
+    values[3] = 0
+    values[4, :, 5] = 0
+    (folder / "processed_data").mkdir(parents=True)
+    (folder / "splits").mkdir()
+    np.save(folder / "processed_data" / "PTdict_list.npy", values)
+    np.save(folder / "processed_data" / "arr_outcomes.npy", (np.arange(count) % 8).astype(float)[:, None])
+    for number in (1, 2):
+        order = rng.permutation(count)
+        parts: list[Any] = [order[:16], order[16:18], order[18:]]
+        if malicious is not None:
+            parts[0] = Evil(malicious)
+        cells = np.empty(3, object)
+        cells[:] = parts
+        np.save(folder / "splits" / f"PAM_split_{number}.npy", cells, allow_pickle=True)
+    return folder
+
+
+def test_pam_keeps_negative_readings_and_reads_object_arrays_without_running_them(tmp_path: Path) -> None:
+    records, notes = read("pam", {"path": str(lay_pam(tmp_path / "pam"))})
+    values = np.load(tmp_path / "pam" / "processed_data" / "PTdict_list.npy")
+    assert notes == {"observations": int((values != 0).sum()), "windows_without_observation": 1}
+    assert len(records) == 19 and "sensor_05" not in records["window-00004"].values
+    sensor = records["window-00007"].values["sensor_02"]
+    assert isinstance(sensor, Series) and (sensor.values_O < 0).any()
+    seen = np.flatnonzero(values[7, :, 2])
+    np.testing.assert_allclose(sensor.times_O, seen / 100, rtol=1e-6)
+    np.testing.assert_array_equal(sensor.values_O, values[7, seen, 2])
+    parts = Counter(record.splits["split1"] for record in records.values())
+    assert sum(parts.values()) == 19 and parts["train"] >= 15 and "split2" in records["window-00000"].splits
+    whole, _ = read("pam", {"path": str(tmp_path / "pam"), "per_sensor": "false"})
+    assert set(whole["window-00000"].values) == {"sensors"}
+    assert pack(create_source("pam", {"path": str(tmp_path / "pam")}), str(tmp_path / "out"))["records"] == 19
+
+
+def test_pam_files_that_would_run_something_or_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="only plain data"):
+        create_source("pam", {"path": str(lay_pam(tmp_path / "evil", malicious=tmp_path / "touched"))})
+    assert not (tmp_path / "touched").exists()
+    folder = lay_pam(tmp_path / "pam")
+    np.save(folder / "splits" / "PAM_split_1.npy", np.array([[0, 1], [2, 3], [3, 99]]))
+    with pytest.raises(ValueError, match="names window 99, and there are 20"):
+        create_source("pam", {"path": str(folder)})
+    np.save(folder / "splits" / "PAM_split_1.npy", np.array([[0, 1], [2, 3], [3, 4]]))
+    with pytest.raises(ValueError, match="a window is in two parts"):
+        create_source("pam", {"path": str(folder)})
+    with pytest.raises(ValueError, match="does not exist; give the folder that holds processed_data"):
+        create_source("pam", {"path": str(tmp_path)})
+    (folder / "text.npy").write_text("no array")
+    with pytest.raises(ValueError, match="not a NumPy file"):
+        read_plain_npy(folder / "text.npy")
+
+
+# --- CMU ---
+
+
+def multibench(count: int) -> dict[str, Any]:
+    """Padded in front; the second sample has no words, the third an infinite voice, the fourth no face."""
+    rng = np.random.default_rng(count)
+    table = {
+        "text": rng.standard_normal((count, 50, 300)).astype(np.float32),
+        "audio": rng.standard_normal((count, 50, 5)).astype(np.float32),
+        "vision": rng.standard_normal((count, 50, 20)).astype(np.float32),
+        "labels": np.linspace(-3, 3, count).astype(np.float32).reshape(count, 1, 1),
+        "id": np.array([[f"video{n // 2}", "0.5", "1.5"] for n in range(count)]),
+    }
+    for view in ("text", "audio", "vision"):
+        table[view][:, :40] = 0
+    table["text"][1], table["audio"][2, 45, 0], table["vision"][3] = 0, -np.inf, 0
+    table["vision"][0, 41] = 0  # a still face between words is no padding
+    return table
+
+
+def test_multibench_samples_lose_padding_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "mosi_data.pkl"
+    table = {part: multibench(count) for part, count in (("train", 7), ("valid", 5), ("test", 5))}
+    path.write_bytes(pickle.dumps(table))
+    records, notes = read("cmu_mosi", {"path": str(path)})
+    assert notes == {"samples_without_words": 3, "infinite_audio_values": 3}
+    assert Counter(record.splits["default"] for record in records.values()) == {"train": 6, "val": 4, "test": 4}
+    first = records["train-00000-video0"]
+    assert first.group == "video0" and np.asarray(first.values["vision"]).shape == (10, 20)
+    np.testing.assert_array_equal(np.asarray(first.values["text"]), table["train"]["text"][0, 40:])
+    assert np.asarray(records["train-00002-video1"].values["audio"])[5, 0] == 0
+    assert set(records["train-00003-video1"].values) == {"text", "audio"}
+    assert first.targets == {"sentiment": -3.0, "positive": 0.0, "seven": 0.0}
+    assert records["train-00003-video1"].targets["positive"] is None  # exactly 0
+    schema = create_source("cmu_mosi", {"path": str(path)}).schema
+    assert [m.shape for m in schema.modalities] == [(300,), (5,), (20,)]
+
+
+def test_mmsa_samples_are_cut_at_their_own_lengths(tmp_path: Path) -> None:
+    path, table = tmp_path / "unaligned_50.pkl", {}
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 4), ("valid", 2), ("test", 2)):
+        table[part] = {
+            "text": rng.standard_normal((count, 50, 768)).astype(np.float32),
+            "audio": rng.standard_normal((count, 375, 5)),
+            "vision": rng.standard_normal((count, 500, 20)),
+            "audio_lengths": [100] * count,
+            "vision_lengths": [7] * count,
+            "raw_text": np.array([f"spoken {n}" for n in range(count)], object),
+            "id": [f"abc-{part}_X$_${n}" for n in range(count)],
+            "regression_labels": np.full(count, 1.2),
+            "classification_labels": np.full(count, 2),
+        }
+        table[part]["text"][:, 30:] = 0
+    path.write_bytes(pickle.dumps(table))
+    records, _ = read("cmu_mosei", {"path": str(path)})
+    one = records["train-00001-abc-train_X-_-1"]
+    shapes = {view: np.asarray(one.values[view]).shape for view in ("text", "audio", "vision")}
+    assert shapes == {"text": (30, 768), "audio": (100, 5), "vision": (7, 20)}
+    assert (one.values["transcript"], one.group) == ("spoken 1", "abc-train_X")
+    assert one.targets == {"sentiment": pytest.approx(1.2), "positive": 1.0, "seven": 4.0}
+
+
+def test_cmu_files_of_another_kind_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.pkl"
+    path.write_bytes(pickle.dumps({"train": Evil(tmp_path / "touched")}))
+    with pytest.raises(RefusedError, match="only plain data"):
+        create_source("cmu_mosi", {"path": str(path)})
+    assert not (tmp_path / "touched").exists()
+    path.write_bytes(pickle.dumps({"train": {}}))
+    with pytest.raises(ValueError, match="not the parts train, valid and test"):
+        create_source("cmu_mosi", {"path": str(path)})
+    path.write_bytes(pickle.dumps({part: {"text": [1]} for part in ("train", "valid", "test")}))
+    with pytest.raises(ValueError, match="part train lacks audio, vision, id"):
+        create_source("cmu_mosi", {"path": str(path)})
+
+
+# --- MIMIC-IV ---
+
+STAYS = (
+    # subject, admission, stay, in, out, death, age, gender
+    ("10000032", "20000001", "30000001", "2180-07-23 14:00:00", "2180-07-26 10:00:00", "", 52, "F"),
+    ("10000032", "20000002", "30000002", "2181-01-01 00:00:00", "2181-01-10 00:00:00", "2181-01-12 00:00:00", 52, "F"),
+    ("10000048", "20000003", "30000003", "2150-03-01 08:00:00", "2150-03-02 07:00:00", "", 61, "M"),  # one day only
+    ("10000055", "20000004", "30000004", "2150-03-01 08:00:00", "2150-03-05 07:00:00", "2150-03-03 00:00:00", 70, "M"),
+    ("10000061", "20000005", "30000005", "2150-03-01 08:00:00", "2150-03-09 08:00:00", "", 17, "M"),  # no adult
+    ("10000077", "20000006", "30000006", "2160-03-01 08:00:00", "2160-03-09 08:00:00", "", 40, "M"),  # never measured
+)
+CHART = (
+    ("10000032", "30000001", "2180-07-23 15:00:00", 220045, "80"),
+    ("10000032", "30000001", "2180-07-23 16:00:00", 223761, "98.6"),  # Fahrenheit
+    ("10000032", "30000001", "2180-07-23 17:00:00", 223762, "36.5"),
+    ("10000032", "30000001", "2180-07-23 18:00:00", 220045, "8000"),  # a typing error
+    ("10000032", "30000001", "2180-07-23 13:00:00", 220045, "70"),  # before the stay
+    ("10000032", "30000001", "2180-07-25 15:00:00", 220045, "71"),  # after 48 hours
+    ("10000032", "30000001", "2180-07-23 19:00:00", 220739, ""),  # no number
+    ("10000032", "30000002", "2181-01-01 02:30:00", 220045, "90"),
+    ("10000048", "30000003", "2150-03-01 09:00:00", 220045, "60"),
+    ("10000099", "30000099", "2150-03-01 09:00:00", 220045, "60"),  # not in the cohort
+)
+LABS = (("10000032", "", "2180-07-24 06:00:00", 50971, "4.2"), ("10000032", "", "2180-07-24 06:00:00", 99999, "1"))
+
+
+def table(path: Path, header: str, rows: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt", newline="") as stream:  # type: ignore[operator]
+        writer = csv.writer(stream)
+        writer.writerow(header.split(","))
+        writer.writerows(rows)
+
+
+def lay_mimic(folder: Path, optional: bool = True) -> Path:
+    people = {s[0]: (s[0], s[7], s[6], 2180, "2011 - 2013", "") for s in STAYS}
+    table(
+        folder / "hosp/patients.csv.gz",
+        "subject_id,gender,anchor_age,anchor_year,anchor_year_group,dod",
+        people.values(),
+    )
+    admissions = [(s[0], s[1], s[3], s[4], s[5], "EMERGENCY", int(bool(s[5]))) for s in STAYS]
+    header = "subject_id,hadm_id,admittime,dischtime,deathtime,admission_type,hospital_expire_flag"
+    table(folder / "hosp/admissions.csv.gz", header, admissions)
+    stays = [(*s[:3], "MICU", "MICU", s[3], s[4], 1.0) for s in STAYS]
+    table(
+        folder / "icu/icustays.csv.gz",
+        "subject_id,hadm_id,stay_id,first_careunit,last_careunit,intime,outtime,los",
+        stays,
+    )
+    chart = [(c[0], "", c[1], "", c[2], c[2], c[3], c[4], c[4], "", 0) for c in CHART]
+    header = "subject_id,hadm_id,stay_id,caregiver_id,charttime,storetime,itemid,value,valuenum,valueuom,warning"
+    table(folder / "icu/chartevents.csv.gz", header, chart)
+    labs = [(n, s, h, "", i, "", t, t, v, v, "mEq/L", "", "", "", "", "") for n, (s, h, t, i, v) in enumerate(LABS)]
+    header = "labevent_id,subject_id,hadm_id,specimen_id,itemid,order_provider_id,charttime,storetime,value,valuenum,"
+    header += "valueuom,ref_range_lower,ref_range_upper,flag,priority,comments"
+    table(folder / "hosp/labevents.csv", header, labs)
+    if optional:
+        lay_optional(folder)
+    return folder
+
+
+def lay_optional(folder: Path) -> None:
+    notes = [
+        (
+            "10000032-RR-15",
+            "10000032",
+            "",
+            "RR",
+            15,
+            "2180-07-24 01:00:00",
+            "2180-07-24 02:00:00",
+            'LATER, "quoted"\nlines',
+        ),
+        ("10000032-RR-14", "10000032", "", "RR", 14, "2180-07-23 23:00:00", "2180-07-24 02:00:00", "EARLIER"),
+        ("10000032-RR-16", "10000032", "", "RR", 16, "2180-07-28 01:00:00", "2180-07-28 02:00:00", "TOO LATE"),
+    ]
+    table(
+        folder / "note/radiology.csv.gz",
+        "note_id,subject_id,hadm_id,note_type,note_seq,charttime,storetime,text",
+        notes,
+    )
+    pictures = [
+        ("aaa", "10000032", "50414267", "AP", 21800724, "93014.5"),  # 09:30:14.5, the zero is gone
+        ("bbb", "10000032", "50414268", "PA", 21800724, "213014.531"),
+        ("ccc", "10000032", "50414269", "LATERAL", 21800724, "223014.531"),
+        ("ddd", "10000032", "50414270", "AP", 21800801, "0.0"),
+    ]
+    table(
+        folder / "cxr/mimic-cxr-2.0.0-metadata.csv.gz",
+        "dicom_id,subject_id,study_id,ViewPosition,StudyDate,StudyTime",
+        pictures,
+    )
+    path = folder / "cxr/files/p10/p10000032/s50414268/bbb.jpg"
+    path.parent.mkdir(parents=True)
+    Image.new("L", (90, 60), 200).save(path)
+    place = "files/p1000/p10000032/s40689238/40689238"
+    table(folder / "ecg/record_list.csv", "subject_id,study_id,file_name,ecg_time,path",
+          [("10000032", "40689238", "40689238", "2180-07-23 20:44:00", place)])  # fmt: skip
+    (folder / "ecg" / place).parent.mkdir(parents=True)
+    leads = "\n".join(f"40689238.dat 16 200.0(0)/mV 16 0 0 0 0 L{n}" for n in range(12))
+    (folder / "ecg" / f"{place}.hea").write_text(f"40689238 12 500 50 20:44:00\n{leads}\n# a comment\n")
+    counts = np.full((50, 12), 100, "<i2")
+    counts[0, 0] = -32768
+    (folder / "ecg" / f"{place}.dat").write_bytes(counts.tobytes())
+    header = "subject_id,hadm_id,seq_num,icd_code,icd_version"
+    codes = [("20000001", 1, "5723", 9), ("20000001", 2, "I2101", 10), ("20000002", 1, "0389", 9)]
+    table(folder / "hosp/diagnoses_icd.csv.gz", header, [("10000032", *row) for row in codes])
+
+
+def test_mimic_stays_are_matched_by_patient_and_time(tmp_path: Path) -> None:
+    records, notes = read("mimic4", {"path": str(lay_mimic(tmp_path / "mimic"))})
+    assert set(records) == {"stay-30000001", "stay-30000002"}
+    one, two = records["stay-30000001"], records["stay-30000002"]
+    assert set(one.values) == {"vitals", "labs", "notes", "cxr", "ecg", "static"}
+    assert set(two.values) == {"vitals", "static"}
+    vitals = one.values["vitals"]
+    assert isinstance(vitals, Series)
+    rows = zip(vitals.times_O.tolist(), vitals.channels_O.tolist(), vitals.values_O.tolist(), strict=True)
+    assert sorted(rows) == [(1.0, 0, 80.0), (2.0, 6, pytest.approx(37.0)), (3.0, 6, pytest.approx(36.5))]
+    labs = one.values["labs"]
+    assert isinstance(labs, Series) and labs.times_O.tolist() == [16.0] and labs.channels_O.tolist() == [1]
+    assert one.values["notes"] == 'EARLIER\nLATER, "quoted"\nlines'
+    picture = np.asarray(one.values["cxr"])
+    assert picture.shape == (1, 64, 64) and abs(int(picture.mean()) - 200) < 3  # the frontal one of 21:30
+    ecg = np.asarray(one.values["ecg"])
+    assert ecg.shape == (10, 12) and ecg[1, 0] == pytest.approx(0.5) and ecg[0, 0] == pytest.approx(0.4)
+    assert np.asarray(one.values["static"]).tolist() == [52, 0]
+    assert one.targets == {"ihm_48": 0.0, "los_48": 1.0}  # left alive after 68 hours
+    assert two.targets == {"ihm_48": 1.0, "los_48": 0.0}
+    assert one.splits == two.splits and one.group == two.group == "10000032"
+    assert notes == {"implausible_vitals": 1, "observations": 5, "ecg_gaps": 1, "stays_without_observation": 1}
+
+
+def test_mimic_without_notes_pictures_and_ecgs_and_with_phenotypes(tmp_path: Path) -> None:
+    plain = create_source("mimic4", {"path": str(lay_mimic(tmp_path / "plain", optional=False))})
+    assert plain.schema.modality_names == ("vitals", "labs", "static")
+    definitions, icd10 = tmp_path / "ccs.yaml", tmp_path / "icd10cmtoicd9gem.csv"
+    groups = {
+        "Septicemia": {"use_in_benchmark": True, "codes": ["0389", "0380"]},
+        "Acute myocardial infarction": {"use_in_benchmark": True, "codes": ["41011"]},
+        "Portal hypertension": {"use_in_benchmark": True, "codes": ["5723"]},
+        "Unused": {"use_in_benchmark": False, "codes": ["I2101"]},
+    }
+    definitions.write_text(yaml.safe_dump(groups))
+    table(icd10, "icd10cm,icd9cm,flags", [("I2101", "41011", "10000"), ("I2101", "0389", "10000")])
+    folder = lay_mimic(tmp_path / "mimic")
+    options = {"path": str(folder), "task": "phenotypes", "definitions": str(definitions), "icd10": str(icd10)}
+    records, _ = read("mimic4", options)
+    assert set(records) == {
+        "stay-30000001",
+        "stay-30000002",
+        "stay-30000003",
+    }  # short stays count, never measured do not
+    assert np.asarray(records["stay-30000001"].targets["phenotypes"]).tolist() == [1, 1, 0]
+    assert np.asarray(records["stay-30000002"].targets["phenotypes"]).tolist() == [0, 0, 1]
+    vitals = records["stay-30000001"].values["vitals"]
+    assert isinstance(vitals, Series) and vitals.times_O.max() == 49.0  # the whole stay
+    report = pack(create_source("mimic4", options), str(tmp_path / "out"), workers=2)
+    assert report["records"] == 3
+
+
+def test_mimic_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"hosp/patients.csv \(or .csv.gz\) does not exist; is"):
+        create_source("mimic4", {"path": str(tmp_path)})
+    folder = lay_mimic(tmp_path / "mimic")
+    with pytest.raises(ValueError, match="task=phenotypes needs -o definitions=FILE"):
+        create_source("mimic4", {"path": str(folder), "task": "phenotypes"})
+    (folder / "cxr/files/p10/p10000032/s50414268/bbb.jpg").unlink()
+    with pytest.raises(ValueError, match=r"bbb\.jpg cannot be read"):
+        read("mimic4", {"path": str(folder)})
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_ecg(folder / "ecg/none", 5)
