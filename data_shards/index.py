@@ -6,6 +6,7 @@ Shapes: n records, S splits, M modalities, W target columns.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ class ShardIndex:
             Columns are numbered over all splits, so the order of S is free.
         lengths_nM: events, bytes or samples per modality, 1 for fixed shapes, -1 where absent.
         targets_nW: NaN where unlabelled.
+        group_n: int64, a hash of the record's group, 0 where it has none (and in data packed before groups were kept).
     """
 
     start_n: np.ndarray
@@ -37,6 +39,7 @@ class ShardIndex:
     parts_nS: np.ndarray
     lengths_nM: np.ndarray
     targets_nW: np.ndarray
+    group_n: np.ndarray
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -58,6 +61,7 @@ def dump_index(index: ShardIndex) -> bytes:
         "start": index.start_n.astype(np.int64),
         "size": index.size_n.astype(np.int64),
         "crc32": index.crc_n.astype(np.uint32),
+        "group": index.group_n.astype(np.int64),
         "keys": np.frombuffer(joined, np.uint8),
         "parts": index.parts_nS.astype(np.int16),
         "lengths": index.lengths_nM.astype(np.int32),
@@ -87,4 +91,14 @@ def load_index(data: bytes, records: int, splits: int, modalities: int, targets:
         raise RecordError(f"index holds {len(keys)} keys for {records} records")
     columns: Sequence[np.ndarray] = [tensors[name] for name in wanted]
     start, size, crc, parts, lengths, target = columns
-    return ShardIndex(start, size, crc, keys, parts, lengths, target)
+    group = tensors.get("group", np.zeros(records, np.int64))
+    if group.shape != (records,):
+        raise RecordError(f"index column group is not of shape {(records,)}")
+    return ShardIndex(start, size, crc, keys, parts, lengths, target, group)
+
+
+def group_code(group: str | None) -> int:
+    """A number that stands for a group: equal names have equal numbers; 0 stands for none."""
+    if group is None:
+        return 0
+    return int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest(), "little", signed=True) or 1

@@ -1,4 +1,7 @@
-"""What a packed data set holds, as plain tables: counts, presence, lengths, labels. Reads indexes, never shards."""
+"""What a packed data set holds, as plain tables: counts, presence, lengths, labels, values, and what looks wrong.
+
+Reads the manifest, the indexes and, for how series are sampled, a few hundred records.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,32 @@ from typing import Any
 import numpy as np
 
 from data_shards.index import ABSENT, ShardIndex
+from data_shards.leakage import groups_known, value_rows, warnings
 from data_shards.manifest import Manifest
 from data_shards.reader import read_index
+from data_shards.sample import MOST_RECORDS, sampling
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
+LENGTH_BINS = 40
 
 
-def summary(manifest: Manifest, patterns: int = 10) -> dict[str, Any]:
+def summary(manifest: Manifest, patterns: int = 10, sample: int = MOST_RECORDS) -> dict[str, Any]:
     """Plain data (numbers, text, lists, dicts) for tables.
 
     Args:
         manifest: an opened data set. patterns: how many of the most frequent presence patterns to list.
+        sample: records that are read for the sampling of series.
 
     Returns:
         ``name, url, digest, records, observations, bytes, shards, chunks, source``;
         ``modalities``: one row per modality with kind, channels, present, share, length quantiles;
         ``patterns``: total number of presence patterns, records with all modalities, and the most frequent ones;
-        ``splits``: split -> part -> records, share present per modality, labels per task.
+        ``splits``: split -> part -> records, groups, share present per modality, labels per task;
+        ``values``: split -> one row per channel of its train part (count, mean, std, min, max, farthest);
+        ``sampling``: of series, from a sample (``data_shards.sample``); ``warnings``: sentences; ``groups_known``.
 
     Raises:
-        ShardError: an index is damaged.
+        ShardError: an index or a sampled record is damaged.
     """
     index = _joined([read_index(manifest, number) for number in range(len(manifest.shards))])
     everything = np.ones(len(index), bool)
@@ -48,6 +57,10 @@ def summary(manifest: Manifest, patterns: int = 10) -> dict[str, Any]:
             split: {part: _part(manifest, index, split, part) for part in sorted(parts)}
             for split, parts in sorted(manifest.splits.items())
         },
+        "values": {split: value_rows(manifest, table) for split, table in sorted(manifest.statistics.items())},
+        "sampling": sampling(manifest, sample),
+        "groups_known": groups_known(index),
+        "warnings": warnings(manifest, index),
     }
 
 
@@ -63,6 +76,7 @@ def _joined(indexes: list[ShardIndex]) -> ShardIndex:
         np.concatenate(parts),
         np.concatenate([index.lengths_nM for index in indexes]),
         np.concatenate([index.targets_nW for index in indexes]),
+        np.concatenate([index.group_n for index in indexes]),
     )
 
 
@@ -83,6 +97,7 @@ def _modalities(manifest: Manifest, index: ShardIndex) -> list[dict[str, Any]]:
                 "empty": int((lengths == 0).sum()) if ragged else 0,
                 "total_length": int(lengths.sum(dtype=np.int64)) if ragged else None,
                 "length": _quantiles(lengths) if ragged else None,
+                "histogram": _histogram(lengths) if ragged and len(lengths) else None,
             }
         )
     return rows
@@ -93,6 +108,12 @@ def _quantiles(values: np.ndarray) -> dict[str, float] | None:
         return None
     table = {f"p{int(100 * q)}": float(v) for q, v in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)}
     return table | {"mean": float(values.mean())}
+
+
+def _histogram(lengths: np.ndarray) -> dict[str, list[float]]:
+    """Counts in equal bins from 0 to the longest."""
+    counts, edges = np.histogram(lengths, LENGTH_BINS, (0, max(1, int(lengths.max()))))
+    return {"counts": counts.tolist(), "edges": edges.tolist()}
 
 
 def _patterns(manifest: Manifest, index: ShardIndex, most: int) -> dict[str, Any]:
@@ -114,6 +135,7 @@ def _part(manifest: Manifest, index: ShardIndex, split: str, part: str) -> dict[
     share = index.present[rows].mean(axis=0) if rows.any() else np.zeros(len(manifest.schema.modalities))
     return {
         "records": int(rows.sum()),
+        "groups": len(np.unique(index.group_n[rows & (index.group_n != 0)])),
         "present": dict(zip(manifest.schema.modality_names, share.tolist(), strict=True)),
         "tasks": _labels(manifest, index, rows),
     }

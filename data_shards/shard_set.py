@@ -30,6 +30,7 @@ class Encoded:
     lengths_M: np.ndarray
     targets_W: np.ndarray
     observations: int
+    group: int = 0
 
 
 @dataclass
@@ -121,6 +122,7 @@ class ShardSetWriter:
             parts,
             np.stack([record.lengths_M for record, _ in shard.rows]),
             np.stack([record.targets_W for record, _ in shard.rows]),
+            np.array([record.group for record, _ in shard.rows], np.int64),
         )
         table = dump_index(index)
         self._write(f"{stem}.tar", data)

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from data_shards.codec import Columns, Decoder, encode_record
+from data_shards.index import group_code
 from data_shards.manifest import FILE
 from data_shards.shard_set import Encoded, ShardSetWriter, Unit
 from data_shards.statistics import TRAIN, Accumulator
@@ -35,7 +36,8 @@ def encode_unit(source: Source, unit: Any) -> Unit:
         for split, part in record.splits.items():
             train.setdefault(split, []).extend([columns] if part == TRAIN else [])
         lengths = columns.lengths(schema)
-        records.append(Encoded(record.key, payload, record.splits, lengths, columns.targets_W, len(columns.times_O)))
+        events, group = len(columns.times_O), group_code(record.group)
+        records.append(Encoded(record.key, payload, record.splits, lengths, columns.targets_W, events, group))
     statistics = {split: Accumulator(schema) for split in train}
     for split, columns_list in train.items():
         statistics[split].add(columns_list)

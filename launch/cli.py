@@ -73,12 +73,19 @@ def pack(
 def inspect(
     url: Annotated[str, typer.Argument(help="Folder or URL of a packed data set.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    html: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Also write a page with pictures; it shows no record.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Show what a packed data set holds: modalities, how often they are absent, lengths, splits, labels."""
+    """Show what a packed data set holds: presence, sampling, lengths, labels, values, and what looks like leakage.
+
+    \b
+    python -m launch inspect data/digits --html digits.html
+    """
     from launch.data import inspect_data
 
-    inspect_data(url, as_json)
+    inspect_data(url, as_json, html)
 
 
 @app.command()

@@ -6,9 +6,12 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from data_shards import create_source, open_manifest, pack, summary
 from data_shards.sources import SOURCES, source_class
@@ -16,6 +19,9 @@ from launch.errors import UsageError
 from launch.output import print_json_line, print_table
 
 logger = logging.getLogger(__name__)
+
+VALUE_COLUMNS = ("modality", "channel", "count", "mean", "std", "min", "max", "farthest")
+MOST_CHANNELS, FEW_CHANNELS = 40, 8
 
 
 def pack_source(
@@ -67,9 +73,14 @@ def _source_options(name: str, flags: dict[str, str | None], options: Sequence[s
     return settings
 
 
-def inspect_data(url: str, as_json: bool) -> None:
-    """Tables of a packed data set on stdout."""
+def inspect_data(url: str, as_json: bool, html: str | None) -> None:
+    """Tables of a packed data set on stdout, and the same with pictures as a page."""
     facts = summary(open_manifest(url))
+    if html is not None:
+        from launch.data_page import data_page
+
+        Path(html).write_text(data_page(facts), "utf-8")
+        logger.info("the page is %s", html)
     if as_json:
         print_json_line(facts)
         return
@@ -82,8 +93,16 @@ def inspect_data(url: str, as_json: bool) -> None:
     )
     _print_modalities(facts, console)
     _print_patterns(facts, console)
+    _print_sampling(facts, console)
     for split, parts in facts["splits"].items():
         _print_split(split, parts, console)
+    for split, rows in list(facts["values"].items())[:1]:  # further splits are much the same; the page has them
+        title = f"values in the train part of split {split} (farthest: from the mean, in standard deviations)"
+        print_table(title, VALUE_COLUMNS, value_table(rows), console)
+    for warning in facts["warnings"]:
+        console.print(f"[bold red]look at this:[/] {escape(warning)}", highlight=False)
+    if not facts["groups_known"]:
+        console.print("records name no groups (e.g. patients), so it is unknown whether one is in two parts")
 
 
 def _print_modalities(facts: dict[str, Any], console: Console) -> None:
@@ -104,16 +123,42 @@ def _print_patterns(facts: dict[str, Any], console: Console) -> None:
     print_table(title, ("records", "absent"), rows, console)
 
 
+def _print_sampling(facts: dict[str, Any], console: Console) -> None:
+    rows = [
+        (name, channel, f"{own['share']:.1%}", own["per_record"], own["median_gap"], series["time_unit"])
+        for name, series in facts["sampling"]["series"].items()
+        for channel, own in series["channels"].items()
+    ]
+    title = f"how series are sampled (from {facts['sampling']['records']:,} records)"
+    columns = ("series", "channel", "records with it", "values each", "median gap", "unit of time")
+    if rows:
+        print_table(title, columns, rows, console)
+
+
 def _print_split(split: str, parts: dict[str, Any], console: Console) -> None:
     rows = []
     for part, facts in parts.items():
         for task, labels in facts["tasks"].items():
-            rows.append((part, facts["records"], task, labels["kind"], labels["labelled"], _labels(labels)))
-    print_table(f"split {split}", ("part", "records", "task", "kind", "labelled", "labels"), rows, console)
+            own = (part, facts["records"], facts["groups"] or None, task, labels["kind"], labels["labelled"])
+            rows.append((*own, label_text(labels)))
+    print_table(f"split {split}", ("part", "records", "groups", "task", "kind", "labelled", "labels"), rows, console)
 
 
-def _labels(labels: dict[str, Any]) -> str:
+def label_text(labels: dict[str, Any]) -> str:
+    """Class counts, or mean and deviation of a regression target."""
     if "counts" in labels:
         return ", ".join(f"{name} {count:,}" for name, count in labels["counts"].items())
     pairs = zip(labels["mean"], labels["std"], strict=True)
     return ", ".join(f"{mean:.3g} ± {std:.3g}" for mean, std in pairs)
+
+
+def value_table(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Rows of ``VALUE_COLUMNS``; of modalities with very many channels the first few."""
+    shown: list[tuple[Any, ...]] = []
+    for _, group in groupby(rows, key=lambda row: row["modality"]):
+        own = [tuple(float(row[name]) if name == "farthest" else row[name] for name in VALUE_COLUMNS) for row in group]
+        short = own if len(own) <= MOST_CHANNELS else own[:FEW_CHANNELS]
+        shown += short
+        if len(short) < len(own):
+            shown.append((own[0][0], f"... {len(own) - len(short)} more", *[None] * (len(VALUE_COLUMNS) - 2)))
+    return shown

@@ -70,7 +70,7 @@ def test_inspect_shows_modalities_splits_and_labels(cli, packed):
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["pack", "nope", "--out", "OUT"], 2, "unknown source 'nope'; sources are digits, physionet2012, synthetic"),
+        (["pack", "nope", "--out", "OUT"], 2, "unknown source 'nope'; sources are "),
         (["pack", "physionet2012", "--out", "OUT"], 2, "source physionet2012 needs --source"),
         (["pack", "digits", "--out", "OUT", "--source", "x"], 2, "source digits takes no --source"),
         (["pack", "digits", "--out", "OUT", "-o", "colour=1"], 2, "source digits takes missing"),
