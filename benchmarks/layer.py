@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from parallel import MoEConfig, MoELayer, init_distributed
 
 Shape = tuple[int, int, int, int, int]  # T tokens, d width, h expert hidden width, E experts, k experts a token
-SHAPES = [(4096, 256, 1024, 32, 2), (4096, 128, 512, 128, 4)]
+SHAPES = [(4096, 256, 1024, 32, 2), (4096, 128, 512, 128, 4), (8192, 256, 512, 256, 4)]
 QUICK_SHAPES = [(1024, 128, 512, 16, 2)]
 
 

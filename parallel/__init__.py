@@ -6,6 +6,7 @@ until a name that needs it is used, torch.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from parallel.fragments import Fragment
     from parallel.moe import MoELayer, decision_units
     from parallel.routers import biased_routers, expert_pools
+
+# A fresh buffer of many megabytes is handed over by the kernel page by page, on first touch. With pages of 4 KiB that
+# costs about as much as a matrix product that writes to it; gradients and optimizer updates of many experts are such
+# buffers, in every step. torch reads this when it first allocates memory on a CPU; a kernel may ignore the advice.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _LAZY = {
     "RoutingStats": "balance",

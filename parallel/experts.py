@@ -3,10 +3,9 @@
     expert e:  y = GELU(x @ w1[e] + b1[e]) @ w2[e] + b2[e]
 
 Rows come sorted by expert. `reference_experts` is the obvious loop and the oracle of the tests. On a CPU one hand-
-written autograd function takes an expert at a time through the whole MLP: its hidden rows stay in the cache between the
-two products, only the pre-activations are kept for the backward pass, and no gradient of a stack is ever built from
-zero-filled parts. What such a layer otherwise loses time on is not arithmetic but fresh memory: touching a new page
-costs more than computing on it. On a GPU the grouped kernels do the products.
+written autograd function takes portions of one expert's rows through the whole MLP: their hidden rows stay in the cache
+between the two products, only the pre-activations are kept for the backward pass, and no gradient of a stack is ever
+built from zero-filled parts. On a GPU the grouped kernels do the products.
 
 Every parameter takes part in every call, also with zero rows: an expert without a token gets a gradient of zeros, so no
 rank ever lacks a gradient its peers have.
@@ -17,6 +16,7 @@ Shapes: R rows, L experts on this rank, D width, F hidden width, B = F + D biase
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 import torch
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from parallel.grouped import fused_kernel_fits, grouped_matmul
-from parallel.memory import empty_like
 
 BLOCK = 16  # rows
+CACHE_BYTES = 1 << 20  # of a core
 
 gelu_out = torch.ops.aten.gelu.out
 gelu_backward_out = torch.ops.aten.gelu_backward.grad_input
@@ -52,46 +52,69 @@ class _ExpertByExpert(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_RD: Tensor, w1_LDF: Tensor, w2_LFD: Tensor, w3_L1B: Tensor, counts: list[int]) -> Tensor:
         hidden = w1_LDF.shape[2]
+        # The sum over portions is rounded once for each of them, which bf16 cannot afford.
+        fits = max(1, CACHE_BYTES // (4 * hidden)) if x_RD.dtype != torch.bfloat16 else max(1, *counts)
+        portions = cut_portions(counts, fits)
         y_RD = torch.empty_like(x_RD)
-        scratch = x_RD.new_empty(max(counts), hidden)
-        blocks = (x_RD.split(counts), y_RD.split(counts))
-        weights = (w1_LDF.unbind(0), w2_LFD.unbind(0), *_unpack(w3_L1B, hidden))
+        scratch = x_RD.new_empty(max((n for _, n in portions), default=0), hidden)
+        sizes = [n for _, n in portions]
+        weights = list(zip(w1_LDF.unbind(0), w2_LFD.unbind(0), *_unpack(w3_L1B, hidden), strict=True))
         kept = []
-        for n, x, y, w1, w2, b1, b2 in zip(counts, *blocks, *weights, strict=True):
-            if n:
-                u = torch.addmm(b1, x, w1)
-                torch.addmm(b2, gelu_out(u, out=scratch[:n]), w2, out=y)
-                kept.append(u)
+        for (e, n), x, y in zip(portions, x_RD.split(sizes), y_RD.split(sizes), strict=True):
+            w1, w2, b1, b2 = weights[e]
+            u = torch.addmm(b1, x, w1)
+            torch.addmm(b2, gelu_out(u, out=scratch[:n]), w2, out=y)
+            kept.append(u)
         ctx.save_for_backward(x_RD, w1_LDF, w2_LFD, *kept)
-        ctx.counts = counts
+        ctx.counts, ctx.portions = counts, portions
         return y_RD
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x_RD, w1_LDF, w2_LFD, *kept = ctx.saved_tensors
-        counts, hidden = ctx.counts, w1_LDF.shape[2]
+        counts, portions, hidden = ctx.counts, ctx.portions, w1_LDF.shape[2]
+        sizes = [n for _, n in portions]
         g_RD = grads[0].contiguous()
-        gx_RD, gw1_LDF, gw2_LFD = torch.empty_like(x_RD), empty_like(w1_LDF), empty_like(w2_LFD)
-        gw3_L1B = w1_LDF.new_empty(len(counts), 1, hidden + x_RD.shape[1])
-        scratch = x_RD.new_empty(2, max(counts), hidden)
-        blocks = (x_RD.t().split(counts, 1), g_RD.split(counts), gx_RD.split(counts))
-        weights = (w1_LDF.transpose(1, 2).unbind(0), w2_LFD.transpose(1, 2).unbind(0))
-        gradients = (gw1_LDF.unbind(0), gw2_LFD.unbind(0), *_unpack(gw3_L1B, hidden))
-        busy = iter(kept)
-        for n, xt, g, gx, w1t, w2t, gw1, gw2, gb1, gb2 in zip(counts, *blocks, *weights, *gradients, strict=True):
+        gx_RD, gw1_LDF, gw2_LFD = torch.empty_like(x_RD), torch.empty_like(w1_LDF), torch.empty_like(w2_LFD)
+        gw3_L1B = w1_LDF.new_zeros(len(counts), 1, hidden + x_RD.shape[1])
+        scratch = x_RD.new_empty(2, max(sizes, default=0), hidden)
+        weights = list(zip(w1_LDF.transpose(1, 2).unbind(0), w2_LFD.transpose(1, 2).unbind(0), strict=True))
+        gradients = list(zip(gw1_LDF.unbind(0), gw2_LFD.unbind(0), *_unpack(gw3_L1B, hidden), strict=True))
+        for e, n in enumerate(counts):
             if n == 0:
-                for gradient in (gw1, gw2, gb1, gb2):
-                    gradient.zero_()
-                continue
-            u, gu = next(busy), scratch[1, :n]
-            torch.mm(gelu_out(u, out=scratch[0, :n]).t(), g, out=gw2)
+                gradients[e][0].zero_()
+                gradients[e][1].zero_()
+        begun = -1
+        blocks = (x_RD.t().split(sizes, 1), g_RD.split(sizes), gx_RD.split(sizes))
+        for (e, n), u, xt, g, gx in zip(portions, kept, *blocks, strict=True):
+            (w1t, w2t), (gw1, gw2, gb1, gb2), gu = weights[e], gradients[e], scratch[1, :n]
+            first, begun = e != begun, e
+            _product(gelu_out(u, out=scratch[0, :n]).t(), g, gw2, first)
             torch.mm(g, w2t, out=gu)
             gelu_backward_out(gu, u, grad_input=gu)
-            torch.mm(xt, gu, out=gw1)
+            _product(xt, gu, gw1, first)
             torch.mm(gu, w1t, out=gx)
-            torch.sum(gu, 0, keepdim=True, out=gb1)
-            torch.sum(g, 0, keepdim=True, out=gb2)
+            gb1 += gu.sum(0, keepdim=True)
+            gb2 += g.sum(0, keepdim=True)
         return gx_RD, gw1_LDF, gw2_LFD, gw3_L1B, None
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor, first: bool) -> None:
+    """out = a @ b, or out += a @ b if it is not the first."""
+    if first:
+        torch.mm(a, b, out=out)
+    else:
+        out.addmm_(a, b)
+
+
+def cut_portions(counts: list[int], most: int) -> list[tuple[int, int]]:
+    """(expert, rows) in order: the rows of each expert in nearly equal portions of at most `most`."""
+    portions = []
+    for expert, n in enumerate(counts):
+        number = max(1, math.ceil(n / most))
+        sizes = [n // number + (i < n % number) for i in range(number)]
+        portions += [(expert, size) for size in sizes if size]
+    return portions
 
 
 def _unpack(w3_L1B: Tensor, hidden: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel.experts import BLOCK, Experts, pad_blocks, reference_experts
+from parallel.experts import BLOCK, Experts, cut_portions, pad_blocks, reference_experts
 from parallel.grouped import grouped_matmul, reference_grouped_matmul
 
 COUNTS = [[5, 3, 4], [0, 7, 0], [0, 0, 0], [1, 0, 30]]
@@ -47,6 +47,23 @@ def test_experts_equal_loop(counts: list[int], dtype: torch.dtype) -> None:
     torch.testing.assert_close(ours, theirs, **tolerance)
     for mine, oracle in zip(gradients(ours, up, *inputs), gradients(theirs, up, *inputs), strict=True):
         torch.testing.assert_close(mine, oracle, **tolerance)
+
+
+def test_portions_of_an_expert_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for four rows in the cache, experts of 0, 3, 9 and 4 rows are served in 0, 1, 3 and 1 portions."""
+    assert cut_portions([0, 3, 9, 4], 4) == [(1, 3), (2, 3), (2, 3), (2, 3), (3, 4)]
+    assert cut_portions([10], 4) == [(0, 4), (0, 3), (0, 3)]
+    torch.manual_seed(0)
+    experts = Experts(6, 10, range(4))
+    torch.nn.init.normal_(experts.w3)
+    x, counts_L, up = torch.randn(16, 6, requires_grad=True), torch.tensor([0, 3, 9, 4]), torch.randn(16, 6)
+    inputs = (x, experts.w1, experts.w2, experts.w3)
+    monkeypatch.setattr("parallel.experts.CACHE_BYTES", 4 * 4 * 10)
+    ours = experts(x, counts_L)
+    theirs = reference_experts(x, counts_L, experts.w1, experts.w2, experts.w3)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    for mine, oracle in zip(gradients(ours, up, *inputs), gradients(theirs, up, *inputs), strict=True):
+        torch.testing.assert_close(mine, oracle, rtol=1e-5, atol=1e-5)
 
 
 def test_experts_pass_a_numerical_gradient_check() -> None:
