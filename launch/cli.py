@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from launch import checkpoints, cluster_verbs, job_verbs
+from launch import checkpoints, cluster_verbs, job_verbs, machine_verbs
 from launch.errors import exit_code, one_sentence
 
 HELP = """Train multimodal mixture-of-experts models on records with missing modalities and irregular times.
@@ -159,6 +159,7 @@ def plan(
 
 
 app.add_typer(job_verbs.app)
+app.add_typer(machine_verbs.app)
 app.add_typer(cluster_verbs.app, name="cluster")
 app.add_typer(checkpoints.app, name="checkpoint")
 

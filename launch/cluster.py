@@ -31,7 +31,7 @@ def ray_session(config: RunConfig, debug: bool = False) -> Iterator[None]:
     """
     address = ray_address(config)
     started = time.monotonic()
-    with _connected(address, debug) if address else _local(config, debug):
+    with connected(address, debug) if address else _local(config, debug):
         what = f"connected to Ray at {address}" if address else "started a local Ray"
         logger.info("%s in %.1f s", what, time.monotonic() - started)
         yield
@@ -45,7 +45,8 @@ def gpus_wanted(config: RunConfig) -> bool:
 
 
 @contextlib.contextmanager
-def _connected(address: str, debug: bool) -> Iterator[None]:
+def connected(address: str, debug: bool = False) -> Iterator[None]:
+    """Connect to the Ray at `address` ("auto": the one of this machine). Raises ConnectionError."""
     # Inside a submitted job Ray has unpacked the code everywhere already; else it is shipped, less .rayignore.
     environment = None if in_submitted_job() else {"working_dir": str(Path(__file__).resolve().parent.parent)}
     _refuse_dead(address)

@@ -9,15 +9,14 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from launch import kuberay_lints
 from launch.cluster_file import ClusterFile
-from launch.placement import node_size_problem
+from launch.lock import locked_version
 from trainer.config import RunConfig
+from trainer.layout import crossing
 
 Rule = Callable[[ClusterFile], Iterator[str]]
-LOCK = Path(__file__).resolve().parent.parent / "constraints.txt"
 
 
 def find_problems(file: ClusterFile, config: RunConfig | None = None) -> list[str]:
@@ -42,13 +41,6 @@ def _rules(file: ClusterFile) -> tuple[Sequence[Rule], Sequence[Rule]]:
     if file.kind == "ray up":
         return (schema_holds,), (*COMMANDS, *CLOUD)
     return (kuberay_lints.fields_are_published,), kuberay_lints.RULES
-
-
-def locked_version(package: str) -> str:
-    """The version of a package in constraints.txt."""
-    match = re.search(rf"^{re.escape(package)}==(\S+)$", LOCK.read_text(encoding="utf-8"), re.MULTILINE)
-    assert match, f"{package} is not in {LOCK}"
-    return match[1]
 
 
 def version_is_locked(file: ClusterFile) -> Iterator[str]:
@@ -181,9 +173,9 @@ def recipe_fits(file: ClusterFile, config: RunConfig) -> Iterator[str]:
     workers = config.parallel.workers
     if workers > total:
         yield f"parallel.workers={workers} need a GPU each, and the file's nodes have {total} at most"
-    problem = node_size_problem(config, min(size for size in sizes if size))
-    if problem:
-        yield problem
+    degree, size = config.parallel.expert_parallel, min(size for size in sizes if size)
+    if size % degree and not config.parallel.experts_across_nodes:
+        yield crossing(degree, [size])
 
 
 def _short(command: str) -> str:

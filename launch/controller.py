@@ -12,7 +12,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from launch.desk import Failure, Line
 from launch.errors import RunFailedError
-from launch.nodes import Resources, fitting_workers, staying_nodes
+from launch.nodes import Sizes, staying_nodes
 
 WAIT_SECONDS = 1.0
 
@@ -55,21 +55,21 @@ class RightSize(ControllerCallback):
     Ray's own count still holds nodes that are lost or leaving; a group planned on one waits for it in vain.
     """
 
-    def __init__(self, desk: Any, needs: Resources, least: int, most: int) -> None:
-        self._desk, self._needs, self._least, self._most = desk, needs, least, most
+    def __init__(self, desk: Any, sizes: Sizes) -> None:
+        self._desk, self._sizes = desk, sizes
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Raises RunFailedError if the run is stopped meanwhile."""
         said = False
-        while (room := fitting_workers(staying_nodes(), self._needs)) < self._least:
+        while (room := self._sizes.fitting(staying_nodes())) < self._sizes.least:
             if not said:
-                text = f"waiting for nodes: room for {room} workers, cluster.min_workers is {self._least}"
+                text = f"waiting for nodes: room for {room} workers, cluster.min_workers is {self._sizes.least}"
                 self._desk.write.remote(Line(0, logging.WARNING, __name__, text, None))
                 said = True
             if ray.get(self._desk.wish.remote()) == "stop":
                 raise RunFailedError("stopped while it waited for nodes")
             time.sleep(WAIT_SECONDS)
-        resize_decision.num_workers = min(room, self._most)
+        resize_decision.num_workers = room
 
 
 def first_line(error: BaseException) -> str:

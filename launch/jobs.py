@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -131,14 +132,29 @@ class JobBoard:
         if not any(word.startswith("name=") for word in overrides):
             words.append(f"name={config.name}")  # the job's clock is another
         job_id = f"{config.name}-{1 + max([len(earlier), *(_number(job) for job in earlier)])}"
-        self._client.submit_job(
-            entrypoint=shlex.join(["python", "-m", "launch", "train", *words]),
-            submission_id=job_id,
-            runtime_env={"working_dir": str(ROOT), "env_vars": job_environment(config)},
-            metadata=job_metadata(config, recipe),
-        )
+        self._start(["train", *words], job_id, job_environment(config), job_metadata(config, recipe))
         logger.info("job %s of run %s submitted to %s", job_id, config.name, self.url)
         return self.find(job_id)
+
+    def run_doctor(self, arguments: Sequence[str], timeout: float = 600.0) -> list[dict[str, Any]]:
+        """Send the doctor as a job, and return its findings. Raises RuntimeError if it comes back without any."""
+        job_id = f"doctor-{secrets.token_hex(4)}"
+        self._start(["doctor", "--json", *arguments], job_id, {"RAY_USAGE_STATS_ENABLED": "0"}, {"run": "doctor"})
+        job = self.wait(self.find(job_id), timeout)
+        log = self.logs(job)
+        for line in reversed(log.splitlines()):
+            if line.startswith('{"state"'):
+                findings: list[dict[str, Any]] = json.loads(line)["findings"]
+                return findings
+        raise RuntimeError(f"job {job_id} ended as {job.status}: {job.message} {log[-300:]}")
+
+    def _start(self, words: Sequence[str], job_id: str, env: dict[str, str], metadata: dict[str, str]) -> None:
+        self._client.submit_job(
+            entrypoint=shlex.join(["python", "-m", "launch", *words]),
+            submission_id=job_id,
+            runtime_env={"working_dir": str(ROOT), "env_vars": env},
+            metadata=metadata,
+        )
 
     def follow(self, job: Job, write: Callable[[str], Any]) -> Job:
         """Hand on what the job prints until it ends, through lost connections too; returns the job as it ended."""

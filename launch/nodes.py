@@ -7,11 +7,15 @@ has been lost. A group of workers planned on such a node never starts.
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray._private.state
+
+from parallel.config import ParallelConfig
+from trainer.layout import crossing
 
 CONNECT_SECONDS = 2.0
 
@@ -28,6 +32,45 @@ def staying_nodes() -> dict[str, Resources]:
     leaving = leaving_nodes()
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
     return {node["NodeID"]: node["Resources"] for node in nodes if _answers(node)}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many workers a run may have: from `least` to `most`, each with these resources.
+
+    `degrees` are the expert-parallel degrees that will do, the wanted one first. A node takes whole groups only, so
+    that no group reaches across nodes; (1,) where groups may.
+    """
+
+    needs: Resources
+    least: int
+    most: int
+    degrees: tuple[int, ...] = (1,)
+
+    @property
+    def elastic(self) -> bool:
+        return self.least < self.most
+
+    def fitting(self, nodes: Mapping[str, Resources]) -> int:
+        """How many workers fit on these nodes, with the greatest degree that leaves at least `least` of them."""
+        places = [fitting_workers({name: node}, self.needs) for name, node in nodes.items()]
+        workers = 0
+        for degree in self.degrees:
+            workers = min(sum(count // degree for count in places), self.most // degree) * degree
+            if workers >= self.least:
+                break
+        return workers
+
+
+def placement_problem(parallel: ParallelConfig, places: Sequence[int]) -> str | None:
+    """Why a run of fixed size cannot have its expert-parallel groups inside nodes with so many places for workers;
+    None if it can, or if nodes are still to come."""
+    degree, most = parallel.expert_parallel, max(places, default=0)
+    if degree == 1 or parallel.experts_across_nodes or parallel.workers <= most or sum(places) < parallel.workers:
+        return None
+    if len(set(places)) > 1 or most % degree:
+        return crossing(degree, places)
+    return None
 
 
 def fitting_workers(nodes: Mapping[str, Resources], needs: Resources) -> int:

@@ -16,6 +16,7 @@ from parallel import largest_legal
 from parallel.mesh import divisors
 from trainer.config import RunConfig, load_recipe
 from trainer.devices import find_device, measured_device
+from trainer.layout import layout_lines, planned_seats
 
 MOST_GPUS = 1 << 16
 
@@ -96,10 +97,17 @@ def make_plan(config: RunConfig, model: CostModel, gpus: int) -> dict[str, Any]:
         "records_per_micro_batch": training.batch_size / gpus / asked.accumulation,
         "all_to_all_bytes": cost.traffic["all_to_all"],
         "reduce_bytes": sum(value for kind, value in cost.traffic.items() if kind != "all_to_all"),
+        "layout": layout_lines(
+            planned_seats(gpus, model.device.per_host, _kind(model)), degree, config.model.moe.experts
+        ),
         "note": None if legal else f"expert_parallel={parallel.expert_parallel} does not divide; {degree} is used",
         "nearest": None if cost.fits or nearest is None else nearest.as_dict(),
         "modelled": list(MODELLED),
     }
+
+
+def _kind(model: CostModel) -> str:
+    return "cpu" if model.device.name == "cpu" else "cuda"
 
 
 def nearest_fit(model: CostModel, asked: Layout, config: RunConfig) -> StepCost | None:
@@ -149,6 +157,8 @@ def _show(result: dict[str, Any]) -> None:
         f"{result['flops'] / 1e12:.3g} TFLOP a step, {result['tokens_per_second']:,.0f} tokens/s, "
         f"MFU {result['mfu']:.0%}"
     )
+    for line in result["layout"]:
+        people.print(line)
     if result["note"]:
         people.print(result["note"])
     if result["records_per_micro_batch"] < 1:

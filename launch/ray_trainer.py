@@ -25,7 +25,8 @@ from launch.cluster import gpus_wanted, ray_session
 from launch.controller import FailurePolicy, RightSize, first_line
 from launch.desk import POLL_SECONDS, Attempt, DeskHandler, Failure, WishWatch, open_desk, print_lines
 from launch.environment import job_tags
-from launch.errors import RunFailedError
+from launch.errors import RunFailedError, UsageError
+from launch.nodes import Sizes, fitting_workers, placement_problem, staying_nodes
 from launch.watch import NodeWatch
 from trainer.config import RunConfig, is_local
 from trainer.context import StopOnSignal
@@ -107,9 +108,10 @@ class _Fit:
     def __init__(self, config: RunConfig, tags: dict[str, str], signals: StopOnSignal) -> None:
         self._signals = signals
         self._desk = open_desk()
-        needs = _needs(config)
-        self._trainer = _torch_trainer(config, tags, self._desk, needs)
-        self._nodes = NodeWatch(self._desk, needs, *_sizes(config))
+        sizes = _sizes(config)
+        _refuse_crossing(config, sizes)
+        self._trainer = _torch_trainer(config, tags, self._desk, sizes)
+        self._nodes = NodeWatch(self._desk, sizes)
         self._result: Any = None
         self._error: Exception | None = None
 
@@ -144,22 +146,30 @@ def _needs(config: RunConfig) -> dict[str, float]:
     return {"CPU": config.cluster.cpus_per_worker, **({"GPU": 1.0} if gpus_wanted(config) else {})}
 
 
-def _sizes(config: RunConfig) -> tuple[int, int]:
-    """Fewest and most workers."""
-    most = config.parallel.workers
-    return (config.cluster.min_workers or most, most)
+def _sizes(config: RunConfig) -> Sizes:
+    parallel, experts = config.parallel, config.model.moe.experts
+    degrees = [d for d in range(parallel.expert_parallel, 0, -1) if experts % d == 0]
+    least = config.cluster.min_workers or parallel.workers
+    return Sizes(_needs(config), least, parallel.workers, (1,) if parallel.experts_across_nodes else tuple(degrees))
 
 
-def _scaling(needs: dict[str, float], least: int, most: int) -> ScalingConfig:
-    workers: dict[str, Any] = {"num_workers": most}
-    if least < most:
-        workers = {"num_workers": (least, most), "elastic_resize_monitor_interval_s": NEVER_S}
-    return ScalingConfig(use_gpu="GPU" in needs, resources_per_worker=needs, **workers)
+def _refuse_crossing(config: RunConfig, sizes: Sizes) -> None:
+    """Raises UsageError if the cluster's nodes cannot hold whole expert-parallel groups; elastic runs adapt."""
+    places = [fitting_workers({name: node}, sizes.needs) for name, node in staying_nodes().items()]
+    problem = None if sizes.elastic else placement_problem(config.parallel, [count for count in places if count])
+    if problem:
+        raise UsageError(problem)
 
 
-def _torch_trainer(config: RunConfig, tags: dict[str, str], desk: Any, needs: dict[str, float]) -> TorchTrainer:
-    least, most = _sizes(config)
-    resize = [RightSize(desk, needs, least, most)] if least < most else []
+def _scaling(sizes: Sizes) -> ScalingConfig:
+    workers: dict[str, Any] = {"num_workers": sizes.most}
+    if sizes.elastic:
+        workers = {"num_workers": (sizes.least, sizes.most), "elastic_resize_monitor_interval_s": NEVER_S}
+    return ScalingConfig(use_gpu="GPU" in sizes.needs, resources_per_worker=dict(sizes.needs), **workers)
+
+
+def _torch_trainer(config: RunConfig, tags: dict[str, str], desk: Any, sizes: Sizes) -> TorchTrainer:
+    resize = [RightSize(desk, sizes)] if sizes.elastic else []
     fs, root = fsspec.url_to_fs(config.run_dir)
     # Ray keeps a few small files of its own beside ours.
     place: dict[str, Any] = {"storage_path": root}
@@ -169,7 +179,7 @@ def _torch_trainer(config: RunConfig, tags: dict[str, str], desk: Any, needs: di
         _work,  # type: ignore[arg-type]  # what it returns becomes Result.return_value
         train_loop_config={"config": config.model_dump(mode="json"), "tags": tags, "desk": desk},
         torch_config=TorchConfig(timeout_s=int(config.parallel.timeout_s)),
-        scaling_config=_scaling(needs, least, most),
+        scaling_config=_scaling(sizes),
         run_config=ray.train.RunConfig(
             name="ray",
             failure_config=FailureConfig(max_failures=-1),  # FailurePolicy counts

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from launch.desk import Seats
-from launch.nodes import Resources, fitting_workers, leaving_nodes, staying_nodes
+from launch.nodes import Sizes, leaving_nodes, staying_nodes
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +24,11 @@ LOOKS_BEFORE_GROWTH = 3  # nodes come in groups: wait for a moment without chang
 class NodeWatch:
     """Looks at the nodes now and then, and leaves at the desk what the workers should do.
 
-    Args:
-        needs: resources of one worker.
-        least, most: number of workers; equal if it is fixed.
+    `sizes` says how many workers the run may have.
     """
 
-    def __init__(self, desk: Any, needs: Resources, least: int, most: int) -> None:
-        self._desk, self._needs, self._least, self._most = desk, needs, least, most
+    def __init__(self, desk: Any, sizes: Sizes) -> None:
+        self._desk, self._sizes = desk, sizes
         self._next = 0.0
         self._told: set[str] = set()
         self._seen: list[int] = []
@@ -48,19 +46,18 @@ class NodeWatch:
         if leaving - self._told:
             self._told |= leaving
             self._make_safe(len(leaving))
-        elif not leaving and seats.world < self._most:
+        elif not leaving and seats.world < self._sizes.most:
             self._grow(seats.world)
 
     def _make_safe(self, leaving: int) -> None:
         text = f"{leaving} of the run's nodes {'is' if leaving == 1 else 'are'} about to leave"
-        elastic = self._least < self._most
-        if elastic and fitting_workers(staying_nodes(), self._needs) >= self._least:
+        if self._sizes.elastic and self._sizes.fitting(staying_nodes()) >= self._sizes.least:
             self._ask("regroup", f"{text}; the run continues on the others")
         else:
             self._ask("save", f"{text}; a checkpoint is written")
 
     def _grow(self, world: int) -> None:
-        self._seen = [*self._seen, min(fitting_workers(staying_nodes(), self._needs), self._most)]
+        self._seen = [*self._seen, self._sizes.fitting(staying_nodes())]
         recent = self._seen[-LOOKS_BEFORE_GROWTH:]
         if len(recent) == LOOKS_BEFORE_GROWTH and min(recent) == max(recent) > world:
             self._seen = []

@@ -26,6 +26,9 @@ class ParallelConfig(BaseModel):
     expert_parallel: int = Field(
         1, ge=1, description="Ranks over which the experts of a layer are spread. Must divide workers and moe.experts."
     )
+    experts_across_nodes: bool = Field(
+        False, description="Let expert-parallel groups reach across nodes, whose network is slower than a node's links."
+    )
     zero_stage: Literal[1, 2] = Field(
         1, description="ZeRO stage: 1 shards the optimizer state over the ranks, 2 also the accumulated gradients."
     )

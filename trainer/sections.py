@@ -235,9 +235,6 @@ class ClusterConfig(Section):
         description="fewest workers to go on with when nodes are lost, and to grow from when they come back, up to "
         "parallel.workers; null = always parallel.workers",
     )
-    experts_across_nodes: bool = Field(
-        False, description="let expert-parallel groups reach across nodes, if the network between them is fast enough"
-    )
     max_failures: int = Field(3, ge=0, description="restarts from the newest checkpoint after a worker died")
     start_timeout_s: float = Field(180.0, gt=0, description="seconds that workers may take to start")
     stop_timeout_s: float = Field(

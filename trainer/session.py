@@ -6,6 +6,7 @@ Both training and evaluation start here, so a checkpoint is evaluated by exactly
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,11 +15,13 @@ from torch import nn
 from data_shards import DatasetSchema, StepLoader, TaskSpec
 from data_shards.manifest import Manifest
 from data_shards.statistics import SplitStatistics
-from parallel import Engine, Mesh, MeshSpec, create_mesh, init_distributed, largest_legal
+from parallel import Engine, Mesh, MeshSpec, create_mesh, init_distributed
+from parallel.config import ParallelConfig
 from trainer.config import RunConfig
 from trainer.context import Context
 from trainer.devices import peak_flops
 from trainer.flops import FlopCounter
+from trainer.layout import Seat, fitting_degree, gather_seats, layout_lines
 from trainer.models.fusemoe import FuseMoE, compile_dense_parts, target_scale
 from trainer.models.heads import TaskLoss
 from trainer.progress import Meter
@@ -98,7 +101,7 @@ def build_session(
     """
     torch.set_num_threads(config.parallel.threads_per_worker)
     init_distributed(context.device, config.parallel.timeout_s)
-    parallel = _fit_to_world(config, context)
+    parallel = _fit_to_world(config, context, gather_seats(context))
     mesh = create_mesh(parallel, config.model.moe, context.device)
     tasks = [schema.task(name) for name in config.training.tasks or schema.task_names]
     if not tasks:
@@ -130,13 +133,16 @@ def build_session(
     return Session(config, context, mesh, manifest, schema, statistics, tasks, losses, engine, peak, source)
 
 
-def _fit_to_world(config: RunConfig, context: Context):  # type: ignore[no-untyped-def]
-    """The parallel section for the number of workers that really exist: fewer may be left after a failure."""
+def _fit_to_world(config: RunConfig, context: Context, seats: Sequence[Seat]) -> ParallelConfig:
+    """The parallel section for the workers that really exist, where they are: fewer may be left after a failure."""
     parallel, moe = config.parallel, config.model.moe
     MeshSpec(parallel.workers, parallel.expert_parallel, moe.experts, moe.top_k).validate()
+    degree = fitting_degree(parallel, moe.experts, seats)
+    if context.rank == 0 and context.world > 1:
+        for line in layout_lines(seats, degree, moe.experts):
+            logger.info("%s", line)
     if context.world == parallel.workers:
         return parallel
-    degree = largest_legal(context.world, parallel.expert_parallel, moe.experts)
     logger.warning(
         "%d workers instead of parallel.workers = %d: expert-parallel degree %d",
         context.world,

@@ -29,7 +29,15 @@ def under_torchrun(place):
     port = f"--master-port={free_port()}"
     command = ["-m", "torch.distributed.run", "--nproc-per-node=2", port, "-m", "trainer", "synthetic_small"]
     done = python(*command, *overrides(place, "torchrun"))
+    assert "rank 0 cpu experts 0-1, rank 1 cpu experts 2-3" in done.stderr
     return last_json(done)
+
+
+@pytest.fixture(scope="session")
+def open_head():
+    """A Ray that asks nobody for a token."""
+    with ray_head(token=False) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

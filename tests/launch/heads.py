@@ -31,19 +31,27 @@ class Head:
             **(closed if token else {"RAY_AUTH_MODE": "disabled"}), **env, PATH=f"{BIN}:{os.environ['PATH']}"
         )
         self.env["RAY_API_SERVER_ADDRESS"] = self.dashboard
+        self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
         options = [f"--{name}={port}" for name, port in self.ports.items()]
-        options += [f"--temp-dir={self.folder}", "--num-cpus=2", f"--object-store-memory={100 << 20}"]
-        with (self.folder / "start.log").open("w") as log:
-            self._process = subprocess.Popen(
-                [str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", *options],
-                env=self.env,
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-            )
+        self._block("--head", f"--temp-dir={self.folder}", "--num-cpus=2", *options, env=self.env)
         wait_until(lambda: self.ray("job", "list").returncode == 0, "the dashboard answers", 120)
+
+    def join(self, **env: str) -> None:
+        """Another node on this machine, with something else in its environment."""
+        self._block(f"--address={self.address}", "--num-cpus=1", env={**self.env, **env})
+        wait_until(lambda: self.ray("status", f"--address={self.address}").stdout.count("1 node_") == 2, "it joins", 60)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.ports['port']}"
+
+    def _block(self, *options: str, env: dict[str, str]) -> None:
+        size = f"--object-store-memory={100 << 20}"
+        command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", size, *options]
+        with (self.folder / "start.log").open("a") as log:
+            self._processes.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=self.folder))
 
     def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`ray ARGUMENTS` as a client."""
@@ -59,7 +67,9 @@ class Head:
         for pid in processes_with(str(self.folder)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self._process.wait(60)
+        for process in self._processes:
+            process.terminate()
+            process.wait(60)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -52,6 +52,7 @@ class Hosts:
             PATH=f"{BIN}:{os.environ['PATH']}",
         )
         self.address = f"{self.ip(0)}:{RAY_PORT}"
+        self.dashboard = f"http://{self.ip(0)}:8265"
 
     def ip(self, host: int) -> str:
         return f"{self.net}.{10 + host}"
@@ -84,13 +85,28 @@ class Hosts:
 
     def popen(self, host: int, *command: str, log: str, **env: str) -> subprocess.Popen[bytes]:
         """Start a command on a host; its output goes to the file `log` in the hosts' folder."""
+        with (self.folder / log).open("ab") as file:
+            return subprocess.Popen(
+                self._inside(host, *command), env={**self.env, **env}, cwd=ROOT, stdout=file, stderr=file
+            )
+
+    def _inside(self, host: int, *command: str) -> list[str]:
         own, shared = self.folder / f"ray{host}", self.folder / "ray"
         own.mkdir(exist_ok=True)
         shared.mkdir(exist_ok=True)
         script = f'hostname host{host}; mount --bind {own} {shared}; exec "$@"'
-        inside = ["ip", "netns", "exec", self.space(host), "unshare", "-u", "-m", "bash", "-c", script, "_", *command]
-        with (self.folder / log).open("ab") as file:
-            return subprocess.Popen(inside, env={**self.env, **env}, cwd=ROOT, stdout=file, stderr=file)
+        return ["ip", "netns", "exec", self.space(host), "unshare", "-u", "-m", "bash", "-c", script, "_", *command]
+
+    def launch(self, host: int, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """`python -m launch ARGUMENTS` on a host, to its end."""
+        return subprocess.run(
+            self._inside(host, sys.executable, "-m", "launch", *arguments),
+            env={**self.env, "RAY_API_SERVER_ADDRESS": self.dashboard, **env},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
 
     def run(self, host: int, *command: str, log: str) -> None:
         """Run a command on a host to its end. Raises AssertionError with its output if it fails."""

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from launch.cluster_file import read_cluster_file
-from launch.cluster_lints import find_problems, locked_version
+from launch.cluster_lints import find_problems
 from launch.kuberay import field_problems, published_fields
+from launch.lock import locked_version
 from tests.launch.commands import ROOT, python
 from trainer.config import load_recipe
 
@@ -107,7 +108,7 @@ def test_a_recipe_that_does_not_fit_is_refused(overrides, sentence):
     file = read_cluster_file(str(ROOT / AWS))
     (problem,) = find_problems(file, load_recipe("icu_physionet2012", overrides))
     assert re.search(sentence, problem), problem
-    across = load_recipe("icu_physionet2012", [*overrides, "cluster.experts_across_nodes=true"])
+    across = load_recipe("icu_physionet2012", [*overrides, "parallel.experts_across_nodes=true"])
     assert len(find_problems(file, across)) == ("64" in str(overrides))
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import random
+import re
+from types import SimpleNamespace
 
 import pytest
 
 from launch import watch
 from launch.desk import Attempt, Desk, Failure, Seats
-from launch.nodes import fitting_workers
+from launch.nodes import Sizes, fitting_workers, placement_problem
 from launch.watch import NodeWatch
+from parallel.config import ParallelConfig
 from trainer.config import RecipeError, check_parallel, load_recipe
 
 CPU = {"CPU": 1.0}
@@ -98,7 +102,7 @@ def test_growth_waits_until_the_nodes_stay_the_same(cluster):
     staying, _ = cluster
     desk = seated("a")
     staying.update(a=CPU)
-    eye = NodeWatch(Remote(desk), CPU, 1, 4)
+    eye = NodeWatch(Remote(desk), Sizes(CPU, 1, 4))
     look(eye, 5)
     assert desk.wish() is None
     staying.update(b=CPU)
@@ -119,7 +123,7 @@ def test_a_node_that_leaves_is_left_if_enough_others_stay(cluster, least, most, 
     staying, leaving = cluster
     desk = seated("a", "b")
     staying.update(a=CPU, b=CPU)
-    eye = NodeWatch(Remote(desk), CPU, least, most)
+    eye = NodeWatch(Remote(desk), Sizes(CPU, least, most))
     look(eye)
     leaving.add("other")
     look(eye)
@@ -130,6 +134,64 @@ def test_a_node_that_leaves_is_left_if_enough_others_stay(cluster, least, most, 
     desk.granted()
     look(eye, 3)
     assert desk.wish() == (None if wish == "save" else wish)  # said once
+
+
+@pytest.mark.parametrize(
+    ("places", "least", "degrees", "workers"),
+    [
+        ([8, 8], 4, (4, 2, 1), 16),
+        ([8, 7], 4, (8, 4, 2, 1), 8),  # whole groups only
+        ([8, 7], 10, (8, 4, 2, 1), 12),  # too few: groups of 4 will do
+        ([3, 3], 4, (1,), 6),  # groups may reach across nodes
+        ([1, 1], 1, (2, 1), 2),
+        ([1], 2, (2, 1), 1),
+        ([8, 8, 8], 4, (8, 4), 16),  # no more than asked for
+    ],
+)
+def test_elastic_runs_take_whole_groups_of_a_node(places, least, degrees, workers):
+    nodes = {str(i): {"CPU": float(count)} for i, count in enumerate(places)}
+    assert Sizes(CPU, least, 16, degrees).fitting(nodes) == workers
+
+
+@pytest.mark.parametrize(
+    ("places", "workers", "problem"),
+    [
+        ([8, 8], 16, None),
+        ([8], 8, None),
+        ([8, 4], 8, None),  # one node will do
+        ([], 16, None),  # nodes are still to come
+        ([8, 4], 12, r"nodes of 8, 4 workers: choose one of \[1, 2, 4\], use nodes of one size"),
+        ([6, 6], 12, r"nodes of 6 workers: choose one of \[1, 2, 3, 6\]"),
+    ],
+)
+def test_nodes_that_cannot_hold_whole_groups_are_refused(places, workers, problem):
+    parallel = ParallelConfig(workers=workers, expert_parallel=4)
+    said = placement_problem(parallel, places)
+    assert said is None if problem is None else re.search(problem, said), said
+    across = parallel.model_copy(update={"experts_across_nodes": True})
+    assert placement_problem(across, places) is None
+
+
+def test_ray_numbers_ranks_node_by_node_and_gpu_by_gpu_in_whatever_order_workers_start():
+    """Ray's own code, which nothing documents: what expert-parallel groups inside nodes rest on."""
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup
+
+    places = [(f"n{node}", gpu) for node in range(3) for gpu in range(4)]
+    for seed in range(5):
+        random.Random(seed).shuffle(places)
+        workers = [
+            SimpleNamespace(
+                resources={"GPU": 1},
+                metadata=SimpleNamespace(node_id=node, node_ip=f"ip-{node}", accelerator_ids={"GPU": [str(gpu)]}),
+            )
+            for node, gpu in places
+        ]
+        ranked = WorkerGroup._assign_worker_ranks(workers)
+        assert [worker.distributed_context.world_rank for worker in ranked] == list(range(12))
+        assert [worker.distributed_context.local_rank for worker in ranked] == [0, 1, 2, 3] * 3
+        for node in (ranked[:4], ranked[4:8], ranked[8:]):
+            assert [worker.metadata.accelerator_ids["GPU"] for worker in node] == [["0"], ["1"], ["2"], ["3"]]
+            assert len({worker.metadata.node_id for worker in node}) == 1
 
 
 def test_fewest_workers_cannot_be_more_than_most():

@@ -53,6 +53,7 @@ class Scenario:
             "optim.schedule": "constant",
             "parallel.workers": 2,
             "parallel.expert_parallel": 2,
+            "parallel.experts_across_nodes": "true",
             "parallel.timeout_s": 60,
             "cluster.min_workers": 1,
             "cluster.address": machines.address,

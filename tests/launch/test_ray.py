@@ -39,6 +39,7 @@ def test_local_ray_trains_prints_and_leaves_nothing(on_local_ray, place):
     assert {"test/label/accuracy", "test/loss"} <= set(result["metrics"]) and result["seconds"] > 0
     assert len(done.stdout.strip().splitlines()) == 1
     assert f"step {STEPS}/{STEPS}" in done.stderr and "started a local Ray" in done.stderr
+    assert "rank 0 cpu experts 0-1, rank 1 cpu experts 2-3" in done.stderr
     assert "RayTrainWorker" not in done.stderr and "Traceback" not in done.stderr
     assert list(scratch.glob("ray_*")) == [] and processes_with(str(scratch)) == []
 
