@@ -59,7 +59,8 @@ def stop(
     debug: Debug = False,
 ) -> None:
     """Stop a run: wait until it has written a checkpoint, and say at which step."""
-    from launch.jobs import JobBoard, what_it_said
+    from launch.job_log import what_it_said
+    from launch.jobs import JobBoard
     from launch.output import people, print_json_line
 
     board = JobBoard(cluster)
@@ -85,7 +86,8 @@ def stop(
 @app.command()
 def status(name: Name, cluster: Cluster = None, debug: Debug = False) -> None:
     """Show how a run is doing: its job, its step, its MLflow run."""
-    from launch.jobs import JobBoard, what_it_said, when
+    from launch.job_log import what_it_said
+    from launch.jobs import JobBoard, when
     from launch.output import print_json_line, print_table
 
     board = JobBoard(cluster)

@@ -7,6 +7,7 @@ again continues that run: the job is new, the run's folder and its MLflow run ar
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import re
 import secrets
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -78,6 +79,7 @@ class JobBoard:
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
+        logging.getLogger("ray").setLevel(logging.ERROR)  # it lists every file that it leaves out
         try:
             self._client = JobSubmissionClient(self.url)
         except AuthenticationError:
@@ -85,13 +87,13 @@ class JobBoard:
 
     def _refuse_open(self) -> None:
         try:
-            status = answer_to_strangers(f"{self.url}/api/jobs/")
-        except OSError as error:
+            answer = answer_to_strangers(f"{self.url}/api/jobs/")
+        except (OSError, http.client.HTTPException) as error:
             raise ConnectionError(
                 f"no Ray dashboard at {self.url} ({error}): is the cluster up, and the tunnel "
                 "(`ray dashboard ray_cluster.yaml`, kubectl port-forward or ssh -L 8265:127.0.0.1:8265 HEAD)?"
             ) from None
-        if status == 200 and os.environ.get("RAY_AUTH_MODE") != "disabled":
+        if answer.lists_jobs and os.environ.get("RAY_AUTH_MODE") != "disabled":
             raise UsageError(
                 f"the Ray at {self.url} asks for no token, so whoever reaches it runs commands on all of its machines: "
                 "start it with RAY_AUTH_MODE=token, or say RAY_AUTH_MODE=disabled here if that is meant"
@@ -218,33 +220,9 @@ def job_metadata(config: RunConfig, recipe: str) -> dict[str, str]:
     }
 
 
-def what_it_said(text: str) -> dict[str, Any]:
-    """What a job's log tells: `step` and `steps`, `mlflow_run_id`, and `result`, the JSON line that it ended with."""
-    said: dict[str, Any] = {}
-    if steps := re.findall(r"\bstep (\d+)/(\d+)", text):
-        said["step"], said["steps"] = (int(number) for number in steps[-1])
-    if runs := re.findall(r"is MLflow run (\w+)", text):
-        said["mlflow_run_id"] = runs[-1]
-    for result in _json_lines(text):
-        said.update(result=result, step=result.get("step", said.get("step")))
-        said["mlflow_run_id"] = result.get("run_id") or said.get("mlflow_run_id")
-    return said
-
-
 def when(seconds: float | None) -> str:
     """A time for people, in UTC."""
     return "" if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
-
-
-def _json_lines(text: str) -> Iterator[dict[str, Any]]:
-    for line in text.splitlines():
-        if line.startswith("{") and line.endswith("}"):
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue  # somebody else's braces
-            if "status" in value:
-                yield value
 
 
 def _shipped(recipe: str) -> str:

@@ -109,7 +109,7 @@ class _Fit:
         self._signals = signals
         self._desk = open_desk()
         sizes = _sizes(config)
-        _refuse_crossing(config, sizes)
+        _check_nodes(config, sizes)
         self._trainer = _torch_trainer(config, tags, self._desk, sizes)
         self._nodes = NodeWatch(self._desk, sizes)
         self._result: Any = None
@@ -153,12 +153,24 @@ def _sizes(config: RunConfig) -> Sizes:
     return Sizes(_needs(config), least, parallel.workers, (1,) if parallel.experts_across_nodes else tuple(degrees))
 
 
-def _refuse_crossing(config: RunConfig, sizes: Sizes) -> None:
-    """Raises UsageError if the cluster's nodes cannot hold whole expert-parallel groups; elastic runs adapt."""
-    places = [fitting_workers({name: node}, sizes.needs) for name, node in staying_nodes().items()]
-    problem = None if sizes.elastic else placement_problem(config.parallel, [count for count in places if count])
+def _check_nodes(config: RunConfig, sizes: Sizes) -> None:
+    """Raises UsageError if the cluster's nodes cannot hold whole expert-parallel groups; elastic runs adapt.
+
+    Warns of a database that is a file where there are several nodes.
+    """
+    fitting = [fitting_workers({name: node}, sizes.needs) for name, node in staying_nodes().items()]
+    places = [count for count in fitting if count]
+    problem = None if sizes.elastic else placement_problem(config.parallel, places)
     if problem:
         raise UsageError(problem)
+    uri = config.tracking.uri or ""
+    if config.tracking.mlflow and uri.startswith("sqlite:") and len(fitting) > 1:
+        logger.warning(
+            "MLflow at %s is a file, and this Ray has %d nodes: unless they share it, start a server "
+            "(python -m launch ui --serve) and set tracking.uri=http://HOST:5000",
+            uri,
+            len(fitting),
+        )
 
 
 def _scaling(sizes: Sizes) -> ScalingConfig:

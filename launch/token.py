@@ -11,6 +11,7 @@ import stat
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import NamedTuple
 
 from launch.errors import UsageError
 
@@ -50,15 +51,27 @@ def bring_token() -> None:
     os.environ["RAY_AUTH_MODE"] = "token"
 
 
-def answer_to_strangers(url: str, timeout: float = 10.0) -> int:
-    """HTTP status that a request without a token gets: 401 where a token is asked for, 200 where anyone may.
+class Answer(NamedTuple):
+    """HTTP status, and the first kilobyte of what came with it."""
 
-    Raises OSError if nobody answers.
+    status: int
+    start: str
+
+    @property
+    def lists_jobs(self) -> bool:
+        """Whether jobs came back: servers of metrics answer 200 to every path."""
+        return self.status == 200 and self.start.lstrip().startswith("[")
+
+
+def answer_to_strangers(url: str, timeout: float = 10.0) -> Answer:
+    """What a request without a token gets: 401 where a token is asked for, else what is there.
+
+    Raises OSError if nobody answers, http.client.HTTPException if it is no web server.
     """
     # Ray is on the network of this machine, or at the end of a tunnel: never behind a proxy.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=timeout) as answer:
-            return int(answer.status)
+            return Answer(int(answer.status), answer.read(1024).decode("utf-8", "replace"))
     except urllib.error.HTTPError as error:
-        return error.code
+        return Answer(error.code, "")

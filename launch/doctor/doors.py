@@ -10,58 +10,64 @@ import http.client
 from collections.abc import Iterator, Sequence
 
 from launch.doctor.findings import Finding
-from launch.token import answer_to_strangers
+from launch.token import Answer, answer_to_strangers
 
 JOBS = ("/api/jobs/", "/api/job_agent/jobs/")
+REFUSED = (401, 403)
 TIMEOUT_S = 3.0
 
 
 def ask_dashboard(url: str) -> list[Finding]:
     """The dashboard at this URL."""
     try:
-        status = answer_to_strangers(f"{url}{JOBS[0]}")
-    except OSError as error:
+        answer = answer_to_strangers(f"{url}{JOBS[0]}")
+    except (OSError, http.client.HTTPException) as error:
         todo = "is the cluster up, and the tunnel to its dashboard (`ray dashboard FILE`, kubectl port-forward)?"
         return [Finding("Ray", "fail", f"no dashboard at {url} ({error})", todo)]
-    return [_judge(f"dashboard {url}", status, "")]
+    if answer.lists_jobs:
+        return [_open(f"dashboard {url}", "")]
+    if answer.status in REFUSED:
+        return [Finding("strangers", "ok", f"refused by dashboard {url}")]
+    return [Finding("strangers", "warn", f"{url} answers {answer.status}, neither yes nor no", "is that Ray?")]
 
 
 def ask_ports(node: str, address: str, listening: Sequence[tuple[str, int, str]]) -> Iterator[Finding]:
     """Every listening port of a node, as others in its network see it."""
-    refused, silent, metrics = [], [], []
+    kinds: dict[str, list[str]] = {"refused": [], "metrics": [], "silent": []}
     for host, port, process in listening:
         if host.startswith("127."):
             continue
         at = f"{process} {address}:{port}"
-        statuses = {path: _status(f"http://{address}:{port}{path}") for path in JOBS}
-        if 200 in statuses.values():
-            yield _judge(at, 200, node)
-        elif statuses[JOBS[0]] in (401, 403) or statuses[JOBS[1]] in (401, 403):
-            refused.append(at)
-        elif _status(f"http://{address}:{port}/metrics") == 200:
-            metrics.append(at)
+        kind = _knock(f"http://{address}:{port}")
+        if kind == "open":
+            yield _open(at, node)
         else:
-            silent.append(at)
-    if refused:
-        yield Finding("strangers", "ok", f"refused by {', '.join(refused)}", node=node)
-    if silent:
-        yield Finding("strangers", "ok", f"{len(silent)} other ports take no jobs over HTTP", node=node)
-    if metrics:
-        todo = "no jobs, but a firewall belongs around the cluster's network: a token does not cover them"
-        yield Finding("strangers", "warn", f"metrics are open on {', '.join(metrics)}", todo, node)
+            kinds[kind].append(at)
+    if kinds["refused"]:
+        yield Finding("strangers", "ok", f"refused by {', '.join(kinds['refused'])}", node=node)
+    if kinds["silent"]:
+        yield Finding("strangers", "ok", f"{len(kinds['silent'])} other ports take no jobs over HTTP", node=node)
+    if kinds["metrics"]:
+        todo = "they take no jobs, but no token covers them: put a firewall around the cluster's network"
+        yield Finding("strangers", "warn", f"metrics are open on {', '.join(kinds['metrics'])}", todo, node)
 
 
-def _judge(at: str, status: int, node: str) -> Finding:
-    if status == 200:
-        todo = "stop this Ray and start it with RAY_AUTH_MODE=token on every machine (docs/security.md)"
-        return Finding("strangers", "fail", f"{at} takes jobs from anybody who reaches it", todo, node)
-    if status in (401, 403):
-        return Finding("strangers", "ok", f"refused by {at}", node=node)
-    return Finding("strangers", "warn", f"{at} answers {status}, which is neither yes nor no", "is that Ray?", node)
+def _knock(url: str) -> str:
+    answers = [answer for path in JOBS if (answer := _answer(f"{url}{path}"))]
+    if any(answer.lists_jobs for answer in answers):
+        return "open"
+    if any(answer.status in REFUSED for answer in answers):
+        return "refused"
+    return "metrics" if any(answer.start.startswith("# HELP") for answer in answers) else "silent"
 
 
-def _status(url: str) -> int | None:
-    """HTTP status, or None for what speaks no HTTP."""
+def _open(at: str, node: str) -> Finding:
+    todo = "stop this Ray and start it with RAY_AUTH_MODE=token on every machine (docs/security.md)"
+    return Finding("strangers", "fail", f"{at} takes jobs from anybody who reaches it", todo, node)
+
+
+def _answer(url: str) -> Answer | None:
+    """None from what speaks no HTTP."""
     try:
         return answer_to_strangers(url, TIMEOUT_S)
     except (OSError, http.client.HTTPException):

@@ -102,6 +102,6 @@ def _listening() -> list[tuple[str, int, str]]:
             connections = process.net_connections("tcp")
         except psutil.Error:  # ended meanwhile, or somebody else's
             continue
-        name = next((word for word in ("gcs_server", "agent", "dashboard", "client") if word in line), "raylet")
+        name = next((word for word in ("gcs_server", "agent", "dashboard", "client") if word in line.lower()), "raylet")
         found |= {(each.laddr.ip, each.laddr.port, name) for each in connections if each.status == psutil.CONN_LISTEN}
     return sorted(found)

@@ -10,7 +10,8 @@ import pytest
 from mlflow import MlflowClient
 
 from launch import jobs
-from launch.jobs import dashboard_url, what_it_said
+from launch.job_log import what_it_said
+from launch.jobs import dashboard_url
 from tests.launch.commands import ROOT, SAME, STEPS, environment, last_json, logged, overrides, python, wait_until
 from tests.ranks import free_port
 from trainer.config import load_recipe
