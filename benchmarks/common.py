@@ -12,6 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ import torch
 from data_shards import Batch, DatasetSchema, ModalitySpec, SeriesGroup, TaskSpec, group_layout
 from data_shards.statistics import ModalityStatistics, SplitStatistics, TaskStatistics
 from parallel import Engine, ParallelConfig, create_mesh, init_distributed
+from trainer.job_types import exempt_from_decay
 from trainer.models.fusemoe import FuseMoE
 from trainer.sections import ModelConfig
-from trainer.session import exempt_from_decay
 
 Step = Callable[[], Any]
 CHANNELS, EVENTS = 4, 6  # of a series, and events a channel
@@ -115,7 +116,7 @@ def build_model(schema: DatasetSchema, config: ModelConfig) -> tuple[FuseMoE, En
     mesh = create_mesh(ParallelConfig(), config.moe)
     torch.manual_seed(0)
     model = FuseMoE(schema, list(schema.task_names), plain_statistics(schema), config, mesh.dispatcher(), 0)
-    engine = Engine(model, mesh, lr=1e-4, weight_decay=0.01, no_decay=exempt_from_decay, clip=1.0)
+    engine = Engine(model, mesh, lr=1e-4, weight_decay=0.01, no_decay=partial(exempt_from_decay, "fusemoe"), clip=1.0)
     engine.train()
     return model, engine
 

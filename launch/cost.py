@@ -21,8 +21,8 @@ from parallel import LocalDispatcher, MeshSpec, MoEConfig
 from trainer.config import RunConfig
 from trainer.devices import Device
 from trainer.flops import FORWARD_AND_BACKWARD, FlopCounter, is_expert, parameter_counts
+from trainer.job_types import exempt_from_decay
 from trainer.models.fusemoe import FuseMoE, resolve_attention
-from trainer.session import exempt_from_decay
 
 ALIGNMENT = 2  # DeepSpeed pads a flat group to a multiple of this times the ranks that share it
 BUCKET = 50_000_000  # elements of a reduction bucket (parallel.engine)
@@ -157,7 +157,7 @@ class CostModel:
         """Elements of each optimizer group (expert?, decayed?) on a rank, without padding."""
         sizes: dict[tuple[bool, bool], int] = {}
         for name, shape in self.shapes(layout.expert_parallel).items():
-            key = (is_expert(name), not exempt_from_decay(name, torch.empty(shape, device="meta")))  # type: ignore[arg-type]
+            key = (is_expert(name), not exempt_from_decay("fusemoe", name, torch.empty(shape, device="meta")))  # type: ignore[arg-type]
             sizes[key] = sizes.get(key, 0) + shape.numel()
         return sizes
 

@@ -14,7 +14,7 @@ from parallel.config import MoEConfig, ParallelConfig
 from parallel.mesh import Mesh, MeshSpec, largest_legal
 
 if TYPE_CHECKING:
-    from parallel.balance import RoutingStats, balance_losses, reduce_stats
+    from parallel.balance import RoutingStats, balance_losses, reduce_stats, sum_over_ranks
     from parallel.dispatch import AllToAllDispatcher, Dispatcher, LocalDispatcher
     from parallel.engine import Engine, create_mesh, init_distributed
     from parallel.fragments import Fragment
@@ -30,6 +30,7 @@ _LAZY = {
     "RoutingStats": "balance",
     "balance_losses": "balance",
     "reduce_stats": "balance",
+    "sum_over_ranks": "balance",
     "AllToAllDispatcher": "dispatch",
     "Dispatcher": "dispatch",
     "LocalDispatcher": "dispatch",
@@ -63,6 +64,7 @@ __all__ = [
     "init_distributed",
     "largest_legal",
     "reduce_stats",
+    "sum_over_ranks",
 ]
 
 

@@ -78,6 +78,17 @@ class _SumOverRanks(torch.autograd.Function):
         return grads[0], None
 
 
+def sum_over_ranks(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """The sum of `x` over all ranks of `group`, for a loss that every rank computes from it.
+
+    Backwards each rank's own part gets the gradient, unsummed. Every rank must call it, with the same shape.
+    """
+    if not dist.is_initialized() or dist.get_world_size(group) == 1:
+        return x
+    total: Tensor = _SumOverRanks.apply(x, group)
+    return total
+
+
 def reduce_stats(stats: list[RoutingStats], group: dist.ProcessGroup | None = None) -> list[RoutingStats]:
     """The same statistics summed over all ranks of `group` (None: the default group, or this process if there is none).
 
@@ -86,7 +97,7 @@ def reduce_stats(stats: list[RoutingStats], group: dist.ProcessGroup | None = No
     if not stats or not dist.is_initialized() or dist.get_world_size(group) == 1:
         return stats
     tensors = [getattr(layer, field.name) for layer in stats for field in fields(layer)]
-    total = _SumOverRanks.apply(torch.cat([tensor.reshape(-1) for tensor in tensors]), group)
+    total = sum_over_ranks(torch.cat([tensor.reshape(-1) for tensor in tensors]), group)
     parts = [
         part.view_as(tensor) for part, tensor in zip(total.split([t.numel() for t in tensors]), tensors, strict=True)
     ]

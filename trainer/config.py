@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from data_shards.config import DataConfig
 from parallel.config import MoEConfig, ParallelConfig
 from parallel.mesh import MeshSpec
+from trainer.mope_sections import MopeConfig
 from trainer.recipe_errors import section_of, unknown_key, validation_sentence
 from trainer.sections import (
     CheckpointConfig,
@@ -47,6 +48,7 @@ __all__ = [
     "ImageEncoderConfig",
     "MoEConfig",
     "ModelConfig",
+    "MopeConfig",
     "OptimConfig",
     "ParallelConfig",
     "RecipeError",
@@ -75,12 +77,17 @@ class RecipeError(ValueError):
 class RunConfig(Section):
     """Everything that defines a run. Equal values (and equal data) give equal runs."""
 
-    job: Literal["fusemoe", "evaluate"] = Field("fusemoe", description="what is done: a model is trained, or evaluated")
+    job: Literal["fusemoe", "mope", "tower", "evaluate"] = Field(
+        "fusemoe",
+        description="what is done: a FuseMoE model is trained, prompts on a frozen backbone are, an encoder of one "
+        "modality is; or something of these is evaluated",
+    )
     name: str = Field(
         description="the run's folder; the same name continues the run; default: the recipe and the time of day",
     )
     data: DataConfig = Field(description="shards, split, order and loading")
     model: ModelConfig = Field(default_factory=ModelConfig, description="architecture")
+    mope: MopeConfig | None = Field(None, description="backbone and prompts; of job=mope and job=tower")
     optim: OptimConfig = Field(default_factory=OptimConfig, description="optimiser and schedule")
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="length, portions, tasks, storage")
     parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="workers and expert parallelism")
@@ -94,6 +101,11 @@ class RunConfig(Section):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ValueError(f"name={name!r} cannot be a folder: use letters, digits, dots, dashes and underscores")
         return name
+
+    @property
+    def model_job(self) -> str:
+        """The type of job that the model belongs to, also where it is only evaluated."""
+        return self.evaluation.of if self.job == "evaluate" and self.evaluation is not None else self.job
 
     @property
     def run_dir(self) -> str:
@@ -156,6 +168,8 @@ def absolute_paths(config: RunConfig, root: Path) -> RunConfig:
     config.training.storage = _absolute(config.training.storage, root)
     if config.evaluation:
         config.evaluation.checkpoint = _absolute(config.evaluation.checkpoint, root)
+    if config.mope is not None:
+        _settle_backbones(config.mope, root)
     if config.data.cache_dir:
         config.data.cache_dir = _absolute(config.data.cache_dir, root)
     storage, tracking = config.training.storage, config.tracking
@@ -167,6 +181,19 @@ def absolute_paths(config: RunConfig, root: Path) -> RunConfig:
     spool = f"{config.run_dir}/mlflow_spool" if is_local(storage) else f"mlflow_spool/{config.name}"
     tracking.spool = _absolute(tracking.spool or spool, root)
     return config
+
+
+def _settle_backbones(mope: MopeConfig, root: Path) -> None:
+    """A host is a path; a tower's source is one only if there is such a folder, else it may be a name."""
+    if mope.host is not None:
+        mope.host = _absolute(mope.host, root)
+    for tower in (mope.image, mope.text):
+        if tower is None:
+            continue
+        if tower.source is not None and "://" not in tower.source and (root / tower.source).is_dir():
+            tower.source = _absolute(tower.source, root)
+        if tower.tokenizer not in ("auto", "bytes") and (root / tower.tokenizer).is_dir():
+            tower.tokenizer = _absolute(tower.tokenizer, root)
 
 
 def _validated(tree: dict[str, Any], overrides: Sequence[str], where: str) -> RunConfig:

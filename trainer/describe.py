@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from data_shards import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.statistics import SplitStatistics
+from trainer.job_types import backbone_of
 from trainer.session import Session
 
 _STATISTICS = TypeAdapter(SplitStatistics)
@@ -24,6 +25,7 @@ def describe_run(session: Session, run_id: str | None) -> dict[str, Any]:
         "statistics": _STATISTICS.dump_python(session.statistics, mode="json"),
         "data_digest": session.manifest.digest,
         "mlflow_run_id": run_id,
+        "backbone": backbone_of(session.engine.module),
     }
 
 

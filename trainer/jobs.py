@@ -36,6 +36,7 @@ from trainer.context import Context
 from trainer.describe import describe_run, schema_difference, statistics_from_json
 from trainer.evaluation import evaluate
 from trainer.flops import parameter_counts
+from trainer.job_types import backbone_of, check_backbone, load_state
 from trainer.loop import Progress, TrainingLoop
 from trainer.metrics import Predictions
 from trainer.provenance import environment_lock
@@ -151,7 +152,8 @@ def _log_size(session: Session, tracker: Tracker) -> None:
     counts = parameter_counts(session.engine.logical_parameters(), session.config.model.moe.top_k)
     peak = {"flops": f"{session.peak:.4g}", "source": session.peak_source}
     tracker.log_params({"parameters": counts, "peak": peak})
-    tracker.log_metrics({f"parameters/{name}": float(number) for name, number in counts.items()}, 0)
+    shares = {name: float(number) for name, number in counts.items()} | _backbone_share(session)
+    tracker.log_metrics({f"parameters/{name}": number for name, number in shares.items()}, 0)
     if session.context.rank == 0:
         logger.info(
             "%s parameters, %s of them in experts, %s active a token; peak %.3g TFLOP/s a worker (%s)",
@@ -159,6 +161,20 @@ def _log_size(session: Session, tracker: Tracker) -> None:
             session.peak / 1e12,
             session.peak_source,
         )
+
+
+def _backbone_share(session: Session) -> dict[str, float]:
+    """Trained and frozen parameters of a job with a frozen backbone."""
+    if backbone_of(session.engine.module) is None:
+        return {}
+    share: dict[str, float] = session.engine.module.parameter_share()  # type: ignore[operator]
+    if session.context.rank == 0:
+        logger.info("%d trained parameters are %.3g %% of %d frozen ones", *_percent(share))
+    return share
+
+
+def _percent(share: dict[str, float]) -> tuple[int, float, int]:
+    return int(share["trained"]), 100 * share["share"], int(share["frozen"])
 
 
 def _agree(session: Session) -> Callable[[bool], bool]:
@@ -176,6 +192,8 @@ def _restore(session: Session) -> Checkpoint | None:
     checkpoint = restore(config.run_dir, paths, session.engine, _agree(session))
     if checkpoint is None:
         return None
+    check_backbone(checkpoint.path, checkpoint.meta.get("backbone"), session.engine.module)
+    load_state(session.engine.module, checkpoint.meta.get("state", {}))
     if checkpoint.meta["data_digest"] != session.manifest.digest:
         raise CheckpointError(
             f"run {config.name} was trained on data with digest {checkpoint.meta['data_digest'][:12]}, and "
@@ -194,6 +212,7 @@ def _load_best(session: Session, progress: Progress) -> Checkpoint:
         if int(path.rsplit("-", 1)[1]) == wanted:
             checkpoint = open_checkpoint(path)
             load_engine(checkpoint, session.engine, moments=False)
+            load_state(session.engine.module, checkpoint.meta.get("state", {}))
             return checkpoint
     raise CheckpointError(f"the checkpoint of step {wanted} of run {session.config.name} is gone; there are {paths}")
 
@@ -237,7 +256,9 @@ def evaluate_checkpoint(config: RunConfig, context: Context) -> dict[str, Any]:
     if difference:
         raise CheckpointError(f"{config.data.url} does not fit checkpoint {checkpoint.path}: {difference}")
     session = build_session(config, context, manifest, schema, statistics_from_json(checkpoint.meta["statistics"]))
+    check_backbone(checkpoint.path, checkpoint.meta.get("backbone"), session.engine.module)
     load_engine(checkpoint, session.engine, moments=False)
+    load_state(session.engine.module, checkpoint.meta.get("state", {}))
     metrics, predictions = evaluate(session, request.part, request.drop)
     session.close()
     return {
@@ -258,7 +279,8 @@ def evaluation_config(
     checkpoint = open_checkpoint(checkpoint_url)
     tree = dict(checkpoint.meta["config"])
     tree["job"] = "evaluate"
-    tree["evaluation"] = {"checkpoint": checkpoint.path, "part": part, "drop": drop or []}
+    of = checkpoint.meta["config"]["job"]
+    tree["evaluation"] = {"checkpoint": checkpoint.path, "of": of, "part": part, "drop": drop or []}
     if data_url is not None:
         tree["data"] = {**tree["data"], "url": data_url}
     return RunConfig.model_validate(tree)

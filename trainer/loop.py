@@ -25,6 +25,7 @@ from trainer.checkpoint import CheckpointWriter
 from trainer.checkpoint_files import CheckpointError
 from trainer.collectives import named_failures, sum_over_ranks
 from trainer.evaluation import evaluate
+from trainer.job_types import saved_state
 from trainer.logs import progress as bar
 from trainer.models.missing import drop_modalities
 from trainer.profiling import StepProfiler
@@ -293,7 +294,11 @@ class TrainingLoop:
             if coefficient:
                 total = total + coefficient * value * world
                 parts[name] = coefficient * value / (world * micro)
-        parts["loss"] = task_total + sum(parts[name] for name in ("balance", "entropy", "z") if name in parts)
+        for name, value in output.losses.items():
+            total = total + value * world
+            parts[name] = value / (world * micro)
+        extra = ("balance", "entropy", "z", *output.losses)
+        parts["loss"] = task_total + sum(parts[name] for name in extra if name in parts)
         self.meter.add_losses(parts)
         self.meter.add_routing(stats)
         if self._biased:
@@ -368,8 +373,10 @@ class TrainingLoop:
         """Checkpoint of this very step."""
         progress = self.progress
         score = progress.score if progress.evaluated_step == progress.step else None
+        state = saved_state(self.engine.module)
         self.writer.save(
-            self.engine, {**self.describe, "step": progress.step, "score": score, "progress": asdict(progress)}
+            self.engine,
+            {**self.describe, "step": progress.step, "score": score, "progress": asdict(progress), "state": state},
         )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from data_shards import Batch
 from parallel import RoutingStats
 from trainer.collectives import sum_over_ranks
-from trainer.flops import FlopCounter
+from trainer.job_types import Counter
 
 logger = logging.getLogger("fleximoe")
 
@@ -32,7 +32,7 @@ class Meter:
     """
 
     device: torch.device
-    counter: FlopCounter
+    counter: Counter
     world: int
     peak: float
     steps: int = 0
@@ -56,6 +56,8 @@ class Meter:
 
     def add_routing(self, stats: list[RoutingStats]) -> None:
         """Global routing statistics of one micro-batch."""
+        if not stats:  # a model without sparse experts
+            return
         counts = [layer.count_ME for layer in stats]
         self.counts = counts if self.counts is None else [a + b for a, b in zip(self.counts, counts, strict=True)]
         tokens = stats[0].tokens_M.sum()

@@ -180,6 +180,7 @@ class EvaluationConfig(Section):
     """What `evaluate` looks at."""
 
     checkpoint: str = Field(min_length=1, description="folder or URL of a checkpoint, or of a run (its best one)")
+    of: Literal["fusemoe", "mope", "tower"] = Field("fusemoe", description="job that the checkpoint is from")
     part: str = Field("test", description="part of the split that is evaluated")
     drop: list[str] = Field(default_factory=list, description="modalities to hide, as if they had not been recorded")
 

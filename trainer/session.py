@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-from torch import nn
 
 from data_shards import DatasetSchema, StepLoader, TaskSpec
 from data_shards.manifest import Manifest
@@ -20,15 +20,13 @@ from parallel.config import ParallelConfig
 from trainer.config import RunConfig
 from trainer.context import Context
 from trainer.devices import peak_flops
-from trainer.flops import FlopCounter
+from trainer.job_types import build_model, exempt_from_decay, flop_counter, resolve
 from trainer.layout import Seat, fitting_degree, gather_seats, layout_lines
-from trainer.models.fusemoe import FuseMoE, compile_dense_parts, target_scale
+from trainer.models.fusemoe import compile_dense_parts, target_scale
 from trainer.models.heads import TaskLoss
 from trainer.progress import Meter
 
 logger = logging.getLogger(__name__)
-
-NO_DECAY = ("bias", "w3", "phase", "frequency", "missing.weight", "modality.weight", "bin.weight", "position")
 
 
 @dataclass
@@ -55,9 +53,7 @@ class Session:
 
     def meter(self) -> Meter:
         """A fresh meter of steps."""
-        model = self.engine.module
-        tasks = {task.name: task.dim for task in self.tasks}
-        counter = FlopCounter(self.schema, tasks, self.config.model, model.attention)  # type: ignore[arg-type]
+        counter = flop_counter(self.config, self.schema, self.tasks, self.engine.module)
         return Meter(self.device, counter, self.context.world, self.peak * self.context.world)
 
     def loader(self, part: str, shuffle: bool) -> StepLoader:
@@ -100,6 +96,7 @@ def build_session(
         ValueError: parallel degrees that do not divide, an unknown task, a shape that the recipe cannot encode.
     """
     torch.set_num_threads(config.parallel.threads_per_worker)
+    config = resolve(config)
     init_distributed(context.device, config.parallel.timeout_s)
     parallel = _fit_to_world(config, context, gather_seats(context))
     mesh = create_mesh(parallel, config.model.moe, context.device)
@@ -107,11 +104,9 @@ def build_session(
     if not tasks:
         raise ValueError(f"data set {schema.name} declares no task, so there is nothing to learn")
     torch.manual_seed(config.training.seed)
-    model = FuseMoE(
-        schema, [task.name for task in tasks], statistics, config.model, mesh.dispatcher(), config.training.seed
-    )
+    model = build_model(config, schema, [task.name for task in tasks], statistics, mesh.dispatcher())
     model.to(context.device)
-    model.recompute = config.training.activation_checkpointing
+    model.recompute = config.training.activation_checkpointing  # type: ignore[assignment]
     if config.training.compile:
         compile_dense_parts(model)
     losses = {task.name: _task_loss(config, task, statistics).to(context.device) for task in tasks}
@@ -123,7 +118,7 @@ def build_session(
         betas=optim.betas,
         eps=optim.eps,
         weight_decay=optim.weight_decay,
-        no_decay=exempt_from_decay,
+        no_decay=partial(exempt_from_decay, config.model_job),
         zero_stage=parallel.zero_stage,
         precision=parallel.precision,
         clip=optim.clip or 0.0,
@@ -150,11 +145,6 @@ def _fit_to_world(config: RunConfig, context: Context, seats: Sequence[Seat]) ->
         degree,
     )
     return parallel.model_copy(update={"workers": context.world, "expert_parallel": degree})
-
-
-def exempt_from_decay(name: str, parameter: nn.Parameter) -> bool:
-    """Biases, norms, embeddings, time frequencies: parameters whose size means something by itself."""
-    return parameter.ndim < 2 or "norm" in name or any(part in name for part in NO_DECAY)
 
 
 def _task_loss(config: RunConfig, task: TaskSpec, statistics: SplitStatistics) -> TaskLoss:

@@ -12,6 +12,8 @@ Shape legend: N tokens, D width, S sequences, L longest sequence, H heads, E hea
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,6 +21,16 @@ from torch.nn import functional
 from trainer.models.grouped import GroupedLinear
 from trainer.models.segments import Ragged
 from trainer.models.tokens import Span, TokenLayout
+
+
+class Prompts(Protocol):
+    """What a fine-tuning job adds to the attention of one block: rows that tokens may read besides other tokens."""
+
+    def __call__(self, q_ND: Tensor, project: nn.Module, heads: int) -> Tensor:
+        """What each row reads, before the block's output projection: (N, D) queries -> (N, D).
+
+        `project` is the block's own projection of normed tokens to queries, keys and values.
+        """
 
 
 def _heads(x_SLD: Tensor, heads: int) -> Tensor:
@@ -32,6 +44,10 @@ def _attend(qkv_SLD: Tensor, heads: int, mask_SL: Tensor | None) -> Tensor:
     q, k, v = (_heads(part, heads) for part in qkv_SLD.chunk(3, dim=-1))
     mask = None if mask_SL is None else mask_SL[:, None, None, :]
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+def _queries(qkv_ND: Tensor) -> Tensor:
+    return qkv_ND[:, : qkv_ND.shape[1] // 3]
 
 
 def attend_spans(qkv_ND: Tensor, spans: tuple[Span, ...], heads: int) -> Tensor:
@@ -65,9 +81,12 @@ class ModalityAttention(nn.Module):
         self.project = GroupedLinear(blocks, dim, 3 * dim)
         self.output = GroupedLinear(blocks, dim, dim)
 
-    def forward(self, x_ND: Tensor, layout: TokenLayout) -> Tensor:
+    def forward(self, x_ND: Tensor, layout: TokenLayout, prompts: Prompts | None = None) -> Tensor:
         qkv_ND = self.project(x_ND[: layout.encoded], layout.counts_M)
-        y_ND = self.output(attend_spans(qkv_ND, layout.spans, self.heads), layout.counts_M)
+        y_ND = attend_spans(qkv_ND, layout.spans, self.heads)
+        if prompts is not None:
+            y_ND = y_ND + prompts(_queries(qkv_ND), self.project, self.heads)
+        y_ND = self.output(y_ND, layout.counts_M)
         return functional.pad(y_ND, (0, 0, 0, len(x_ND) - layout.encoded))
 
 
@@ -80,9 +99,14 @@ class JointAttention(nn.Module):
         self.project = nn.Linear(dim, 3 * dim)
         self.output = nn.Linear(dim, dim)
 
-    def forward(self, x_ND: Tensor, layout: TokenLayout) -> Tensor:
+    def forward(self, x_ND: Tensor, layout: TokenLayout, prompts: Prompts | None = None) -> Tensor:
         assert layout.within_sample is not None
-        return self.output(attend_ragged(self.project(x_ND), layout.within_sample, self.heads))
+        qkv_ND = self.project(x_ND)
+        y_ND = attend_ragged(qkv_ND, layout.within_sample, self.heads)
+        if prompts is not None:
+            read_ND = prompts(_queries(qkv_ND[: layout.encoded]), self.project, self.heads)
+            y_ND = y_ND + functional.pad(read_ND, (0, 0, 0, len(x_ND) - layout.encoded))
+        return self.output(y_ND)
 
 
 class FactorizedAttention(nn.Module):
@@ -97,9 +121,13 @@ class FactorizedAttention(nn.Module):
         self.over_modalities = nn.Linear(dim, 3 * dim)
         self.over_modalities_output = nn.Linear(dim, dim)
 
-    def forward(self, x_ND: Tensor, layout: TokenLayout) -> Tensor:
+    def forward(self, x_ND: Tensor, layout: TokenLayout, prompts: Prompts | None = None) -> Tensor:
         assert layout.within_bin is not None
-        y_ND = self.over_time_output(attend_spans(self.over_time(x_ND[: layout.encoded]), layout.spans, self.heads))
+        qkv_ND = self.over_time(x_ND[: layout.encoded])
+        y_ND = attend_spans(qkv_ND, layout.spans, self.heads)
+        if prompts is not None:
+            y_ND = y_ND + prompts(_queries(qkv_ND), self.over_time, self.heads)
+        y_ND = self.over_time_output(y_ND)
         y_ND = functional.pad(y_ND, (0, 0, 0, len(x_ND) - layout.encoded))
         across_ND = attend_ragged(self.over_modalities(self.norm(x_ND + y_ND)), layout.within_bin, self.heads)
         return y_ND + self.over_modalities_output(across_ND)

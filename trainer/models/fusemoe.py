@@ -9,7 +9,7 @@ Shape legend: B samples, M modalities, P pairs (sample, modality), N tokens, T t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,17 @@ FACTORIZED_ABOVE = 8
 
 @dataclass(frozen=True)
 class Fused:
-    """Output of the model: float32 logits (B, C) per task, routing sums per block, the pooled vector."""
+    """Output of a model: float32 logits (B, C) per task, routing sums per block, the pooled vector.
+
+    `losses` are further terms of the loss, with their coefficients, the same value on every rank and with gradients
+    for this rank's share only (as balance losses); `experts` are weights of prompt experts (rows, K) by site.
+    """
 
     logits: dict[str, Tensor]
     routing: list[RoutingStats]
     pooled_BX: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    experts: dict[str, Tensor] = field(default_factory=dict)
 
 
 class FuseMoE(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from parallel import Dispatcher, MoELayer, RoutingStats, decision_units
-from trainer.models.attention import build_attention
+from trainer.models.attention import Prompts, build_attention
 from trainer.models.segments import segment_softmax, segment_sum
 from trainer.models.tokens import TokenLayout
 from trainer.sections import ModelConfig
@@ -37,8 +37,8 @@ class FusionBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.dense = _dense(dim, config.ffn_hidden) if config.ffn_hidden else None
 
-    def forward(self, x_ND: Tensor, layout: TokenLayout) -> tuple[Tensor, RoutingStats]:
-        x_ND = x_ND + self.dropout(self.attention(self.attention_norm(x_ND), layout))
+    def forward(self, x_ND: Tensor, layout: TokenLayout, prompts: Prompts | None = None) -> tuple[Tensor, RoutingStats]:
+        x_ND = x_ND + self.dropout(self.attention(self.attention_norm(x_ND), layout, prompts))
         unit_N, units = decision_units(self.config, layout.sample_N, layout.bin_N, layout.samples, layout.bins)
         y_ND, stats = self.moe(self.moe_norm(x_ND), layout.modality_N, unit_N, units)
         x_ND = x_ND + self.dropout(y_ND)

@@ -1,0 +1,126 @@
+"""What a job trains, by its type: the model, which of its parameters never decay, and how its arithmetic is counted.
+
+Everything else (data, engine, loop, checkpoints, tracking, evaluation) is the same code for every type.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from data_shards import Batch, DatasetSchema, TaskSpec
+from data_shards.statistics import SplitStatistics
+from parallel import Dispatcher
+from trainer.config import RunConfig
+from trainer.flops import FlopCounter
+from trainer.models.fusemoe import FuseMoE
+
+if TYPE_CHECKING:
+    from trainer.models.mope.fusemoe_host import PromptedFuseMoE
+    from trainer.models.mope.tower_model import TowerModel
+
+NO_DECAY = {
+    "fusemoe": ("bias", "w3", "phase", "frequency", "missing.weight", "modality.weight", "bin.weight", "position"),
+    "mope": ("bias", "static_", "experts_KLD", "experts_MKLD", "gate", "identity", "null", "absent", "missing"),
+}
+
+
+class Counter(Protocol):
+    """Counts the arithmetic of batches."""
+
+    features: tuple[str, ...]
+
+    def measure(self, batch: Batch) -> Tensor:
+        """Features (X,) of a batch, float64."""
+
+    def step_flops(self, features_X: Tensor) -> float:
+        """FLOPs of forward and backward for these features."""
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """The recipe with what the backbone decides: a FuseMoE host's architecture takes the place of `model`.
+
+    Raises BackboneError: the host is missing or is no model of job=fusemoe.
+    """
+    if config.model_job == "mope" and config.mope is None:
+        raise ValueError("job=mope needs a section mope: what is prompted, and how")
+    if config.model_job != "mope" or config.mope is None or config.mope.host is None:
+        return config
+    from trainer.models.mope.fusemoe_host import host_architecture
+
+    model = host_architecture(config.mope.host, config.model.modality_dropout)
+    return config.model_copy(update={"model": model})
+
+
+def build_model(
+    config: RunConfig, schema: DatasetSchema, tasks: list[str], statistics: SplitStatistics, dispatcher: Dispatcher
+) -> nn.Module:
+    """The model of a resolved recipe, with initial weights. Raises ValueError where recipe and data do not fit."""
+    seed = config.training.seed
+    if config.model_job == "fusemoe":
+        return FuseMoE(schema, tasks, statistics, config.model, dispatcher, seed)
+    if config.mope is None:
+        raise ValueError(f"job={config.model_job} needs a section mope: which tower is trained")
+    if config.mope.host is not None:
+        from trainer.models.mope.fusemoe_host import PromptedFuseMoE
+
+        return PromptedFuseMoE(schema, tasks, statistics, config.model, config.mope, dispatcher, seed)
+    from trainer.models.mope.tower_model import TowerModel
+
+    return TowerModel(schema, tasks, statistics, config.mope, seed, pretraining=config.model_job == "tower")
+
+
+def exempt_from_decay(job: str, name: str, parameter: nn.Parameter) -> bool:
+    """Biases, norms, embeddings, time frequencies, prompts: parameters whose size means something by itself."""
+    parts = NO_DECAY["fusemoe"] if job == "fusemoe" else NO_DECAY["fusemoe"] + NO_DECAY["mope"]
+    return parameter.ndim < 2 or "norm" in name or any(part in name for part in parts)
+
+
+def flop_counter(config: RunConfig, schema: DatasetSchema, tasks: list[TaskSpec], model: Any) -> Counter:
+    """The counter of a job's model."""
+    heads = {task.name: task.dim for task in tasks}
+    if isinstance(model, FuseMoE):
+        return FlopCounter(schema, heads, config.model, model.attention)
+    return model.flop_counter(schema, heads)  # type: ignore[no-any-return]
+
+
+def saved_state(model: nn.Module) -> dict[str, list[Any]]:
+    """Small tensors that are neither trained nor made from the recipe alone, as plain numbers for a checkpoint."""
+    names = getattr(model, "state_names", None)
+    return {} if names is None else {name: _buffer(model, name).tolist() for name in names()}
+
+
+def load_state(model: nn.Module, state: dict[str, list[Any]]) -> None:
+    """Inverse of `saved_state`; floats of 32 bits survive JSON exactly."""
+    for name, values in state.items():
+        owner, _, last = name.rpartition(".")
+        before = _buffer(model, name)
+        setattr(model.get_submodule(owner), last, torch.tensor(values, dtype=before.dtype, device=before.device))
+
+
+def _buffer(model: nn.Module, name: str) -> Tensor:
+    owner, _, last = name.rpartition(".")
+    found: Tensor = getattr(model.get_submodule(owner), last)
+    return found
+
+
+def backbone_of(model: nn.Module) -> dict[str, Any] | None:
+    """Digest, runs and size of the frozen backbone; None where there is none."""
+    described: TowerModel | PromptedFuseMoE = model  # type: ignore[assignment]
+    if getattr(model, "backbone_digest", None) is None:
+        return None
+    return described.describe_backbone()
+
+
+def check_backbone(where: str, stored: dict[str, Any] | None, model: nn.Module) -> None:
+    """Raise ValueError if what `where` holds was trained on another backbone than the model's."""
+    own = backbone_of(model)
+    if stored is None or own is None or stored["digest"] == own["digest"]:
+        return
+    raise ValueError(
+        f"{where} was trained on a backbone with digest {stored['digest'][:12]}, and the one that was loaded has "
+        f"{own['digest'][:12]}: give the backbone that it was trained on (mope.host, or mope.image.source and "
+        "mope.text.source)"
+    )

@@ -1,0 +1,34 @@
+"""Heads of fine-tuning jobs: one linear layer by default, so that what is gained is gained in the backbone.
+
+Shapes: B records, X inputs, C logits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from data_shards import TaskSpec
+from trainer.models.standardise import Constant
+
+
+class ProbeHead(nn.Module):
+    """Vector -> logits of one task; a regression head answers in the target's own unit.
+
+    Args:
+        hidden: width of a hidden layer with GELU; 0 = linear. mean, std: of a regression's targets.
+    """
+
+    def __init__(self, task: TaskSpec, inputs: int, hidden: int, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.regression = task.kind == "regression"
+        layers: list[nn.Module] = [nn.Linear(inputs, task.dim)]
+        if hidden:
+            layers = [nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, task.dim)]
+        self.network = nn.Sequential(*layers)
+        self.mean, self.std = Constant(torch.tensor(mean)), Constant(torch.tensor(std))
+
+    def forward(self, x_BX: Tensor) -> Tensor:
+        """(B, X) -> float32 (B, C)."""
+        logits_BC: Tensor = self.network(x_BX).float()
+        return logits_BC * self.std() + self.mean() if self.regression else logits_BC

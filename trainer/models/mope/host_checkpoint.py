@@ -1,0 +1,84 @@
+"""A FuseMoE model that `train` made, as a host: its architecture, its weights, and whether it fits the data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from data_shards import DatasetSchema
+from data_shards.statistics import SplitStatistics
+from parallel import MoELayer
+from trainer.models.mope.towers import BackboneError, digest_of
+from trainer.sections import ModelConfig
+
+
+@dataclass(frozen=True)
+class Host:
+    """Weights by logical name (all experts in global order), without the heads of the host's own tasks."""
+
+    weights: dict[str, Tensor]
+    statistics: SplitStatistics
+    digest: str
+    run_id: str | None
+
+    def put_into(self, model: nn.Module) -> None:
+        """Load the weights; of the experts, those that this rank holds."""
+        local: dict[str, Tensor] = dict(self.weights)
+        for prefix, layer in model.named_modules():
+            if isinstance(layer, MoELayer):
+                ids = layer.experts.ids
+                for name, _ in layer.experts.named_parameters():
+                    full = f"{prefix}.experts.{name}"
+                    local[full] = local[full][ids.start : ids.stop]
+        missing = set(dict(model.named_parameters())) - set(local)
+        if missing:
+            raise BackboneError(f"the host's checkpoint has no weight {sorted(missing)[0]}")
+        model.load_state_dict(local, strict=False)
+
+
+def host_architecture(url: str, modality_dropout: float) -> ModelConfig:
+    """The section `model` that the host was trained with; only `modality_dropout` is the fine-tuning's own.
+
+    Balance losses are switched off: a frozen router cannot follow them, and prompts should not.
+    """
+    recipe = _open(url).meta["config"]
+    model = ModelConfig.model_validate(recipe["model"])
+    moe = model.moe.model_copy(update={"balance": 0.0, "entropy": 0.0, "z": 0.0})
+    return model.model_copy(update={"moe": moe, "modality_dropout": modality_dropout})
+
+
+def load_host(url: str, schema: DatasetSchema) -> Host:
+    """The host's weights. Raises BackboneError: not there, damaged, or of other modalities than `schema`."""
+    from trainer.checkpoint import CheckpointError
+    from trainer.describe import schema_difference, statistics_from_json
+    from trainer.export import checkpoint_weights
+
+    checkpoint = _open(url)
+    trained_on = DatasetSchema.from_json(json.dumps(checkpoint.meta["schema"]))
+    difference = schema_difference(
+        DatasetSchema("host", trained_on.modalities), DatasetSchema("host", schema.modalities)
+    )
+    if difference:
+        raise BackboneError(f"data set {schema.name} does not fit host {checkpoint.path}: {difference}")
+    try:
+        found = checkpoint_weights(checkpoint)
+    except CheckpointError as error:
+        raise BackboneError(f"mope.host: {error}") from error
+    weights = {name: value for name, value in found.items() if not name.startswith("heads.")}
+    statistics = statistics_from_json(checkpoint.meta["statistics"])
+    return Host(weights, statistics, digest_of(weights), checkpoint.meta["mlflow_run_id"])
+
+
+def _open(url: str):  # type: ignore[no-untyped-def]
+    from trainer.checkpoint import CheckpointError, open_checkpoint
+
+    try:
+        checkpoint = open_checkpoint(url)
+    except (CheckpointError, FileNotFoundError) as error:
+        raise BackboneError(f"mope.host: {error}") from error
+    job = checkpoint.meta["config"]["job"]
+    if job != "fusemoe":
+        raise BackboneError(f"mope.host={url} was trained with job={job}; a host is a checkpoint of job=fusemoe")
+    return checkpoint

@@ -1,0 +1,325 @@
+"""Two frozen towers, one (or each) prompted by what the other one says; and a tower trained alone.
+
+The tower that is not prompted is encoded first, into one vector; from it the prompts of every layer of the prompted
+tower are made, and the head reads what comes out of there. With both prompted, each gets its prompts from the other's
+unprompted vector.
+
+Shapes: B records, P present ones, D width of a tower, N tokens, K experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data_shards import Batch, DatasetSchema, ImageGroup, ModalitySpec, TextGroup
+from data_shards.statistics import SplitStatistics
+from trainer.models.fusemoe import Fused, target_scale
+from trainer.models.missing import keyed_uniform
+from trainer.models.mope.base import FrozenBackbone, RecordFlops
+from trainer.models.mope.heads import ProbeHead
+from trainer.models.mope.importance import Importance
+from trainer.models.mope.lora import add_lora
+from trainer.models.mope.prompts import Mapper, SitePrompts, StaticPrompts
+from trainer.models.mope.sites import Flow
+from trainer.models.mope.towers import BackboneError, Tower, digest_of, load_tower
+from trainer.mope_sections import MopeConfig
+
+
+@dataclass
+class Seen:
+    """What a tower reads of a batch: its inputs, and the records (rows of the batch) that have them."""
+
+    inputs: tuple[Tensor, ...]
+    rows_P: Tensor
+    records: int
+
+    @property
+    def complete(self) -> bool:
+        return len(self.rows_P) == self.records
+
+
+class TowerModel(FrozenBackbone):
+    """Towers, prompts and heads.
+
+    Args:
+        schema, tasks, statistics: of the data. config: section `mope`. seed: of the frozen routing keys.
+        pretraining: job=tower: the one tower of the recipe is trained, nothing is prompted.
+
+    Raises:
+        BackboneError: a tower cannot be loaded, or does not fit the data.
+    """
+
+    def __init__(
+        self,
+        schema: DatasetSchema,
+        tasks: list[str],
+        statistics: SplitStatistics,
+        config: MopeConfig,
+        seed: int,
+        pretraining: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config, self.seed = config, seed
+        self.modality: dict[str, int] = {}
+        towers = {}
+        for what, section in (("image", config.image), ("text", config.text)):
+            if section is not None:
+                spec = _modality(schema, what, section.modality)
+                self.modality[what] = schema.numbers[spec.name]
+                towers[what] = load_tower(what, section, statistics.modalities.get(spec.name))
+                _check_shape(towers[what], spec)
+        self.towers = nn.ModuleDict(towers)
+        self.hosts, self.sources = _roles(config, list(towers), pretraining)
+        text = statistics.modalities.get(schema.modalities[self.modality["text"]].name) if "text" in towers else None
+        longest = config.text.max_tokens if config.text is not None else 1
+        self._text_tokens = min(longest, text.mean[0] if text is not None else longest)
+        self.group = {what: schema.modalities[number].group for what, number in self.modality.items()}
+        meta = any(parameter.is_meta for parameter in self.towers.parameters())
+        weights = {name: value for name, value in self.towers.state_dict().items() if not value.is_meta}
+        self.backbone_digest = None if meta or pretraining else digest_of(weights)
+        self._freeze(train_towers=pretraining or config.method == "full")
+        if config.method == "lora" and not pretraining:
+            add_lora([tower.model for tower in towers.values()], config.lora_rank, config.lora_match)
+        self._build_prompts(pretraining)
+        self.missing = nn.ParameterDict(
+            {what: nn.Parameter(torch.zeros(1, tower.width)) for what, tower in towers.items()}
+            if config.missing == "learned"
+            else {}
+        )
+        read = list(towers) if config.head_input == "both" or config.method == "late_fusion" else self.hosts
+        self.read = read
+        inputs = sum(towers[what].width for what in read)
+        self.heads = nn.ModuleDict(
+            {
+                task.name: ProbeHead(task, inputs, config.head_hidden, *target_scale(statistics, task.name))
+                for task in schema.tasks
+                if task.name in tasks
+            }
+        )
+
+    def backbone_runs(self) -> list[str]:
+        return [tower.run_id for tower in self._towers().values() if tower.run_id]
+
+    def flop_counter(self, schema: DatasetSchema, heads: dict[str, int]) -> RecordFlops:
+        """Two FLOPs a weight and token forward; a frozen tower has half of a trained one's backward pass, or none."""
+        total = 0.0
+        for what, tower in self._towers().items():
+            first = float(tower.patches if what == "image" else self._text_tokens)
+            for site in tower.sites:
+                tokens = first / 4**site.stage if tower.family == "swin" else first
+                total += 2 * tokens * sum(p.numel() for p in site.layer.parameters()) * self._passes(what)
+        return RecordFlops(total)
+
+    def _passes(self, what: str) -> int:
+        """Forward passes that a step of this tower is worth."""
+        if self._towers()[what].trained:
+            return 3
+        return 2 if what in self.prompts or self.config.method == "lora" else 1
+
+    def _freeze(self, train_towers: bool) -> None:
+        for tower in self._towers().values():
+            tower.trained = train_towers
+            tower.model.requires_grad_(train_towers)
+
+    def _towers(self) -> dict[str, Tower]:
+        return dict(self.towers.items())  # type: ignore[arg-type]
+
+    def _build_prompts(self, pretraining: bool) -> None:
+        config, towers = self.config, self._towers()
+        self.prompts, self.mappers, self.gates = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        self.site_names: list[str] = []
+        prompted = self.hosts if config.prompts and not pretraining else []
+        for host in prompted:
+            context = towers[self.source_of(host)].width if self.sources else 1
+            self.prompts[host] = self._site_prompts(towers[host], host, context)
+            widths = [site.width for site in towers[host].sites if site.index == 0]
+            if config.mapped:
+                self.mappers[host] = Mapper(context, config.mapper_hidden, widths, config.dropout)
+            if config.gate:
+                self.gates[host] = nn.ParameterList(
+                    nn.Parameter(torch.zeros(site.heads)) for site in towers[host].sites
+                )
+            tokens = config.insertion == "tokens"
+            if tokens and (towers[host].family == "swin" or config.gate):
+                raise BackboneError(
+                    "mope.insertion=tokens works without a gate and for towers whose tokens are one sequence, not for "
+                    "swin's windows: use mope.insertion=kv, which gives content tokens the same result"
+                )
+        for source in towers if prompted and config.source_length else []:
+            if source not in self.hosts:
+                self.prompts[source] = nn.ModuleList(
+                    StaticPrompts(config.source_length, site.width, config.dropout) for site in towers[source].sites
+                )
+        self.importance = None
+        if self.site_names:
+            self.importance = Importance(len(self.site_names), config.k, config.importance.cut, config.importance.ema)
+
+    def _site_prompts(self, tower: Tower, host: str, context: int) -> nn.ModuleList:
+        """One module per layer; an `Identity` where a layer has no prompts."""
+        config = self.config
+        made: list[nn.Module] = []
+        for number, site in enumerate(tower.sites):
+            first = config.skip_first and site.index == 0
+            if first and number == 0 and config.shallow_prompt:
+                made.append(StaticPrompts(config.rows, site.width))
+            elif first or number < config.first_layer:
+                made.append(nn.Identity())
+            else:
+                name = f"{host}.{number}"
+                made.append(SitePrompts(config, site.width, context, self.seed, name))
+                if config.dynamic:
+                    self.site_names.append(name)
+        return nn.ModuleList(made)
+
+    def source_of(self, host: str) -> str:
+        return "text" if host == "image" else "image"
+
+    def forward(self, batch: Batch) -> Fused:
+        towers = self._towers()
+        seen = {what: self._look(batch, what) for what in towers}
+        weights: dict[str, Tensor] = {}
+        vectors = {what: self._encode_source(what, seen[what]) for what in self._unprompted()}
+        context = {what: self._in_context(batch, vectors[what]) for what in self.sources}
+        for host in self.hosts:
+            if host in self.prompts:
+                psi_BX = context[self.source_of(host)] if self.sources else torch.zeros(len(batch), 1)
+                vectors[host], found = self._encode_host(host, seen[host], psi_BX.to(batch.device))
+                weights.update(found)
+        pooled_BX = torch.cat([vectors[what] for what in self.read], 1)
+        losses = {}
+        if self.importance is not None and self.training and torch.is_grad_enabled():
+            everyone = [torch.ones(len(weights[name]), device=batch.device) for name in self.site_names]
+            value = self.importance([weights[name] for name in self.site_names], everyone)
+            losses["importance"] = self.config.importance.weight * value
+        logits = {name: head(pooled_BX) for name, head in self.heads.items()}
+        return Fused(logits, [], pooled_BX, losses, {name: value.detach() for name, value in weights.items()})
+
+    def _unprompted(self) -> list[str]:
+        """Towers whose vector is needed, and is made without another one's help."""
+        alone = [what for what in self.read if what not in self.hosts or what not in self.prompts]
+        return [what for what in self.towers if what in self.sources or what in alone]
+
+    def _in_context(self, batch: Batch, vector_BX: Tensor) -> Tensor:
+        """The vector as the other tower's prompts see it: each record's own, or another one's."""
+        if self.config.context == "paired" or len(batch) < 2:
+            return vector_BX
+        order_B = keyed_uniform(self.seed, batch.index_B, 1)[:, 0].argsort()
+        return vector_BX.index_select(0, torch.empty_like(order_B).index_copy_(0, order_B, order_B.roll(1)))
+
+    def _look(self, batch: Batch, what: str) -> Seen:
+        group: Any = batch.groups[self.group[what]]
+        mine_P = group.modality_P == self.modality[what]
+        rows_P = group.sample_P[mine_P]
+        if len(rows_P) < len(batch) and what not in self.missing:
+            lost = sorted(set(range(len(batch))) - set(rows_P.tolist()))[0]
+            raise ValueError(
+                f"record {batch.keys[lost]} has no {'picture' if what == 'image' else 'text'}, which the {what} tower "
+                "reads: leave such records out when packing, or set mope.missing=learned"
+            )
+        if isinstance(group, ImageGroup):
+            return Seen((group.values_PCHW[mine_P],), rows_P, len(batch))
+        assert isinstance(group, TextGroup)
+        ends = group.offsets.tolist()
+        data = group.bytes_O.cpu().numpy().tobytes()
+        texts = [data[ends[i] : ends[i + 1]] for i in mine_P.nonzero()[:, 0].tolist()]
+        return Seen(self._towers()[what].texts(texts, batch.device), rows_P, len(batch))
+
+    def _encode_source(self, what: str, seen: Seen) -> Tensor:
+        """(B, D) without prompts from elsewhere; no gradient unless something of it is trained."""
+        tower = self._towers()[what]
+        static = what in self.prompts and what not in self.hosts
+        trained = static or any(parameter.requires_grad for parameter in tower.model.parameters())
+        flow = Flow(torch.zeros(len(seen.rows_P), 1, device=seen.rows_P.device), None)
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            return self._run(what, seen, flow if static else None)
+
+    def _encode_host(self, host: str, seen: Seen, psi_BX: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        psi_PX = psi_BX.index_select(0, seen.rows_P).to(next(self.parameters()).dtype)
+        mapped = self.mappers[host](psi_PX) if host in self.mappers else None
+        flow = Flow(psi_PX, mapped)
+        vector_BD = self._run(host, seen, flow)
+        names = [name for name in self.site_names if name.startswith(f"{host}.")]
+        if not len(seen.rows_P):
+            flow.weights = [psi_BX.new_zeros(0, self.config.k) for _ in names]
+        return vector_BD, dict(zip(names, flow.weights, strict=True))
+
+    def _run(self, what: str, seen: Seen, flow: Flow | None) -> Tensor:
+        """(B, D): the tower on the records that have its modality, the learned vector for the others."""
+        tower = self._towers()[what]
+        if not len(seen.rows_P):
+            found_PD = torch.zeros(0, tower.width, dtype=tower.dtype, device=seen.rows_P.device)
+        else:
+            found_PD = self._tower_vector(tower, what, seen, flow)
+        if seen.complete:
+            return found_PD
+        full_BD = self.missing[what].to(found_PD.dtype).expand(seen.records, -1)
+        return full_BD.index_copy(0, seen.rows_P, found_PD)
+
+    def _tower_vector(self, tower: Tower, what: str, seen: Seen, flow: Flow | None) -> Tensor:
+        valid_PN = seen.inputs[1] if what == "text" else None
+        if flow is not None:
+            flow.valid_BN = valid_PN
+        self._arm(tower, what, flow)
+        try:
+            if valid_PN is None:
+                hidden_PND = tower.pictures(seen.inputs[0])
+            else:
+                hidden_PND = tower.encode_tokens(seen.inputs[0], valid_PN)
+        finally:
+            self._arm(tower, what, None)
+        return tower.read(hidden_PND, valid_PN, None if flow is None else flow.tail)
+
+    def _arm(self, tower: Tower, what: str, flow: Flow | None) -> None:
+        """Give every site its prompts for one pass, or take them away."""
+        for number, site in enumerate(tower.sites):
+            module = self.prompts[what][number] if flow is not None else None  # type: ignore[index]
+            site.prompts = None if isinstance(module, nn.Identity) else module
+            site.flow = flow
+            site.gate = self.gates[what][number] if what in self.gates else None  # type: ignore[index]
+            site.as_tokens = self.config.insertion == "tokens" and what in self.hosts
+
+
+def _roles(config: MopeConfig, towers: list[str], pretraining: bool) -> tuple[list[str], list[str]]:
+    """Towers that are prompted (or, without prompts, read by the head), and towers that prompts are made from."""
+    if pretraining:
+        if len(towers) != 1:
+            raise BackboneError(f"job=tower trains one tower alone: give mope.image or mope.text, not {len(towers)}")
+        return towers, []
+    hosts: list[str] = ["image", "text"] if config.prompted == "both" else [config.prompted]
+    missing = [host for host in hosts if host not in towers]
+    if missing:
+        raise BackboneError(f"mope.prompted={config.prompted}, but there is no section mope.{missing[0]}")
+    sources = [what for what in towers if what not in hosts or config.prompted == "both"]
+    if (config.mapped or config.dynamic) and not sources:
+        other = "text" if config.prompted == "image" else "image"
+        raise BackboneError(
+            f"mope.method={config.method} makes prompts from another tower, and there is no section mope.{other}"
+        )
+    return hosts, sources if config.mapped or config.dynamic else []
+
+
+def _modality(schema: DatasetSchema, what: str, name: str | None) -> ModalitySpec:
+    fitting = [spec for spec in schema.modalities if spec.kind == what]
+    if name is not None:
+        fitting = [spec for spec in fitting if spec.name == name]
+    if len(fitting) != 1:
+        known = ", ".join(f"{spec.name} ({spec.kind})" for spec in schema.modalities)
+        problem = "has no" if not fitting else "has more than one"
+        asked = f" called {name}" if name is not None else ""
+        raise BackboneError(
+            f"tower {what}: data set {schema.name} {problem} modality of kind {what}{asked}; it has {known}; say which "
+            f"one in mope.{what}.modality"
+        )
+    return fitting[0]
+
+
+def _check_shape(tower: Tower, spec: ModalitySpec) -> None:
+    if tower.what == "image" and tuple(spec.shape) != tower.picture_shape:
+        raise BackboneError(
+            f"tower image takes pictures of {tower.picture_shape} (channels, height, width), and modality {spec.name} "
+            f"has {tuple(spec.shape)}: pack the data at that size, or use a tower of this one"
+        )
