@@ -110,6 +110,26 @@ def train(
 
 
 @app.command()
+def finetune(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe with job: mope, or a YAML file.")],
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Prompt a frozen backbone with a mixture of prompt experts, on Ray like train.
+
+    The backbone is a run of train (mope.host), or two encoders (mope.image, mope.text). What is compared with is a
+    value of mope.method: head, late_fusion, static, mapped, dynamic, mope_no_static, mope, lora, full.
+
+    \b
+    python -m launch finetune mope_easy_vqa
+    python -m launch finetune mope_icu mope.host=runs/icu mope.method=static
+    """
+    from launch.run import finetune_recipe
+
+    finetune_recipe(recipe, overrides or [], debug)
+
+
+@app.command()
 def evaluate(
     checkpoint: Annotated[str, typer.Argument(help="Folder or URL of a checkpoint, or of a run.")],
     overrides: Overrides = None,

@@ -1,4 +1,4 @@
-"""The verbs `train` and `evaluate`."""
+"""The verbs `train`, `finetune` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,17 @@ def train_recipe(recipe: str, overrides: Sequence[str], debug: bool) -> None:
     """Train a recipe on Ray; prints the result as the last line. Leaves with 128 + n if signal n stopped it."""
     config = settle_paths(load_recipe(recipe, overrides))
     check(config)
+    _finish(config, _on_ray(config, debug))
+
+
+def finetune_recipe(recipe: str, overrides: Sequence[str], debug: bool) -> None:
+    """Fine-tune prompts on a frozen backbone, on Ray like training."""
+    config = settle_paths(load_recipe(recipe, overrides))
+    if config.job != "mope":
+        raise UsageError(f"recipe {recipe} has job: {config.job}, which is for train; finetune takes job: mope")
+    from trainer.job_types import resolve
+
+    check(resolve(config))
     _finish(config, _on_ray(config, debug))
 
 

@@ -193,6 +193,10 @@ def chance_to_be_chosen(mean_UE: Tensor, noisy_UE: Tensor, std_UE: Tensor, k: in
 
 
 def biased_routers(model: nn.Module) -> list[Router]:
-    """Routers whose choice has a bias that follows the load, in the order of the layers; all of a model or none."""
+    """Routers whose choice has a bias that follows the load, in the order of the layers; all of a model or none.
+
+    Of a frozen model none: its bias stays as well.
+    """
     routers = [module for module in model.modules() if isinstance(module, Router)]
-    return [router for router in routers if router.config.bias_rate]
+    frozen = all(not parameter.requires_grad for router in routers for parameter in router.parameters())
+    return [] if frozen else [router for router in routers if router.config.bias_rate]

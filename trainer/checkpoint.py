@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 FOLDER = "checkpoints"
+ADAPTER = "adapter"
 RANKS_TIMEOUT_S = 600.0
 
 
@@ -71,7 +72,7 @@ class Checkpoint:
 
 
 def open_checkpoint(url: str) -> Checkpoint:
-    """The committed checkpoint in this folder; of a run the best one, or the newest if none has a score.
+    """The committed checkpoint (or adapter) in this folder; of a run the best one, or the newest if none has a score.
 
     Raises:
         CheckpointError: nothing usable is there.
@@ -80,6 +81,10 @@ def open_checkpoint(url: str) -> Checkpoint:
     path = path.rstrip("/")
     if fs.exists(f"{path}/COMMIT"):
         return read_checkpoint(fs, path)
+    if fs.exists(f"{path}/{ADAPTER}.json"):
+        from trainer.adapter import open_adapter
+
+        return open_adapter(fs, path)
     usable = list(_usable(url))
     if not usable:
         raise CheckpointError(

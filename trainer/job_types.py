@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from data_shards import Batch, DatasetSchema, TaskSpec
@@ -84,26 +83,6 @@ def flop_counter(config: RunConfig, schema: DatasetSchema, tasks: list[TaskSpec]
     if isinstance(model, FuseMoE):
         return FlopCounter(schema, heads, config.model, model.attention)
     return model.flop_counter(schema, heads)  # type: ignore[no-any-return]
-
-
-def saved_state(model: nn.Module) -> dict[str, list[Any]]:
-    """Small tensors that are neither trained nor made from the recipe alone, as plain numbers for a checkpoint."""
-    names = getattr(model, "state_names", None)
-    return {} if names is None else {name: _buffer(model, name).tolist() for name in names()}
-
-
-def load_state(model: nn.Module, state: dict[str, list[Any]]) -> None:
-    """Inverse of `saved_state`; floats of 32 bits survive JSON exactly."""
-    for name, values in state.items():
-        owner, _, last = name.rpartition(".")
-        before = _buffer(model, name)
-        setattr(model.get_submodule(owner), last, torch.tensor(values, dtype=before.dtype, device=before.device))
-
-
-def _buffer(model: nn.Module, name: str) -> Tensor:
-    owner, _, last = name.rpartition(".")
-    found: Tensor = getattr(model.get_submodule(owner), last)
-    return found
 
 
 def backbone_of(model: nn.Module) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ from trainer.context import Context
 from trainer.describe import describe_run, schema_difference, statistics_from_json
 from trainer.evaluation import evaluate
 from trainer.flops import parameter_counts
-from trainer.job_types import backbone_of, check_backbone, load_state
+from trainer.job_types import backbone_of, check_backbone
 from trainer.loop import Progress, TrainingLoop
 from trainer.metrics import Predictions
 from trainer.provenance import environment_lock
@@ -115,8 +115,24 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
         return {**result, "checkpoint": writer.path(progress.step)}
     best = _load_best(session, progress)
     result["metrics"] = _test(session, tracker, progress.step, loop.routing_total)
-    tracker.log_model(best.path, _lineage(session, best), result["metrics"])
-    return {**result, "checkpoint": best.path}
+    made = _save_adapter(session, tracker, best)
+    tracker.log_model(made.get("adapter", best.path), _lineage(session, best), result["metrics"])
+    return {**result, "checkpoint": best.path, **made}
+
+
+def _save_adapter(session: Session, tracker: Tracker, best: Checkpoint) -> dict[str, str]:
+    """Beside the checkpoints of a job with a frozen backbone: what was trained, as one small file to hand on."""
+    if best.meta.get("backbone") is None:
+        return {}
+    from trainer.adapter import log_adapter, write_adapter
+    from trainer.look_inside import look_inside
+
+    url = f"{session.config.run_dir}/adapter"
+    if session.context.rank == 0:
+        write_adapter(best, url)
+        log_adapter(tracker, url)
+    look_inside(session, tracker)
+    return {"adapter": url}
 
 
 def _log_origin(session: Session, tracker: Tracker) -> None:
@@ -127,6 +143,10 @@ def _log_origin(session: Session, tracker: Tracker) -> None:
     tracker.log_params({**whole, "dataset": data})
     tracker.log_json("config.json", whole)
     tracker.log_dataset(manifest.schema.name, config.data.url, manifest.digest, "training")
+    backbone = backbone_of(session.engine.module)
+    if backbone is not None:
+        runs = {"backbone.runs": ",".join(backbone["runs"])} if backbone["runs"] else {}
+        tracker.set_tags({"job": config.job, "backbone.digest": backbone["digest"], **runs})
     tracker.set_tags({"job_type": config.job, "dataset.name": manifest.schema.name, "dataset.digest": manifest.digest})
     if session.context.rank == 0:
         tracker.log_text("recipe.yaml", yaml.safe_dump(whole, sort_keys=False))
@@ -138,6 +158,9 @@ def _lineage(session: Session, checkpoint: Checkpoint) -> dict[str, str]:
     own = {"format": "fleximoe-checkpoint", "step": str(checkpoint.step), "data.digest": session.manifest.digest}
     tags = session.config.tracking.tags
     parent = tags.get("mlflow.parentRunId")
+    backbone = backbone_of(session.engine.module)
+    if backbone is not None:
+        own |= {"backbone.digest": backbone["digest"], "backbone.runs": ",".join(backbone["runs"])}
     return {**own, "data.url": session.config.data.url, **({"parent_run": parent} if parent else {})}
 
 
@@ -193,7 +216,6 @@ def _restore(session: Session) -> Checkpoint | None:
     if checkpoint is None:
         return None
     check_backbone(checkpoint.path, checkpoint.meta.get("backbone"), session.engine.module)
-    load_state(session.engine.module, checkpoint.meta.get("state", {}))
     if checkpoint.meta["data_digest"] != session.manifest.digest:
         raise CheckpointError(
             f"run {config.name} was trained on data with digest {checkpoint.meta['data_digest'][:12]}, and "
@@ -212,7 +234,6 @@ def _load_best(session: Session, progress: Progress) -> Checkpoint:
         if int(path.rsplit("-", 1)[1]) == wanted:
             checkpoint = open_checkpoint(path)
             load_engine(checkpoint, session.engine, moments=False)
-            load_state(session.engine.module, checkpoint.meta.get("state", {}))
             return checkpoint
     raise CheckpointError(f"the checkpoint of step {wanted} of run {session.config.name} is gone; there are {paths}")
 
@@ -258,7 +279,6 @@ def evaluate_checkpoint(config: RunConfig, context: Context) -> dict[str, Any]:
     session = build_session(config, context, manifest, schema, statistics_from_json(checkpoint.meta["statistics"]))
     check_backbone(checkpoint.path, checkpoint.meta.get("backbone"), session.engine.module)
     load_engine(checkpoint, session.engine, moments=False)
-    load_state(session.engine.module, checkpoint.meta.get("state", {}))
     metrics, predictions = evaluate(session, request.part, request.drop)
     session.close()
     return {

@@ -25,7 +25,6 @@ from trainer.checkpoint import CheckpointWriter
 from trainer.checkpoint_files import CheckpointError
 from trainer.collectives import named_failures, sum_over_ranks
 from trainer.evaluation import evaluate
-from trainer.job_types import saved_state
 from trainer.logs import progress as bar
 from trainer.models.missing import drop_modalities
 from trainer.profiling import StepProfiler
@@ -373,10 +372,8 @@ class TrainingLoop:
         """Checkpoint of this very step."""
         progress = self.progress
         score = progress.score if progress.evaluated_step == progress.step else None
-        state = saved_state(self.engine.module)
         self.writer.save(
-            self.engine,
-            {**self.describe, "step": progress.step, "score": score, "progress": asdict(progress), "state": state},
+            self.engine, {**self.describe, "step": progress.step, "score": score, "progress": asdict(progress)}
         )
 
 

@@ -103,7 +103,6 @@ class MopeConfig(Section):
         ge=1,
         description="choose the rank whose number of trained parameters is nearest to this; null = lora_rank",
     )
-    register_model: bool = Field(True, description="register the adapter as a version of a model in MLflow")
 
     @model_validator(mode="after")
     def _one_host(self) -> MopeConfig:

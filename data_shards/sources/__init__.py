@@ -17,6 +17,8 @@ SOURCES: dict[str, tuple[str, str]] = {
     "cmu_mosei": ("cmu", "CmuMosei"),
     "cmu_mosi": ("cmu", "CmuMosi"),
     "digits": ("digits", "Digits"),
+    "easy_vqa": ("easy_vqa", "EasyVQA"),
+    "image_text": ("image_text", "ImageText"),
     "mimic4": ("mimic4", "Mimic4"),
     "pam": ("pam", "Pam"),
     "physionet2012": ("physionet2012", "PhysioNet2012"),

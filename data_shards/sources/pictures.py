@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 MAX_PIXELS = 1 << 26  # larger ones are refused before they are decoded
+
+
+class PictureError(ValueError):
+    """A picture is empty, damaged or absurdly large. The text says what is wrong, not where it was."""
 
 
 def read_picture(path: Path, shape: tuple[int, int, int], resize: bool = False) -> np.ndarray:
@@ -15,13 +21,9 @@ def read_picture(path: Path, shape: tuple[int, int, int], resize: bool = False) 
     Raises:
         ValueError: no picture there, a damaged or absurdly large one, or one of another size without ``resize``.
     """
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise ValueError("pictures need Pillow: pip install pillow") from error
     channels, height, width = shape
     try:
-        with Image.open(path) as picture:
+        with _pillow().open(path) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(f"{path} has {picture.width} x {picture.height} pixels, at most {MAX_PIXELS} are read")
             if picture.size != (width, height) and not resize:
@@ -30,8 +32,40 @@ def read_picture(path: Path, shape: tuple[int, int, int], resize: bool = False) 
                 )
             plain = picture.convert("L" if channels == 1 else "RGB")
             if plain.size != (width, height):
-                plain = plain.resize((width, height), Image.Resampling.BILINEAR)
+                plain = plain.resize((width, height), _pillow().Resampling.BILINEAR)
             array = np.asarray(plain, np.uint8)
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"picture {path} cannot be read: {error}") from error
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def decode_picture(data: bytes, size: int) -> np.ndarray:
+    """uint8 (3, size, size): the shorter side is scaled to `size`, the middle of the longer one is kept.
+
+    Raises:
+        PictureError: no bytes, no picture, or more pixels than are plausible.
+    """
+    if not data:
+        raise PictureError("the picture is empty (0 bytes)")
+    try:
+        with _pillow().open(io.BytesIO(data)) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise PictureError(f"{picture.width} x {picture.height} pixels, at most {MAX_PIXELS} are read")
+            plain = picture.convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise PictureError(f"the picture cannot be decoded ({' '.join(str(error).split())[:120]})") from error
+    if plain.size != (size, size):
+        scale = size / min(plain.size)
+        wide, high = (max(size, round(side * scale)) for side in plain.size)
+        plain = plain.resize((wide, high), _pillow().Resampling.BICUBIC)
+        left, top = (wide - size) // 2, (high - size) // 2
+        plain = plain.crop((left, top, left + size, top + size))
+    return np.ascontiguousarray(np.asarray(plain, np.uint8).transpose(2, 0, 1))
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ValueError("pictures need Pillow: pip install pillow") from error
+    return Image

@@ -16,6 +16,12 @@ from data_shards import Batch
 STATE = ("keys_QK", "keys_MQK", "mean_LK", "steps_1")
 
 
+def keep_out_of_checkpoints(model: nn.Module) -> None:
+    """Buffers of a backbone are its own: they come with it, and checkpoints of a fine-tuning job leave them out."""
+    for module in model.modules():
+        module._non_persistent_buffers_set.update(module._buffers)
+
+
 class FrozenBackbone(nn.Module):
     """Base class. `backbone_digest` is None while nothing is frozen."""
 

@@ -14,6 +14,7 @@ experts, S static rows, L rows of an expert, P rows of all parts, H heads, E wid
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from trainer.flops import FORWARD_AND_BACKWARD, FlopCounter
 from trainer.models.fusemoe import Fused, FuseMoE, target_scale
 from trainer.models.grouped import GroupedLinear
 from trainer.models.missing import keyed_uniform
-from trainer.models.mope.base import FrozenBackbone
+from trainer.models.mope.base import FrozenBackbone, keep_out_of_checkpoints
 from trainer.models.mope.heads import ProbeHead
 from trainer.models.mope.host_checkpoint import host_architecture, load_host
 from trainer.models.mope.importance import Importance
@@ -121,6 +122,14 @@ class BlockPrompts(nn.Module):
             if config.router == "random":
                 self.intra_MDQ.requires_grad_(False)
                 self.cross_MXQ.requires_grad_(False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Keys stay in float32: rounded ones would not be orthogonal."""
+        keys_MQK = self.keys_MQK if self.experts_MKLD is not None else None
+        super()._apply(fn, recurse)
+        if keys_MQK is not None:
+            self.keys_MQK = keys_MQK.to(self.keys_MQK.device)
+        return self
 
     def forward(
         self, pairs: Pairs, pooled_QD: Tensor, context_QX: Tensor, mapped_QD: Tensor | None
@@ -243,6 +252,8 @@ class PromptedFuseMoE(FrozenBackbone):
         host.put_into(self.backbone)
         self.backbone_digest, self._runs = host.digest, [host.run_id] if host.run_id else []
         self.trained = config.method == "full"
+        if not self.trained:
+            keep_out_of_checkpoints(self.backbone)
         self.backbone.requires_grad_(self.trained)
         if config.method == "lora":
             add_lora([block.attention for block in self.backbone.blocks], config.lora_rank, config.lora_match)  # type: ignore[misc]

@@ -10,6 +10,8 @@ Shapes: L sites, K experts, B samples.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -38,6 +40,12 @@ class Importance(nn.Module):
         self.register_buffer("steps_1", torch.zeros(1))
         self.mean_LK: Tensor
         self.steps_1: Tensor
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """A running mean stays in float32, whatever precision the model has."""
+        super()._apply(fn, recurse)
+        self.mean_LK, self.steps_1 = self.mean_LK.float(), self.steps_1.float()
+        return self
 
     def forward(self, weights: list[Tensor], counted: list[Tensor]) -> Tensor:
         """Mean over sites of the squared variation above the cut; collective, the same value on every rank.

@@ -9,6 +9,8 @@ Shapes: B samples, D width of the host, X width of the context, Q width of a que
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -59,6 +61,13 @@ class Router(nn.Module):
         self.keys_QK: Tensor
         if parts == "random":
             self.requires_grad_(False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Keys stay in float32: rounded ones would not be orthogonal."""
+        keys_QK = self.keys_QK
+        super()._apply(fn, recurse)
+        self.keys_QK = keys_QK.to(self.keys_QK.device)
+        return self
 
     def forward(self, pooled_BD: Tensor, context_BX: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K) float32 weights, whose rows sum to 1; and the same without noise, for the importance loss."""

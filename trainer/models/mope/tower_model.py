@@ -19,7 +19,7 @@ from data_shards import Batch, DatasetSchema, ImageGroup, ModalitySpec, TextGrou
 from data_shards.statistics import SplitStatistics
 from trainer.models.fusemoe import Fused, target_scale
 from trainer.models.missing import keyed_uniform
-from trainer.models.mope.base import FrozenBackbone, RecordFlops
+from trainer.models.mope.base import FrozenBackbone, RecordFlops, keep_out_of_checkpoints
 from trainer.models.mope.heads import ProbeHead
 from trainer.models.mope.importance import Importance
 from trainer.models.mope.lora import add_lora
@@ -81,6 +81,7 @@ class TowerModel(FrozenBackbone):
         meta = any(parameter.is_meta for parameter in self.towers.parameters())
         weights = {name: value for name, value in self.towers.state_dict().items() if not value.is_meta}
         self.backbone_digest = None if meta or pretraining else digest_of(weights)
+        keep_out_of_checkpoints(self.towers)
         self._freeze(train_towers=pretraining or config.method == "full")
         if config.method == "lora" and not pretraining:
             add_lora([tower.model for tower in towers.values()], config.lora_rank, config.lora_match)

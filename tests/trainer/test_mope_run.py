@@ -1,0 +1,149 @@
+"""Whole fine-tuning runs: stopped and continued to the same bits, on towers and on a FuseMoE host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.trainer.test_run import job, losses, weights
+from tests.trainer.tiny import config, packed
+from tests.trainer.vqa import packed_vqa, recipe
+from trainer.checkpoint import newest_checkpoint
+from trainer.config import RunConfig
+from trainer.jobs import evaluation_config
+
+
+@pytest.fixture(scope="module")
+def vqa(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return packed_vqa(tmp_path_factory.mktemp("vqa"))
+
+
+@pytest.fixture(scope="module")
+def icu(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A data set, and a run that was trained on it for another task."""
+    folder = tmp_path_factory.mktemp("icu")
+    data = packed(folder / "data")
+    job(1, config(data, folder, training__tasks=["kind"], training__epochs=1))
+    return data, str(folder / "run")
+
+
+def on_host(icu: tuple[str, str], storage: Path, **changes: object) -> RunConfig:
+    data, host = icu
+    mope = {"host": host, "gate": True, "k": 3, "static_length": 1, "dynamic_length": 2, "context_dim": 8}
+    tree = config(data, storage).model_dump(mode="json")
+    tree |= {"job": "mope", "mope": {**mope, "mapper_hidden": 8, **changes}}
+    tree["training"] |= {"tasks": ["died"], "epochs": 3}
+    return RunConfig.model_validate(tree)
+
+
+def same(storage: Path, one: str, other: str) -> None:
+    expected, got = (weights(storage / name) for name in (one, other))
+    assert expected.keys() == got.keys()
+    assert all(np.array_equal(expected[name], got[name]) for name in expected)
+    buffers = []
+    for name in (one, other):
+        checkpoint = newest_checkpoint(str(storage / name / "run"))
+        assert checkpoint is not None
+        buffers.append(checkpoint.meta["buffers"])
+    assert buffers[0] == buffers[1] and any("mean_LK" in name for name in buffers[0])
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_stopped_run_on_towers_ends_with_the_same_bits(vqa: str, tmp_path: Path, world: int) -> None:
+    settings = {"parallel__workers": world, "mope__source_length": 2}
+    whole = job(world, recipe(vqa, tmp_path / "whole", **settings))
+    job(world, recipe(vqa, tmp_path / "broken", **settings), stop_at=3)
+    last = job(world, recipe(vqa, tmp_path / "broken", **settings))
+    assert last["metrics"] == whole["metrics"] and last["status"] == "finished"
+    same(tmp_path, "whole", "broken")
+    stored = weights(tmp_path / "whole")
+    assert stored and not any(name.startswith("towers.") for name in stored), "the backbone is not in the checkpoint"
+
+
+def test_two_ranks_train_what_one_trains(vqa: str, tmp_path: Path) -> None:
+    """Importance is a function of the whole batch; without dropout and noise a step does not depend on the ranks."""
+    steady = {"mope__dropout": 0.0, "mope__noise": 0.0, "mope__importance": {"weight": 1.0, "cut": 0.0}}
+    job(1, recipe(vqa, tmp_path / "one", **steady))
+    job(2, recipe(vqa, tmp_path / "two", **steady, parallel__workers=2, parallel__zero_stage=2))
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert max(abs(one[step] - two[step]) / one[step] for step in one) < 1e-5
+
+
+@pytest.mark.parametrize(("world", "degree"), [(1, 1), (2, 2)])
+def test_a_stopped_run_on_a_host_ends_with_the_same_bits(
+    icu: tuple[str, str], tmp_path: Path, world: int, degree: int
+) -> None:
+    def run(name: str, stop_at: int | None = None) -> dict[str, object]:
+        whole = on_host(icu, tmp_path / name)
+        whole.parallel.workers, whole.parallel.expert_parallel = world, degree
+        return job(world, whole, stop_at=stop_at)
+
+    expected = run("whole")
+    run("broken", stop_at=4)
+    assert run("broken")["metrics"] == expected["metrics"]
+    same(tmp_path, "whole", "broken")
+    assert not any(name.startswith("backbone.") for name in weights(tmp_path / "whole"))
+    again = job(1, evaluation_config(str(expected["checkpoint"])))
+    metrics = expected["metrics"]
+    assert isinstance(metrics, dict) and again["metrics"] == pytest.approx(metrics, rel=1e-5)
+
+
+def test_expert_parallel_hosts_give_the_same_losses(icu: tuple[str, str], tmp_path: Path) -> None:
+    steady = on_host(icu, tmp_path / "one", dropout=0.0, noise=0.0)
+    steady.model.modality_dropout = 0.0
+    job(1, steady)
+    spread = steady.model_copy(deep=True)
+    spread.training.storage = str(tmp_path / "two")
+    spread.parallel.workers, spread.parallel.expert_parallel = 2, 2
+    job(2, spread)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert max(abs(one[step] - two[step]) / one[step] for step in one) < 1e-4
+
+
+def test_a_tower_that_was_trained_here_is_a_tower(vqa: str, tmp_path: Path) -> None:
+    tree = recipe(vqa, tmp_path, "picture").model_dump(mode="json")
+    tree |= {"job": "tower", "mope": {"image": tree["mope"]["image"]}}
+    tree["training"]["tasks"] = ["colour"]
+    trained = job(1, RunConfig.model_validate(tree))
+    image = {"source": str(tmp_path / "picture")}
+    tuned = job(1, recipe(vqa, tmp_path, "tuned", mope__image=image))
+    assert "test/accuracy" in tuned["metrics"]
+    again = job(1, evaluation_config(tuned["checkpoint"]))
+    assert again["metrics"] == tuned["metrics"]
+    # The same name with other weights is another backbone.
+    (tmp_path / "picture").rename(tmp_path / "old")
+    tree["training"]["seed"] = 1
+    assert job(1, RunConfig.model_validate(tree))["metrics"] != trained["metrics"]
+    with pytest.raises(AssertionError, match=r"was trained on a backbone with digest \w{12}, and the one"):
+        job(1, evaluation_config(tuned["checkpoint"]))
+    with pytest.raises(AssertionError, match=r"trained job=mope and has no image tower; train one with job: tower"):
+        job(1, recipe(vqa, tmp_path, "wrong", mope__image={"source": str(tmp_path / "tuned")}))
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "late_fusion"])
+def test_baselines_run_as_the_same_job(vqa: str, tmp_path: Path, method: str) -> None:
+    result = job(1, recipe(vqa, tmp_path, mope__method=method, training__epochs=1))
+    assert result["status"] == "finished" and "test/accuracy" in result["metrics"]
+    again = job(1, evaluation_config(result["checkpoint"]))
+    assert again["metrics"] == result["metrics"]
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "static", "head"])
+def test_baselines_run_on_a_host(icu: tuple[str, str], tmp_path: Path, method: str) -> None:
+    run_config = on_host(icu, tmp_path, method=method)
+    run_config.training.epochs = 1
+    assert job(1, run_config)["status"] == "finished"
+
+
+def test_hosts_that_do_not_fit_are_named(icu: tuple[str, str], vqa: str, tmp_path: Path) -> None:
+    gone = on_host(icu, tmp_path)
+    assert gone.mope is not None
+    gone.mope.host = str(tmp_path / "nothing")
+    with pytest.raises(AssertionError, match=r"mope.host: .*nothing holds no committed checkpoint"):
+        job(1, gone)
+    other = on_host(icu, tmp_path)
+    other.data.url, other.training.tasks = vqa, ["answer"]
+    with pytest.raises(AssertionError, match=r"data set easy_vqa does not fit host .*: its modalities are image"):
+        job(1, other)
