@@ -164,6 +164,8 @@ class JobBoard:
         return self.wait(job, timeout=60)
 
     async def _tail(self, job_id: str, write: Callable[[str], Any]) -> None:
+        from aiohttp import ClientError
+
         written, failures = 0, 0
         while failures <= RECONNECTS:
             seen = 0  # each connection starts at the beginning
@@ -174,7 +176,7 @@ class JobBoard:
                         write(text[written - seen :])
                         written, failures = seen, 0
                 return
-            except (OSError, RuntimeError) as error:
+            except (OSError, RuntimeError, ClientError) as error:
                 failures += 1
                 logger.debug("the connection to %s broke (%s)", self.url, error)
                 await asyncio.sleep(POLL_SECONDS)
@@ -190,10 +192,15 @@ class JobBoard:
     def wait(self, job: Job, timeout: float) -> Job:
         """The job, once it has ended. Raises TimeoutError."""
         deadline = time.monotonic() + timeout
-        while (job := _job(self._client.get_job_info(job.id))).live:
-            if time.monotonic() > deadline:
+        while job.live:
+            try:
+                job = _job(self._client.get_job_info(job.id))
+            except OSError:  # a tunnel may break for a moment
+                logger.debug("the connection to %s broke", self.url)
+            if job.live and time.monotonic() > deadline:
                 raise TimeoutError(f"job {job.id} has not ended within {timeout:g} s; it is {job.status}")
-            time.sleep(POLL_SECONDS)
+            if job.live:
+                time.sleep(POLL_SECONDS)
         return job
 
     def logs(self, job: Job) -> str:
