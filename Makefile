@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow lint format browser
+.PHONY: help train test test-slow lint format browser docs
 
 help: ## Show this list
 	@grep -hE '^[a-z/-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,10 @@ browser: ## Install Chromium, in which tests open the HTML reports (Debian or Ub
 
 lint: $(READY) ## Check style and types only
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+docs: $(READY) ## Make the pages and figures that are made from the code
+	$(BIN)/python -m docs.make_recipe_keys
+	$(BIN)/python -m docs.figures.make_figures
 
 format: $(READY) ## Rewrite files in the project's style
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from data_shards.loader import Step, StepLoader
     from data_shards.manifest import Manifest, open_manifest
     from data_shards.order import EpochOrder, Position
+    from data_shards.parts import DataSet, open_data
     from data_shards.records import Record, Series
     from data_shards.schema import DatasetSchema, ModalitySpec, TaskSpec, group_layout
     from data_shards.sources import Source, create_source
@@ -29,6 +30,7 @@ _HOME = {
     "loader": ("Step", "StepLoader"),
     "manifest": ("Manifest", "open_manifest"),
     "order": ("EpochOrder", "Position"),
+    "parts": ("DataSet", "open_data"),
     "records": ("Record", "Series"),
     "schema": ("DatasetSchema", "ModalitySpec", "TaskSpec", "group_layout"),
     "sources": ("Source", "create_source"),
@@ -39,6 +41,7 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "Batch",
     "DataConfig",
+    "DataSet",
     "DatasetSchema",
     "EpochOrder",
     "Group",
@@ -61,6 +64,7 @@ __all__ = [
     "WaveformGroup",
     "create_source",
     "group_layout",
+    "open_data",
     "open_manifest",
     "pack",
     "summary",

@@ -97,6 +97,7 @@ class Batch:
         targets: task -> float32 [B, t]; t = 1 for binary and multiclass (class number), L for multilabel, n for
             regression; NaN = unlabelled.
         groups: group id -> group; every group of the schema is there, with P = 0 if nobody has it.
+        known_BM: bool, of a mixture of data sets: modalities that the record's own data set has. None: all of them.
     """
 
     keys: list[str]
@@ -104,12 +105,17 @@ class Batch:
     present_BM: Tensor
     targets: dict[str, Tensor]
     groups: dict[str, Group]
+    known_BM: Tensor | None = None
     _buffer: Tensor | None = field(default=None, repr=False, compare=False)
 
     KIND: ClassVar[str] = "fleximoe-batch-1"
 
     def __len__(self) -> int:
         return len(self.index_B)
+
+    def absent(self) -> Tensor:
+        """bool [B, M]: modalities that a record could have and has not."""
+        return ~self.present_BM if self.known_BM is None else self.known_BM & ~self.present_BM
 
     @property
     def device(self) -> torch.device:
@@ -119,6 +125,7 @@ class Batch:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by a flat name, in a fixed order."""
         flat = {"index": self.index_B, "present": self.present_BM}
+        flat |= {} if self.known_BM is None else {"known": self.known_BM}
         flat |= {f"target:{name}": tensor for name, tensor in self.targets.items()}
         for name, group in self.groups.items():
             flat |= {f"group:{name}:{f.name}": getattr(group, f.name) for f in fields(group)}
@@ -190,4 +197,4 @@ def _build(views: dict[str, Tensor], keys: list[str], buffer: Tensor) -> Batch:
             _, group, column = name.split(":")
             parts.setdefault(group, {})[column] = tensor
     groups = {name: GROUPS[name.split("/")[0]](**columns) for name, columns in parts.items()}
-    return Batch(keys, views["index"], views["present"], targets, groups, buffer)
+    return Batch(keys, views["index"], views["present"], targets, groups, views.get("known"), buffer)

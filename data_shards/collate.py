@@ -24,8 +24,8 @@ class Collator:
         self.layout = group_layout(schema)
         self._features = np.array([m.shape[0] if m.kind == "vector" else 0 for m in schema.modalities], np.int64)
 
-    def __call__(self, records: Sequence[Columns], index_B: np.ndarray) -> Batch:
-        """Pack the records; ``index_B`` are their numbers in the data set."""
+    def __call__(self, records: Sequence[Columns], index_B: np.ndarray, known_BM: np.ndarray | None = None) -> Batch:
+        """Pack the records; ``index_B`` are their numbers in the data set, ``known_BM`` as in the batch."""
         present = np.zeros((len(records), len(self.schema.modalities)), bool)
         groups: dict[str, Group] = {}
         for name, numbers in self.layout.items():
@@ -39,7 +39,8 @@ class Collator:
             for i, task in enumerate(self.schema.tasks)
         }
         keys = [record.key for record in records]
-        return Batch(keys, torch.from_numpy(index_B), torch.from_numpy(present), targets, groups)
+        known = None if known_BM is None else torch.from_numpy(known_BM)
+        return Batch(keys, torch.from_numpy(index_B), torch.from_numpy(present), targets, groups, known)
 
     def _series(self, records: Sequence[Columns], numbers: list[int]) -> SeriesGroup:
         pairs = _Pairs([r.series_S for r in records], [r.counts_S for r in records])

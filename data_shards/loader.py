@@ -20,8 +20,9 @@ from data_shards.batch import Batch
 from data_shards.collate import Collator
 from data_shards.config import DataConfig
 from data_shards.errors import ShardError
-from data_shards.manifest import Manifest
-from data_shards.order import EpochOrder, Position, rank_share, share_bounds
+from data_shards.mixture import MixedReader
+from data_shards.order import Position, share_bounds
+from data_shards.parts import DataSet, part_of
 from data_shards.reader import Reader
 
 log = logging.getLogger(__name__)
@@ -59,10 +60,10 @@ class _Fetched:
 class _Steps(torch.utils.data.Dataset[_Fetched]):
     """(epoch, start) -> the rank's micro-batches as flat buffers; the reader is made where it is used."""
 
-    def __init__(self, manifest: Manifest, config: DataConfig, part: str, place: dict[str, Any]) -> None:
-        self.manifest, self.config, self.part, self.place = manifest, config, part, place
-        self.counts = manifest.counts(config.split, part)
-        self._reader: Reader | None = None
+    def __init__(self, data: DataSet, config: DataConfig, part: str, place: dict[str, Any]) -> None:
+        self.schema, self.place = data.schema, place
+        self.data = part_of(data, config, part)
+        self._reader: Reader | MixedReader | None = None
         self._order = lru_cache(maxsize=2)(self._make_order)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -72,25 +73,24 @@ class _Steps(torch.utils.data.Dataset[_Fetched]):
         self.__dict__.update(state)
         self._order = lru_cache(maxsize=2)(self._make_order)
 
-    def _make_order(self, epoch: int) -> EpochOrder:
-        place = self.place
-        return EpochOrder(self.counts, place["seed"], epoch, self.config.window_chunks, place["shuffle"])
+    def _make_order(self, epoch: int) -> Any:
+        return self.data.order(self.place["seed"], epoch, self.place["shuffle"])
 
     def batches(self, epoch: int, start: int) -> tuple[list[Batch], dict[str, int], dict[str, int]]:
         """The rank's micro-batches of the step that starts at ``start``, what was skipped, and storage counts."""
         if self._reader is None:
-            self._reader = Reader(self.manifest, self.config, self.part)
-            self._collate = Collator(self.manifest.schema)
-        place, before = self.place, self._reader.storage.counts.copy()
-        entries = self._order(epoch).take(start, start + place["batch_size"])
-        chunk_N, ordinal_N = rank_share(*entries, place["rank"], place["world"])
+            self._reader = self.data.reader()
+            self._collate = Collator(self.schema)
+        place, before = self.place, self._reader.io.copy()
+        chunk_N, ordinal_N = self._order(epoch).take(start, start + place["batch_size"])
+        chunk_N, ordinal_N = self.data.share(chunk_N, ordinal_N, place["rank"], place["world"])
         batches, skipped = [], Counter[str]()
         for micro in range(place["accumulation"]):
             cut = slice(*share_bounds(len(chunk_N), micro, place["accumulation"]))
             records, numbers, lost = self._reader.read(chunk_N[cut], ordinal_N[cut])
-            batches.append(self._collate(records, numbers))
+            batches.append(self._collate(records, numbers, self.data.known(numbers)))
             skipped += lost
-        return batches, dict(skipped), dict(self._reader.storage.counts - before)
+        return batches, dict(skipped), dict(self._reader.io - before)
 
     def __getitem__(self, step: tuple[int, int]) -> _Fetched:
         try:
@@ -117,7 +117,7 @@ class StepLoader:
     """Global steps of one part of a data set, as one rank sees them.
 
     Args:
-        manifest: an opened data set. config: the data section. part: e.g. ``train``.
+        manifest: an opened data set or mixture. config: the data section. part: e.g. ``train``.
         batch_size: records of a global step over all ranks and micro-batches.
         rank, world: this data rank and their number. accumulation: micro-batches per step.
         shuffle: False takes storage order (evaluation). seed: of the order; default ``config.seed``.
@@ -132,7 +132,7 @@ class StepLoader:
 
     def __init__(
         self,
-        manifest: Manifest,
+        manifest: DataSet,
         config: DataConfig,
         part: str,
         batch_size: int,
@@ -147,13 +147,13 @@ class StepLoader:
                 f"batch_size {batch_size} and accumulation {accumulation} must be at least 1, "
                 f"and rank {rank} must lie in 0 to {world - 1}"
             )
-        if config.workers and manifest.storage.scheme == "memory":
+        if config.workers and manifest.in_memory:
             raise ValueError("memory:// lives in one process only; set data.workers to 0 or use another place")
         self.config, self.batch_size, self.accumulation = config, batch_size, accumulation
         seed = config.seed if seed is None else seed
         place = {"batch_size": batch_size, "rank": rank, "world": world, "accumulation": accumulation}
         self._steps = _Steps(manifest, config, part, {**place, "shuffle": shuffle, "seed": seed})
-        self.records = int(self._steps.counts.sum())
+        self.records = self._steps.data.records
         self.steps_per_epoch = -(-self.records // batch_size)
         self.skipped: Counter[str] = Counter()
         self._warn_if_thrashing(manifest, world)
@@ -175,7 +175,7 @@ class StepLoader:
             stop = min(start + self.batch_size, self.records)
             yield Step(batches, stop - start, Position(epoch, stop), skipped, io)
 
-    def _warn_if_thrashing(self, manifest: Manifest, world: int) -> None:
+    def _warn_if_thrashing(self, manifest: DataSet, world: int) -> None:
         """A window that does not fit in memory makes every step read its chunks again."""
         largest = max((chunk.length for shard in manifest.shards for chunk in shard.chunks), default=0)
         held = largest * -(-self.config.window_chunks // world)

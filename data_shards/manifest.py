@@ -118,6 +118,11 @@ class Manifest(Contents):
         """Where the data set was opened."""
         return self.storage.url
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether it lives in this process only."""
+        return self.storage.scheme == "memory"
+
     def column(self, split: str, part: str) -> int:
         """Number of the (split, part) column; ValueError lists what there is."""
         if split not in self.splits:

@@ -46,7 +46,9 @@ class EpochOrder:
         shuffle: False keeps storage order (evaluation).
     """
 
-    def __init__(self, counts: np.ndarray, seed: int, epoch: int, window_chunks: int, shuffle: bool = True) -> None:
+    def __init__(
+        self, counts: np.ndarray, seed: int | str, epoch: int, window_chunks: int, shuffle: bool = True
+    ) -> None:
         chunks = np.flatnonzero(counts)
         if shuffle:
             chunks = chunks[permutation(len(chunks), seed, epoch, "chunks")]

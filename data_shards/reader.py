@@ -63,6 +63,11 @@ class Reader:
         self.held_bytes = 0  # of chunks in memory
         self._indexes: OrderedDict[int, ShardIndex | ShardError] = OrderedDict()
 
+    @property
+    def io(self) -> Counter[str]:
+        """Reads, bytes and retries of storage so far."""
+        return self.storage.counts
+
     def read(self, chunk_N: np.ndarray, ordinal_N: np.ndarray) -> tuple[list[Columns], np.ndarray, Counter[str]]:
         """Records of the entries, in their order.
 

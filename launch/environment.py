@@ -66,7 +66,9 @@ def settle_paths(config: RunConfig) -> RunConfig:
 def refuse_relative_paths(config: RunConfig) -> None:
     """Raise RecipeError if data or storage are relative: a submitted job works in a temporary copy of the folder,
     which holds no data and vanishes with everything written to it."""
-    places = {"data.url": config.data.url, "training.storage": config.training.storage}
+    places = {f"data.mixture.{name}.url": entry.url for name, entry in config.data.mixture.items()}
+    places |= {"data.url": config.data.url} if config.data.url else {}
+    places["training.storage"] = config.training.storage
     relative = {key: place for key, place in places.items() if "://" not in place and not place.startswith(("/", "~"))}
     if relative:
         instead = " ".join(f"{key}=$PWD/{place}" for key, place in relative.items())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_shards import DatasetSchema, open_manifest
+from data_shards import DatasetSchema, open_data
 from data_shards.errors import ManifestError
 from data_shards.statistics import ModalityStatistics, SplitStatistics, TaskStatistics
 from launch.cost import MODELLED, CostModel, Layout, StepCost
@@ -44,7 +44,7 @@ def data_statistics(
     """Schema, presence and lengths: of the packed data if it is there, else of a schema file and a stated presence."""
     if schema is None:
         try:
-            manifest = open_manifest(config.data.url, config.data.storage_options)
+            manifest = open_data(config.data)
         except ManifestError as error:
             raise UsageError(f"{error}; pack the data, or give --schema FILE (and --presence) instead") from None
         manifest.column(config.data.split, "train")

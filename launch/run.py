@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_shards import ManifestError, open_manifest
+from data_shards import ManifestError, open_data
 from launch.environment import prepare_for_ray, settle_paths
 from launch.errors import RunFailedError, UsageError
 from launch.output import print_json_line, print_metrics
@@ -68,7 +68,7 @@ def check(config: RunConfig) -> None:
     """
     check_parallel(config)
     try:
-        manifest = open_manifest(config.data.url, config.data.storage_options)
+        manifest = open_data(config.data)
     except ManifestError as error:
         raise ManifestError(f"{error}; data sets are made with python -m launch pack") from None
     if config.job != "evaluate":

@@ -164,7 +164,10 @@ def absolute_paths(config: RunConfig, root: Path) -> RunConfig:
     `training.storage`.
     """
     config = config.model_copy(deep=True)
-    config.data.url = _absolute(config.data.url, root)
+    if config.data.url:
+        config.data.url = _absolute(config.data.url, root)
+    for entry in config.data.mixture.values():
+        entry.url = _absolute(entry.url, root)
     config.training.storage = _absolute(config.training.storage, root)
     if config.evaluation:
         config.evaluation.checkpoint = _absolute(config.evaluation.checkpoint, root)

@@ -55,7 +55,10 @@ class FlopCounter:
         number["records"] = float(len(batch))
         number["indicators"] = len(batch) * len(self.schema.modalities) - sum(g.pairs for g in batch.groups.values())
         number["indicators"] *= self.config.missing_embedding
-        tensors: dict[str, Tensor] = {"squares": self._squares(present_BM)}
+        absent_BM = batch.absent()
+        tensors: dict[str, Tensor] = {"squares": self._squares(present_BM, absent_BM.double())}
+        if batch.known_BM is not None:
+            tensors["indicators"] = absent_BM.sum() * self.config.missing_embedding
         groups: dict[str, Any] = batch.groups
         if "series" in groups:
             number["events"] = float(len(groups["series"].values_O))
@@ -128,13 +131,13 @@ class FlopCounter:
             bins_MT[indices] = torch.bincount(place, minlength=self.config.bins).double()
         return bins_MT
 
-    def _squares(self, present_BM: Tensor) -> Tensor:
+    def _squares(self, present_BM: Tensor, absent_BM: Tensor) -> Tensor:
         """Sum of squared lengths of the sequences that attend across modalities."""
         if self.attention == "per_modality":
             return present_BM.new_zeros(())
         length_BT = present_BM @ self._bins_MT.to(present_BM.device)
         if self.config.missing_embedding:
-            length_BT[:, -1] += (1 - present_BM).sum(1)
+            length_BT[:, -1] += absent_BM.sum(1)
         return (length_BT if self.attention == "factorized" else length_BT.sum(1)).square().sum()
 
     def expected_squares(self, presence_M: Tensor) -> float:

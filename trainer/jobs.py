@@ -19,8 +19,8 @@ import fsspec
 import torch
 import yaml
 
-from data_shards import DatasetSchema, open_manifest
-from data_shards.manifest import Manifest
+from data_shards import DataSet, DatasetSchema, open_data
+from data_shards.mixture import Mixture
 from trainer.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -66,7 +66,7 @@ def run(config: RunConfig, context: Context, tags: dict[str, str] | None = None)
 
 def train(config: RunConfig, context: Context, tags: dict[str, str]) -> dict[str, Any]:
     """Train a model, or continue the run of this name; then evaluate its best checkpoint on the test part."""
-    manifest = open_manifest(config.data.url, config.data.storage_options)
+    manifest = open_data(config.data)
     session = build_session(config, context, manifest, manifest.schema, _statistics(manifest, config))
     context.start.mark("model")
     tracker = create_tracker(config.tracking, config.name, config.tracking.run_id, tags, context.rank, config.run_dir)
@@ -142,7 +142,8 @@ def _log_origin(session: Session, tracker: Tracker) -> None:
     data = {"name": manifest.schema.name, "digest": manifest.digest, "records": manifest.records}
     tracker.log_params({**whole, "dataset": data})
     tracker.log_json("config.json", whole)
-    tracker.log_dataset(manifest.schema.name, config.data.url, manifest.digest, "training")
+    for one in [member.manifest for member in manifest.members] if isinstance(manifest, Mixture) else [manifest]:
+        tracker.log_dataset(one.schema.name, one.url, one.digest, "training")
     backbone = backbone_of(session.engine.module)
     if backbone is not None:
         runs = {"backbone.runs": ",".join(backbone["runs"])} if backbone["runs"] else {}
@@ -161,10 +162,10 @@ def _lineage(session: Session, checkpoint: Checkpoint) -> dict[str, str]:
     backbone = backbone_of(session.engine.module)
     if backbone is not None:
         own |= {"backbone.digest": backbone["digest"], "backbone.runs": ",".join(backbone["runs"])}
-    return {**own, "data.url": session.config.data.url, **({"parent_run": parent} if parent else {})}
+    return {**own, "data.url": session.manifest.url, **({"parent_run": parent} if parent else {})}
 
 
-def _statistics(manifest: Manifest, config: RunConfig):  # type: ignore[no-untyped-def]
+def _statistics(manifest: DataSet, config: RunConfig):  # type: ignore[no-untyped-def]
     split = config.data.split
     manifest.column(split, "train")
     return manifest.statistics[split]
@@ -219,7 +220,7 @@ def _restore(session: Session) -> Checkpoint | None:
     if checkpoint.meta["data_digest"] != session.manifest.digest:
         raise CheckpointError(
             f"run {config.name} was trained on data with digest {checkpoint.meta['data_digest'][:12]}, and "
-            f"{config.data.url} has {session.manifest.digest[:12]}: the data changed; give the run another name"
+            f"{session.manifest.url} has {session.manifest.digest[:12]}: the data changed; give the run another name"
         )
     return checkpoint
 
@@ -271,11 +272,11 @@ def evaluate_checkpoint(config: RunConfig, context: Context) -> dict[str, Any]:
     request = config.evaluation
     assert request is not None
     checkpoint = open_checkpoint(request.checkpoint)
-    manifest = open_manifest(config.data.url, config.data.storage_options)
+    manifest = open_data(config.data)
     schema = DatasetSchema.from_json(json.dumps(checkpoint.meta["schema"]))
     difference = schema_difference(schema, manifest.schema)
     if difference:
-        raise CheckpointError(f"{config.data.url} does not fit checkpoint {checkpoint.path}: {difference}")
+        raise CheckpointError(f"{manifest.url} does not fit checkpoint {checkpoint.path}: {difference}")
     session = build_session(config, context, manifest, schema, statistics_from_json(checkpoint.meta["statistics"]))
     check_backbone(checkpoint.path, checkpoint.meta.get("backbone"), session.engine.module)
     load_engine(checkpoint, session.engine, moments=False)
@@ -301,6 +302,11 @@ def evaluation_config(
     tree["job"] = "evaluate"
     of = checkpoint.meta["config"]["job"]
     tree["evaluation"] = {"checkpoint": checkpoint.path, "of": of, "part": part, "drop": drop or []}
+    if data_url is not None and tree["data"].get("mixture"):
+        raise CheckpointError(
+            f"{checkpoint.path} was trained on a mixture: instead of --data give data.mixture.NAME.url=... for "
+            f"{' or '.join(tree['data']['mixture'])}"
+        )
     if data_url is not None:
         tree["data"] = {**tree["data"], "url": data_url}
     return RunConfig.model_validate(tree)

@@ -12,8 +12,7 @@ from functools import partial
 
 import torch
 
-from data_shards import DatasetSchema, StepLoader, TaskSpec
-from data_shards.manifest import Manifest
+from data_shards import DataSet, DatasetSchema, StepLoader, TaskSpec
 from data_shards.statistics import SplitStatistics
 from parallel import Engine, Mesh, MeshSpec, create_mesh, init_distributed
 from parallel.config import ParallelConfig
@@ -36,7 +35,7 @@ class Session:
     config: RunConfig
     context: Context
     mesh: Mesh
-    manifest: Manifest
+    manifest: DataSet
     schema: DatasetSchema
     statistics: SplitStatistics
     tasks: list[TaskSpec]
@@ -86,7 +85,7 @@ class Session:
 
 
 def build_session(
-    config: RunConfig, context: Context, manifest: Manifest, schema: DatasetSchema, statistics: SplitStatistics
+    config: RunConfig, context: Context, manifest: DataSet, schema: DatasetSchema, statistics: SplitStatistics
 ) -> Session:
     """Build a job's parts. Collective over the ranks of the job.
 

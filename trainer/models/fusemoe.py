@@ -123,7 +123,7 @@ class FuseMoE(nn.Module):
             groups.append(EncodedGroup(group.modality_P, group.sample_P, counts_M, self.tokens[name]))
         absent = None
         if self.missing is not None:
-            sample_X, modality_X = (~batch.present_BM).nonzero(as_tuple=True)
+            sample_X, modality_X = batch.absent().nonzero(as_tuple=True)
             absent = (sample_X, modality_X)
         layout = token_layout(groups, absent, len(batch.present_BM), self.bins, self.attention)
         if self.missing is not None and absent is not None:

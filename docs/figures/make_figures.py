@@ -1,0 +1,131 @@
+"""Draws the figures of the documentation. Where a figure shows what the code computes, the code computes it.
+
+python -m docs.figures.make_figures
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+from data_shards import create_source
+from parallel.gates import Gate
+from parallel.routers import expert_pools
+
+HERE = Path(__file__).parent
+BLUE, ORANGE, GREEN, GREY = "#2f6db5", "#d9822b", "#3a8f5c", "#c9d1d9"
+COLOURS = (BLUE, ORANGE, GREEN)
+
+
+def gates() -> Figure:
+    """Share of the nearer of two experts as a token moves from one prototype to the other, by the real gates."""
+    dim = 16
+    generator = torch.Generator().manual_seed(1)
+    prototypes_DE = torch.nn.functional.normalize(torch.randn(dim, 2, generator=generator), dim=0)
+    place_N = torch.linspace(-0.5, 1.5, 101)
+    line_ND = torch.lerp(prototypes_DE[:, 0], prototypes_DE[:, 1], place_N[:, None])
+    figure = Figure(figsize=(7.5, 3), layout="constrained")
+    axes = figure.add_subplot()
+    for kind, colour in zip(("softmax", "laplace", "gaussian"), COLOURS, strict=True):
+        gate = Gate(kind, dim, 2)  # type: ignore[arg-type]
+        with torch.no_grad():
+            gate.prototypes[0] = prototypes_DE
+            share_NE = gate(line_ND).softmax(dim=1)
+        axes.plot(place_N, share_NE[:, 1], color=colour, label=kind)
+    axes.set(xlabel="from the prototype of expert 0 (at 0) to that of expert 1 (at 1)", ylabel="weight of expert 1")
+    axes.legend(frameon=False)
+    return _plain(figure)
+
+
+def routers() -> Figure:
+    """Which experts a modality's tokens may reach."""
+    names, experts = ("vitals", "notes", "X-ray"), 12
+    figure = Figure(figsize=(7.5, 2.6), layout="constrained")
+    pools = expert_pools(experts, len(names), 2)
+    for place, router in enumerate(("joint", "per_modality", "disjoint")):
+        axes = figure.add_subplot(1, 3, place + 1)
+        for row in range(len(names)):
+            for expert in range(experts):
+                reach = router != "disjoint" or expert in pools[row]
+                colour = BLUE if router == "joint" else COLOURS[row]
+                axes.scatter(expert, row, s=60, color=colour if reach else "#eef1f4")
+        axes.set_yticks(range(len(names)), names if place == 0 else [""] * len(names))
+        axes.set_xticks([0, experts - 1])
+        axes.set_title(router, fontsize=10)
+        axes.set_xlabel("expert", fontsize=9)
+        axes.invert_yaxis()
+        axes.margins(0.08, 0.25)
+    return _plain(figure)
+
+
+def irregular() -> Figure:
+    """A real irregular series (rows of a digit, jittered and partly observed) and the common grid it is brought to."""
+    source = create_source("digits", {"missing": "0"})
+    record = next(source.read(source.units()[0], Counter()))
+    series, bins = record.values["rows"], 8
+    figure = Figure(figsize=(7.5, 2.8), layout="constrained")
+    axes = figure.add_subplot()
+    for edge in range(bins + 1):
+        axes.axvline(edge, color=GREY, linewidth=1)
+    for channel, colour in zip((2, 3, 5), COLOURS, strict=True):
+        own = series.channels_O == channel  # type: ignore[union-attr]
+        time, value = series.times_O[own], series.values_O[own]  # type: ignore[union-attr]
+        axes.scatter(time, value, color=colour, s=28, zorder=3, label=f"channel {channel}")
+        edges = np.arange(1, bins + 1)
+        last = [value[time < edge][-1] if (time < edge).any() else np.nan for edge in edges]
+        axes.step(edges, last, where="post", color=colour, alpha=0.5)
+    axes.set(xlabel="time; grey lines are bins of the common grid", ylabel="value")
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
+    return _plain(figure)
+
+
+def expert_parallel() -> Figure:
+    """Four ranks, eight experts: each holds two, and tokens travel to where their expert is."""
+    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    rng = np.random.default_rng(3)
+    for rank in range(4):
+        _box(axes, rank * 2.5, 2.2, f"rank {rank}: its records", GREY)
+        _box(axes, rank * 2.5, 0, f"experts {2 * rank}, {2 * rank + 1}", BLUE)
+        for target in rng.choice(4, 2, replace=False):
+            start, end = (rank * 2.5 + 1, 2.15), (target * 2.5 + 1, 0.85)
+            arrow = {"arrowstyle": "->", "color": ORANGE, "alpha": 0.9}
+            axes.annotate("", end, start, arrowprops=arrow)
+    axes.text(4.75, 1.65, "all-to-all: tokens go, results come back", ha="center", fontsize=9, color=ORANGE,
+              bbox={"color": "white", "pad": 1})  # fmt: skip
+    axes.set(xlim=(-0.3, 9.8), ylim=(-0.3, 3.3))
+    axes.axis("off")
+    return figure
+
+
+def _box(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
+    axes.add_patch(FancyBboxPatch((x, y), 2, 0.8, boxstyle="round,pad=0.05", color=colour, alpha=0.35))
+    axes.text(x + 1, y + 0.4, text, ha="center", va="center", fontsize=9)
+
+
+def _plain(figure: Figure) -> Figure:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+FIGURES = {"gates": gates, "routers": routers, "irregular": irregular, "expert_parallel": expert_parallel}
+
+
+def main() -> None:
+    """Write every figure beside this file; the same code gives the same bytes."""
+    matplotlib.rcParams["svg.hashsalt"] = "fleximoe"
+    for name, draw in FIGURES.items():
+        draw().savefig(HERE / f"{name}.svg", metadata={"Date": None})
+        print(HERE / f"{name}.svg")
+
+
+if __name__ == "__main__":
+    main()

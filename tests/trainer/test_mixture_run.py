@@ -1,0 +1,93 @@
+"""A mixture of data sets through the whole job: stopped and continued to the same bits, moved, evaluated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data_shards import StepLoader, open_data
+from tests.data_shards.build import make_set
+from tests.trainer.test_run import STEADY, FixedContext, job, losses, weights
+from tests.trainer.tiny import config, packed
+from trainer.checkpoint import CheckpointError, newest_checkpoint
+from trainer.config import RunConfig, load_recipe
+from trainer.export import export_model, load_model
+from trainer.jobs import evaluation_config, run
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Two data sets with nothing in common; the second one's records are seen twice as often."""
+    folder = tmp_path_factory.mktemp("mixture")
+    return {
+        "tiny": {"url": packed(folder / "tiny")},
+        "other": {"url": make_set(folder / "other", 40).url, "tasks": ["ward"], "weight": 2.0},
+    }
+
+
+def mixed(mixture: dict[str, Any], storage: Path, **changes: Any) -> RunConfig:
+    tree = config("replaced", storage, model__image__patch=1, **changes).model_dump(
+        mode="json"
+    )  # the tiny run, with two data sets instead of one
+    return RunConfig.model_validate({**tree, "data": {"mixture": mixture}})
+
+
+def test_a_stopped_mixture_continues_to_the_same_bits_and_evaluates(mixture: dict[str, Any], tmp_path: Path) -> None:
+    layout: dict[str, Any] = {"parallel__workers": 2, "parallel__expert_parallel": 2, "model__modality_dropout": 0.3}
+    whole = job(2, mixed(mixture, tmp_path / "whole", **layout))
+    broken = mixed(mixture, tmp_path / "broken", **layout)
+    assert job(2, broken, stop_at=3)["status"] == "stopped"
+    last = job(2, broken)
+    assert last["status"] == "finished" and last["metrics"] == whole["metrics"] and last["samples"] == whole["samples"]
+    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(np.array_equal(expected[name], got[name]) for name in expected)
+    for name in ("test/tiny-died/accuracy", "test/tiny-days/mae", "test/other-ward/accuracy"):
+        assert name in whole["metrics"]
+    assert not any("other-death" in name for name in whole["metrics"])
+    checkpoint = newest_checkpoint(broken.run_dir)
+    assert checkpoint is not None
+    again = run(evaluation_config(broken.run_dir), FixedContext(0, 1))
+    assert again["metrics"] == pytest.approx(whole["metrics"], abs=1e-5)
+    with pytest.raises(CheckpointError, match=r"instead of --data give data.mixture.NAME.url=... for tiny or other"):
+        evaluation_config(broken.run_dir, "elsewhere")
+
+
+def test_a_mixture_continues_at_another_world_size_and_not_with_other_weights(
+    mixture: dict[str, Any], tmp_path: Path
+) -> None:
+    saved = {**STEADY, "parallel__workers": 2, "parallel__expert_parallel": 2}
+    job(2, mixed(mixture, tmp_path / "whole", **saved))
+    job(2, mixed(mixture, tmp_path / "moved", **saved), stop_at=5)
+    alone = mixed(mixture, tmp_path / "moved", **STEADY)
+    heavier = {**mixture, "tiny": {**mixture["tiny"], "weight": 3.0}}
+    with pytest.raises(CheckpointError, match="the data changed; give the run another name"):
+        run(mixed(heavier, tmp_path / "moved", **STEADY), FixedContext(0, 1))
+    run(alone, FixedContext(0, 1))
+    expected, got = losses(tmp_path / "whole"), losses(tmp_path / "moved")
+    assert expected.keys() == got.keys()
+    assert [got[step] for step in expected] == pytest.approx(list(expected.values()), rel=2e-4)
+
+
+def test_a_record_has_tokens_of_its_own_data_set_only(mixture: dict[str, Any], tmp_path: Path) -> None:
+    run_config = mixed(mixture, tmp_path, **STEADY, training__max_steps=2)
+    run(run_config, FixedContext(0, 1))
+    export_model(run_config.run_dir, str(tmp_path / "export"))
+    model, data = load_model(str(tmp_path / "export")), open_data(run_config.data)
+    batch = next(StepLoader(data, run_config.data, "train", 16).steps(0)).micro_batches[0]
+    assert batch.known_BM is not None
+    with torch.no_grad():
+        x_ND, layout = model.embed(batch)
+        assert batch.known_BM[layout.sample_N, layout.modality_N].all() and len(x_ND) == len(layout.sample_N)
+        logits = model(batch).logits
+    assert set(logits) == {"tiny-died", "tiny-kind", "tiny-codes", "tiny-days", "other-ward"}
+
+
+def test_the_shipped_recipe_names_both_data_sets() -> None:
+    recipe = load_recipe("mixture", ["data.mixture.made_up.weight=0.5"])
+    assert list(recipe.data.mixture) == ["digits", "made_up"] and recipe.data.mixture["made_up"].weight == 0.5
+    one = load_recipe("mixture", ["data.mixture={}", "data.url=data/digits"])
+    assert one.data.url == "data/digits" and not one.data.mixture
