@@ -69,6 +69,8 @@ def refuse_relative_paths(config: RunConfig) -> None:
     places = {f"data.mixture.{name}.url": entry.url for name, entry in config.data.mixture.items()}
     places |= {"data.url": config.data.url} if config.data.url else {}
     places["training.storage"] = config.training.storage
+    if config.mope is not None and config.mope.host is not None:
+        places["mope.host"] = config.mope.host
     relative = {key: place for key, place in places.items() if "://" not in place and not place.startswith(("/", "~"))}
     if relative:
         instead = " ".join(f"{key}=$PWD/{place}" for key, place in relative.items())

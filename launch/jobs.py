@@ -79,7 +79,8 @@ class JobBoard:
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
-        logging.getLogger("ray").setLevel(logging.ERROR)  # it lists every file that it leaves out
+        for chatty in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+            logging.getLogger(chatty).setLevel(logging.ERROR)  # they list every file that is left out
         try:
             self._client = JobSubmissionClient(self.url)
         except AuthenticationError:
@@ -134,7 +135,12 @@ class JobBoard:
         if not any(word.startswith("name=") for word in overrides):
             words.append(f"name={config.name}")  # the job's clock is another
         job_id = f"{config.name}-{1 + max([len(earlier), *(_number(job) for job in earlier)])}"
-        self._start(["train", *words], job_id, job_environment(config), job_metadata(config, recipe))
+        self._start(
+            ["finetune" if config.job == "mope" else "train", *words],
+            job_id,
+            job_environment(config),
+            job_metadata(config, recipe),
+        )
         logger.info("job %s of run %s submitted to %s", job_id, config.name, self.url)
         return self.find(job_id)
 

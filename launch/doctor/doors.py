@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from launch.doctor.findings import Finding
 from launch.token import Answer, answer_to_strangers
 
-JOBS = ("/api/jobs/", "/api/job_agent/jobs/")
+AGENT = "/api/job_agent/jobs/"
+JOBS = ("/api/jobs/", AGENT)
 REFUSED = (401, 403)
 TIMEOUT_S = 3.0
 
@@ -53,8 +54,11 @@ def ask_ports(node: str, address: str, listening: Sequence[tuple[str, int, str]]
 
 
 def _knock(url: str) -> str:
-    answers = [answer for path in JOBS if (answer := _answer(f"{url}{path}"))]
-    if any(answer.lists_jobs for answer in answers):
+    asked = {path: answer for path in JOBS if (answer := _answer(f"{url}{path}"))}
+    answers = list(asked.values())
+    # An agent only takes jobs, so to be asked for a list it answers 405: but it answers.
+    agent = asked.get(AGENT)
+    if any(answer.lists_jobs for answer in answers) or (agent and agent.status == 405):
         return "open"
     if any(answer.status in REFUSED for answer in answers):
         return "refused"

@@ -98,7 +98,7 @@ def interface(facts: Facts) -> Iterator[Finding]:
             todo = f"name one of {', '.join(known)}"
             yield Finding("network", "fail", f"GLOO_SOCKET_IFNAME={named} does not exist", todo, facts["host"])
         else:
-            yield Finding("network", "ok", f"gloo on {named} {known.get(named, '')}", node=facts["host"])
+            yield Finding("network", "ok", f"gloo on {named} {', '.join(known.get(named, []))}", node=facts["host"])
         return
     if address is None or ipaddress.ip_address(address).is_loopback:
         todo = "set GLOO_SOCKET_IFNAME (and NCCL_SOCKET_IFNAME) to the fast network's interface where Ray is started"
