@@ -1,6 +1,7 @@
 """What prompts on frozen backbones are worth, against what they are compared with.
 
     python -m benchmarks.mope towers  --work DIR --data data/easy_vqa      # the two towers, each trained alone
+    python -m benchmarks.mope one_tower --cases image ...                  # one of them
     python -m benchmarks.mope vqa     --work DIR --data data/easy_vqa [--seeds 0 1 2]
     python -m benchmarks.mope scaling --work DIR --data data/easy_vqa      # experts against length, with a figure
     python -m benchmarks.mope icu     --work DIR --data data/physionet2012 [--host RUN]
@@ -24,6 +25,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +81,9 @@ def recipe(name: str, chosen: argparse.Namespace, run: str, *changes: str) -> Ru
     )
 
 
-def towers(chosen: argparse.Namespace) -> tuple[str, str]:
+def towers(chosen: argparse.Namespace, only: list[str] | None = None) -> tuple[str, str]:
     """Both towers of easy-VQA, each trained on one modality."""
-    for kind in ("image", "text"):
+    for kind in only or ("image", "text"):
         measured(recipe(f"easy_vqa_{kind}", chosen, f"easy_vqa_{kind}"))
     return f"{chosen.work}/easy_vqa_image", f"{chosen.work}/easy_vqa_text"
 
@@ -89,7 +91,7 @@ def towers(chosen: argparse.Namespace) -> tuple[str, str]:
 def vqa_run(chosen: argparse.Namespace, name: str, seed: int, *changes: str) -> dict[str, Any]:
     image, text = towers(chosen)
     sources = (f"mope.image.source={image}", f"mope.text.source={text}")
-    steps = (f"training.max_steps={chosen.steps}", f"training.eval_every={chosen.steps // 2}")
+    steps = (f"training.max_steps={chosen.steps}", f"training.eval_every={chosen.steps}")
     return measured(
         recipe("mope_easy_vqa", chosen, f"{name}-{seed}", f"training.seed={seed}", *sources, *steps, *changes)
     )
@@ -97,33 +99,40 @@ def vqa_run(chosen: argparse.Namespace, name: str, seed: int, *changes: str) -> 
 
 def vqa(chosen: argparse.Namespace) -> None:
     """MoPE and what it is compared with, over seeds."""
+    towers(chosen)
+    prompts = prompt_parameters(chosen)
+    layers, width = 4, 64
+    cases: dict[str, tuple[str, ...]] = {
+        "mope": (),
+        "late_fusion": ("mope.method=late_fusion",),
+        "static": ("mope.method=static", f"mope.static_length={round(prompts / (layers * width))}"),
+        "lora": ("mope.method=lora", f"mope.lora_match={prompts}"),
+        "shuffled": ("mope.context=shuffled",),
+        "head": ("mope.method=head", "mope.head_input=host"),
+        "late_fusion_mlp": ("mope.method=late_fusion", f"mope.head_hidden={round(prompts / (2 * width + 13))}"),
+        "mope_no_static": ("mope.method=mope_no_static",),
+        "mapped": ("mope.method=mapped",),
+        "dynamic": ("mope.method=dynamic",),
+    }
     rows: dict[str, list[dict[str, Any]]] = {}
     for seed in chosen.seeds:
-        mope = vqa_run(chosen, "mope", seed)
-        head = head_parameters(chosen)
-        prompts = int(mope["parameters/trained"]) - head
-        static = max(1, round(prompts / (4 * 64)))
-        cases = {
-            "mope": (),
-            "late_fusion": ("mope.method=late_fusion",),
-            "static": ("mope.method=static", f"mope.static_length={static}"),
-            "lora": ("mope.method=lora", f"mope.lora_match={prompts}"),
-            "shuffled": ("mope.context=shuffled",),
-            "head": ("mope.method=head", "mope.head_input=host"),
-            "late_fusion_mlp": ("mope.method=late_fusion", f"mope.head_hidden={max(1, prompts // (128 + 13))}"),
-            "mope_no_static": ("mope.method=mope_no_static",),
-            "mapped": ("mope.method=mapped",),
-            "dynamic": ("mope.method=dynamic",),
-        }
         for name in chosen.cases or list(cases)[:7]:
             rows.setdefault(name, []).append(vqa_run(chosen, name, seed, *cases[name]))
     report("mope vqa", rows, "test/accuracy", {"seeds": chosen.seeds})
 
 
-def head_parameters(chosen: argparse.Namespace) -> int:
-    """Of the linear head on both readouts."""
-    classes = len(open_manifest(chosen.data).schema.task("answer").classes)
-    return (64 + 64) * classes + classes
+def prompt_parameters(chosen: argparse.Namespace) -> int:
+    """What MoPE trains beside the head, at the settings of the recipe."""
+    from trainer.models.mope.tower_model import TowerModel
+
+    manifest, found = open_manifest(chosen.data), recipe("mope_easy_vqa", chosen, "count").mope
+    assert found is not None
+    for kind in ("image", "text"):
+        section = recipe(f"easy_vqa_{kind}", chosen, "count").mope
+        setattr(found, kind, getattr(section, kind))
+    with torch.device("meta"):
+        model = TowerModel(manifest.schema, ["answer"], manifest.statistics["default"], found, 0)
+    return sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and "heads." not in name)
 
 
 def scaling(chosen: argparse.Namespace) -> None:
@@ -282,19 +291,26 @@ def peak_mib() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["towers", "vqa", "scaling", "icu", "cost", "one_step"])
+    parser.add_argument("what", choices=["towers", "one_tower", "vqa", "scaling", "icu", "cost", "one_step"])
     parser.add_argument("--work", default="runs/benchmark_mope", help="folder of the runs")
     parser.add_argument("--data", default="data/easy_vqa", help="packed data set")
     parser.add_argument("--host", default=None, help="icu: a run to prompt instead of training one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--cases", nargs="+", default=None, help="only these")
-    parser.add_argument("--steps", type=int, default=800, help="vqa, scaling: optimiser steps of a run")
+    parser.add_argument("--steps", type=int, default=400, help="vqa, scaling: optimiser steps of a run")
     parser.add_argument("--epochs", type=int, default=4, help="icu: epochs of a run")
     chosen = parser.parse_args()
     chosen.work = str(Path(chosen.work).resolve())
-    {"towers": towers, "vqa": vqa, "scaling": scaling, "icu": icu, "cost": cost, "one_step": one_step}[chosen.what](
-        chosen
-    )
+    jobs: dict[str, Callable[[argparse.Namespace], Any]] = {
+        "towers": towers,
+        "one_tower": lambda arguments: towers(arguments, arguments.cases),
+        "vqa": vqa,
+        "scaling": scaling,
+        "icu": icu,
+        "cost": cost,
+        "one_step": one_step,
+    }
+    jobs[chosen.what](chosen)
 
 
 if __name__ == "__main__":

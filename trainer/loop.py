@@ -290,7 +290,7 @@ class TrainingLoop:
         stats = reduce_stats(output.routing, self.session.mesh.world_group)
         for name, value in balance_losses(stats, moe).items():
             coefficient = getattr(moe, name)
-            if coefficient:
+            if coefficient and stats:
                 total = total + coefficient * value * world
                 parts[name] = coefficient * value / (world * micro)
         for name, value in output.losses.items():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 
 from tests.trainer.test_run import job, losses, weights
 from tests.trainer.tiny import config, packed
@@ -147,3 +149,49 @@ def test_hosts_that_do_not_fit_are_named(icu: tuple[str, str], vqa: str, tmp_pat
     other.data.url, other.training.tasks = vqa, ["answer"]
     with pytest.raises(AssertionError, match=r"data set easy_vqa does not fit host .*: its modalities are image"):
         job(1, other)
+
+
+def test_an_adapter_stands_for_its_checkpoint(vqa: str, tmp_path: Path) -> None:
+    result = job(1, recipe(vqa, tmp_path, training__epochs=1))
+    folder = Path(result["adapter"])
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 200_000
+    tensors = safetensors.torch.load_file(folder / "adapter.safetensors")
+    assert any(name.endswith("keys_QK") for name in tensors) and not any(name.startswith("towers.") for name in tensors)
+    again = job(1, evaluation_config(str(folder)))
+    assert again["metrics"] == result["metrics"]
+    shown = {path.name for path in (tmp_path / "run" / "mope").iterdir()}
+    assert {"expert_by_class.json", "expert_by_class.png", "routing_entropy.json", "examples.png"} <= shown
+    table = json.loads((tmp_path / "run" / "mope" / "expert_by_class.json").read_text())
+    assert sum(table["sites"]["image.0"][table["classes"].index("yes")]) == pytest.approx(1, abs=1e-4)
+    data = bytearray((folder / "adapter.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "adapter.safetensors").write_bytes(bytes(data))
+    with pytest.raises(AssertionError, match=r"adapter.safetensors does not match its digest"):
+        job(1, evaluation_config(str(folder)))
+    about = json.loads((folder / "adapter.json").read_text())
+    about["backbone"]["digest"] = "0" * 64
+    (folder / "adapter.json").write_text(json.dumps(about))
+    with pytest.raises(AssertionError, match=r"trained on a backbone with digest 000000000000"):
+        job(1, evaluation_config(str(folder)))
+
+
+def test_mlflow_knows_the_job_its_backbone_and_a_registered_version(icu: tuple[str, str], tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    host = config(icu[0], tmp_path, training__tasks=["kind"], training__epochs=1, tracking={"uri": uri})
+    host.name = "host"
+    backbone = job(1, host)
+    tuned = on_host((icu[0], str(tmp_path / "host")), tmp_path)
+    tuned.tracking = host.tracking.model_copy(update={"register_as": "stays"})
+    tuned.training.epochs = 1
+    result = job(1, tuned)
+    client = MlflowClient(tracking_uri=uri)
+    run = client.get_run(result["run_id"]).data
+    assert run.tags["job"] == "mope" and run.tags["backbone.runs"] == backbone["run_id"]
+    trained, frozen = run.metrics["parameters/trained"], run.metrics["parameters/frozen"]
+    assert run.metrics["parameters/share"] == pytest.approx(trained / frozen)
+    (version,) = client.search_model_versions("name = 'stays'")
+    assert version.source == result["adapter"] and version.tags["backbone.digest"] == run.tags["backbone.digest"]
+    artifacts = {item.path for item in client.list_artifacts(result["run_id"], "adapter")}
+    assert artifacts == {"adapter/adapter.safetensors", "adapter/adapter.json"}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from data_shards import DatasetSchema
 from data_shards.statistics import SplitStatistics
 from parallel import MoELayer
-from trainer.models.mope.towers import BackboneError, digest_of
+from trainer.models.mope.towers import BackboneError, digest_of, run_of
 from trainer.sections import ModelConfig
 
 
@@ -68,7 +68,7 @@ def load_host(url: str, schema: DatasetSchema) -> Host:
         raise BackboneError(f"mope.host: {error}") from error
     weights = {name: value for name, value in found.items() if not name.startswith("heads.")}
     statistics = statistics_from_json(checkpoint.meta["statistics"])
-    return Host(weights, statistics, digest_of(weights), checkpoint.meta["mlflow_run_id"])
+    return Host(weights, statistics, digest_of(weights), run_of(checkpoint))
 
 
 def _open(url: str):  # type: ignore[no-untyped-def]

@@ -13,7 +13,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from trainer.models.mope.sites import KINDS, Site, find_sites, pooled, register_
 from trainer.models.mope.tokens import VOCABULARY, ByteTokenizer, FolderTokenizer, Tokenizer
 from trainer.models.standardise import Constant
 from trainer.mope_sections import TowerConfig
+
+if TYPE_CHECKING:
+    from trainer.checkpoint import Checkpoint
 
 PICTURES = ("vit", "swin", "clip_vision_model", "dinov2")
 CLIP_PART = {"image": "clip_vision_model", "text": "clip_text_model"}
@@ -170,9 +173,10 @@ def _random(what: str, config: TowerConfig) -> Loaded:
 
 def _from_source(what: str, source: str) -> Loaded:
     folder = Path(source)
-    if (folder / "config.json").is_file():
+    ours = (folder / "checkpoints").is_dir() or (folder / "COMMIT").is_file()
+    if folder.is_dir() and not ours:
         return _from_hub(what, source)
-    if "://" in source or folder.is_dir():
+    if "://" in source or ours:
         return _from_run(what, source)
     if source.startswith(("/", ".", "~")) or source.count("/") > 1:
         raise BackboneError(f"tower {what}: folder {source} does not exist")
@@ -273,7 +277,7 @@ def _from_run(what: str, source: str) -> Loaded:
     if missing:
         raise BackboneError(f"tower {what}: {checkpoint.path} has no weight {sorted(missing)[0]}")
     loaded.model.load_state_dict(weights, strict=False)
-    loaded.run_id = checkpoint.meta["mlflow_run_id"]
+    loaded.run_id = run_of(checkpoint)
     if what == "image":
         name = part["modality"] or _only(checkpoint.meta["schema"], "image")
         table = statistics_from_json(checkpoint.meta["statistics"]).modalities[name]
@@ -283,6 +287,20 @@ def _from_run(what: str, source: str) -> Loaded:
 
 def _only(schema: dict[str, Any], kind: str) -> str:
     return next(str(spec["name"]) for spec in schema["modalities"] if spec["kind"] == kind)
+
+
+def run_of(checkpoint: Checkpoint) -> str | None:
+    """The MLflow run that wrote a checkpoint: as the checkpoint says, or as the run's folder does.
+
+    A run that was started without a driver has its first checkpoints before the server has named it.
+    """
+    from trainer.tracking import RUN_FILE
+
+    stored = checkpoint.meta["mlflow_run_id"]
+    path = f"{checkpoint.path.rsplit('/', 2)[0]}/{RUN_FILE}"
+    if stored is None and checkpoint.fs.exists(path):
+        stored = json.loads(checkpoint.fs.cat_file(path))["run_id"]
+    return stored  # type: ignore[no-any-return]
 
 
 def digest_of(weights: dict[str, Tensor]) -> str:

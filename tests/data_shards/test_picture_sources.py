@@ -1,0 +1,217 @@
+"""Pictures with text: JSON lines in three published layouts, easy-VQA from its archive; what is wrong is named."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_shards import Record, create_source, open_manifest, pack
+from data_shards.sources import Source
+from data_shards.sources.pictures import PictureError, decode_picture
+from tests.trainer.vqa import archive
+
+
+def png(colour: tuple[int, int, int], size: tuple[int, int] = (12, 8)) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", size, colour).save(stream, "png")
+    return stream.getvalue()
+
+
+def folder(
+    path: Path, rows: dict[str, list[dict[str, Any]]], files: dict[str, bytes], labels: list[str] | None = None
+) -> str:
+    path.mkdir()
+    for name, lines in rows.items():
+        (path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name, data in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    if labels is not None:
+        (path / "labels.txt").write_text("".join(f"{label} \n" for label in labels))
+    return str(path)
+
+
+def read(source: Source) -> tuple[dict[str, Record], Counter[str]]:
+    notes: Counter[str] = Counter()
+    records = {record.key: record for unit in source.units() for record in source.read(unit, notes)}
+    for record in records.values():
+        source.schema.validate_record(record)
+    return records, notes
+
+
+def test_a_picture_is_scaled_by_its_shorter_side_and_cut_in_the_middle() -> None:
+    pixels = np.zeros((8, 16, 3), np.uint8)
+    pixels[:, 4:12] = 200
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "png")
+    got = decode_picture(stream.getvalue(), 8)
+    assert got.shape == (3, 8, 8) and got.dtype == np.uint8 and (got == 200).all()
+    with pytest.raises(PictureError, match=r"empty \(0 bytes\)"):
+        decode_picture(b"", 8)
+    with pytest.raises(PictureError, match="cannot be decoded"):
+        decode_picture(stream.getvalue()[:40], 8)
+
+
+def test_food101_layout(tmp_path: Path) -> None:
+    rows = {
+        f"{part}.jsonl": [
+            {"id": n, "label": label, "text": f"{label} recipe é", "img": f"images/{part}/{label}/{n}.jpg"}
+            for n, label in enumerate(("apple_pie", "waffles"))
+        ]
+        for part in ("train", "dev", "test")
+    }
+    files = {line["img"]: png((9, 9, 9)) for lines in rows.values() for line in lines}
+    source = create_source("image_text", {"path": folder(tmp_path / "f", rows, files), "preset": "food101", "size": 8})
+    records, notes = read(source)
+    assert notes == {"records_train": 2, "records_val": 2, "records_test": 2}, "dev is the part val"
+    assert source.schema.task("label").classes == ("apple_pie", "waffles")
+    record = records["train-0000001"]
+    assert record.targets["label"] == 1.0 and record.values["text"] == "waffles recipe é"
+    assert record.splits == {"default": "train"}
+    pack(source, str(tmp_path / "data"))
+    assert open_manifest(str(tmp_path / "data")).records == 6
+
+
+def test_mm_imdb_layout(tmp_path: Path) -> None:
+    rows = {"train.jsonl": [{"id": "1", "text": "a film", "img": "dataset/1.jpeg", "label": ["Drama", "Music"]}]}
+    path = folder(tmp_path / "f", rows, {"dataset/1.jpeg": png((1, 2, 3))}, labels=["Action", "Drama", "Music"])
+    source = create_source("image_text", {"path": path, "preset": "mm_imdb", "size": 8})
+    records, _ = read(source)
+    assert source.schema.task("label").kind == "multilabel"
+    assert records["train-0000000"].targets["label"].tolist() == [0.0, 1.0, 1.0]  # type: ignore[union-attr]
+
+
+def test_snli_ve_layout(tmp_path: Path) -> None:
+    def line(picture: int, label: str) -> dict[str, Any]:
+        return {
+            "gold_label": label,
+            "sentence1": "x",
+            "sentence2": f"hypothesis {picture}",
+            "Flickr30K_ID": str(picture),
+        }
+
+    rows = {
+        "snli_ve_train.jsonl": [line(7, "entailment"), line(7, "neutral"), line(8, "-"), line(8, "contradiction")],
+        "snli_ve_dev.jsonl": [line(8, "neutral")],
+    }
+    files = {f"Flickr30K/flickr30k_images/{n}.jpg": png((n, n, n)) for n in (7, 8)}
+    source = create_source("image_text", {"path": folder(tmp_path / "f", rows, files), "preset": "snli_ve", "size": 8})
+    records, notes = read(source)
+    assert notes == {"records_train": 3, "records_val": 1, "without_label": 1}
+    assert source.schema.task("label").classes == ("contradiction", "entailment", "neutral")
+    assert records["val-0000000"].values["image"][0, 0, 0] == 8  # type: ignore[index]
+
+
+def test_records_come_in_an_order_that_tells_nothing(tmp_path: Path) -> None:
+    rows = [{"label": f"c{n // 40}", "text": "t", "img": "p.png"} for n in range(120)]
+    path = folder(tmp_path / "f", {"train.jsonl": rows}, {"p.png": png((0, 0, 0))})
+    keys = list(read(create_source("image_text", {"path": path, "size": 8}))[0])
+    labels = [int(key[-7:]) // 40 for key in keys]
+    assert sorted(keys) != keys and sum(a == b for a, b in pairwise(labels)) < 70
+    assert keys == list(read(create_source("image_text", {"path": path, "size": 8}))[0])
+
+
+@pytest.mark.parametrize(
+    ("line", "option", "sentence", "note"),
+    [
+        ({"img": None}, "no_picture", r"line 2 has no picture \(field 'img' is absent or null\)", "without_picture"),
+        (
+            {"img": "empty.png"},
+            "damaged",
+            r"line 2, picture empty.png: the picture is empty \(0 bytes\)",
+            "damaged_picture",
+        ),
+        ({"img": "gone.png"}, "damaged", r"picture gone.png: there is no such file", "damaged_picture"),
+    ],
+)
+def test_what_is_wrong_with_a_line_is_refused_or_left_out(
+    tmp_path: Path, line: dict[str, Any], option: str, sentence: str, note: str
+) -> None:
+    rows = [{"label": "a", "text": "t", "img": "p.png"}, {"label": "b", "text": "u", "img": "p.png", **line}]
+    path = folder(tmp_path / "f", {"train.jsonl": rows}, {"p.png": png((0, 0, 0)), "empty.png": b""})
+    settings = {"path": path, "size": 8}
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=sentence):
+        pack(create_source("image_text", settings), str(out))
+    assert not (out / "manifest.json").exists(), "nothing half-written counts as a data set"
+    records, notes = read(create_source("image_text", {**settings, option: "drop"}))
+    assert len(records) == 1 and notes[note] == 1
+
+
+def test_text_alone_may_be_kept(tmp_path: Path) -> None:
+    rows = [{"label": "a", "text": "t", "img": "p.png"}, {"label": "b", "text": "u", "img": None}]
+    path = folder(tmp_path / "f", {"train.jsonl": rows}, {"p.png": png((0, 0, 0))})
+    records, _ = read(create_source("image_text", {"path": path, "size": 8, "no_picture": "keep"}))
+    assert set(records["train-0000001"].values) == {"text"}
+
+
+def test_labels_that_training_lacks(tmp_path: Path) -> None:
+    rows = {
+        "train.jsonl": [{"label": "a", "text": "t", "img": "p.png"}, {"label": "b", "text": "t", "img": "p.png"}],
+        "test.jsonl": [{"label": "new", "text": "t", "img": "p.png"}],
+    }
+    path = folder(tmp_path / "f", rows, {"p.png": png((0, 0, 0))})
+    with pytest.raises(ValueError, match=r"test.jsonl, line 1 has the label 'new', which no training record has"):
+        read(create_source("image_text", {"path": path, "size": 8}))
+    records, notes = read(create_source("image_text", {"path": path, "size": 8, "unseen": "drop"}))
+    assert len(records) == 2 and notes["unseen_label"] == 1
+
+
+def test_paths_cannot_leave_the_folder_and_fields_must_be_there(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(png((0, 0, 0)))
+    rows = [{"label": "a", "text": "t", "img": "../secret.png"}, {"label": "b", "text": "t", "img": "x.png"}]
+    path = folder(tmp_path / "f", {"train.jsonl": rows}, {"x.png": png((0, 0, 0))})
+    with pytest.raises(ValueError, match=r"picture '../secret.png' is outside of"):
+        read(create_source("image_text", {"path": path, "size": 8}))
+    with pytest.raises(ValueError, match=r"line 1 has no field 'title': say which fields hold what"):
+        create_source("image_text", {"path": path, "size": 8, "text": "title"})
+    with pytest.raises(ValueError, match=r"has no snli_ve_train.jsonl: give option file or preset"):
+        create_source("image_text", {"path": path, "preset": "snli_ve"})
+
+
+def test_easy_vqa_is_read_from_its_archive(tmp_path: Path) -> None:
+    archive(tmp_path / "source", pictures=12)
+    source = create_source("easy_vqa", {"path": str(tmp_path / "source"), "size": 16, "val": 0.3})
+    records, notes = read(source)
+    assert len(records) == 36 + 18 and notes["questions_test"] == 18 and notes["questions_val"] > 0
+    homes: dict[str, set[str]] = {}
+    for record in records.values():
+        homes.setdefault(str(record.group), set()).add(record.splits["default"])
+    assert all(len(parts) == 1 for parts in homes.values()), "questions about one picture are in one part"
+    record = records["train-00000"]
+    assert record.values["question"] == "what color is the shape?"
+    colour = source.schema.task("colour").classes[int(record.targets["colour"])]  # type: ignore[arg-type]
+    assert source.schema.task("answer").classes[int(record.targets["answer"])] == colour  # type: ignore[arg-type]
+    words = source.schema.task("words").classes
+    assert {word for word, said in zip(words, record.targets["words"], strict=True) if said} == {  # type: ignore[arg-type]
+        "what",
+        "color",
+        "is",
+        "the",
+        "shape",
+    }
+    with tarfile.open(tmp_path / "source" / "easy_vqa_data.tar.gz") as whole:
+        whole.extractall(
+            tmp_path / "unpacked", filter="data", members=[m for m in whole.getmembers() if m.name[0] == "d"]
+        )
+    again, _ = read(create_source("easy_vqa", {"path": str(tmp_path / "unpacked"), "size": 16, "val": 0.3}))
+    assert again.keys() == records.keys()
+    assert np.array_equal(again["train-00000"].values["image"], record.values["image"])  # type: ignore[arg-type]
+
+
+def test_easy_vqa_that_is_not_there_or_cut_short(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds neither easy_vqa_data.tar.gz nor"):
+        create_source("easy_vqa", {"path": str(tmp_path)})
+    path = archive(tmp_path / "source", pictures=4)
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(ValueError, match=r"is not a readable .tar.gz archive|has no data/"):
+        create_source("easy_vqa", {"path": str(path)})
