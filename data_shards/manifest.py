@@ -132,8 +132,10 @@ class Manifest(Contents):
             raise ValueError(f"split {split!r} of {self.url} has no part {part!r}; it has {known}")
         return self.columns.index((split, part))
 
-    def counts(self, split: str, part: str) -> np.ndarray:
-        """int64 [chunks]: records of the part in each chunk, in storage order."""
+    def counts(self, split: str, part: str | None) -> np.ndarray:
+        """int64 [chunks]: records of the part in each chunk, in storage order; part None = all records."""
+        if part is None:
+            return np.array([chunk.records for shard in self.shards for chunk in shard.chunks], np.int64)
         column = self.column(split, part)
         return np.array([chunk.parts[column] for shard in self.shards for chunk in shard.chunks], np.int64)
 

@@ -47,16 +47,17 @@ class Loaded:
 
 
 class Reader:
-    """Reads records of one (split, part) of a data set.
+    """Reads records of one (split, part) of a data set, or all of them.
 
     Args:
-        manifest: an opened data set. config: limits, retries, what to do on damage. part: e.g. ``train``.
+        manifest: an opened data set. config: limits, retries, what to do on damage. part: e.g. ``train``; None = every
+            record, whatever the split says of it.
     """
 
-    def __init__(self, manifest: Manifest, config: DataConfig, part: str) -> None:
+    def __init__(self, manifest: Manifest, config: DataConfig, part: str | None) -> None:
         self.manifest, self.config = manifest, config
         self.storage = manifest.storage.with_retries(config.retries, config.retry_delay_s)
-        self.column = manifest.column(config.split, part)
+        self.column = None if part is None else manifest.column(config.split, part)
         self.decoder = Decoder(manifest.schema)
         self.cache = ShardCache(config.cache_dir, config.cache_bytes) if config.cache_dir else None
         self._chunks: OrderedDict[int, Loaded] = OrderedDict()
@@ -142,7 +143,9 @@ class Reader:
         except ShardError as error:
             return Loaded(None, error, None, [], 0)
         first = sum(earlier.records for earlier in shard.chunks[:number])
-        rows = (np.flatnonzero(index.members(self.column, first, first + entry.records)) + first).tolist()
+        rows = list(range(first, first + entry.records))
+        if self.column is not None:
+            rows = (np.flatnonzero(index.members(self.column, first, first + entry.records)) + first).tolist()
         base = int(self.manifest.chunk_table[chunk, 2]) - first
         end = entry.offset + entry.length
         place: dict[str, int] = {"chunk": number, "start": entry.offset, "end": end}

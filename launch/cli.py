@@ -140,6 +140,12 @@ def evaluate(
     drop: Annotated[
         list[str] | None, typer.Option(metavar="MODALITY", help="Hide a modality, as if never recorded; repeatable.")
     ] = None,
+    missing_curve: Annotated[
+        bool, typer.Option("--missing-curve", help="Also without each modality, and with 0 to 70 % of them missing.")
+    ] = False,
+    temperature: Annotated[
+        bool, typer.Option("--temperature", help="Fit temperatures on the validation part; see predict --calibrated.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Measure a checkpoint, also without some of its modalities.
@@ -149,10 +155,91 @@ def evaluate(
     \b
     python -m launch evaluate runs/NAME
     python -m launch evaluate runs/NAME --drop image --drop text
+    python -m launch evaluate runs/NAME --missing-curve --temperature
     """
     from launch.run import evaluate_checkpoint
 
-    evaluate_checkpoint(checkpoint, data, part, drop or [], overrides or [], debug)
+    wishes = {"missing_curve": missing_curve, "temperature": temperature}
+    evaluate_checkpoint(checkpoint, data, part, drop or [], overrides or [], debug, **wishes)
+
+
+@app.command()
+def predict(
+    checkpoint: Annotated[str, typer.Argument(help="Folder or URL of a checkpoint, or of a run.")],
+    out: Annotated[str, typer.Option(help="Parquet file or URL to write.")],
+    overrides: Overrides = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data with the same modalities; default: what it was trained on.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="Only this part of the split, e.g. test; default: every record.")
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Add what each prediction rests on: shares of modalities and experts.")
+    ] = False,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="Divide logits by the temperatures of `evaluate --temperature`.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Predict every record of a data set and write one Parquet file; it appears whole or not at all.
+
+    One process by default, over Ray with parallel.workers=N; the file is the same.
+
+    \b
+    python -m launch predict runs/NAME --data data/new --out predictions.parquet
+    python -m launch predict runs/NAME --part test --out s3://bucket/test.parquet --explain parallel.workers=8
+    """
+    from launch.predict import predict_records
+
+    predict_records(checkpoint, data, out, part, explain, calibrated, overrides or [], overwrite, debug)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str] | None, typer.Argument(help="Folders, MLflow ids or names of runs.")] = None,
+    experiment: Annotated[str | None, typer.Option(help="All runs of this MLflow experiment.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Test metric that ranks them, e.g. auprc; default: by task.")
+    ] = None,
+    html: Annotated[str | None, typer.Option(metavar="FILE", help="Also write a report as one HTML file.")] = None,
+    uri: Annotated[
+        str | None, typer.Option(help="MLflow; default: MLFLOW_TRACKING_URI, else mlflow.db in this folder.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Compare runs: intervals over test records, paired tests over seeds, and a report with figures.
+
+    Runs that differ in their seed only count as one variant.
+
+    \b
+    python -m launch compare runs/a runs/b
+    python -m launch compare --experiment gates --html gates.html
+    """
+    from launch.compare import compare_runs
+
+    compare_runs(runs or [], experiment, metric, html, uri)
+
+
+@app.command()
+def sweep(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe (launch/recipes), or a YAML file.")],
+    space: Annotated[str, typer.Argument(help="Name of a shipped space (launch/spaces), or a YAML file.")],
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Run a recipe over a space of settings and seeds, as many trials at once as there are resources.
+
+    The same command again continues a sweep that was killed. Every trial is a child of one MLflow run.
+
+    \b
+    python -m launch sweep digits experts parallel.workers=1 parallel.expert_parallel=1
+    python -m launch sweep icu_physionet2012 my_space.yaml name=mine training.epochs=4
+    """
+    from launch.sweep import sweep_recipe
+
+    sweep_recipe(recipe, space, overrides or [], debug)
 
 
 @app.command()

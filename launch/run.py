@@ -8,7 +8,7 @@ from typing import Any
 from data_shards import ManifestError, open_data
 from launch.environment import prepare_for_ray, settle_paths
 from launch.errors import RunFailedError, UsageError
-from launch.output import print_json_line, print_metrics
+from launch.output import print_json_line, print_metrics, print_table
 from trainer.config import RunConfig, apply_overrides, check_parallel, load_recipe
 
 
@@ -31,7 +31,13 @@ def finetune_recipe(recipe: str, overrides: Sequence[str], debug: bool) -> None:
 
 
 def evaluate_checkpoint(
-    checkpoint: str, data: str | None, part: str, drop: Sequence[str], overrides: Sequence[str], debug: bool
+    checkpoint: str,
+    data: str | None,
+    part: str,
+    drop: Sequence[str],
+    overrides: Sequence[str],
+    debug: bool,
+    **wishes: bool,
 ) -> None:
     """Evaluate a checkpoint in this process, or on Ray with parallel.workers=N; prints the result as the last line."""
     # `--drop a b` reads naturally, and leaves `b` among the overrides.
@@ -39,9 +45,9 @@ def evaluate_checkpoint(
     if words and not drop:
         raise UsageError(f"unexpected {words[0]!r}: overrides are section.key=value, modalities follow --drop")
     changes = [word for word in overrides if "=" in word]
-    from trainer.jobs import evaluation_config
+    from trainer.evaluation_job import evaluation_config
 
-    config = evaluation_config(checkpoint, data, part, [*drop, *words])
+    config = evaluation_config(checkpoint, data, part, [*drop, *words], **wishes)
     # A checkpoint does not depend on how many workers wrote it, so one is enough unless more are asked for.
     config = settle_paths(apply_overrides(config, ["parallel.workers=1", "parallel.expert_parallel=1", *changes]))
     check(config)
@@ -81,6 +87,10 @@ def _finish(config: RunConfig, result: Mapping[str, Any]) -> None:
     """Table, JSON line, and the exit code of a stopped run."""
     if result["metrics"]:
         print_metrics(f"{config.name}  {result.get('checkpoint') or ''}", result["metrics"])
+    if result.get("calibrated"):
+        print_metrics(f"with temperatures {result['temperatures']}, fitted on val", result["calibrated"])
+    if result.get("missing_curve"):
+        _print_curve(result["missing_curve"])
     print_json_line(result)
     if result.get("status") == "stopped":
         raise RunFailedError(
@@ -88,3 +98,16 @@ def _finish(config: RunConfig, result: Mapping[str, Any]) -> None:
             "continues the run",
             stopped_by=result["signal"],
         )
+
+
+def _print_curve(curve: Mapping[str, Any]) -> None:
+    """The two tables behind the figure; it lies in the run's folder."""
+    from trainer.curves import by_rate
+
+    metric = curve["metric"]
+    rows = [(f"{rate:.0%}", *values) for rate, *values in by_rate(dict(curve))]
+    print_table("modalities missing at test time", ("missing", f"{metric}, mean", "smallest", "largest"), rows)
+    whole = curve["whole"][metric]
+    left = [(row["modality"], row["metrics"].get(metric, whole)) for row in curve["without"]]
+    changes = sorted([(name, value, value - whole) for name, value in left], key=lambda row: row[2])
+    print_table("one modality removed", ("without", metric, "change"), changes)

@@ -89,6 +89,7 @@ class MoELayer(nn.Module):
             else None
         )
         self.dropout = nn.Dropout(config.dropout)
+        self.observer: Callable[[Choice], None] | None = None  # sees who serves which token
 
     def forward(
         self, x_ND: Tensor, modality_N: Tensor, unit_N: Tensor | None = None, units: int = 0
@@ -107,6 +108,8 @@ class MoELayer(nn.Module):
         x_UD, modality_U, unit_of_N = self._decisions(x_ND, modality_N, unit_N, units)
         routing = self.router(x_UD, modality_U)
         choice = self._choose(routing, unit_N, unit_of_N, units)
+        if self.observer is not None:
+            self.observer(choice)
         tokens_MU = tokens_per_decision(modality_N, unit_of_N, self.modalities, len(x_UD))
         stats = measure(routing, tokens_MU, choice, modality_N)
         y_ND, shared_ND = self.dispatcher(x_ND, choice, self.experts, self.config.experts, self._beside(x_ND))

@@ -60,6 +60,16 @@ class Checkpoint:
         score = self.meta["score"]
         return None if score is None else float(score)
 
+    @property
+    def url(self) -> str:
+        """Its folder, as any command takes it: a path on this machine, else a URL."""
+        return self.path if self.path.startswith("/") else str(self.fs.unstrip_protocol(self.path))
+
+    @property
+    def run_dir(self) -> str:
+        """Folder of the run that it belongs to, on `fs`."""
+        return self.path.rsplit("/", 2)[0]
+
     def pieces(self) -> list[Piece]:
         """Descriptions of all pieces, checked against the committed digests."""
         rows: list[Piece] = []

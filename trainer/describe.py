@@ -34,13 +34,16 @@ def statistics_from_json(value: dict[str, Any]) -> SplitStatistics:
     return _STATISTICS.validate_python(value)
 
 
-def schema_difference(expected: DatasetSchema, found: DatasetSchema) -> str | None:
-    """The first difference that matters to a model, as a clause; None if the schemas agree."""
+def schema_difference(expected: DatasetSchema, found: DatasetSchema, tasks: bool = True) -> str | None:
+    """The first difference that matters to a model, as a clause; None if the schemas agree.
+
+    Without `tasks` only the modalities count: predictions need no labels.
+    """
     pairs: list[tuple[str, tuple[ModalitySpec | TaskSpec, ...], tuple[ModalitySpec | TaskSpec, ...]]] = [
         ("modalities", expected.modalities, found.modalities),
         ("tasks", expected.tasks, found.tasks),
     ]
-    for kind, before, after in pairs:
+    for kind, before, after in pairs if tasks else pairs[:1]:
         names_before, names_after = [item.name for item in before], [item.name for item in after]
         if names_before != names_after:
             return f"its {kind} are {', '.join(names_after)}, the model was trained on {', '.join(names_before)}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 
+from data_shards import Batch
 from trainer.collectives import broadcast_json
 from trainer.metrics import PredictionCollector, Predictions, part_metrics
 from trainer.models.missing import keep_modalities
@@ -18,24 +21,32 @@ def predict(session: Session, part: str, drop: list[str] | None = None) -> Predi
     Raises:
         ValueError: an unknown modality or part.
     """
+    if not drop:
+        return predict_variants(session, part, [lambda batch: batch])[0]
     keep_M = torch.ones(len(session.schema.modalities), dtype=torch.bool, device=session.device)
-    for name in drop or []:
+    for name in drop:
         if name not in session.schema.numbers:
             raise ValueError(
                 f"there is no modality {name!r}; the model knows {', '.join(session.schema.modality_names)}"
             )
         keep_M[session.schema.numbers[name]] = False
-    collector = PredictionCollector(session.tasks)
+    return predict_variants(session, part, [lambda batch: keep_modalities(batch, keep_M.expand_as(batch.present_BM))])[
+        0
+    ]
+
+
+def predict_variants(session: Session, part: str, hides: Sequence[Callable[[Batch], Batch]]) -> list[Predictions]:
+    """Predictions for every record of a part, once for each way to hide something; data are read once. Collective."""
+    collectors = [PredictionCollector(session.tasks) for _ in hides]
     session.engine.eval()
     with torch.no_grad():
         for step in session.loader(part, shuffle=False).steps(0):
             for batch in step.micro_batches:
                 batch = batch.to(session.device)
-                if drop:
-                    batch = keep_modalities(batch, keep_M.expand_as(batch.present_BM))
-                collector.add(batch.index_B, session.engine(batch).logits, batch.targets)
+                for hide, collector in zip(hides, collectors, strict=True):
+                    collector.add(batch.index_B, session.engine(hide(batch)).logits, batch.targets)
     session.engine.train()
-    return collector.gather(session.device)
+    return [collector.gather(session.device) for collector in collectors]
 
 
 def evaluate(session: Session, part: str, drop: list[str] | None = None) -> tuple[dict[str, float], Predictions]:
@@ -43,10 +54,16 @@ def evaluate(session: Session, part: str, drop: list[str] | None = None) -> tupl
     predictions = predict(session, part, drop)
     metrics: dict[str, float] = {}
     if session.context.rank == 0:
-        metrics = part_metrics(part, session.tasks, predictions)
-        metrics[f"{part}/loss"] = _loss(session, predictions)
-        metrics[f"{part}/records"] = float(len(predictions))
+        metrics = part_results(session, part, predictions)
     return broadcast_json(metrics, session.device), predictions
+
+
+def part_results(session: Session, part: str, predictions: Predictions) -> dict[str, float]:
+    """Metrics, loss and number of records of a part's predictions, keyed `part/...`."""
+    metrics = part_metrics(part, session.tasks, predictions)
+    metrics[f"{part}/loss"] = _loss(session, predictions)
+    metrics[f"{part}/records"] = float(len(predictions))
+    return metrics
 
 
 def _loss(session: Session, predictions: Predictions) -> float:

@@ -83,6 +83,19 @@ def load_model(url: str, device: torch.device | str = "cpu") -> FuseMoE:
     return model.to(device).eval()
 
 
+def checkpoint_model(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> FuseMoE:
+    """The model of a checkpoint in evaluation mode, all its experts on one device, without an engine around it.
+
+    Raises:
+        CheckpointError: damaged, or its parameters do not fit its own recipe.
+    """
+    model = model_of(checkpoint.meta)
+    missing, unexpected = model.load_state_dict(checkpoint_weights(checkpoint), strict=False)
+    if missing or unexpected:
+        raise CheckpointError(f"{checkpoint.path} does not fit its own recipe: parameter {[*missing, *unexpected][0]}")
+    return model.to(device).eval()
+
+
 def model_of(about: dict[str, Any]) -> FuseMoE:
     """An untrained model with the recipe, schema and statistics that a checkpoint or an export describes."""
     config = RunConfig.model_validate(about["config"])

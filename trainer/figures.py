@@ -5,13 +5,17 @@ They are drawn without a display and handed to the tracker, which stores them as
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics.functional import classification
 
 from data_shards import DatasetSchema, TaskSpec
 from trainer.calibration import reliability, statements
+from trainer.curves import by_rate
 from trainer.metrics import Predictions
 from trainer.tracker import Tracker
 
@@ -87,6 +91,39 @@ def reliability_figure(statements_by_name: dict[str, tuple[Tensor, Tensor]]) -> 
     below.set(xlabel="stated probability", ylabel="number", yscale="symlog")
     figure.tight_layout()
     return figure
+
+
+def missing_figure(curves: dict[str, dict[str, Any]]) -> Figure:
+    """What absent modalities cost, for one or several runs: by share missing (left), and one at a time (right)."""
+    figure = Figure(figsize=(11, 4.6))
+    left, right = figure.subplots(1, 2)
+    for name, curve in curves.items():
+        rate, middle, low, high = zip(*by_rate(curve), strict=True)
+        left.plot(rate, middle, marker="o", markersize=4, label=name)
+        left.fill_between(rate, low, high, alpha=0.2)
+    metric = next(iter(curves.values()))["metric"]
+    left.set(xlabel="share of the present modalities hidden", ylabel=metric, title="mean and range over draws")
+    left.legend(fontsize=8)
+    _without_bars(right, curves, metric)
+    figure.tight_layout()
+    return figure
+
+
+def _without_bars(axes: Axes, curves: dict[str, dict[str, Any]], metric: str, most: int = 15) -> None:
+    """How much the metric falls without each modality; those that matter most in the first run, at most `most`."""
+    lost: dict[str, dict[str, float]] = {}
+    for name, curve in curves.items():
+        whole = curve["whole"].get(metric, 0.0)
+        lost[name] = {row["modality"]: whole - row["metrics"].get(metric, whole) for row in curve["without"]}
+    first = next(iter(lost.values()))
+    shown = sorted(first, key=lambda modality: abs(first[modality]), reverse=True)[:most][::-1]
+    height = 0.8 / len(lost)
+    for number, (name, values) in enumerate(lost.items()):
+        places = [row + number * height for row in range(len(shown))]
+        axes.barh(places, [values.get(modality, 0) for modality in shown], height=height, label=name)
+    axes.set_yticks([row + 0.4 - height / 2 for row in range(len(shown))], shown, fontsize=8)
+    axes.axvline(0, color="gray", linewidth=0.8)
+    axes.set(xlabel=f"{metric} lost without it", title="one modality removed")
 
 
 def confusion_figure(task: TaskSpec, logits_BC: Tensor, truth_B: Tensor) -> Figure:

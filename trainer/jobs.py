@@ -19,7 +19,7 @@ import fsspec
 import torch
 import yaml
 
-from data_shards import DataSet, DatasetSchema, open_data
+from data_shards import DataSet, open_data
 from data_shards.mixture import Mixture
 from trainer.checkpoint import (
     Checkpoint,
@@ -33,8 +33,9 @@ from trainer.checkpoint import (
 from trainer.collectives import broadcast_json, sum_over_ranks
 from trainer.config import RunConfig
 from trainer.context import Context
-from trainer.describe import describe_run, schema_difference, statistics_from_json
+from trainer.describe import describe_run
 from trainer.evaluation import evaluate
+from trainer.evaluation_job import evaluate_checkpoint
 from trainer.flops import parameter_counts
 from trainer.job_types import backbone_of, check_backbone
 from trainer.loop import Progress, TrainingLoop
@@ -265,48 +266,3 @@ def _log_predictions(tracker: Tracker, session: Session, predictions: Prediction
         path = Path(folder) / "test.parquet"
         write_predictions(path, session.tasks, predictions)
         tracker.log_file("predictions/test.parquet", path)
-
-
-def evaluate_checkpoint(config: RunConfig, context: Context) -> dict[str, Any]:
-    """Metrics of a checkpoint on one part of its data, or of other data of the same schema."""
-    request = config.evaluation
-    assert request is not None
-    checkpoint = open_checkpoint(request.checkpoint)
-    manifest = open_data(config.data)
-    schema = DatasetSchema.from_json(json.dumps(checkpoint.meta["schema"]))
-    difference = schema_difference(schema, manifest.schema)
-    if difference:
-        raise CheckpointError(f"{manifest.url} does not fit checkpoint {checkpoint.path}: {difference}")
-    session = build_session(config, context, manifest, schema, statistics_from_json(checkpoint.meta["statistics"]))
-    check_backbone(checkpoint.path, checkpoint.meta.get("backbone"), session.engine.module)
-    load_engine(checkpoint, session.engine, moments=False)
-    metrics, predictions = evaluate(session, request.part, request.drop)
-    session.close()
-    return {
-        "run_id": checkpoint.meta["mlflow_run_id"],
-        "checkpoint": checkpoint.path,
-        "status": "finished",
-        "part": request.part,
-        "drop": request.drop,
-        "metrics": metrics,
-        "samples": len(predictions),
-    }
-
-
-def evaluation_config(
-    checkpoint_url: str, data_url: str | None = None, part: str = "test", drop: list[str] | None = None
-) -> RunConfig:
-    """The recipe that a checkpoint was trained with, turned into an evaluation of it. Raises CheckpointError."""
-    checkpoint = open_checkpoint(checkpoint_url)
-    tree = dict(checkpoint.meta["config"])
-    tree["job"] = "evaluate"
-    of = checkpoint.meta["config"]["job"]
-    tree["evaluation"] = {"checkpoint": checkpoint.path, "of": of, "part": part, "drop": drop or []}
-    if data_url is not None and tree["data"].get("mixture"):
-        raise CheckpointError(
-            f"{checkpoint.path} was trained on a mixture: instead of --data give data.mixture.NAME.url=... for "
-            f"{' or '.join(tree['data']['mixture'])}"
-        )
-    if data_url is not None:
-        tree["data"] = {**tree["data"], "url": data_url}
-    return RunConfig.model_validate(tree)

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,9 +82,45 @@ def close_run(config: TrackingConfig, run_id: str | None, status: Status) -> Non
     if not config.mlflow or run_id is None:
         return
     try:
-        _client(config.uri).set_terminated(run_id, status)
+        tracking_client(config.uri).set_terminated(run_id, status)
     except Exception as error:
         logger.warning("MLflow run %s could not be marked %s (%s)", run_id, status, _brief(error))
+
+
+def add_to_run(
+    config: TrackingConfig,
+    run_id: str | None,
+    metrics: Mapping[int, Mapping[str, float]],
+    folder: Path | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Add to a run that has ended, without a change of its status; a warning if MLflow cannot be reached.
+
+    Args:
+        metrics: step -> metrics; those that the run has already are left alone, as points cannot be replaced.
+        folder: its files become artifacts under the same relative names.
+    """
+    if not config.mlflow or run_id is None:
+        return
+    try:
+        client = tracking_client(config.uri)
+        from mlflow.entities import Metric
+
+        run = client.get_run(run_id)
+        known, time_ms = run.data.metrics, int(time.time() * 1000)
+        points = [
+            Metric(key, value, time_ms, step)
+            for step, values in metrics.items()
+            for key, value in values.items()
+            if key not in known
+        ]
+        client.log_batch(run_id, metrics=points)
+        if folder is not None:
+            client.log_artifacts(run_id, str(folder))
+        for key, text in (tags or {}).items():
+            client.set_tag(run_id, key, text)
+    except Exception as error:
+        logger.warning("nothing could be added to MLflow run %s (%s)", run_id, _brief(error))
 
 
 class MLflowTracker(QueuedTracker):
@@ -114,7 +151,7 @@ class RunStore:
         """Connect; reopen the run if there is one, else make it."""
         if self._client is not None and self.run_id is not None:
             return self.run_id
-        client = _client(self._config.uri)
+        client = tracking_client(self._config.uri)
         run_id = self.run_id or self._stored_run_id()
         if run_id is None or not self._reopen(client, run_id):
             run_id = self._create(client)
@@ -262,10 +299,30 @@ def register_version(
     return str(version.version)
 
 
-def _client(uri: str | None) -> MlflowClient:
+def register_checkpoint(config: TrackingConfig, name: str, run_id: str, about: Mapping[str, str]) -> str | None:
+    """A version of a registered model for a run's checkpoint, once; None, with a warning, if MLflow cannot be reached.
+
+    Args:
+        about: `uri` of the checkpoint, and what else the version is to say of itself.
+    """
+    if not config.mlflow:
+        return None
+    try:
+        client = tracking_client(config.uri)
+        for known in client.search_model_versions(f"name = '{name}'"):
+            if known.source == about["uri"]:
+                return f"{name} version {known.version}"
+        return f"{name} version {register_version(client, name, run_id, about)}"
+    except Exception as error:
+        logger.warning("model %s could not be registered (%s)", name, _brief(error))
+        return None
+
+
+def tracking_client(uri: str | None) -> MlflowClient:
     """A client that gives up within seconds: what fails is spooled, not waited for."""
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -285,10 +342,10 @@ def _brief(error: Exception) -> str:
 
 def metric_history(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
     """(step, value) of every point of a run's metric, in the order of the steps."""
-    points = _client(uri).get_metric_history(run_id, metric)
+    points = tracking_client(uri).get_metric_history(run_id, metric)
     return sorted((point.step, point.value) for point in points)
 
 
 def run_status(uri: str, run_id: str) -> str:
     """RUNNING, FINISHED, FAILED or KILLED."""
-    return str(_client(uri).get_run(run_id).info.status)
+    return str(tracking_client(uri).get_run(run_id).info.status)

@@ -17,8 +17,9 @@ from tests.trainer.tiny import config, packed
 from trainer.checkpoint import CheckpointError, committed_paths, newest_checkpoint, open_checkpoint
 from trainer.checkpoint_list import list_checkpoints
 from trainer.config import RunConfig
+from trainer.evaluation_job import evaluation_config
 from trainer.export import export_model, load_model
-from trainer.jobs import evaluation_config, run
+from trainer.jobs import run
 from trainer.lifecycle import StartClock
 from trainer.metrics import task_metrics
 

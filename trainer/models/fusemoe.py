@@ -98,7 +98,10 @@ class FuseMoE(nn.Module):
         )
 
     def forward(self, batch: Batch) -> Fused:
-        x_ND, layout = self.embed(batch)
+        return self.fuse(*self.embed(batch))
+
+    def fuse(self, x_ND: Tensor, layout: TokenLayout) -> Fused:
+        """What follows the encoders: blocks, pooling, heads."""
         routing = []
         for block in self.blocks:
             x_ND, stats = self._block(block, x_ND, layout)

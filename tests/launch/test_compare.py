@@ -1,0 +1,151 @@
+"""`compare` on real runs in a real MLflow, and its report in a real browser."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from launch.comparison import compare
+from launch.report import page
+from tests.browser import open_browser
+from tests.launch.commands import SMALL, last_json, python
+from trainer.tracked_runs import UnknownRunError, find_runs
+
+RUN = """
+import sys
+from pathlib import Path
+from trainer import jobs
+from trainer.config import absolute_paths, load_recipe
+from trainer.context import SingleContext
+from trainer.evaluation_job import evaluation_config
+folder, *common = sys.argv[1:]
+for gate in ("laplace", "softmax"):
+    for seed in (0, 1):
+        words = [f"name={gate}{seed}", f"model.moe.gate={gate}", f"training.seed={seed}", "optim.lr=0.01"]
+        config = absolute_paths(load_recipe("synthetic_small", [*common, *words]), Path(folder))
+        jobs.run(config, SingleContext())
+curve = evaluation_config(f"{folder}/runs/laplace0", missing_curve=True, missing_seeds=2, temperature=True)
+jobs.run(curve, SingleContext())
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Two gates with two seeds each, trained in one process; one of them with a missing-modality curve."""
+    folder = tmp_path_factory.mktemp("compare")
+    options = ["-o", "records=400", "-o", "modalities=series:1,vector:2", "--workers", "1"]
+    last_json(python("-m", "launch", "pack", "synthetic", "--out", str(folder / "data"), *options))
+    common = ["data.url=data", "training.storage=runs", "parallel.workers=1", "parallel.expert_parallel=1"]
+    script = folder / "run.py"
+    script.write_text(RUN)
+    done = python("-c", RUN, str(folder), *SMALL, *common, "tracking.experiment=gates")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def uri(place: Path) -> str:
+    return f"sqlite:///{place}/mlflow.db"
+
+
+def test_a_run_is_logged_such_that_it_explains_itself(place):
+    client = MlflowClient(uri(place))
+    runs = find_runs(uri(place), [], "gates")
+    assert [run.name for run in runs] == ["laplace0", "laplace1", "softmax0", "softmax1"]
+    assert len({frozenset(run.params) for run in runs}) == 1, "the same keys in every run"
+    assert len({frozenset(run.metrics) - {"missing/label/accuracy"} for run in runs[1:]}) == 1
+    run = runs[1]
+    assert run.metrics["best/val/loss"] == min(value for _, value in run.history("val/loss"))
+    assert run.metrics["best/step"] in dict(run.history("val/loss"))
+    assert {"train/samples_seen", "train/tokens_seen", "system/node0/cpu_utilization_percentage"} <= set(run.metrics)
+    assert run.params["dataset.digest"] == run.tags["dataset.digest"]
+    wanted = ("recipe.yaml", "requirements.txt", "config.json", "predictions/test.parquet")
+    assert all(run.artifact(path) is not None for path in wanted) and run.artifact("nothing.txt") is None
+    assert "torch==" in run.artifact("requirements.txt").read_text()
+    experiment = client.get_experiment_by_name("gates").experiment_id
+    models = {model.source_run_id: model for model in client.search_logged_models([experiment])}
+    assert models[run.id].params["data.digest"] == run.params["dataset.digest"]
+    assert "/softmax0/checkpoints/step-" in models[runs[2].id].params["uri"]
+    assert [step for step, _ in runs[0].history("missing/label/accuracy")] == [0, 10, 20, 30, 40, 50, 60, 70]
+    assert "temperature/label" in runs[0].metrics and runs[0].json("missing_curve.json")["part"] == "test"
+
+
+def test_seeds_are_one_variant_and_intervals_hold_the_mean(place):
+    found = compare(find_runs(uri(place), [], "gates"))
+    assert {variant.label for variant in found.variants} == {"gate=laplace", "gate=softmax"}
+    assert all(len(variant.runs) == 2 for variant in found.variants)
+    assert set(found.differing) == {"model.moe.gate", "training.seed"}
+    for variant in found.variants:
+        middle, spread = variant.spread(found.metric)
+        interval = variant.interval(found.metric)
+        assert spread is not None and interval is not None
+        assert interval.value == pytest.approx(middle, abs=1e-6) and interval.low <= middle <= interval.high
+    (pair,) = found.pairs
+    assert pair.shared_seeds == 2 and pair.records is not None
+    difference = found.variants[0].spread(found.metric)[0] - found.variants[1].spread(found.metric)[0]
+    assert pair.records.value == pytest.approx(difference, abs=1e-6) and difference >= 0
+
+
+def test_the_command_takes_folders_names_and_ids(place):
+    runs = find_runs(uri(place), [], "gates")
+    words = [str(place / "runs" / "laplace0"), "softmax0", runs[3].id]
+    done = python(
+        "-m", "launch", "compare", *words, "--uri", uri(place), "--metric", "loss", "--html", str(place / "r.html")
+    )
+    result = last_json(done)
+    assert result["metric"] == "test/loss" and sum(len(row["runs"]) for row in result["variants"]) == 3
+    means = [row["metrics"]["test/loss"]["mean"] for row in result["variants"]]
+    assert means == sorted(means), "a smaller loss is better"
+    assert "gate=softmax" in done.stderr and Path(result["html"]).exists()
+    with pytest.raises(UnknownRunError, match="no run of that id or name"):
+        find_runs(uri(place), ["nobody"], None)
+    with pytest.raises(UnknownRunError, match="no experiment 'other'; there are"):
+        find_runs(uri(place), [], "other")
+    wrong = python("-m", "launch", "compare")
+    assert wrong.returncode == 2 and "name the runs to compare" in wrong.stderr
+
+
+def test_the_report_opens_in_a_browser_and_asks_for_nothing(place, tmp_path):
+    report = tmp_path / "report.html"
+    report.write_text(page(compare(find_runs(uri(place), [], "gates"))), encoding="utf-8")
+    with open_browser(tmp_path) as browser:
+        opened = browser.open(report)
+        assert opened.problems == [] and opened.requests == [opened.url] and opened.broken_pictures() == []
+        headings = opened.evaluate("[...document.querySelectorAll('h2')].map(h => h.textContent)")
+        assert headings == [
+            "Which is better",
+            "Whether the difference means anything",
+            "What differs",
+            "Learning curves",
+            "Calibration",
+            "Which expert serves which modality",
+            "What absent modalities cost",
+            "The runs",
+        ]
+        assert opened.evaluate("document.images.length") == 6
+        assert opened.evaluate("document.body.scrollWidth <= window.innerWidth")
+        shot = opened.screenshot(tmp_path / "report.png")
+        assert shot.stat().st_size > 50_000
+
+
+def test_text_of_others_cannot_become_part_of_the_page(place):
+    runs = find_runs(uri(place), [], "gates")
+    for run in runs:
+        run.params = {**run.params, "note": f"<script>alert({run.id!r})</script>"}
+    text = page(compare(runs))
+    assert "<script" not in text and "&lt;script&gt;" in text
+
+
+def test_runs_without_predictions_or_on_other_data_are_said_so(place, tmp_path):
+    shutil.copytree(place / "mlartifacts", tmp_path / "kept")
+    runs = find_runs(uri(place), [], "gates")
+    runs[0]._lists["predictions"] = set()
+    runs[1].params = {**runs[1].params, "dataset.digest": json.dumps("other")}
+    runs[3].metrics = {}
+    found = compare(runs)
+    text = " ".join(found.notes)
+    assert "laplace0 kept no test predictions" in text and "2 different data sets" in text
+    assert "no test metrics: softmax1" in text and len(found.runs) == 3

@@ -1,0 +1,144 @@
+"""Predictions without an engine: the numbers of the evaluation, one row a record, and explanations that add up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from data_shards import DatasetSchema, pack
+from tests.trainer.test_run import job
+from tests.trainer.tiny import SCHEMA, Tiny, TinyOptions, config, packed
+from trainer.checkpoint import CheckpointError, open_checkpoint
+from trainer.explain import answer, modality_shares, watched_forward
+from trainer.export import checkpoint_model
+from trainer.models.missing import keep_modalities
+from trainer.prediction import Predictor, Request, cut_pieces
+from trainer.prediction_files import read_predictions
+from trainer.temperature import read_temperatures, write_temperatures
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A data set and the folder of a run, routed per bin so that units and tokens differ."""
+    folder = tmp_path_factory.mktemp("predict")
+    data = packed(folder / "data")
+    moe = {"model__moe__granularity": "bin", "model__moe__router": "per_modality"}
+    job(1, config(data, folder, training__epochs=1, **moe))
+    return data, folder / "run"
+
+
+def request_for(trained: tuple[str, Path], **changes: object) -> Request:
+    data = config(trained[0], trained[1]).data
+    return Request(**{"checkpoint": str(trained[1]), "data": data, "part": None, "batch_size": 5, **changes})  # type: ignore[arg-type]
+
+
+def whole(request: Request) -> tuple[Predictor, pa.Table]:
+    predictor = Predictor(request)
+    return predictor, pa.concat_tables([predictor(piece)[0] for piece in predictor.pieces()])
+
+
+def test_the_test_part_is_predicted_as_the_run_did(trained: tuple[str, Path]) -> None:
+    tasks, logged = read_predictions(trained[1] / "predictions" / "test.parquet")
+    _, table = whole(request_for(trained, part="test"))
+    assert table["record"].to_pylist() == logged.index_B.tolist()
+    for task in tasks:
+        name = f"{task.name}.{'value' if task.kind == 'regression' else 'logits'}"
+        got = np.array(table[name].to_pylist(), np.float32).reshape(len(table), -1)
+        np.testing.assert_allclose(got, logged.logits[task.name], rtol=1e-4, atol=1e-5)
+
+
+def test_every_record_once_in_order_however_it_is_cut(trained: tuple[str, Path]) -> None:
+    predictor, table = whole(request_for(trained))
+    assert table["record"].to_pylist() == list(range(48)) and len(set(table["key"].to_pylist())) == 48
+    pieces = cut_pieces(predictor.manifest.counts("default", None), records=7)
+    assert [piece.start for piece in pieces[1:]] == [piece.stop for piece in pieces[:-1]] and len(pieces) == 4
+    again = pa.concat_tables([predictor(piece)[0] for piece in pieces])
+    np.testing.assert_allclose(np.array(again["days.value"]), np.array(table["days.value"]), rtol=1e-4, atol=1e-5)
+    assert cut_pieces(np.array([0, 0])) == []
+
+
+def test_shares_are_what_they_say(trained: tuple[str, Path]) -> None:
+    predictor, table = whole(request_for(trained, explain=True, part="val"))
+    row = table.to_pylist()[0]
+    share = {name: value for name, value in row["died.modality_share"].items() if value is not None}
+    assert set(row["died.modality_share"]) == set(SCHEMA.modality_names) and sum(share.values()) == pytest.approx(1)
+    assert np.shape(row["expert_share"]) == (2, 4) and np.sum(row["expert_share"], 1) == pytest.approx([1, 1])
+    # By hand: each modality of the one record hidden in turn.
+    order = predictor._order.take(0, 1)
+    records, numbers, _ = predictor._reader.read(*order)
+    batch, model = predictor._collate(records, numbers), predictor.model
+    task = SCHEMA.task("died")
+    with torch.no_grad():
+        before = answer(task, model(batch).logits["died"])
+        change = {}
+        for name in share:
+            keep = torch.ones_like(batch.present_BM)
+            keep[0, SCHEMA.numbers[name]] = False
+            change[name] = float((answer(task, model(keep_modalities(batch, keep)).logits["died"]) - before).abs())
+    total = sum(change.values())
+    assert share == pytest.approx({name: value / total for name, value in change.items()}, rel=1e-3)
+
+
+def test_expert_shares_agree_with_the_routing_counts(trained: tuple[str, Path]) -> None:
+    predictor = Predictor(request_for(trained))
+    records, numbers, _ = predictor._reader.read(*predictor._order.take(0, 8))
+    batch = predictor._collate(records, numbers)
+    with torch.no_grad():
+        output, share_BLE = watched_forward(predictor.model, batch)
+        assert torch.equal(output.pooled_BX, predictor.model(batch).pooled_BX)
+        tokens_B = predictor.model.embed(batch)[1].sample_N.bincount()
+    for layer, stats in enumerate(output.routing):
+        torch.testing.assert_close((share_BLE[:, layer] * tokens_B[:, None]).sum(0), stats.gate_ME.sum(0))
+    shares = modality_shares(predictor.model, batch, predictor.tasks, output)
+    assert all((value[~batch.present_BM] == 0).all() for value in shares.values())
+
+
+def test_no_labels_are_needed_and_other_modalities_refused(trained: tuple[str, Path], tmp_path: Path) -> None:
+    class Unlabelled(Tiny):
+        schema = DatasetSchema("tiny", SCHEMA.modalities, ())
+
+        def read(self, unit, notes):  # type: ignore[no-untyped-def]
+            for record in super().read(unit, notes):
+                record.targets = {}
+                yield record
+
+    pack(Unlabelled(TinyOptions()), str(tmp_path / "plain"), chunk_records=6)
+    plain = config(str(tmp_path / "plain"), tmp_path).data
+    _, table = whole(request_for(trained, data=plain))
+    assert table["died.target"].null_count == 48 and table["died.prediction"].null_count == 0
+
+    class Fewer(Unlabelled):
+        schema = DatasetSchema("tiny", SCHEMA.modalities[1:], ())
+
+        def read(self, unit, notes):  # type: ignore[no-untyped-def]
+            for record in super().read(unit, notes):
+                record.values.pop("lab", None)
+                if record.values:
+                    yield record
+
+    pack(Fewer(TinyOptions()), str(tmp_path / "fewer"), chunk_records=6)
+    with pytest.raises(CheckpointError, match="its modalities are vital"):
+        Predictor(request_for(trained, data=config(str(tmp_path / "fewer"), tmp_path).data))
+
+
+def test_temperatures_are_kept_and_used(trained: tuple[str, Path]) -> None:
+    checkpoint = open_checkpoint(str(trained[1]))
+    with pytest.raises(CheckpointError, match=r"evaluate .* --temperature"):
+        read_temperatures(str(trained[1]))
+    write_temperatures(checkpoint, {"died": 2.0})
+    assert read_temperatures(str(trained[1])) == {"died": 2.0}
+    plain, cooled = (whole(request_for(trained, temperatures=t))[1] for t in ({}, {"died": 2.0}))
+    np.testing.assert_allclose(np.array(cooled["died.logits"]) * 2, np.array(plain["died.logits"]), rtol=1e-5)
+    assert cooled["kind.logits"] == plain["kind.logits"]
+    (trained[1] / "temperature.json").write_text('{"step": 1, "temperatures": {}}')
+    with pytest.raises(CheckpointError, match="temperatures of step 1, not"):
+        read_temperatures(str(trained[1]))
+
+
+def test_the_model_of_a_checkpoint_needs_no_engine(trained: tuple[str, Path]) -> None:
+    model = checkpoint_model(open_checkpoint(str(trained[1])))
+    assert not model.training and all(torch.isfinite(p).all() for p in model.parameters())

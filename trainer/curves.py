@@ -1,0 +1,35 @@
+"""Which metric stands for a run, which way is better, and missing-modality curves as numbers."""
+
+from __future__ import annotations
+
+from statistics import mean
+from typing import Any
+
+# The first that exists stands for a run; larger is better for all but the last ones.
+PRIMARY = ("auroc", "accuracy", "r2", "f1", "mae", "loss")
+SMALLER_IS_BETTER = ("mae", "rmse", "loss", "brier", "ece")
+
+
+def primary_metric(part: str, metrics: dict[str, float], wanted: str | None = None) -> str:
+    """The full name of the metric that stands for a run. Raises ValueError if the wanted one was not computed."""
+    if wanted is not None:
+        if f"{part}/{wanted}" not in metrics:
+            raise ValueError(f"there is no metric {part}/{wanted}; there are {', '.join(sorted(metrics))}")
+        return f"{part}/{wanted}"
+    names = [full for name in PRIMARY for full in metrics if full.startswith(f"{part}/") and full.endswith(f"/{name}")]
+    return names[0]
+
+
+def by_rate(curve: dict[str, Any], metric: str | None = None) -> list[tuple[float, float, float, float]]:
+    """(rate, mean, smallest, largest) of the metric over the seeds, by rising rate."""
+    name = metric or curve["metric"]
+    values: dict[float, list[float]] = {}
+    for row in curve["missing"]:
+        if name in row["metrics"]:
+            values.setdefault(row["rate"], []).append(row["metrics"][name])
+    return [(rate, mean(seen), min(seen), max(seen)) for rate, seen in sorted(values.items())]
+
+
+def larger_is_better(metric: str) -> bool:
+    """Whether more of it is good, judged by its last part."""
+    return metric.rsplit("/", 1)[-1] not in SMALLER_IS_BETTER

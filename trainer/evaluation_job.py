@@ -1,0 +1,123 @@
+"""The job `evaluate`: metrics of a checkpoint, what absent modalities cost it, and whether its probabilities hold.
+
+What is found beside the metrics is added to the run that the checkpoint comes from: files in its folder and in MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from data_shards import DatasetSchema, open_data
+from trainer.checkpoint import Checkpoint, CheckpointError, load_engine, open_checkpoint
+from trainer.collectives import broadcast_json
+from trainer.config import RunConfig
+from trainer.context import Context
+from trainer.curves import by_rate
+from trainer.describe import schema_difference, statistics_from_json
+from trainer.evaluation import evaluate, part_results, predict
+from trainer.job_types import check_backbone
+from trainer.metrics import Predictions
+from trainer.missing_curve import missing_curve
+from trainer.session import Session, build_session
+from trainer.temperature import fit_temperatures, scaled, write_temperatures
+from trainer.tracking import add_to_run
+
+logger = logging.getLogger("fleximoe")
+
+
+def evaluate_checkpoint(config: RunConfig, context: Context) -> dict[str, Any]:
+    """Metrics of a checkpoint on one part of its data, or of other data of the same schema."""
+    request = config.evaluation
+    assert request is not None
+    checkpoint = open_checkpoint(request.checkpoint)
+    manifest = open_data(config.data)
+    schema = DatasetSchema.from_json(json.dumps(checkpoint.meta["schema"]))
+    difference = schema_difference(schema, manifest.schema)
+    if difference:
+        raise CheckpointError(f"{manifest.url} does not fit checkpoint {checkpoint.path}: {difference}")
+    session = build_session(config, context, manifest, schema, statistics_from_json(checkpoint.meta["statistics"]))
+    check_backbone(checkpoint.path, checkpoint.meta.get("backbone"), session.engine.module)
+    load_engine(checkpoint, session.engine, moments=False)
+    try:
+        metrics, predictions = evaluate(session, request.part, request.drop)
+        result = {
+            "run_id": checkpoint.meta["mlflow_run_id"],
+            "checkpoint": checkpoint.path,
+            "status": "finished",
+            "part": request.part,
+            "drop": request.drop,
+            "metrics": metrics,
+            "samples": len(predictions),
+        }
+        if request.temperature:
+            result |= _calibrate(session, checkpoint, predictions)
+        if request.missing_curve:
+            result["missing_curve"] = _missing_curve(session, checkpoint)
+        return result
+    finally:
+        session.close()
+
+
+def _calibrate(session: Session, checkpoint: Checkpoint, predictions: Predictions) -> dict[str, Any]:
+    """Temperatures fitted on the validation part, kept with the run, and the metrics that they give."""
+    request = session.config.evaluation
+    assert request is not None
+    temperatures = fit_temperatures(session.tasks, predict(session, "val", request.drop))
+    metrics: dict[str, float] = {}
+    if session.context.rank == 0:
+        write_temperatures(checkpoint, temperatures)
+        metrics = part_results(session, request.part, scaled(predictions, temperatures))
+        metrics = {f"calibrated/{name}": value for name, value in metrics.items()}
+        found = {f"temperature/{name}": value for name, value in temperatures.items()}
+        add_to_run(session.config.tracking, checkpoint.meta["mlflow_run_id"], {checkpoint.step: {**metrics, **found}})
+    return {"temperatures": temperatures, "calibrated": broadcast_json(metrics, session.device)}
+
+
+def _missing_curve(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The curve, also as a table and a figure with the run; the step of `missing/...` in MLflow is per cent missing."""
+    request = session.config.evaluation
+    assert request is not None
+    curve = missing_curve(session, request.part, request.missing_seeds)
+    if session.context.rank == 0:
+        from trainer.figures import missing_figure
+
+        name = curve["metric"].removeprefix(f"{request.part}/")
+        points = {round(100 * rate): {f"missing/{name}": middle} for rate, middle, _, _ in by_rate(curve)}
+        with tempfile.TemporaryDirectory() as folder:
+            files = Path(folder)
+            (files / "figures").mkdir()
+            (files / "missing_curve.json").write_text(json.dumps(curve, indent=1))
+            missing_figure({session.config.name: curve}).savefig(files / "figures" / "missing_curve.png")
+            for file in ("missing_curve.json", "figures/missing_curve.png"):
+                target = f"{checkpoint.run_dir}/{file}"
+                checkpoint.fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+                checkpoint.fs.put_file(str(files / file), target)
+            add_to_run(session.config.tracking, checkpoint.meta["mlflow_run_id"], points, files)
+    return curve
+
+
+def evaluation_config(
+    checkpoint_url: str, data_url: str | None = None, part: str = "test", drop: list[str] | None = None, **wishes: Any
+) -> RunConfig:
+    """The recipe that a checkpoint was trained with, turned into an evaluation of it. Raises CheckpointError.
+
+    Args:
+        wishes: further fields of the evaluation section.
+    """
+    checkpoint = open_checkpoint(checkpoint_url)
+    tree = dict(checkpoint.meta["config"])
+    tree["job"] = "evaluate"
+    of = checkpoint.meta["config"]["job"]
+    tree["evaluation"] = {"checkpoint": checkpoint.url, "of": of, "part": part, "drop": drop or [], **wishes}
+    if data_url is not None and tree["data"].get("mixture"):
+        raise CheckpointError(
+            f"{checkpoint.path} was trained on a mixture: instead of --data give data.mixture.NAME.url=... for "
+            f"{' or '.join(tree['data']['mixture'])}"
+        )
+    if data_url is not None:
+        tree["data"] = {**tree["data"], "url": data_url}
+    return RunConfig.model_validate(tree)

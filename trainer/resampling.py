@@ -1,0 +1,201 @@
+"""Metrics with intervals: what a test part of this size can and cannot tell apart.
+
+A test part is one draw of records; the bootstrap draws from it again, many times, and looks how much the metric moves.
+Two runs that were tested on the same records are compared on the same draws, so that what is hard for both cancels.
+A draw is a weight per record (how often it was drawn), and every metric here takes weights for all draws at once, so a
+thousand draws cost little more than one. Runs that differ in their seeds only are one thing seen several times: their
+metrics are averaged within each draw.
+
+Shape legend: B records, R draws, C logits of a task, t targets of a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_shards import TaskSpec
+
+Array = NDArray[np.float64]
+Metric = Callable[[Array], Array]
+"""Weights (R, B) -> the metric of each draw (R,)."""
+
+DRAWS = 1000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A metric of the whole part, and the middle `LEVEL` of what it is over the draws."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better the first is than the second; `p` is the share of draws that say otherwise, on both sides."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def draw_weights(records: int, draws: int = DRAWS, seed: int = 0) -> Array:
+    """(R + 1, B): the records as they are, then how often each is drawn in R draws of B records with replacement."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(records, np.full(records, 1 / records), size=draws).astype(np.float64)
+    return np.concatenate([np.ones((1, records)), drawn])
+
+
+def interval(values_R: Array) -> Interval:
+    """Of draws whose first is the part itself. Draws in which a metric does not exist (one class only) are left out."""
+    low, high = np.nanquantile(values_R[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(values_R[0]), float(low), float(high))
+
+
+def difference(first_R: Array, second_R: Array) -> Difference:
+    """Of two metrics on the same draws."""
+    change_R = first_R - second_R
+    found, drawn = interval(change_R), change_R[1:][~np.isnan(change_R[1:])]
+    # One more than counted: with R draws nothing can be said to be rarer than 1 / (R + 1).
+    p = 2 * (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (1 + len(drawn))
+    return Difference(found.value, found.low, found.high, min(1.0, float(p)))
+
+
+def seed_test(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """p of a paired t-test over seeds that both have; None with fewer than two, or if all differences are equal."""
+    from scipy import stats
+
+    if len(first) < 2 or np.ptp(np.subtract(first, second)) == 0:
+        return None
+    return float(stats.ttest_rel(first, second).pvalue)
+
+
+def task_measures(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> dict[str, Metric]:
+    """Weighted metrics of a task by name; the same numbers as `task_metrics` where all weights are 1.
+
+    Records without a label weigh nothing. Raises ValueError if there is none with a label.
+    """
+    logits, target = logits_BC.double().numpy(), target_Bt.double().numpy()
+    if np.isnan(target).all():
+        raise ValueError(f"task {task.name} has no labelled record")
+    if task.kind == "regression":
+        return _regression(logits, target)
+    if task.kind == "multiclass":
+        return _multiclass(logits, target[:, 0])
+    columns = [_binary(logits[:, c], target[:, c]) for c in range(logits.shape[1]) if not np.isnan(target[:, c]).all()]
+    return {name: _mean_of([column[name] for column in columns]) for name in columns[0]}
+
+
+def _mean_of(metrics: Sequence[Metric]) -> Metric:
+    return lambda weight_RB: np.mean([metric(weight_RB) for metric in metrics], axis=0)
+
+
+def _weighted_mean(value_B: Array, known_B: NDArray[np.bool_]) -> Metric:
+    value_B = np.where(known_B, value_B, 0.0)
+    return lambda weight_RB: weight_RB @ value_B / np.maximum(weight_RB @ known_B, 1e-12)
+
+
+def _binary(logits_B: Array, truth_B: Array) -> dict[str, Metric]:
+    known_B = ~np.isnan(truth_B)
+    probability_B = 1 / (1 + np.exp(-logits_B))
+    said_B = probability_B > 0.5
+    hit_B, positive_B = (said_B == (truth_B == 1)) & known_B, (truth_B == 1) & known_B
+
+    def f1(weight_RB: Array) -> Array:
+        true_R = weight_RB @ (said_B & positive_B)
+        return 2 * true_R / np.maximum(weight_RB @ (said_B & known_B) + weight_RB @ positive_B, 1e-12)
+
+    return {
+        "auroc": _auroc(logits_B, truth_B),
+        "auprc": _auprc(logits_B, truth_B),
+        "f1": f1,
+        "accuracy": _weighted_mean(hit_B.astype(float), known_B),
+        "brier": _weighted_mean((probability_B - truth_B) ** 2, known_B),
+    }
+
+
+def _sorted_sums(score_B: Array, truth_B: Array, weight_RB: Array) -> tuple[Array, Array]:
+    """(R, U) weight of negatives and of positives at each distinct score, by rising score."""
+    known = np.flatnonzero(~np.isnan(truth_B))
+    _, slot = np.unique(score_B[known], return_inverse=True)
+    order = np.argsort(slot, kind="stable")
+    starts = np.flatnonzero(np.diff(slot[order], prepend=-1))
+    truth, weight = truth_B[known][order], weight_RB[:, known][:, order]
+    return np.add.reduceat(weight * (truth == 0), starts, 1), np.add.reduceat(weight * (truth == 1), starts, 1)
+
+
+def _auroc(score_B: Array, truth_B: Array) -> Metric:
+    """Chance that a positive scores above a negative; equal scores count half. NaN for draws with one class only."""
+
+    def metric(weight_RB: Array) -> Array:
+        negative, positive = _sorted_sums(score_B, truth_B, weight_RB)
+        below = negative.cumsum(1) - negative / 2
+        pairs = negative.sum(1) * positive.sum(1)
+        return np.where(pairs > 0, (positive * below).sum(1) / np.maximum(pairs, 1e-12), np.nan)
+
+    return metric
+
+
+def _auprc(score_B: Array, truth_B: Array) -> Metric:
+    """Average precision: precision at each threshold, weighted by the recall gained there."""
+
+    def metric(weight_RB: Array) -> Array:
+        negative, positive = _sorted_sums(score_B, truth_B, weight_RB)
+        true, false = positive[:, ::-1].cumsum(1), negative[:, ::-1].cumsum(1)
+        total = positive.sum(1)
+        gained = positive[:, ::-1] * true / np.maximum(true + false, 1e-12)
+        return np.where(total > 0, gained.sum(1) / np.maximum(total, 1e-12), np.nan)
+
+    return metric
+
+
+def _multiclass(logits_BC: Array, truth_B: Array) -> dict[str, Metric]:
+    known_B = ~np.isnan(truth_B)
+    shifted = np.exp(logits_BC - logits_BC.max(axis=1, keepdims=True))
+    probability_BC = shifted / shifted.sum(axis=1, keepdims=True)
+    is_BC = truth_B[:, None] == np.arange(logits_BC.shape[1])
+    wrong_B = ((probability_BC - is_BC) ** 2).sum(axis=1)
+    hit_B = (probability_BC.argmax(axis=1) == truth_B) & known_B
+    areas = [
+        _auroc(probability_BC[:, c], np.where(known_B, is_BC[:, c], np.nan)) for c in range(is_BC.shape[1])
+    ]  # fmt: skip
+    return {
+        "accuracy": _weighted_mean(hit_B.astype(float), known_B),
+        "auroc": _mean_of(areas),
+        "brier": _weighted_mean(wrong_B, known_B),
+    }
+
+
+def _regression(value_Bn: Array, target_Bn: Array) -> dict[str, Metric]:
+    """Each known target counts once, as in `task_metrics`; all targets of a record are drawn together."""
+    known_Bn = ~np.isnan(target_Bn)
+    error_Bn = np.where(known_Bn, value_Bn - target_Bn, 0.0)
+    target_Bn = np.where(known_Bn, target_Bn, 0.0)
+    count_B, square_B = known_Bn.sum(axis=1).astype(float), (error_Bn**2).sum(axis=1)
+
+    def mean(column_B: Array) -> Metric:
+        return lambda weight_RB: weight_RB @ column_B / np.maximum(weight_RB @ count_B, 1e-12)
+
+    def r2(weight_RB: Array) -> Array:
+        middle_R = mean(target_Bn.sum(axis=1))(weight_RB)
+        spread_R = mean((target_Bn**2).sum(axis=1))(weight_RB) - middle_R**2
+        return 1 - mean(square_B)(weight_RB) / np.maximum(spread_R, 1e-12)
+
+    return {
+        "mae": mean(np.abs(error_Bn).sum(axis=1)),
+        "rmse": lambda weight_RB: np.sqrt(mean(square_B)(weight_RB)),
+        "r2": r2,
+    }
+
+
+def mean_over_seeds(runs: Sequence[Mapping[str, Array]], metric: str) -> Array:
+    """(R + 1,) mean of the runs' draws of one metric."""
+    return np.mean([run[metric] for run in runs], axis=0)
