@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.errors import UsageError
 from launch.output import people, print_json_line, print_table
 from trainer.tracked_runs import find_runs
+
+if TYPE_CHECKING:
+    from launch.comparison import Comparison, Pair
 
 
 def compare_runs(
@@ -58,7 +62,7 @@ def default_uri() -> str | None:
     return f"sqlite:///{database}" if database.exists() else None
 
 
-def _print(comparison) -> None:  # type: ignore[no-untyped-def]
+def _print(comparison: Comparison) -> None:
     names = comparison.metrics[:3]
     rows = []
     for variant in comparison.variants:
@@ -79,7 +83,7 @@ def _print(comparison) -> None:  # type: ignore[no-untyped-def]
         people.print(note)
 
 
-def _pair_row(pair) -> tuple[str, ...]:  # type: ignore[no-untyped-def]
+def _pair_row(pair: Pair) -> tuple[str, ...]:
     seeds = "" if pair.seeds_p is None else f"{pair.seeds_p:.3f} ({pair.shared_seeds} seeds)"
     found = pair.records
     if found is None:

@@ -23,7 +23,7 @@ from launch.output import print_json_line, print_table
 from launch.run import check
 from launch.space import SpaceConfig, Trial, load_space, trials
 from launch.trial import evaluations, result_of, was_pruned
-from trainer.config import RunConfig, apply_overrides, load_recipe
+from trainer.config import RunConfig, apply_overrides, check_parallel, load_recipe
 from trainer.provenance import source_tags
 from trainer.tracked_runs import PARENT
 from trainer.tracking import create_tracker, open_run, register_checkpoint
@@ -108,16 +108,9 @@ def plan_sweep(recipe: str, space_name: str, overrides: Sequence[str]) -> Sweep:
         run.tracking.json_lines = True  # how a trial is followed
         run.tracking.spool = None
         run = settle_paths(run)
-        check_degrees(run)
+        check_parallel(run)
         runs.append(run)
     return Sweep(config, space, metric, mode, found, runs)
-
-
-def check_degrees(run: RunConfig) -> None:
-    """Raise RecipeError for a trial whose parallel degrees do not fit."""
-    from trainer.config import check_parallel
-
-    check_parallel(run)
 
 
 def _claim(sweep: Sweep) -> None:

@@ -26,6 +26,7 @@ from trainer.config import RunConfig
 
 POLL_SECONDS = 0.5
 PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)  # looked up before a process forks, not in between
 PRUNED = "pruned.json"
 FAILED = "failed.json"
 
@@ -126,7 +127,7 @@ def _start(config: RunConfig, folder: Path, address: str) -> subprocess.Popen[by
 
 def _end_with_parent() -> None:
     """In the child: be killed when the trial's own process ends, however it ends. What it had saved is continued."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _last_words(log: Path, code: int) -> str:
