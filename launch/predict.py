@@ -71,8 +71,11 @@ def predict_records(
 
 
 def _config(checkpoint: str, data: str | None, overrides: Sequence[str]) -> RunConfig:
+    from trainer.checkpoint import open_checkpoint
     from trainer.evaluation_job import evaluation_config
+    from trainer.prediction import check_predictable
 
+    check_predictable(open_checkpoint(checkpoint))
     config = evaluation_config(checkpoint, data)
     config = settle_paths(apply_overrides(config, ["parallel.workers=1", "parallel.expert_parallel=1", *overrides]))
     check(config)

@@ -76,6 +76,7 @@ class Predictor:
     def __init__(self, request: Request, device: torch.device | str = "cpu") -> None:
         self.request, self.device = request, torch.device(device)
         checkpoint = open_checkpoint(request.checkpoint)
+        check_predictable(checkpoint)
         self.manifest = open_manifest(request.data.url, request.data.storage_options)
         self.tasks = model_tasks(checkpoint, self.manifest)
         self.model = checkpoint_model(checkpoint, device)
@@ -135,6 +136,15 @@ class Predictor:
             pa.array(share_BM[:, m].numpy(), pa.float32(), mask=absent_BM[:, m].numpy()) for m in range(len(names))
         ]
         return pa.StructArray.from_arrays(columns, list(names))
+
+
+def check_predictable(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError for models that need more than their checkpoint and one data set."""
+    config = checkpoint.meta["config"]
+    if config["job"] != "fusemoe":
+        raise CheckpointError(f"{checkpoint.path} is of job={config['job']}; predict takes models of job=fusemoe")
+    if config["data"].get("mixture"):
+        raise CheckpointError(f"{checkpoint.path} was trained on a mixture; predict takes models of one data set")
 
 
 def model_tasks(checkpoint: Checkpoint, manifest: Manifest) -> list[TaskSpec]:
