@@ -1,0 +1,89 @@
+"""The documentation: generated pages are up to date, commands run, links lead somewhere, quoted errors are real."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+BLOCK = re.compile(r"<!-- (run|file: (?P<name>[\w.]+)) -->\n```\w*\n(?P<text>.*?)```", re.DOTALL)
+
+
+def test_the_page_of_recipe_keys_is_up_to_date() -> None:
+    from docs.make_recipe_keys import PAGE, page
+
+    assert PAGE.read_text("utf-8") == page(), "config classes have changed: run `make docs`"
+
+
+def test_every_key_has_a_meaning() -> None:
+    from docs.make_recipe_keys import page
+
+    rows = [line for line in page().splitlines() if line.startswith("| `")]
+    assert len(rows) > 100 and [row for row in rows if row.split("|")[4].strip() == ""] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8"))
+    assert [link for link in links if "://" not in link and not (page.parent / link).is_file()] == []
+
+
+@pytest.mark.parametrize("page", ["first_run", "your_data"])
+def test_commands_of_a_page_run_one_after_the_other(page: str, tmp_path: Path) -> None:
+    """As a user has it: the files of the page, its commands, and the project's Python first in the path."""
+    blocks = list(BLOCK.finditer((ROOT / "docs" / f"{page}.md").read_text("utf-8")))
+    assert len(blocks) >= 3
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool, command in (("python", ""), ("torchrun", " -m torch.distributed.run")):
+        (tools / tool).write_text(f'#!/bin/sh\nexec "{sys.executable}"{command} "$@"\n')
+        (tools / tool).chmod(0o755)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
+    path = f"{tools}{os.pathsep}{os.environ['PATH']}"
+    env = {**kept, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    for block in blocks:
+        if block["name"]:
+            (tmp_path / block["name"]).write_text(block["text"])
+            continue
+        done = subprocess.run(
+            ["bash", "-e", "-c", block["text"]], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, f"{block['text']}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def test_errors_in_the_docs_are_what_the_program_says() -> None:
+    """Every quoted message, between its <placeholders>, is text of the code."""
+    code = " ".join(
+        p.read_text("utf-8")
+        for room in ("launch", "trainer", "parallel", "data_shards")
+        for p in (ROOT / room).rglob("*.py")
+    )
+    # Long messages are written as neighbouring pieces: f"..." f"..." is one text.
+    code = re.sub(r'"\s*\n?\s*(?:\)\s*\n\s*)?[rf]{0,2}"', "", re.sub(r"\s+", " ", code))
+    code = re.sub(r"\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}", "<>", code)
+    rows = [line for line in (ROOT / "docs" / "errors.md").read_text("utf-8").splitlines() if line.startswith("| `")]
+    assert len(rows) > 20
+    unknown = []
+    for row in rows:
+        for message in re.findall(r"`([^`]+)`", row.split("|")[1]):
+            pieces = [piece.strip(" :;,.?") for piece in re.split(r"<[^>]*>", message)]
+            unknown += [piece for piece in pieces if len(piece) > 3 and piece not in code]
+    assert unknown == []
+
+
+def test_figures_are_drawn_by_their_script(tmp_path: Path) -> None:
+    from docs.figures.make_figures import FIGURES
+
+    used = set(re.findall(r"figures/(\w+)\.svg", (ROOT / "docs" / "concepts.md").read_text("utf-8")))
+    assert used == set(FIGURES)
+    for name, draw in FIGURES.items():
+        draw().savefig(tmp_path / f"{name}.svg")
+        assert (ROOT / "docs" / "figures" / f"{name}.svg").is_file() and (
+            tmp_path / f"{name}.svg"
+        ).stat().st_size > 2000
