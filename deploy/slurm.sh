@@ -19,6 +19,7 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 [ -f .venv/bin/activate ] && . .venv/bin/activate
 
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # at the end nothing runs that would have to leave in peace
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_TOKEN
 gpus=${SLURM_GPUS_ON_NODE:-0}

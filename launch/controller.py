@@ -73,5 +73,7 @@ class RightSize(ControllerCallback):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an exception says; Ray's go on for pages."""
-    return str(error).strip().split("\n")[0][:300]
+    """The first line of what an exception says, with the last one if it ends in a colon; Ray's go on for pages."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+    text = f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    return text[:300]
