@@ -75,7 +75,11 @@ class Server:
         """Run it until it is stopped by a signal; `ready` is called once it answers. Returns its exit code."""
         self.store.mkdir(parents=True, exist_ok=True)
         process = subprocess.Popen(
-            self.command(), env={**os.environ, **SETTINGS}, cwd=self.store, start_new_session=True
+            self.command(),
+            env={**os.environ, **SETTINGS},
+            cwd=self.store,
+            stdout=2,  # its log; stdout is for scripts
+            start_new_session=True,
         )
         stop = _StopGroup(process)
         try:
