@@ -4,8 +4,8 @@
 
 DIR holds the official files of PhysioNet 2012 (and raindrop_splits.csv). They are turned into a long-form CSV of
 observations, a table of stays and a mapping file, by a reading of the official files of its own; both ways are packed
-and compared record by record, byte by byte. Prints seconds and the most memory of either way. The last line is one
-JSON object; equal bytes in equal order give equal training, so nothing is trained.
+and compared record by record, byte by byte. Prints the seconds of either way. The last line is one JSON object; equal
+bytes in equal order give equal training, so nothing is trained.
 """
 
 from __future__ import annotations

@@ -98,11 +98,14 @@ class Mimic4(Source):
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a worker process, which reads the temporary folder but must not remove it."""
-        return {**self.__dict__, "_temporary": None}
+        """For a worker process: it gets stays with its unit, and must not remove the temporary folder."""
+        return {**self.__dict__, "_temporary": None, "stays": []}
 
-    def units(self) -> list[int]:
-        """Numbers of pieces of the patients. Reads every table once, and keeps the rows that are used, on disk."""
+    def units(self) -> list[tuple[int, list[list[Stay]]]]:
+        """(number of the first patient, stays of each) of every piece of the patients.
+
+        Reads every table once, and keeps the rows that are used, on disk.
+        """
         if self._temporary is None:
             self.stays = self._cohort()
             subjects = pa.array([own[0].subject for own in self.stays])
@@ -111,13 +114,13 @@ class Mimic4(Source):
                 out = Path(self._temporary.name) / f"{name}.arrow"
                 keep = partial(_wanted_rows, items=ITEMS.get(name), subjects=subjects)
                 self._spills[name] = spill([file], columns, "subject_id", subjects, UNIT_PATIENTS, out, True, keep)
-        return list(range(-(-len(self.stays) // UNIT_PATIENTS)))
+        return [(a, self.stays[a : a + UNIT_PATIENTS]) for a in range(0, len(self.stays), UNIT_PATIENTS)]
 
-    def read(self, unit: int, notes: Counter[str]) -> Iterator[Record]:
+    def read(self, unit: tuple[int, list[list[Stay]]], notes: Counter[str]) -> Iterator[Record]:
         """Stays of one piece's patients, in order."""
-        first = unit * UNIT_PATIENTS
-        tables = {name: made.rows(unit) for name, made in self._spills.items()}
-        for place, own in enumerate(self.stays[first : first + UNIT_PATIENTS]):
+        first, patients = unit
+        tables = {name: made.rows(first // UNIT_PATIENTS) for name, made in self._spills.items()}
+        for place, own in enumerate(patients):
             rows = {name: _of_record(table, first + place) for name, table in tables.items() if table is not None}
             for stay in own:
                 record = self._record(stay, rows, notes)

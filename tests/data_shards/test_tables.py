@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -208,6 +210,39 @@ def test_what_is_wrong_is_said_in_a_sentence(
     with pytest.raises(ValueError, match=sentence):
         pack(create_source("tables", {"path": path}), str(tmp_path / "out"))
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+MEASURE = """
+import json, sys
+from collections import Counter
+import pyarrow as pa
+from data_shards import create_source
+from data_shards.sources import table_files
+table_files.BLOCK_BYTES, table_files.BUFFER_ROWS = 1 << 18, 20_000
+source, notes = create_source("tables", {"path": sys.argv[1]}), Counter()
+records = sum(1 for unit in source.units() for record in source.read(unit, notes))
+print(json.dumps([records, notes["observations"], pa.default_memory_pool().max_memory()]))
+"""
+
+
+def test_memory_does_not_grow_with_the_table(tmp_path: Path) -> None:
+    """Tables in random order, one three times the other, read in pieces of a quarter of a MB."""
+    most = {}
+    for rows in (300_000, 1_000_000):
+        rng = np.random.default_rng(0)
+        stays, times = rng.integers(0, 5_000, rows).tolist(), rng.uniform(0, 10, rows).tolist()
+        (tmp_path / "stays.csv").write_text("stay\n" + "".join(f"s{n}\n" for n in range(5_000)))
+        lines = [f"s{stay},{time:.14f},k,1.5\n" for stay, time in zip(stays, times, strict=True)]
+        (tmp_path / "events.csv").write_text("stay,t,what,v\n" + "".join(lines))
+        labs = {"kind": "series", "file": "events.csv", "time": "t", "channel": "what", "value": "v", "channels": ["k"]}
+        tree = {"name": "n", "records": {"file": "stays.csv", "key": "stay"}, "modalities": {"labs": labs}}
+        (tmp_path / "mapping.yaml").write_text(yaml.safe_dump(tree))
+        command = [sys.executable, "-c", MEASURE, str(tmp_path / "mapping.yaml")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        records, observations, most[rows] = json.loads(done.stdout)
+        assert (records, observations) == (5_000, rows)
+    assert (tmp_path / "events.csv").stat().st_size > 25e6
+    assert most[1_000_000] < 1.5 * most[300_000]
 
 
 def test_a_waveform_file_with_objects_is_never_unpickled(tmp_path: Path) -> None:
