@@ -124,7 +124,7 @@ class Site:
         return args, {**kwargs, "hidden_states": hidden_BND}
 
     def _after(self, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        self._ready = None
+        assert self._ready is None, f"attention of {self.name} was not ours: its prompts had no effect"
         if not self._rows:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
@@ -144,7 +144,8 @@ class Site:
         return key, value
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-        return prompted_attention(q, k, v, self._ready, mask, scale, self.gate)
+        ready, self._ready = self._ready, None
+        return prompted_attention(q, k, v, ready, mask, scale, self.gate)
 
 
 def pooled(hidden_BND: Tensor, valid_BN: Tensor | None) -> Tensor:

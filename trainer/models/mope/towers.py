@@ -89,6 +89,13 @@ class Tower(nn.Module):
         hidden_BND: Tensor = self.model(pixel_values=x_BCHW.to(self.dtype)).last_hidden_state
         return hidden_BND
 
+    def feature_maps(self, values_BCHW: Tensor) -> list[Tensor]:
+        """Raw pictures -> maps (B, D, H, W) after each stage, of a tower whose stages shrink the picture (swin)."""
+        assert self.mean is not None and self.scale is not None
+        x_BCHW = ((values_BCHW.float() - self.mean()) * self.scale()).to(self.dtype)
+        output = self.model(pixel_values=x_BCHW, output_hidden_states=True)
+        return list(output.reshaped_hidden_states[1:])
+
     def texts(self, texts: list[bytes], device: torch.device) -> tuple[Tensor, Tensor]:
         """Token numbers (B, N) and which of them are the text's own."""
         assert self.tokenizer is not None
