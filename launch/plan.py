@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from parallel import largest_legal
 from parallel.mesh import divisors
 from trainer.config import RunConfig, load_recipe
 from trainer.devices import find_device, measured_device
-from trainer.layout import layout_lines, planned_seats
+from trainer.layout import crossing, layout_lines, node_sizes, planned_seats
 
 MOST_GPUS = 1 << 16
 
@@ -89,6 +90,10 @@ def make_plan(config: RunConfig, model: CostModel, gpus: int) -> dict[str, Any]:
     cost = model.cost(asked)
     nearest = cost if cost.fits else nearest_fit(model, asked, config)
     legal = degree == parallel.expert_parallel
+    seats = planned_seats(gpus, model.device.per_host, "cpu" if model.device.name == "cpu" else "cuda")
+    note = None if legal else f"expert_parallel={parallel.expert_parallel} does not divide; {degree} is used"
+    if not parallel.experts_across_nodes and math.gcd(*node_sizes(seats)) % degree:
+        note = crossing(degree, node_sizes(seats))
     return {
         "gpus": gpus,
         "parameters": model.parameters(),
@@ -97,17 +102,11 @@ def make_plan(config: RunConfig, model: CostModel, gpus: int) -> dict[str, Any]:
         "records_per_micro_batch": training.batch_size / gpus / asked.accumulation,
         "all_to_all_bytes": cost.traffic["all_to_all"],
         "reduce_bytes": sum(value for kind, value in cost.traffic.items() if kind != "all_to_all"),
-        "layout": layout_lines(
-            planned_seats(gpus, model.device.per_host, _kind(model)), degree, config.model.moe.experts
-        ),
-        "note": None if legal else f"expert_parallel={parallel.expert_parallel} does not divide; {degree} is used",
+        "layout": layout_lines(seats, degree, config.model.moe.experts),
+        "note": note,
         "nearest": None if cost.fits or nearest is None else nearest.as_dict(),
         "modelled": list(MODELLED),
     }
-
-
-def _kind(model: CostModel) -> str:
-    return "cpu" if model.device.name == "cpu" else "cuda"
 
 
 def nearest_fit(model: CostModel, asked: Layout, config: RunConfig) -> StepCost | None:

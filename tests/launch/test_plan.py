@@ -171,3 +171,15 @@ def test_the_verb_prints_tables_and_one_json_line(manifest: Manifest, tmp_path: 
     assert result["fits"] and result["gpus"] == 6 and result["gpu"] == "a100"
     assert set(result["bytes"]) >= {"replicated_parameters", "expert_parameters", "moments", "activations", "total"}
     assert "modelled" in answer.stderr
+
+
+def test_the_layout_is_the_one_that_a_run_prints_and_groups_across_nodes_are_noted(manifest: Manifest) -> None:
+    run = config("nowhere", Path("/nowhere"), parallel__workers=16, parallel__expert_parallel=4, model__moe__experts=8)
+    model = cost_model(run, manifest)
+    plan = make_plan(run, model, 16)
+    assert [line.split(": ")[0] for line in plan["layout"]] == ["node0", "node1"] and plan["note"] is None
+    assert "rank 8 cuda:0 experts 0-1, rank 9 cuda:1 experts 2-3" in plan["layout"][1]
+    run.model.moe.experts = run.parallel.expert_parallel = 16
+    assert "would reach across nodes of 8 workers: choose one of [1, 2, 4, 8]" in make_plan(run, model, 16)["note"]
+    run.parallel.experts_across_nodes = True
+    assert make_plan(run, model, 16)["note"] is None
