@@ -10,6 +10,7 @@ Shapes: B records, C classes of a pixel, D channels, H x W pixels.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,10 +54,9 @@ class PromptedSegmenter(TowerModel):
         # A stage's map is taken after it was merged into the next one's width.
         maps = [*widths[1:], widths[-1]]
         # A copy: the head's configuration resets its backbone's choice of attention.
-        settings = UperNetConfig(
-            backbone_config=copy.deepcopy(tower.model.config), hidden_size=hidden, num_labels=classes
-        )
-        settings.pool_scales = [1, 2, 3]
+        backbone: Any = copy.deepcopy(tower.model.config)
+        settings: Any = UperNetConfig(backbone_config=backbone, hidden_size=hidden, pool_scales=[1, 2, 3])
+        settings.num_labels = classes
         self.mask_head: nn.Module = UperNetHead(settings, maps)
         self._maps: list[Tensor] = []
 
