@@ -80,7 +80,8 @@ def test_errors_in_the_docs_are_what_the_program_says() -> None:
 def test_figures_are_drawn_by_their_script(tmp_path: Path) -> None:
     from docs.figures.make_figures import FIGURES
 
-    used = set(re.findall(r"figures/(\w+)\.svg", (ROOT / "docs" / "concepts.md").read_text("utf-8")))
+    pages = [ROOT / "README.md", ROOT / "docs" / "concepts.md"]
+    used = {name for page in pages for name in re.findall(r"figures/(\w+)\.svg", page.read_text("utf-8"))}
     assert used == set(FIGURES)
     for name, draw in FIGURES.items():
         draw().savefig(tmp_path / f"{name}.svg")

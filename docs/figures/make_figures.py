@@ -105,9 +105,36 @@ def expert_parallel() -> Figure:
     return figure
 
 
-def _box(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
-    axes.add_patch(FancyBboxPatch((x, y), 2, 0.8, boxstyle="round,pad=0.05", color=colour, alpha=0.35))
-    axes.text(x + 1, y + 0.4, text, ha="center", va="center", fontsize=9)
+def flow() -> Figure:
+    """The way of a run: packed once, streamed to workers, fused, measured; and what survives a worker."""
+    figure = Figure(figsize=(9, 3.1), layout="constrained")
+    axes = figure.add_subplot()
+    steps = [
+        (0.0, "your data\nany modalities,\nany of them missing", GREY),
+        (2.6, "shards\nWebDataset tars,\nmanifest, checksums", GREEN),
+        (5.2, "workers on Ray\nencoders → attention →\nrouter → experts", BLUE),
+        (7.8, "MLflow\ncurves, comparison,\nexpert × modality", ORANGE),
+    ]
+    for x, text, colour in steps:
+        _box(axes, x, 1.9, text, colour, height=1.1)
+    for x, verb in ((2.05, "pack"), (4.65, "train"), (7.25, "track")):
+        axes.annotate("", (x + 0.52, 2.45), (x + 0.02, 2.45), arrowprops={"arrowstyle": "->"})
+        axes.text(x + 0.27, 2.6, verb, ha="center", fontsize=9)
+    _box(axes, 5.2, 0, "checkpoints\nof no topology", GREY, height=0.8)
+    axes.annotate("", (5.9, 0.9), (5.9, 1.8), arrowprops={"arrowstyle": "->"})
+    axes.annotate("", (6.5, 1.8), (6.5, 0.9), arrowprops={"arrowstyle": "->"})
+    axes.text(5.8, 1.35, "while training goes on", ha="right", va="center", fontsize=9)
+    axes.text(6.6, 1.35, "on any number of workers", ha="left", va="center", fontsize=9)
+    _box(axes, 2.6, 0, "finetune: prompt experts\non a frozen backbone", BLUE, height=0.8)
+    axes.annotate("", (4.65, 0.4), (5.15, 0.4), arrowprops={"arrowstyle": "->"})
+    axes.set(xlim=(-0.1, 9.95), ylim=(-0.15, 3.15))
+    axes.axis("off")
+    return figure
+
+
+def _box(axes: Axes, x: float, y: float, text: str, colour: str, height: float = 0.8) -> None:
+    axes.add_patch(FancyBboxPatch((x, y), 2, height, boxstyle="round,pad=0.05", color=colour, alpha=0.35))
+    axes.text(x + 1, y + height / 2, text, ha="center", va="center", fontsize=9)
 
 
 def _plain(figure: Figure) -> Figure:
@@ -116,7 +143,13 @@ def _plain(figure: Figure) -> Figure:
     return figure
 
 
-FIGURES = {"gates": gates, "routers": routers, "irregular": irregular, "expert_parallel": expert_parallel}
+FIGURES = {
+    "flow": flow,
+    "gates": gates,
+    "routers": routers,
+    "irregular": irregular,
+    "expert_parallel": expert_parallel,
+}
 
 
 def main() -> None:
