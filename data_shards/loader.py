@@ -20,7 +20,7 @@ from data_shards.batch import Batch
 from data_shards.collate import Collator
 from data_shards.config import DataConfig
 from data_shards.errors import ShardError
-from data_shards.mixture import MixedReader
+from data_shards.mixed_part import MixedReader
 from data_shards.order import Position, share_bounds
 from data_shards.parts import DataSet, part_of
 from data_shards.reader import Reader

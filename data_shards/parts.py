@@ -10,7 +10,8 @@ import numpy as np
 
 from data_shards.config import DataConfig
 from data_shards.manifest import Manifest, open_manifest
-from data_shards.mixture import MixedPart, Mixture, open_mixture
+from data_shards.mixed_part import MixedPart
+from data_shards.mixture import Mixture, open_mixture
 from data_shards.order import EpochOrder, rank_share
 from data_shards.reader import Reader
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -31,15 +30,14 @@ from pydantic import Field
 from data_shards.records import Record, Series
 from data_shards.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.sources.base import Source, SourceOptions, hashed_part
+from data_shards.sources.mimic4_cohort import COHORT_TABLES, HOUR, Stay, read_cohort
 from data_shards.sources.mimic4_files import Ecg, find_table, maybe_table, read_ecg, read_phenotypes
 from data_shards.sources.mimic4_items import LABS, VITALS, celsius, item_channels, plausible, study_time
 from data_shards.sources.pictures import read_picture
-from data_shards.sources.table_files import Spill, read_small, spill
+from data_shards.sources.table_files import Spill, spill
 
 SHARES = (("train", 0.7), ("val", 0.15), ("test", 0.15))
 UNIT_PATIENTS = 200
-HOUR = np.timedelta64(3600, "s")
-ADULT = 18
 FRONTAL = ("AP", "PA")
 
 
@@ -60,21 +58,6 @@ class Mimic4Options(SourceOptions):
     scratch: str | None = Field(None, description="folder for temporary copies of the rows used; default: the system's")
 
 
-@dataclass(frozen=True)
-class Stay:
-    """One stay in intensive care; times are datetime64[us]."""
-
-    stay: str
-    subject: str
-    admission: str
-    start: np.datetime64
-    end: np.datetime64
-    male: float
-    age: float
-    died: bool
-    death: np.datetime64
-
-
 class Mimic4(Source):
     """Stays as records; see the module's text."""
 
@@ -85,9 +68,8 @@ class Mimic4(Source):
         self.options: Mimic4Options = options
         self.folder = Path(options.path)
         self.window = 48.0 if options.task == "48h" else options.longest_h
-        self.files = {
-            name: find_table(self.folder, name) for name in ("hosp/patients", "hosp/admissions", "icu/icustays")
-        }
+        for name in COHORT_TABLES:
+            find_table(self.folder, name)
         self.events = _event_tables(self.folder)
         self.phenotypes = read_phenotypes(options.definitions, options.icd10) if options.task == "phenotypes" else None
         if self.phenotypes is not None:
@@ -107,7 +89,7 @@ class Mimic4(Source):
         Reads every table once, and keeps the rows that are used, on disk.
         """
         if self._temporary is None:
-            self.stays = self._cohort()
+            self.stays = read_cohort(self.folder, None if self.phenotypes is not None else self.window)
             subjects = pa.array([own[0].subject for own in self.stays])
             self._temporary = tempfile.TemporaryDirectory(prefix="fleximoe-mimic4-", dir=self.options.scratch)
             for name, (file, columns) in self.events.items():
@@ -153,23 +135,6 @@ class Mimic4(Source):
                 TaskSpec("los_48", "binary", classes=("stayed", "left"), description="discharged alive before hour 96"),
             )
         return DatasetSchema("mimic4", tuple(modalities), tasks)
-
-    def _cohort(self) -> list[list[Stay]]:
-        """Stays of adults, patient by patient; for the 48-hour tasks those that last 48 hours, alive."""
-        patients = _rows(self.files["hosp/patients"], {"subject_id": "text", "gender": "text", "anchor_age": "number"})
-        admissions = _rows(
-            self.files["hosp/admissions"], {"hadm_id": "text", "deathtime": "date", "hospital_expire_flag": "number"}
-        )
-        people = {row["subject_id"]: row for row in patients}
-        ends = {row["hadm_id"]: row for row in admissions}
-        found: dict[str, list[Stay]] = {}
-        for row in _rows(self.files["icu/icustays"], ICUSTAYS):
-            stay = _stay(row, people, ends)
-            if stay.age >= ADULT and (self.phenotypes is not None or _lasts(stay, self.window)):
-                found.setdefault(stay.subject, []).append(stay)
-        if not found:
-            raise ValueError(f"{self.files['icu/icustays']}: no stay of an adult lasts {self.window:g} hours")
-        return [sorted(found[subject], key=lambda stay: (stay.start, stay.stay)) for subject in sorted(found)]
 
     def _record(self, stay: Stay, rows: dict[str, pa.Table], notes: Counter[str]) -> Record | None:
         values: dict[str, Series | np.ndarray | str] = {}
@@ -234,7 +199,6 @@ class Mimic4(Source):
         return {"phenotypes": self.phenotypes.labels([(row["icd_code"], row["icd_version"]) for row in own])}
 
 
-ICUSTAYS = {"subject_id": "text", "hadm_id": "text", "stay_id": "text", "intime": "date", "outtime": "date"}
 EVENT = {"charttime": "date", "itemid": "number", "valuenum": "number"}
 DIAGNOSES = {"hadm_id": "text", "icd_code": "text", "icd_version": "text"}
 ITEMS = {"vitals": sorted(item_channels(VITALS)), "labs": sorted(item_channels(LABS))}
@@ -269,35 +233,6 @@ def _wanted_rows(table: pa.Table, items: list[int] | None, subjects: pa.Array) -
         wanted = pc.and_(wanted, pc.is_in(table["itemid"], value_set=pa.array(items, pa.float64())))
         wanted = pc.and_(wanted, table["valuenum"].is_valid())
     return table.filter(wanted)
-
-
-def _rows(file: Path, columns: dict[str, str]) -> list[dict[str, Any]]:
-    table = read_small(file, columns)
-    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-
-
-def _stay(row: dict[str, Any], people: dict[str, dict[str, Any]], ends: dict[str, dict[str, Any]]) -> Stay:
-    if row["subject_id"] not in people or row["hadm_id"] not in ends:
-        raise ValueError(f"stay {row['stay_id']}: its patient or admission is missing; are the tables of one release?")
-    person, end = people[row["subject_id"]], ends[row["hadm_id"]]
-    out = np.datetime64(row["outtime"] or row["intime"], "us")
-    return Stay(
-        str(row["stay_id"]),
-        str(row["subject_id"]),
-        str(row["hadm_id"]),
-        np.datetime64(row["intime"], "us"),
-        out,
-        float(person["gender"] == "M"),
-        float(person["anchor_age"]),
-        bool(end["hospital_expire_flag"]),
-        np.datetime64(end["deathtime"] or "NaT", "us"),
-    )
-
-
-def _lasts(stay: Stay, hours: float) -> bool:
-    """Whether the stay, and the patient's life, last so long; NaT compares as False."""
-    horizon = stay.start + np.timedelta64(int(hours * 3600), "s")
-    return bool(stay.end >= horizon) and not bool(stay.death < horizon)
 
 
 def _of_record(table: pa.Table, record: int) -> pa.Table:
