@@ -102,6 +102,7 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
         _agree(session),
         tracker.flush,
     )
+    _prepare(session)
     loop = TrainingLoop(session, tracker, writer, describe_run(session, tracker.run_id), progress)
     progress = loop.run()
     result: dict[str, Any] = {
@@ -134,6 +135,19 @@ def _save_adapter(session: Session, tracker: Tracker, best: Checkpoint) -> dict[
         log_adapter(tracker, url)
     look_inside(session, tracker)
     return {"adapter": url}
+
+
+def _prepare(session: Session) -> None:
+    """What a frozen tower says about the training records, once, where the recipe asks for it. Collective."""
+    mope = session.config.mope
+    if session.config.job != "mope" or mope is None or not mope.cache or mope.host is not None:
+        return
+    steps = session.loader("train", shuffle=False).steps(0)
+    batches = (batch.to(session.device) for step in steps for batch in step.micro_batches)
+    prepare: Callable[..., None] = session.engine.module.prepare  # type: ignore[assignment]
+    prepare(batches, session.manifest.records)
+    if session.context.rank == 0:
+        logger.info("features of the frozen towers are read")
 
 
 def _log_origin(session: Session, tracker: Tracker) -> None:

@@ -97,6 +97,11 @@ class MopeConfig(Section):
     missing: Literal["refuse", "learned"] = Field(
         "refuse", description="a record without picture or text: refuse it by name, or a learned vector in its place"
     )
+    cache: bool = Field(
+        False,
+        description="read what frozen, unprompted towers say about the training records once, before the first step; "
+        "saves that tower's time from the second epoch on, holds one vector a record",
+    )
     lora_rank: int = Field(4, ge=1, description="rank of LoRA's weight changes")
     lora_match: int | None = Field(
         None,

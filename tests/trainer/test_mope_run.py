@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 
 from tests.trainer.test_run import job, losses, weights
 from tests.trainer.tiny import config, packed
+from tests.trainer.towers import batch, model, section
 from tests.trainer.vqa import packed_vqa, recipe
 from trainer.checkpoint import newest_checkpoint
 from trainer.config import RunConfig
-from trainer.jobs import evaluation_config
+from trainer.evaluation_job import evaluation_config
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +197,28 @@ def test_mlflow_knows_the_job_its_backbone_and_a_registered_version(icu: tuple[s
     assert version.source == result["adapter"] and version.tags["backbone.digest"] == run.tags["backbone.digest"]
     artifacts = {item.path for item in client.list_artifacts(result["run_id"], "adapter")}
     assert artifacts == {"adapter/adapter.safetensors", "adapter/adapter.json"}
+
+
+def test_features_that_are_read_once_change_nothing(vqa: str, tmp_path: Path) -> None:
+    steady = {"mope__dropout": 0.0, "mope__noise": 0.0}
+    job(1, recipe(vqa, tmp_path / "plain", **steady))
+    whole = job(1, recipe(vqa, tmp_path / "cached", **steady, mope__cache=True))
+    one, two = losses(tmp_path / "plain"), losses(tmp_path / "cached")
+    assert max(abs(one[step] - two[step]) / one[step] for step in one) < 1e-5
+    job(1, recipe(vqa, tmp_path / "broken", **steady, mope__cache=True), stop_at=3)
+    again = job(1, recipe(vqa, tmp_path / "broken", **steady, mope__cache=True))
+    assert again["metrics"] == whole["metrics"]
+    same(tmp_path, "cached", "broken")
+
+
+def test_a_tower_whose_features_are_known_does_not_run() -> None:
+    network = model(section()).eval()
+    records = batch(4)
+    expected = network(records).logits["answer"]
+    network.prepare([batch(4)], records=5)
+    network._towers()["text"].encode_tokens = None  # type: ignore[assignment, method-assign]
+    assert list(network.features) == ["text"]
+    network.eval()
+    assert torch.allclose(network(records).logits["answer"], expected, atol=1e-5)
+    with pytest.raises(TypeError):
+        network(batch(5))

@@ -9,6 +9,7 @@ Shapes: B records, P present ones, D width of a tower, N tokens, K experts.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from data_shards import Batch, DatasetSchema, ImageGroup, ModalitySpec, TextGroup
 from data_shards.statistics import SplitStatistics
+from trainer.collectives import gather_rows
 from trainer.models.fusemoe import Fused, target_scale
 from trainer.models.missing import keyed_uniform
 from trainer.models.mope.base import FrozenBackbone, RecordFlops, keep_out_of_checkpoints
@@ -35,11 +37,39 @@ class Seen:
 
     inputs: tuple[Tensor, ...]
     rows_P: Tensor
+    numbers_P: Tensor
+    """their numbers in the data set"""
     records: int
 
     @property
     def complete(self) -> bool:
         return len(self.rows_P) == self.records
+
+
+@dataclass
+class Features:
+    """Vectors of records by their number in the data set."""
+
+    values_RD: Tensor
+    known_R: Tensor
+
+    @classmethod
+    def gather(cls, rows: list[tuple[Tensor, Tensor]], records: int, tower: Tower) -> Features:
+        """What all ranks have found. Collective."""
+        device = next(tower.parameters()).device
+        empty = torch.zeros(0, tower.width, dtype=tower.dtype, device=device)
+        number_X = gather_rows(torch.cat([torch.zeros(0, dtype=torch.int64, device=device), *(n for n, _ in rows)]))
+        values_XD = gather_rows(torch.cat([empty, *(v for _, v in rows)]))
+        found = cls(
+            torch.zeros(records, tower.width, dtype=tower.dtype, device=device),
+            torch.zeros(records, dtype=torch.bool, device=device),
+        )
+        found.values_RD[number_X], found.known_R[number_X] = values_XD, True
+        return found
+
+    def look_up(self, numbers_P: Tensor) -> Tensor | None:
+        """(P, D), or None if any of them is not there: records of another part."""
+        return self.values_RD[numbers_P] if bool(self.known_R[numbers_P].all()) else None
 
 
 class TowerModel(FrozenBackbone):
@@ -86,6 +116,7 @@ class TowerModel(FrozenBackbone):
         if config.method == "lora" and not pretraining:
             add_lora([tower.model for tower in towers.values()], config.lora_rank, config.lora_match)
         self._build_prompts(pretraining)
+        self.features: dict[str, Features] = {}
         self.missing = nn.ParameterDict(
             {what: nn.Parameter(torch.zeros(1, tower.width)) for what, tower in towers.items()}
             if config.missing == "learned"
@@ -179,6 +210,30 @@ class TowerModel(FrozenBackbone):
     def source_of(self, host: str) -> str:
         return "text" if host == "image" else "image"
 
+    def prepare(self, batches: Iterable[Batch], records: int) -> None:
+        """Read what frozen towers say about all training records once, instead of in every epoch. Collective.
+
+        Only towers whose vector nothing that is trained has a part in. The order is that of the data, so a run that
+        continues has the same features to the last bit.
+        """
+        trained = {what for what, tower in self._towers().items() if any(p.requires_grad for p in tower.parameters())}
+        wanted = [what for what in self._unprompted() if what not in trained and self._alone(what)]
+        rows: dict[str, list[tuple[Tensor, Tensor]]] = {what: [] for what in wanted}
+        self.eval()
+        with torch.no_grad():
+            for batch in batches:
+                for what in wanted:
+                    seen = self._look(batch, what)
+                    if len(seen.rows_P):
+                        rows[what].append((seen.numbers_P, self._tower_vector(self._towers()[what], what, seen, None)))
+        self.train()
+        for what in wanted:
+            self.features[what] = Features.gather(rows[what], records, self._towers()[what])
+
+    def _alone(self, what: str) -> bool:
+        """Whether a tower's own pass has no prompts (its prompts as a host are made in another pass)."""
+        return what in self.hosts or what not in self.prompts
+
     def forward(self, batch: Batch) -> Fused:
         towers = self._towers()
         seen = {what: self._look(batch, what) for what in towers}
@@ -222,12 +277,13 @@ class TowerModel(FrozenBackbone):
                 "reads: leave such records out when packing, or set mope.missing=learned"
             )
         if isinstance(group, ImageGroup):
-            return Seen((group.values_PCHW[mine_P],), rows_P, len(batch))
+            return Seen((group.values_PCHW[mine_P],), rows_P, batch.index_B[rows_P], len(batch))
         assert isinstance(group, TextGroup)
         ends = group.offsets.tolist()
         data = group.bytes_O.cpu().numpy().tobytes()
         texts = [data[ends[i] : ends[i + 1]] for i in mine_P.nonzero()[:, 0].tolist()]
-        return Seen(self._towers()[what].texts(texts, batch.device), rows_P, len(batch))
+        inputs = self._towers()[what].texts(texts, batch.device)
+        return Seen(inputs, rows_P, batch.index_B[rows_P], len(batch))
 
     def _encode_source(self, what: str, seen: Seen) -> Tensor:
         """(B, D) without prompts from elsewhere; no gradient unless something of it is trained."""
@@ -251,7 +307,10 @@ class TowerModel(FrozenBackbone):
     def _run(self, what: str, seen: Seen, flow: Flow | None) -> Tensor:
         """(B, D): the tower on the records that have its modality, the learned vector for the others."""
         tower = self._towers()[what]
-        if not len(seen.rows_P):
+        known_PD = self.features[what].look_up(seen.numbers_P) if flow is None and what in self.features else None
+        if known_PD is not None:
+            found_PD = known_PD
+        elif not len(seen.rows_P):
             found_PD = torch.zeros(0, tower.width, dtype=tower.dtype, device=seen.rows_P.device)
         else:
             found_PD = self._tower_vector(tower, what, seen, flow)
