@@ -5,8 +5,8 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any
 
-# The first that exists stands for a run; larger is better for all but the last ones.
-PRIMARY = ("auroc", "accuracy", "r2", "f1", "mae", "loss")
+# The first that exists stands for a run. Of two classes the rarer one counts, of several the right one.
+PRIMARY = ("auprc", "accuracy", "r2", "mae", "loss")
 SMALLER_IS_BETTER = ("mae", "rmse", "loss", "brier", "ece")
 
 
@@ -17,7 +17,8 @@ def primary_metric(part: str, metrics: dict[str, float], wanted: str | None = No
             raise ValueError(f"there is no metric {part}/{wanted}; there are {', '.join(sorted(metrics))}")
         return f"{part}/{wanted}"
     names = [full for name in PRIMARY for full in metrics if full.startswith(f"{part}/") and full.endswith(f"/{name}")]
-    return names[0]
+    # Average precision exists for tasks of yes and no only; they are compared by the area that all papers give.
+    return names[0].removesuffix("auprc") + "auroc" if names[0].endswith("auprc") else names[0]
 
 
 def by_rate(curve: dict[str, Any], metric: str | None = None) -> list[tuple[float, float, float, float]]:

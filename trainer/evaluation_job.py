@@ -24,7 +24,7 @@ from trainer.metrics import Predictions
 from trainer.missing_curve import missing_curve
 from trainer.session import Session, build_session
 from trainer.temperature import fit_temperatures, scaled, write_temperatures
-from trainer.tracking import add_to_run
+from trainer.tracking import add_to_run, stored_run_id
 
 logger = logging.getLogger("fleximoe")
 
@@ -45,7 +45,7 @@ def evaluate_checkpoint(config: RunConfig, context: Context) -> dict[str, Any]:
     try:
         metrics, predictions = evaluate(session, request.part, request.drop)
         result = {
-            "run_id": checkpoint.meta["mlflow_run_id"],
+            "run_id": _run_id(session, checkpoint),
             "checkpoint": checkpoint.path,
             "status": "finished",
             "part": request.part,
@@ -62,6 +62,12 @@ def evaluate_checkpoint(config: RunConfig, context: Context) -> dict[str, Any]:
         session.close()
 
 
+def _run_id(session: Session, checkpoint: Checkpoint) -> str | None:
+    """The MLflow run of a checkpoint. It may have been written before the run had its id; the folder knows."""
+    stored: str | None = checkpoint.meta["mlflow_run_id"]
+    return stored or stored_run_id(session.config.tracking, checkpoint.fs, checkpoint.run_dir)
+
+
 def _calibrate(session: Session, checkpoint: Checkpoint, predictions: Predictions) -> dict[str, Any]:
     """Temperatures fitted on the validation part, kept with the run, and the metrics that they give."""
     request = session.config.evaluation
@@ -73,7 +79,7 @@ def _calibrate(session: Session, checkpoint: Checkpoint, predictions: Prediction
         metrics = part_results(session, request.part, scaled(predictions, temperatures))
         metrics = {f"calibrated/{name}": value for name, value in metrics.items()}
         found = {f"temperature/{name}": value for name, value in temperatures.items()}
-        add_to_run(session.config.tracking, checkpoint.meta["mlflow_run_id"], {checkpoint.step: {**metrics, **found}})
+        add_to_run(session.config.tracking, _run_id(session, checkpoint), {checkpoint.step: {**metrics, **found}})
     return {"temperatures": temperatures, "calibrated": broadcast_json(metrics, session.device)}
 
 
@@ -96,7 +102,7 @@ def _missing_curve(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
                 target = f"{checkpoint.run_dir}/{file}"
                 checkpoint.fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
                 checkpoint.fs.put_file(str(files / file), target)
-            add_to_run(session.config.tracking, checkpoint.meta["mlflow_run_id"], points, files)
+            add_to_run(session.config.tracking, _run_id(session, checkpoint), points, files)
     return curve
 
 

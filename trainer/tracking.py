@@ -123,6 +123,14 @@ def add_to_run(
         logger.warning("nothing could be added to MLflow run %s (%s)", run_id, _brief(error))
 
 
+def stored_run_id(config: TrackingConfig, fs: fsspec.AbstractFileSystem, folder: str) -> str | None:
+    """The MLflow run that a run's folder belongs to; None if it has none in this store."""
+    if not fs.exists(f"{folder}/{RUN_FILE}"):
+        return None
+    stored = json.loads(fs.cat_file(f"{folder}/{RUN_FILE}"))
+    return str(stored["run_id"]) if stored["uri"] == config.uri else None
+
+
 class MLflowTracker(QueuedTracker):
     """A queue in front of one MLflow run."""
 
@@ -159,11 +167,7 @@ class RunStore:
         return run_id
 
     def _stored_run_id(self) -> str | None:
-        fs, root = fsspec.url_to_fs(self._run_dir)
-        if not fs.exists(f"{root}/{RUN_FILE}"):
-            return None
-        stored = json.loads(fs.cat_file(f"{root}/{RUN_FILE}"))
-        return stored["run_id"] if stored["uri"] == self._config.uri else None
+        return stored_run_id(self._config, *fsspec.url_to_fs(self._run_dir))
 
     def _create(self, client: MlflowClient) -> str:
         experiment = client.get_experiment_by_name(self._config.experiment)

@@ -75,7 +75,8 @@ def test_temperatures_are_fitted_on_validation_and_kept(curved: tuple[str, Path,
 
 def test_which_metric_stands_for_a_run() -> None:
     metrics = {"test/loss": 0.5, "test/accuracy": 0.9, "test/auroc": 0.8, "val/auroc": 0.7}
-    assert primary_metric("test", metrics) == "test/auroc"
+    assert primary_metric("test", metrics) == "test/accuracy"
+    assert primary_metric("test", {**metrics, "test/auprc": 0.1}) == "test/auroc"
     assert primary_metric("test", metrics, "accuracy") == "test/accuracy"
     assert primary_metric("test", {"test/loss": 1.0}) == "test/loss"
     with pytest.raises(ValueError, match="no metric test/f1; there are"):
