@@ -34,7 +34,7 @@ def read_picture(path: Path, shape: tuple[int, int, int], resize: bool = False) 
             if plain.size != (width, height):
                 plain = plain.resize((width, height), _pillow().Resampling.BILINEAR)
             array = np.asarray(plain, np.uint8)
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, _pillow().DecompressionBombError) as error:
         raise ValueError(f"picture {path} cannot be read: {error}") from error
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
@@ -52,7 +52,7 @@ def decode_picture(data: bytes, size: int) -> np.ndarray:
             if picture.width * picture.height > MAX_PIXELS:
                 raise PictureError(f"{picture.width} x {picture.height} pixels, at most {MAX_PIXELS} are read")
             plain = picture.convert("RGB")
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, _pillow().DecompressionBombError) as error:
         raise PictureError(f"the picture cannot be decoded ({' '.join(str(error).split())[:120]})") from error
     if plain.size != (size, size):
         scale = size / min(plain.size)

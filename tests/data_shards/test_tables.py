@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
 import subprocess
 import sys
+import warnings
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -249,6 +252,18 @@ def test_a_waveform_file_with_objects_is_never_unpickled(tmp_path: Path) -> None
     path = lay_tables(tmp_path)
     np.save(tmp_path / "one.npy", np.array([{"a": 1}], object), allow_pickle=True)
     with pytest.raises(ValueError, match="no NumPy file of plain numbers"):
+        read(path)
+
+
+@pytest.mark.parametrize("side", [9_000, 60_000])
+def test_an_absurdly_large_picture_is_refused_before_it_is_decoded(tmp_path: Path, side: int) -> None:
+    """A PNG whose header claims so many pixels; Pillow has a limit of its own, above the one here."""
+    path = lay_tables(tmp_path)
+    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "pictures" / "one.png").write_bytes(png)
+    with pytest.raises(ValueError, match=r"one\.png"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         read(path)
 
 
