@@ -132,7 +132,7 @@ def prompt_parameters(chosen: argparse.Namespace) -> int:
         setattr(found, kind, getattr(section, kind))
     with torch.device("meta"):
         model = TowerModel(manifest.schema, ["answer"], manifest.statistics["default"], found, 0)
-    return sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and "heads." not in name)
+    return sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and not name.startswith("heads."))
 
 
 def scaling(chosen: argparse.Namespace) -> None:

@@ -27,6 +27,8 @@ def plan_recipe(
 ) -> None:
     """Print the plan of a recipe; the last line is one JSON object."""
     config = load_recipe(recipe, overrides)
+    if config.job != "fusemoe":
+        raise UsageError(f"recipe {recipe} has job: {config.job}; plan knows the costs of job: fusemoe only")
     try:
         device = measured_device(config.parallel.threads_per_worker) if gpu == "cpu" else find_device(gpu)
     except ValueError as error:
