@@ -39,16 +39,18 @@ def submit(
     python -m launch submit digits name=first data.url=$PWD/data/digits training.storage=$PWD/runs
     python -m launch submit icu_physionet2012 data.url=s3://bucket/icu training.storage=s3://bucket/runs --no-wait
     """
+    from launch.job_log import what_it_said
     from launch.jobs import JobBoard
     from launch.output import print_json_line
 
     board = JobBoard(cluster)
     job = board.submit(recipe, overrides or [])
-    if wait:
-        job = _follow(board, job, sys.stderr)
-    print_json_line(job.as_dict())
-    if wait:
-        _leave(job)
+    if not wait:
+        print_json_line(job.as_dict())
+        return
+    job = _follow(board, job, sys.stderr)
+    print_json_line({**job.as_dict(), **what_it_said(board.logs(job))})
+    _leave(job)
 
 
 @app.command()

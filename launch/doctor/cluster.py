@@ -19,6 +19,7 @@ from launch.doctor.wanted import Wanted
 from launch.nodes import staying_nodes
 
 PATIENCE_S = 120.0
+GPUS_A_NODE = 8  # that take part in the exchange
 
 
 def examine(wanted: Wanted) -> Iterator[Finding]:
@@ -54,9 +55,13 @@ def _together(answers: dict[str, Any], names: list[tuple[str, str]]) -> Iterator
         listed = ", ".join(f"{host} {count}" for host, count in counts.items())
         todo = "expert-parallel groups need nodes of one size"
         yield Finding("GPUs", "warn", f"nodes have different numbers of GPUs: {listed}", todo)
+    gpus = [node for node, name in names for _ in range(min(counts.get(name, 0), GPUS_A_NODE))]
+    if len(gpus) > 1 and ray.available_resources().get("GPU", 0) < len(gpus):
+        yield Finding("exchange", "warn", "the GPUs are at work, so NCCL was not tried", "ask again when they are free")
+    elif len(gpus) > 1:
+        yield exchange_between(gpus, gpus=True)
     if len(names) > 1:
-        with_gpus = [(node, name) for node, name in names if name in counts]
-        yield exchange_between(with_gpus if len(with_gpus) > 1 else names, gpus=len(with_gpus) > 1)
+        yield exchange_between([node for node, _ in names], gpus=False)
 
 
 def _ask(nodes: list[dict[str, Any]], wanted: Wanted) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A small all-to-all between all nodes, as expert-parallel groups across nodes would do it, with its rate."""
+"""A small all-to-all, as expert-parallel groups do it, with its rate: of all nodes over gloo, of all GPUs over NCCL."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 from launch.doctor.findings import Finding
 
-BYTES = 8 << 20  # that each node sends to each other
+BYTES = 8 << 20  # that each sends to each other
 ROUNDS = 4
 PATIENCE_S = 60.0
 
 
 class Exchanger:
-    """One node's part; an actor. With a GPU it goes over NCCL, else over gloo."""
+    """One part of the exchange; an actor. With a GPU it goes over NCCL, else over gloo."""
 
     def door(self) -> tuple[str, int]:
-        """Address and free port where the nodes may meet."""
+        """Address and free port where all may meet."""
         import ray
 
         with socket.socket() as free:
@@ -27,7 +27,7 @@ class Exchanger:
             return ray.util.get_node_ip_address(), int(free.getsockname()[1])
 
     def exchange(self, rank: int, world: int, door: tuple[str, int]) -> float:
-        """Bytes/s that this node sent to the others."""
+        """Bytes/s that this one sent to the others."""
         import torch
         import torch.distributed as dist
 
@@ -52,8 +52,8 @@ class Exchanger:
             dist.destroy_process_group()
 
 
-def exchange_between(nodes: Sequence[tuple[str, str]], gpus: bool) -> Finding:
-    """All nodes, as (Ray's id, name), send to each other."""
+def exchange_between(nodes: Sequence[str], gpus: bool) -> Finding:
+    """One on each of these nodes, by Ray's id, sends to all others; `gpus`: each with a GPU of its own."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -63,7 +63,7 @@ def exchange_between(nodes: Sequence[tuple[str, str]], gpus: bool) -> Finding:
             num_cpus=0, num_gpus=1 if gpus else 0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
         )
         .remote()
-        for node, _ in nodes
+        for node in nodes
     ]
     try:
         door = ray.get(actors[0].door.remote(), timeout=PATIENCE_S)
@@ -71,12 +71,14 @@ def exchange_between(nodes: Sequence[tuple[str, str]], gpus: bool) -> Finding:
         rates = ray.get(parts, timeout=2 * PATIENCE_S)
     except Exception as error:  # of Ray or of the communication library
         todo = "ports between nodes closed? wrong interface? Set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME for Ray"
-        return Finding("exchange", "fail", f"nodes cannot exchange data: {_last_line(error)}", todo)
+        return Finding(
+            "exchange", "fail", f"{'GPUs' if gpus else 'nodes'} cannot exchange data: {_last_line(error)}", todo
+        )
     finally:
         for actor in actors:
             ray.kill(actor)
-    over = "NCCL" if gpus else "gloo"
-    text = f"all-to-all of {len(nodes)} nodes over {over}: {min(rates) / 1e6:,.0f} MB/s sent by the slowest"
+    who = f"{len(nodes)} GPUs over NCCL" if gpus else f"{len(nodes)} nodes over gloo"
+    text = f"all-to-all of {who}: {min(rates) / 1e6:,.0f} MB/s sent by the slowest"
     return Finding("exchange", "ok", text)
 
 

@@ -13,7 +13,7 @@ from tests.launch.heads import ray_head
 from tests.ranks import free_port
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def place():
     """A folder with a packed data set; the path is short because sockets are put below it."""
     folder = Path(tempfile.mkdtemp(prefix="t"))
@@ -23,7 +23,7 @@ def place():
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def under_torchrun(place):
     """The reference: the same run with no Ray in any of its processes."""
     port = f"--master-port={free_port()}"
@@ -33,14 +33,14 @@ def under_torchrun(place):
     return last_json(done)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def open_head():
     """A Ray that asks nobody for a token."""
     with ray_head(token=False) as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def head():
     """One Ray with a token, as `ray start --head` makes it."""
     with ray_head() as running:

@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from tests.launch.commands import ROOT, environment, processes_with, python, wait_until
 from tests.ranks import free_port
 
@@ -38,20 +40,33 @@ class Head:
         self._block("--head", f"--temp-dir={self.folder}", "--num-cpus=2", *options, env=self.env)
         wait_until(lambda: self.ray("job", "list").returncode == 0, "the dashboard answers", 120)
 
-    def join(self, **env: str) -> None:
-        """Another node on this machine, with something else in its environment."""
-        self._block(f"--address={self.address}", "--num-cpus=1", env={**self.env, **env})
-        wait_until(lambda: self.ray("status", f"--address={self.address}").stdout.count("1 node_") == 2, "it joins", 60)
+    @contextlib.contextmanager
+    def joined(self, **env: str) -> Iterator[None]:
+        """Another node on this machine for a while, with something else in its environment."""
+        options = [f"--address={self.address}", "--num-cpus=1", f"--dashboard-agent-listen-port={free_port()}"]
+        node = self._block(*options, env={**self.env, **env})
+        try:
+            wait_until(lambda: self._nodes() == 2, "the node joins", 90)
+            yield
+        finally:
+            for process in [*node.children(recursive=True), node]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            wait_until(lambda: self._nodes() == 1, "the node is gone", 90)
+
+    def _nodes(self) -> int:
+        return self.ray("status", f"--address={self.address}").stdout.count("1 node_")
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.ports['port']}"
 
-    def _block(self, *options: str, env: dict[str, str]) -> None:
+    def _block(self, *options: str, env: dict[str, str]) -> psutil.Process:
         size = f"--object-store-memory={100 << 20}"
         command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", size, *options]
         with (self.folder / "start.log").open("a") as log:
             self._processes.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=self.folder))
+        return psutil.Process(self._processes[-1].pid)
 
     def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`ray ARGUMENTS` as a client."""

@@ -72,8 +72,8 @@ def test_a_node_with_another_package_is_named(head, tmp_path):
     folder = tmp_path / "deepspeed-0.18.0.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: deepspeed\nVersion: 0.18.0\n")
-    head.join(PYTHONPATH=str(tmp_path))
-    done = head.launch("doctor", "--cluster", head.address)
+    with head.joined(PYTHONPATH=str(tmp_path)):
+        done = head.launch("doctor", "--cluster", head.address)
     (failure,) = findings(done, state="fail")
     assert failure.text == f"deepspeed is 0.18.0, constraints.txt has {machine.locked_version('deepspeed')}"
     (exchange,) = findings(done, "exchange", "ok")

@@ -72,7 +72,8 @@ def test_the_same_name_continues_and_the_exit_code_is_the_jobs(continued, under_
     assert sorted(losses) == list(range(1, total + 1))
     for step, values in logged(place / "runs" / "torchrun", *SAME).items():
         assert losses[step] == pytest.approx(values, rel=1e-6), f"step {step}"
-    result = json.loads(next(line for line in reversed(done.stderr.splitlines()) if line.startswith('{"run_id"')))
+    result = job["result"]
+    assert (result["status"], result["step"]) == ("finished", total)
     assert result["run_id"] == last_json(stopped[0])["mlflow_run_id"]
     run = MlflowClient(f"sqlite:///{place}/mlflow.db").get_run(result["run_id"])
     assert (run.info.status, run.data.tags["ray.submission_id"]) == ("FINISHED", job["id"])
