@@ -75,6 +75,8 @@ class _ExpertByExpert(torch.autograd.Function):
         counts, portions, hidden = ctx.counts, ctx.portions, w1_LDF.shape[2]
         sizes = [n for _, n in portions]
         g_RD = grads[0].contiguous()
+        if not any(ctx.needs_input_grad[1:4]):
+            return _gradient_of_rows(x_RD, g_RD, w1_LDF, w2_LFD, kept, portions), None, None, None, None
         gx_RD, gw1_LDF, gw2_LFD = torch.empty_like(x_RD), torch.empty_like(w1_LDF), torch.empty_like(w2_LFD)
         gw3_L1B = w1_LDF.new_zeros(len(counts), 1, hidden + x_RD.shape[1])
         scratch = x_RD.new_empty(2, max(sizes, default=0), hidden)
@@ -97,6 +99,23 @@ class _ExpertByExpert(torch.autograd.Function):
             gb1 += gu.sum(0, keepdim=True)
             gb2 += g.sum(0, keepdim=True)
         return gx_RD, gw1_LDF, gw2_LFD, gw3_L1B, None
+
+
+def _gradient_of_rows(
+    x_RD: Tensor,
+    g_RD: Tensor,
+    w1_LDF: Tensor,
+    w2_LFD: Tensor,
+    kept: list[Tensor],
+    portions: list[tuple[int, int]],
+) -> Tensor:
+    """What frozen experts pass back: half of the backward pass."""
+    gx_RD, sizes = torch.empty_like(x_RD), [n for _, n in portions]
+    for (e, _), u, g, gx in zip(portions, kept, g_RD.split(sizes), gx_RD.split(sizes), strict=True):
+        gu = g @ w2_LFD[e].t()
+        gelu_backward_out(gu, u, grad_input=gu)
+        torch.mm(gu, w1_LDF[e].t(), out=gx)
+    return gx_RD
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor, first: bool) -> None:

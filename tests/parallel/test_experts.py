@@ -115,3 +115,15 @@ def test_bf16_experts_are_close_to_fp32() -> None:
     rounded = experts.to(torch.bfloat16)(x.bfloat16(), counts).detach()
     assert rounded.dtype == torch.bfloat16
     assert float((rounded.float() - exact).norm() / exact.norm()) < 2e-2
+
+
+def test_frozen_experts_pass_back_what_trained_ones_do() -> None:
+    torch.manual_seed(0)
+    experts = Experts(6, 10, range(4))
+    counts_L = torch.tensor([3, 0, 5, 1])
+    x_RD = torch.randn(9, 6, requires_grad=True)
+    weight_RD = torch.randn(9, 6)
+    (expected,) = torch.autograd.grad((experts(x_RD, counts_L) * weight_RD).sum(), x_RD)
+    experts.requires_grad_(False)
+    (got,) = torch.autograd.grad((experts(x_RD, counts_L) * weight_RD).sum(), x_RD)
+    assert torch.allclose(got, expected, atol=1e-6)

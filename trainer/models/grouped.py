@@ -46,14 +46,17 @@ class _BlockByBlock(torch.autograd.Function):
         x_NK, weight_MKF = ctx.saved_tensors
         inputs, g_NF = x_NK.shape[1], grads[0].contiguous()
         gx_NK = torch.empty_like(x_NK) if ctx.needs_input_grad[0] else None
-        # Blocks without rows, and the rows of alignment, get zeros.
-        gw_MKF, gb_MF = torch.zeros_like(weight_MKF), weight_MKF.new_zeros(len(ctx.counts), weight_MKF.shape[2])
+        # Blocks without rows, and the rows of alignment, get zeros. Frozen weights get nothing.
+        gw_MKF = gb_MF = None
+        if ctx.needs_input_grad[1]:
+            gw_MKF, gb_MF = torch.zeros_like(weight_MKF), weight_MKF.new_zeros(len(ctx.counts), weight_MKF.shape[2])
         start = 0
         for m, n in enumerate(ctx.counts):
             if n:
                 rows = slice(start, start + n)
-                torch.mm(x_NK[rows].t(), g_NF[rows], out=gw_MKF[m, :inputs])
-                torch.sum(g_NF[rows], 0, out=gb_MF[m])
+                if gw_MKF is not None and gb_MF is not None:
+                    torch.mm(x_NK[rows].t(), g_NF[rows], out=gw_MKF[m, :inputs])
+                    torch.sum(g_NF[rows], 0, out=gb_MF[m])
                 if gx_NK is not None:
                     torch.mm(g_NF[rows], weight_MKF[m, :inputs].t(), out=gx_NK[rows])
                 start += n
