@@ -30,7 +30,7 @@ lint: $(READY) ## Check style and types only
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 docs: $(READY) ## Make the pages and figures that are made from the code
-	$(BIN)/python -m docs.make_recipe_keys
+	$(BIN)/python -m docs.make_pages
 	$(BIN)/python -m docs.figures.make_figures
 
 format: $(READY) ## Rewrite files in the project's style

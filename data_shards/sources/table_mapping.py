@@ -74,7 +74,7 @@ class Modality(Section):
 class SeriesTable(Modality):
     """Irregular series: in long form one row an observation, in wide form (``columns``) one row a time."""
 
-    kind: Literal["series"]
+    kind: Literal["series"] = Field(description="says that it is one")
     time: str = Field(description="column with the time")
     time_unit: str = Field("hours", description="unit of the times; for dates: seconds, minutes, hours or days")
     origin: str | None = Field(
@@ -108,7 +108,7 @@ class SeriesTable(Modality):
 class VectorTable(Modality):
     """A fixed number of features: one column each, or one column of lists (Parquet)."""
 
-    kind: Literal["vector"]
+    kind: Literal["vector"] = Field(description="says that it is one")
     columns: tuple[str, ...] = Field((), description="one column a feature")
     column: str | None = Field(
         None, description="a Parquet column that holds a list of `size` numbers, e.g. embeddings"
@@ -130,7 +130,7 @@ class VectorTable(Modality):
 class TextTable(Modality):
     """Texts; several rows of one record are joined by line ends, in the order of the file."""
 
-    kind: Literal["text"]
+    kind: Literal["text"] = Field(description="says that it is one")
     column: str = Field(description="column with the text; empty = absent")
     max_length: int = Field(65_536, ge=1, description="most bytes (UTF-8) a record may hold")
     too_long: Literal["error", "cut"] = Field("error", description="longer texts: an error, or cut (counted)")
@@ -139,7 +139,7 @@ class TextTable(Modality):
 class ImageTable(Modality):
     """Pictures by path."""
 
-    kind: Literal["image"]
+    kind: Literal["image"] = Field(description="says that it is one")
     column: str = Field(description="column with the path of a picture; empty = absent")
     folder: str = Field(".", description="folder that the paths are relative to, itself relative to the mapping file")
     channels: Literal[1, 3] = Field(3, description="1 = grey, 3 = red, green, blue")
@@ -151,7 +151,7 @@ class ImageTable(Modality):
 class WaveformTable(Modality):
     """Evenly sampled signals by path: NumPy files of shape (samples, leads) or (samples,)."""
 
-    kind: Literal["waveform"]
+    kind: Literal["waveform"] = Field(description="says that it is one")
     column: str = Field(description="column with the path of a .npy file; empty = absent")
     folder: str = Field(".", description="folder that the paths are relative to, itself relative to the mapping file")
     leads: int | tuple[str, ...] = Field(1, description="number of leads, or their names")

@@ -1,8 +1,8 @@
-"""Writes docs/recipe_keys.md from the config classes: every key of a recipe, what it takes, its default, its meaning.
+"""Writes the pages that are made from the code: every key of a recipe, every source with its options and mapping keys.
 
-    python -m docs.make_recipe_keys
+    python -m docs.make_pages
 
-A test compares the page with what this would write, so the two cannot part.
+A test compares the pages with what this would write, so the two cannot part.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from data_shards.config import MixtureEntry
+from data_shards.sources import SOURCES, source_class, table_mapping
 from trainer.config import RunConfig
 from trainer.recipe_errors import section_of, takes_what
 
-PAGE = Path(__file__).with_name("recipe_keys.md")
+HERE = Path(__file__).parent
 HEAD = """# Every recipe key
 
 Made from the config classes by `make docs`; do not edit. A recipe is a YAML file of these sections; on the command line
@@ -72,18 +73,74 @@ def _text(words: str) -> str:
     return " ".join(words.split()).replace("|", "\\|")
 
 
-def page() -> str:
-    """The whole page."""
+def recipe_keys() -> str:
+    """The page of recipe keys."""
     parts = [HEAD]
     for name, model in [*sections(RunConfig), ("data.mixture.NAME", MixtureEntry)]:
         about = _text(inspect.getdoc(model) or "").replace("`RunConfig`", "run")
         table = rows(model, name)
         parts.append(f"\n## {name or 'The run'}\n\n{about}\n")
         if table:
-            parts.append("\n| key | takes | default | meaning |\n|---|---|---|---|\n" + "\n".join(table) + "\n")
+            parts.append("\n" + _table(table))
     return "".join(parts)
 
 
+SOURCES_HEAD = """# Sources and their options
+
+Made from the code by `make docs`; do not edit. `python -m launch pack NAME --out URL -o key=value`; `path` is also
+`--source`, `splits` is also `--splits`.
+"""
+MAPPING_HEAD = """
+# The mapping file of `tables`
+
+How to use it: [your_data.md](your_data.md). `file` and `key` are those of the records where they are not given.
+"""
+MAPPING = {
+    "the file": table_mapping.Mapping,
+    "records": table_mapping.Records,
+    "split": table_mapping.Split,
+    "a series": table_mapping.SeriesTable,
+    "a vector": table_mapping.VectorTable,
+    "a text": table_mapping.TextTable,
+    "an image": table_mapping.ImageTable,
+    "a waveform": table_mapping.WaveformTable,
+    "a task": table_mapping.Task,
+}
+
+
+def sources() -> str:
+    """The page of sources and of the mapping file."""
+    parts = [SOURCES_HEAD]
+    for module in dict.fromkeys(module for module, _ in SOURCES.values()):
+        names = [name for name, (own, _) in SOURCES.items() if own == module]
+        cls = source_class(names[0])
+        about = inspect.getdoc(inspect.getmodule(cls)) or ""
+        parts.append(f"\n## {', '.join(names)}\n\n{about}\n\n{_table(list(_plain_rows(cls.Options)))}")
+    parts.append(MAPPING_HEAD)
+    for title, model in MAPPING.items():
+        about = _text(inspect.getdoc(model) or "")
+        parts.append(f"\n## Of {title}\n\n{about}\n\n{_table(list(_plain_rows(model)))}")
+    return "".join(parts)
+
+
+def _plain_rows(model: type[BaseModel]) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        section = section_of(field.annotation)
+        takes = (
+            "a section, see below" if section not in (None, dict) or name in ("modalities", "tasks") else _takes(field)
+        )
+        default = "see its meaning" if section not in (None, dict) and not field.is_required() else _default(field)
+        yield f"| `{name}` | {takes} | {default} | {_text(field.description or '')} |"
+
+
+def _table(lines: list[str]) -> str:
+    return "| key | takes | default | meaning |\n|---|---|---|---|\n" + "\n".join(lines) + "\n"
+
+
+PAGES = {"recipe_keys.md": recipe_keys, "sources.md": sources}
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page(), "utf-8")
-    print(PAGE)
+    for file, made in PAGES.items():
+        (HERE / file).write_text(made(), "utf-8")
+        print(HERE / file)
