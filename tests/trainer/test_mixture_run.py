@@ -15,8 +15,9 @@ from tests.trainer.test_run import STEADY, FixedContext, job, losses, weights
 from tests.trainer.tiny import config, packed
 from trainer.checkpoint import CheckpointError, newest_checkpoint
 from trainer.config import RunConfig, load_recipe
+from trainer.evaluation_job import evaluation_config
 from trainer.export import export_model, load_model
-from trainer.jobs import evaluation_config, run
+from trainer.jobs import run
 
 
 @pytest.fixture(scope="module")
