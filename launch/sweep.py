@@ -23,6 +23,7 @@ from launch.output import print_json_line, print_table
 from launch.run import check
 from launch.space import SpaceConfig, Trial, load_space, trials
 from launch.trial import evaluations, result_of, was_pruned
+from trainer.checkpoint import open_checkpoint
 from trainer.config import RunConfig, apply_overrides, check_parallel, load_recipe
 from trainer.provenance import source_tags
 from trainer.tracked_runs import PARENT
@@ -180,7 +181,8 @@ def _register(sweep: Sweep, result: dict[str, Any], parent: str | None) -> str |
     if best is None or best["run_id"] is None:
         return None
     about = {"uri": best["checkpoint"], "parent_run": parent or "", sweep.metric: str(best["score"])}
-    about |= {"variant": best["variant"], "seed": str(best["seed"])}
+    digest = open_checkpoint(best["checkpoint"]).meta["data_digest"]
+    about |= {"variant": best["variant"], "seed": str(best["seed"]), "data.digest": digest}
     return register_checkpoint(sweep.config.tracking, sweep.config.name, best["run_id"], about)
 
 

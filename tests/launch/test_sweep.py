@@ -142,6 +142,7 @@ def test_a_killed_sweep_continues_to_the_same_best(tmp_path):
         stopped = [row for row in result["trials"] if row["status"] == "stopped"]
         assert len(stopped) + sum(row["status"] == "finished" for row in result["trials"]) == 4
     (version,) = [v for v in client.search_model_versions("name = 's'") if v.source == whole["best"]["checkpoint"]]
+    assert len(version.tags["data.digest"]) == 64
     assert version.tags["parent_run"] == whole["run_id"] and version.run_id == whole["best"]["run_id"]
     space_file(tmp_path, SPACE + "seeds: 2\n")
     refused = python(*broken)
