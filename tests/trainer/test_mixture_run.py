@@ -60,13 +60,14 @@ def test_a_stopped_mixture_continues_to_the_same_bits_and_evaluates(mixture: dic
 def test_a_mixture_continues_at_another_world_size_and_not_with_other_weights(
     mixture: dict[str, Any], tmp_path: Path
 ) -> None:
-    saved = {**STEADY, "parallel__workers": 2, "parallel__expert_parallel": 2}
-    job(2, mixed(mixture, tmp_path / "whole", **saved))
-    job(2, mixed(mixture, tmp_path / "moved", **saved), stop_at=5)
-    alone = mixed(mixture, tmp_path / "moved", **STEADY)
+    short = {**STEADY, "training__epochs": 1}
+    run(mixed(mixture, tmp_path / "whole", **short), FixedContext(0, 1))
+    saved = {**short, "parallel__workers": 2, "parallel__expert_parallel": 2}
+    job(2, mixed(mixture, tmp_path / "moved", **saved), stop_at=3)
+    alone = mixed(mixture, tmp_path / "moved", **short)
     heavier = {**mixture, "tiny": {**mixture["tiny"], "weight": 3.0}}
     with pytest.raises(CheckpointError, match="the data changed; give the run another name"):
-        run(mixed(heavier, tmp_path / "moved", **STEADY), FixedContext(0, 1))
+        run(mixed(heavier, tmp_path / "moved", **short), FixedContext(0, 1))
     run(alone, FixedContext(0, 1))
     expected, got = losses(tmp_path / "whole"), losses(tmp_path / "moved")
     assert expected.keys() == got.keys()
