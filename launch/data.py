@@ -102,7 +102,9 @@ def inspect_data(url: str, as_json: bool, html: str | None) -> None:
     for warning in facts["warnings"]:
         console.print(f"[bold red]look at this:[/] {escape(warning)}", highlight=False)
     if not facts["groups_known"]:
-        console.print("records name no groups (e.g. patients), so it is unknown whether one is in two parts")
+        console.print(
+            "the index names no groups (e.g. patients; data packed long ago never do), so parts were not compared"
+        )
 
 
 def _print_modalities(facts: dict[str, Any], console: Console) -> None:

@@ -99,7 +99,9 @@ def _warnings(facts: dict[str, Any]) -> str:
     if rows:
         return f'<h2>Look at this first</h2><div class="alarm"><ul>{"".join(rows)}</ul></div>'
     groups = (
-        "no group is in two parts" if facts["groups_known"] else "records name no groups, so these were not compared"
+        "no group is in two parts"
+        if facts["groups_known"]
+        else "the index names no groups (e.g. patients), so parts were not compared"
     )
     return f'<p class="fine">Nothing suspicious was found: {groups}, and no modality tells a label by being there.</p>'
 
