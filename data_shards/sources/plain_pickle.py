@@ -10,6 +10,7 @@ The whole file is held in memory. Object arrays become lists.
 
 from __future__ import annotations
 
+import os
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,10 +96,22 @@ def read_plain_npy(path: Path, mmap: bool = False) -> Any:
     return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
 
 
+class _Bounded:
+    """A file that is never asked for more than it holds: lengths in a damaged pickle can be anything."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.tell, self.readline, self._stream = stream.tell, stream.readline, stream
+        self._end = os.fstat(stream.fileno()).st_size
+
+    def read(self, size: int) -> bytes:
+        """At most ``size`` bytes."""
+        return self._stream.read(max(0, min(size, self._end - self.tell())))
+
+
 def _read(stream: BinaryIO, name: str) -> Any:
     machine = _Machine()
     try:
-        for opcode, argument, _ in pickletools.genops(stream):
+        for opcode, argument, _ in pickletools.genops(_Bounded(stream)):  # type: ignore[arg-type]
             machine.step(opcode.name, argument)
         return _settled(machine.result, {})
     except RefusedError as error:
@@ -142,7 +155,10 @@ class _Machine:
 
     def _items(self) -> list[Any]:
         """What was pushed since the last mark."""
-        place = len(self.stack) - 1 - next(i for i, item in enumerate(reversed(self.stack)) if item is MARK)
+        behind = next((i for i, item in enumerate(reversed(self.stack)) if item is MARK), None)
+        if behind is None:
+            raise ValueError("a container ends that never began")
+        place = len(self.stack) - 1 - behind
         items = self.stack[place + 1 :]
         del self.stack[place:]
         return items

@@ -109,6 +109,26 @@ def test_names_hidden_inside_allowed_ones_are_refused(tmp_path: Path) -> None:
             read_plain_pickle(path)
 
 
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_damaged_pickles_are_values_or_sentences_and_nothing_else(tmp_path: Path, protocol: int) -> None:
+    """A few bytes changed anywhere: never another kind of error, never a file opened or a process started."""
+    rng, path = np.random.default_rng(protocol), tmp_path / "x.pkl"
+    whole = np.frombuffer(pickle.dumps(PLAIN, protocol), np.uint8)
+    outcomes = Counter[str]()
+    for _ in range(400):
+        data = whole.copy()
+        places = rng.integers(0, len(data), rng.integers(1, 6))
+        data[places] = rng.integers(0, 256, len(places))
+        path.write_bytes(data.tobytes()[: None if rng.random() < 0.8 else int(rng.integers(1, len(data)))])
+        try:
+            read_plain_pickle(path)
+            outcomes["value"] += 1
+        except ValueError as error:
+            assert str(error).startswith(str(path))
+            outcomes["sentence"] += 1
+    assert outcomes["sentence"] > 50 and outcomes["value"] > 5
+
+
 def test_an_array_that_claims_another_size_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.pkl"
     data = pickle.dumps(np.zeros(4, np.float32), 2).replace(b"K\x04\x85", b"K\x05\x85")
