@@ -56,7 +56,7 @@ def test_a_run_is_logged_such_that_it_explains_itself(place):
     runs = find_runs(uri(place), [], "gates")
     assert [run.name for run in runs] == ["laplace0", "laplace1", "softmax0", "softmax1"]
     assert len({frozenset(run.params) for run in runs}) == 1, "the same keys in every run"
-    assert len({frozenset(run.metrics) - {"missing/label/accuracy"} for run in runs[1:]}) == 1
+    assert len({frozenset(run.metrics) - {"missing/positive/auroc"} for run in runs[1:]}) == 1
     run = runs[1]
     assert run.metrics["best/val/loss"] == min(value for _, value in run.history("val/loss"))
     assert run.metrics["best/step"] in dict(run.history("val/loss"))
@@ -69,7 +69,7 @@ def test_a_run_is_logged_such_that_it_explains_itself(place):
     models = {model.source_run_id: model for model in client.search_logged_models([experiment])}
     assert models[run.id].params["data.digest"] == run.params["dataset.digest"]
     assert "/softmax0/checkpoints/step-" in models[runs[2].id].params["uri"]
-    assert [step for step, _ in runs[0].history("missing/label/accuracy")] == [0, 10, 20, 30, 40, 50, 60, 70]
+    assert [step for step, _ in runs[0].history("missing/positive/auroc")] == [0, 10, 20, 30, 40, 50, 60, 70]
     assert "temperature/label" in runs[0].metrics and runs[0].json("missing_curve.json")["part"] == "test"
 
 
