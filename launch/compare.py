@@ -63,7 +63,7 @@ def default_uri() -> str | None:
 
 
 def _print(comparison: Comparison) -> None:
-    names = comparison.metrics[:3]
+    names = comparison.metrics[:2]
     rows = []
     for variant in comparison.variants:
         cells = []

@@ -99,7 +99,7 @@ def test_the_command_takes_folders_names_and_ids(place):
     assert result["metric"] == "test/loss" and sum(len(row["runs"]) for row in result["variants"]) == 3
     means = [row["metrics"]["test/loss"]["mean"] for row in result["variants"]]
     assert means == sorted(means), "a smaller loss is better"
-    assert "softmax" in done.stderr and Path(result["html"]).exists()
+    assert "pairs, by test/loss" in done.stderr and Path(result["html"]).exists()
     with pytest.raises(UnknownRunError, match="no run of that id or name"):
         find_runs(uri(place), ["nobody"], None)
     with pytest.raises(UnknownRunError, match="no experiment 'other'; there are"):
