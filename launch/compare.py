@@ -77,16 +77,22 @@ def _print(comparison: Comparison) -> None:
     print_table(f"{len(comparison.runs)} runs, best {comparison.metric} first; ± over seeds", head, rows)
     if comparison.pairs:
         rows = [_pair_row(pair) for pair in comparison.pairs]
-        head = ("first", "second", "difference", "95 % over records", "p, records", "p, seeds", "verdict")
+        head = ("pair", "difference, 95 % over records", "p over", "verdict")
         print_table(f"pairs, by {comparison.metric}", head, rows)
     for note in comparison.notes:
         people.print(note)
 
 
 def _pair_row(pair: Pair) -> tuple[str, ...]:
-    seeds = "" if pair.seeds_p is None else f"{pair.seeds_p:.3f} ({pair.shared_seeds} seeds)"
+    """Two lines a cell, so that a pair fits into a narrow terminal."""
+    names = f"{pair.first.label}\n- {pair.second.label}"
+    seeds = "" if pair.seeds_p is None else f"seeds {pair.seeds_p:.3f} ({pair.shared_seeds})"
     found = pair.records
     if found is None:
-        return (pair.first.label, pair.second.label, "", "", "", seeds, pair.verdict)
-    between = f"{found.low:+.4f} to {found.high:+.4f}"
-    return (pair.first.label, pair.second.label, f"{found.value:+.4f}", between, f"{found.p:.3f}", seeds, pair.verdict)
+        return (names, "", seeds, pair.verdict)
+    return (
+        names,
+        f"{found.value:+.4f}\n{found.low:+.4f} to {found.high:+.4f}",
+        f"records {found.p:.3f}\n{seeds}",
+        pair.verdict,
+    )
