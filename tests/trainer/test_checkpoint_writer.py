@@ -28,6 +28,9 @@ class StillEngine:
     def logical_parameters(self) -> dict[str, tuple[int, ...]]:
         return {"w": (2, 5)}
 
+    def buffers(self) -> dict[str, torch.Tensor]:
+        return {"nudges": torch.tensor([3, -1])}
+
     def fragments(self) -> list[Fragment]:
         cuts = [(0, 3), (3, 10)]
         return [
