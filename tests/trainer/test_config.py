@@ -19,7 +19,8 @@ def test_every_shipped_recipe_loads_and_says_how_to_use_it(name):
     config = load_recipe(name)
     assert config.name.startswith(f"{name}-")
     text = (Path(__file__).parents[2] / "launch" / "recipes" / f"{name}.yaml").read_text()
-    assert f"python -m launch train {name}" in text and "python -m launch pack" in text
+    verb = "finetune" if config.job == "mope" else "train"
+    assert f"python -m launch {verb} {name}" in text and "python -m launch pack" in text
 
 
 def test_overrides_are_yaml_and_the_last_one_wins():
