@@ -74,7 +74,7 @@ def test_a_node_with_another_package_is_named(head, tmp_path):
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: deepspeed\nVersion: 0.18.0\n")
     with head.joined(PYTHONPATH=str(tmp_path)):
         done = head.launch("doctor", "--cluster", head.address)
-    (failure,) = findings(done, state="fail")
+    (failure,) = findings(done, "versions", "fail")
     assert failure.text == f"deepspeed is 0.18.0, constraints.txt has {machine.locked_version('deepspeed')}"
     (exchange,) = findings(done, "exchange", "ok")
     assert "all-to-all of 2 nodes over gloo" in exchange.text
