@@ -36,7 +36,7 @@ def server(tmp_path_factory):
         assert process.stdout is not None
         yield json.loads(process.stdout.readline()), process, store
     finally:
-        process.send_signal(signal.SIGKILL if process.poll() is None else 0)
+        process.terminate()  # which ends the server with it
         process.wait(60)
 
 
