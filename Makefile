@@ -13,11 +13,11 @@ help: ## Show this list
 train: $(READY) data/digits/manifest.json ## Train the digits recipe on a local Ray, two expert-parallel workers, tracked in MLflow
 	@$(BIN)/python -m launch train digits
 
-test: $(READY) ## Run all tests that need no root, linters and the type checker among them
-	@$(BIN)/python -m pytest -m "not root"
+test: $(READY) ## Run all tests that need no root and take no minutes, linters and the type checker among them
+	@$(BIN)/python -m pytest -m "not root and not long"
 
-test-slow: $(READY) ## Run what takes minutes and needs root: hosts that are killed, cut off and drained
-	@$(BIN)/python -m pytest -m root -s
+test-slow: $(READY) ## Run what takes minutes or needs root: hosts that are killed, cut off and drained; a sweep that is killed
+	@$(BIN)/python -m pytest -m "root or long" -s
 
 browser: ## Install Chromium, in which tests open the HTML reports (Debian or Ubuntu, as root; otherwise says what to do)
 	@if command -v chromium >/dev/null || command -v google-chrome >/dev/null; then exit 0; fi; \

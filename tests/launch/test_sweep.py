@@ -108,7 +108,7 @@ def test_the_best_variant_is_the_best_mean_of_all_its_seeds(tmp_path: Path) -> N
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_sweep_continues_to_the_same_best(tmp_path):
     options = ["-o", "records=250", "-o", "modalities=series:1,vector:1", "--workers", "1"]
     last_json(python("-m", "launch", "pack", "synthetic", "--out", str(tmp_path / "data"), *options))
