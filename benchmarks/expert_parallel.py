@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -91,7 +92,7 @@ def build(degree: int, quick: bool, rank: int, shared: int = 0, overlap: bool = 
     if degree > 1:
         dispatcher.overlap = overlap  # type: ignore[attr-defined]
     model = FuseMoE(schema, list(schema.task_names), plain_statistics(schema), config, dispatcher, 0)
-    engine = Engine(model, mesh, lr=1e-4, weight_decay=0.01, no_decay=exempt_from_decay, clip=1.0)
+    engine = Engine(model, mesh, lr=1e-4, weight_decay=0.01, no_decay=partial(exempt_from_decay, "fusemoe"), clip=1.0)
     engine.train()
     batch = random_batch(schema, presence(records, 4, 4, seed=rank), seed=rank)
     return engine_step(engine, batch), records * 4 * 16

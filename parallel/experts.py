@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from parallel.grouped import fused_kernel_fits, grouped_matmul
 
 BLOCK = 16  # rows
-CACHE_BYTES = 1 << 20  # of a core
+CACHE_BYTES = 2 << 20  # of a core
 
 gelu_out = torch.ops.aten.gelu.out
 gelu_backward_out = torch.ops.aten.gelu_backward.grad_input
