@@ -48,9 +48,10 @@ def compare_runs(
         "html": html,
     }
     if html is not None:
-        from launch.report import write_report
+        from launch.html_page import write_page
+        from launch.report import page
 
-        write_report(comparison, Path(html))
+        write_page(page(comparison), Path(html))
     print_json_line(result)
 
 

@@ -78,8 +78,9 @@ def inspect_data(url: str, as_json: bool, html: str | None) -> None:
     facts = summary(open_manifest(url))
     if html is not None:
         from launch.data_page import data_page
+        from launch.html_page import write_page
 
-        Path(html).write_text(data_page(facts), "utf-8")
+        write_page(data_page(facts), Path(html))
         logger.info("the page is %s", html)
     if as_json:
         print_json_line(facts)

@@ -1,13 +1,10 @@
-"""A data set as one HTML page: tables and pictures, nothing loaded from elsewhere, no script.
+"""A data set as one HTML page of tables and pictures.
 
 It shows numbers about records, never a record itself, so it can be handed on where the data cannot.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -16,36 +13,21 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from launch.data import VALUE_COLUMNS, label_text, value_table
+from launch.html_page import html_page, picture, table
 
-STYLE = """
-:root { color-scheme: light; --line: #d8dde3; --quiet: #5b6672; --strong: #1b4b8f }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 1080px; padding: 24px; color: #1c232b }
-h1 { margin: 0 0 4px; font-size: 26px }
-h2 { margin: 34px 0 8px; font-size: 19px; color: var(--strong) }
-p, li { margin: 4px 0 }
-.quiet { color: var(--quiet); overflow-wrap: anywhere }
-table { border-collapse: collapse; margin: 8px 0 }
-th, td { padding: 3px 12px 3px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line) }
-th { color: var(--quiet); font-weight: 600 }
-td.number { text-align: right; font-variant-numeric: tabular-nums }
-img { max-width: 100%; display: block; margin: 8px 0 }
-.wide { overflow-x: auto }
-.alarm, .fine { border-left: 4px solid #a33a12; padding: 4px 12px; background: #fdf4ef }
-.fine { border-color: #2f7d4f; background: #eff8f2 }
-"""
 MODALITY_COLUMNS = ("modality", "kind", "present", "share", "median length", "longest", "channels or shape")
 BLUE, GREY = "#2f6db5", "#c9d1d9"
 
 
 def data_page(facts: dict[str, Any]) -> str:
     """The page of what `data_shards.summary` found."""
-    title = escape(str(facts["name"]))
+    title = str(facts["name"])
     head = (
         f"{facts['records']:,} records, {facts['observations']:,} observations, {facts['bytes'] / 2**20:,.1f} MiB in "
         f"{facts['shards']} shards"
     )
     body = [
-        f"<h1>{title}</h1><p>{head}</p>",
+        f"<h1>{escape(title)}</h1><p>{head}</p>",
         f'<p class="quiet">{escape(str(facts["url"]))}<br>digest {escape(facts["digest"])}</p>',
         _warnings(facts),
         "<h2>Modalities</h2>",
@@ -59,39 +41,7 @@ def data_page(facts: dict[str, Any]) -> str:
         *(_split(split, parts) for split, parts in facts["splits"].items()),
         *(_values(split, rows) for split, rows in facts["values"].items()),
     ]  # fmt: skip
-    page = "\n".join(piece for piece in body if piece)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n'
-        f"<body>\n{page}\n</body></html>\n"
-    )
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """An HTML table; empty without rows."""
-    if not rows:
-        return ""
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "<td></td>"
-    if isinstance(value, float):
-        return f'<td class="number">{value:.4g}</td>'
-    return f'<td class="number">{value:,}</td>' if isinstance(value, int) else f"<td>{escape(str(value))}</td>"
-
-
-def picture(figure: Figure | None, about: str) -> str:
-    """A figure inside the page."""
-    if figure is None:
-        return ""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
-    data = base64.b64encode(stream.getvalue()).decode()
-    return f'<img alt="{escape(about)}" src="data:image/png;base64,{data}">'
+    return html_page(title, body)
 
 
 def _warnings(facts: dict[str, Any]) -> str:

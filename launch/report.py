@@ -1,38 +1,14 @@
-"""A comparison as one HTML file: no script, no request to anywhere, figures inside, readable in ten years."""
+"""A comparison of runs as one HTML page: the finding, tables with intervals, figures."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
-from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
 
 from launch import report_figures as figures
 from launch.comparison import Comparison
+from launch.html_page import html_page, picture, table
 from trainer.tracked_runs import TrackedRun
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem; }
-th, td { text-align: left; padding: 0.3rem 0.8rem; border-bottom: 1px solid #e4e4e4; vertical-align: top; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th { background: #f5f5f7; } .wide { overflow-x: auto; } code { font-size: 0.85em; overflow-wrap: anywhere; }
-img { max-width: 100%; height: auto; } p.note { background: #fff6dd; padding: 0.4rem 0.8rem; }
-figure { margin: 1rem 0; } figcaption { color: #555; font-size: 0.85rem; }
-"""
-
-
-def write_report(comparison: Comparison, path: Path) -> None:
-    """Write the page. It appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page(comparison), encoding="utf-8")
-    temporary.replace(path)
 
 
 def page(comparison: Comparison) -> str:
@@ -42,21 +18,24 @@ def page(comparison: Comparison) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         f"<p>Made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. {escape(_summary(comparison))}</p>",
-        *(f'<p class="note">{escape(note)}</p>' for note in comparison.notes),
-        _section("Which is better", _metrics(comparison), _figure(figures.forest(comparison), f"{metric} by variant")),
+        *(f'<p class="alarm">{escape(note)}</p>' for note in comparison.notes),
+        _section(
+            "Which is better",
+            _metrics(comparison),
+            picture(figures.forest(comparison), f"{metric} by variant"),
+        ),
         _section("Whether the difference means anything", _pairs(comparison)),
         _section("What differs", _parameters(comparison)),
         _section(
-            "Learning curves", _figure(figures.curves(comparison), "training loss and validation by records seen")
+            "Learning curves",
+            picture(figures.curves(comparison), "training loss and validation by records seen"),
         ),
-        _section("Calibration", _figure(figures.calibration(comparison), "reliability on the test part")),
+        _section("Calibration", picture(figures.calibration(comparison), "reliability on the test part")),
         _section("Which expert serves which modality", *_routing(comparison)),
         _section("What absent modalities cost", *_missing(comparison)),
         _section("The runs", _runs(comparison)),
     ]
-    body = "\n".join(part for part in parts if part)
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+    return html_page(title, parts)
 
 
 def _summary(comparison: Comparison) -> str:
@@ -77,27 +56,6 @@ def _section(title: str, *content: str) -> str:
     return f"<h2>{escape(title)}</h2>\n{inside}" if inside else ""
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
-    lines = ["<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in rows]
-    return f'<div class="wide"><table><tr>{cells}</tr>\n{"".join(lines)}</table></div>'
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f'<td class="n">{value:.4f}</td>'
-    return f'<td class="n">{value}</td>' if isinstance(value, int) else f"<td>{escape(str(value or ''))}</td>"
-
-
-def _figure(figure: Figure | None, caption: str) -> str:
-    """A picture as part of the page."""
-    if figure is None:
-        return ""
-    data = base64.b64encode(figures.svg(figure).encode()).decode()
-    image = f'<img alt="{escape(caption)}" src="data:image/svg+xml;base64,{data}">'
-    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
 def _metrics(comparison: Comparison) -> str:
     rows = []
     for variant in comparison.variants:
@@ -109,7 +67,7 @@ def _metrics(comparison: Comparison) -> str:
             cells.append(text + (f" ({found.low:.3f} to {found.high:.3f})" if found else ""))
         rows.append((variant.label, len(variant.runs), *cells))
     note = "<p>Mean ± standard deviation over seeds (95 % interval of the mean over draws of the test records).</p>"
-    return note + _table(("variant", "runs", *comparison.metrics), rows)
+    return note + table(("variant", "runs", *comparison.metrics), rows)
 
 
 def _pairs(comparison: Comparison) -> str:
@@ -128,7 +86,7 @@ def _pairs(comparison: Comparison) -> str:
         f"(interval, p) and by a paired t-test over shared seeds. {len(rows)} pairs are tested; p is not corrected "
         "for it.</p>"
     )
-    return note + _table(
+    return note + table(
         ("first", "second", "difference", "95 % over records", "p, records", "p, seeds", "verdict"), rows
     )
 
@@ -139,14 +97,14 @@ def _parameters(comparison: Comparison) -> str:
         return "<p>Nothing: all parameters are equal.</p>"
     order = sorted(comparison.runs, key=lambda run: run.started_ms)
     names = [run.name for run in order]
-    return _table(("parameter", *names), [(key, *row) for key, row in comparison.differing.items()])
+    return table(("parameter", *names), [(key, *row) for key, row in comparison.differing.items()])
 
 
 def _routing(comparison: Comparison) -> list[str]:
     """A map per variant, for the first few."""
     found = [(variant.label, figures.routing(variant)) for variant in comparison.variants[:6]]
     return [
-        _figure(figure, f"{label}: share of a modality's tokens that each expert serves") for label, figure in found
+        picture(figure, f"{label}: share of a modality's tokens that each expert serves") for label, figure in found
     ]
 
 
@@ -154,14 +112,16 @@ def _missing(comparison: Comparison) -> list[str]:
     figure, rows = figures.missing(comparison)
     if figure is None:
         return []
-    table = _table(("run", "everything present", "half missing", "lost"), [tuple(row.values()) for row in rows])
-    return [table, _figure(figure, "by share of modalities missing at test time, and without each one")]
+    losses = table(
+        ("run", "everything present", "half missing", "lost"), [tuple(row.values()) for row in rows], digits=".4f"
+    )
+    return [losses, picture(figure, "by share of modalities missing at test time, and without each one")]
 
 
 def _runs(comparison: Comparison) -> str:
     rows = [_run_row(run) for run in comparison.runs]
     head = ("name", "seed", "status", "commit", "data", "command", "MLflow id")
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _run_row(run: TrackedRun) -> tuple[str, ...]:

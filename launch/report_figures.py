@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
-import matplotlib
 import torch
 from matplotlib.figure import Figure
 
@@ -15,14 +13,6 @@ from trainer.curves import larger_is_better
 from trainer.figures import missing_figure, reliability_figure, routing_figure
 from trainer.prediction_files import read_predictions
 from trainer.tracked_runs import TrackedRun
-
-
-def svg(figure: Figure) -> str:
-    """The figure as text; equal figures give equal texts."""
-    with matplotlib.rc_context({"svg.hashsalt": "report"}):
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return stream.getvalue()
 
 
 def forest(comparison: Comparison) -> Figure:

@@ -70,7 +70,8 @@ def _on_ray(config: RunConfig, debug: bool) -> dict[str, Any]:
 def check(config: RunConfig) -> None:
     """Find in a moment what would otherwise be found after the workers have started.
 
-    Raises RecipeError for parallel degrees that do not fit, ValueError for data that cannot be opened.
+    Raises RecipeError for parallel degrees that do not fit, ValueError for data that cannot be opened or have more
+    modalities than there are pools of experts for.
     """
     check_parallel(config)
     try:
@@ -81,6 +82,10 @@ def check(config: RunConfig) -> None:
         manifest.column(config.data.split, "train")
         for task in config.training.tasks or []:
             manifest.schema.task(task)
+        if config.job == "fusemoe" and config.model.moe.router == "disjoint":
+            from parallel import expert_pools
+
+            expert_pools(config.model.moe.experts, len(manifest.schema.modalities), config.model.moe.top_k)
 
 
 def _finish(config: RunConfig, result: Mapping[str, Any]) -> None:

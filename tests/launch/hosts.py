@@ -18,7 +18,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.launch.commands import ROOT, environment
+
+# The marks of a test module that uses hosts.
+NEEDS_HOSTS = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.root,
+    pytest.mark.skipif(shutil.which("ip") is None, reason="needs the command ip (iproute2)"),
+    pytest.mark.skipif(shutil.which("unshare") is None, reason="needs the command unshare (util-linux)"),
+]
 
 BIN = Path(sys.executable).parent
 RAY_PORT = 6379

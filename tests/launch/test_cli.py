@@ -85,6 +85,11 @@ def test_inspect_shows_modalities_splits_and_labels(cli, packed):
         (["train", "digits", "data.url=DATA", "data.split=split9"], 1, "has no split 'split9'; it has default"),
         (["train", "digits", "data.url=DATA", "training.tasks=[sleep]"], 1, "has no task 'sleep'"),
         (["train", "digits", "data.url=DATA", "parallel.expert_parallel=3"], 2, "does not divide the world size 2"),
+        (
+            ["train", "digits", "data.url=DATA", "model.moe.router=disjoint", "model.moe.experts=2"],
+            1,
+            "moe.experts=2 is less than the",
+        ),
         (["train", "digits", "data.url=DATA", "model.moe.experts=3"], 2, "moe.experts=3 cannot be spread evenly"),
         (["train", "digits", "data.url=DATA", "model.moe.top_k=9"], 2, "top_k"),
         (["evaluate", "OUT/nothing"], 1, "OUT/nothing"),

@@ -6,7 +6,6 @@ No record is lost or repeated. One run goes through it all, as starting Ray take
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import sys
 import time
@@ -18,17 +17,11 @@ from mlflow import MlflowClient
 from benchmarks.survive import train_keys
 from data_shards import open_manifest
 from tests.launch.commands import SMALL, last_json, python
-from tests.launch.hosts import Hosts, hosts
+from tests.launch.hosts import NEEDS_HOSTS, Hosts, hosts
 from trainer.checkpoint import committed_paths
 from trainer.trace import delivered, lost_and_repeated
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.root,
-    pytest.mark.skipif(shutil.which("ip") is None, reason="needs the command ip (iproute2)"),
-    pytest.mark.skipif(shutil.which("unshare") is None, reason="needs the command unshare (util-linux)"),
-]
+pytestmark = NEEDS_HOSTS
 
 VICTIM = 2
 PATIENCE_S = 240.0

@@ -7,24 +7,17 @@ back, and `stop` loses no step.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.launch.commands import SAME, STEPS, last_json, logged, overrides, python, wait_until
-from tests.launch.hosts import hosts
+from tests.launch.hosts import NEEDS_HOSTS, hosts
 from tests.ranks import free_port
 from trainer.checkpoint import committed_paths
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.root,
-    pytest.mark.skipif(shutil.which("ip") is None, reason="needs the command ip (iproute2)"),
-    pytest.mark.skipif(shutil.which("unshare") is None, reason="needs the command unshare (util-linux)"),
-]
+pytestmark = NEEDS_HOSTS
 
 CLIENT = 3
 WORKERS = {"parallel__workers": 4}

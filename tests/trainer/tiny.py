@@ -127,6 +127,11 @@ def config(data: str, storage: Path, **changes: Any) -> RunConfig:
         },
         "tracking": {"mlflow": False},
     }
+    return changed(tree, changes)
+
+
+def changed(tree: dict[str, Any], changes: dict[str, Any]) -> RunConfig:
+    """The run of a recipe's tree with `changes`, as `config` takes them."""
     for key, value in changes.items():
         *path, last = key.split("__")
         node = tree

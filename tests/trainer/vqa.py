@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from data_shards import create_source, pack
+from tests.trainer.tiny import changed
 from tests.trainer.towers import FAMILIES
 from trainer.config import RunConfig
 
@@ -76,10 +77,4 @@ def recipe(data: str, storage: Path, name: str = "run", **changes: Any) -> RunCo
         "training": {"epochs": 2, "batch_size": 12, "log_every": 1, "storage": str(storage), "tasks": ["answer"]},
         "tracking": {"mlflow": False},
     }
-    for key, value in changes.items():
-        *path, last = key.split("__")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = value
-    return RunConfig.model_validate(tree)
+    return changed(tree, changes)
