@@ -88,7 +88,7 @@ def test_inspect_shows_modalities_splits_and_labels(cli, packed):
         (
             ["train", "digits", "data.url=DATA", "model.moe.router=disjoint", "model.moe.experts=2"],
             1,
-            "moe.experts=2 is less than the",
+            "moe.router=disjoint splits moe.experts=2 over",
         ),
         (["train", "digits", "data.url=DATA", "model.moe.experts=3"], 2, "moe.experts=3 cannot be spread evenly"),
         (["train", "digits", "data.url=DATA", "model.moe.top_k=9"], 2, "top_k"),
