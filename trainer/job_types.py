@@ -47,7 +47,7 @@ def resolve(config: RunConfig) -> RunConfig:
         raise ValueError("job=mope needs a section mope: what is prompted, and how")
     if config.model_job != "mope" or config.mope is None or config.mope.host is None:
         return config
-    from trainer.models.mope.fusemoe_host import host_architecture
+    from trainer.models.mope.host_checkpoint import host_architecture
 
     model = host_architecture(config.mope.host, config.model.modality_dropout)
     return config.model_copy(update={"model": model})

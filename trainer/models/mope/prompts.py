@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from parallel.experts import generator_for
 from trainer.models.mope.router import Router
+from trainer.models.mope.sites import Site
 from trainer.mope_sections import MopeConfig
 
 # Half-width of the uniform distribution that prompts are drawn from (as for prompts of a 16-pixel-patch ViT of 128).
@@ -97,3 +98,21 @@ class StaticPrompts(nn.Module):
     def forward(self, pooled_BD: Tensor, context_BX: Tensor, mapped_B1D: Tensor | None) -> tuple[Tensor, None]:
         """(B, S, D)."""
         return self.dropout(self.static_SD).expand(len(pooled_BD), -1, -1), None
+
+
+def layer_prompts(config: MopeConfig, sites: list[Site], context: int, seed: int, tower: str) -> list[nn.Module]:
+    """One module per layer of a prompted tower; an `Identity` where a layer has no prompts.
+
+    Args:
+        context: width of what prompts are made from. tower: its name, with `seed` it determines the frozen keys.
+    """
+    made: list[nn.Module] = []
+    for number, site in enumerate(sites):
+        first = config.skip_first and site.index == 0
+        if first and number == 0 and config.shallow_prompt:
+            made.append(StaticPrompts(config.rows, site.width))
+        elif first or number < config.first_layer:
+            made.append(nn.Identity())
+        else:
+            made.append(SitePrompts(config, site.width, context, seed, f"{tower}.{number}"))
+    return made

@@ -18,8 +18,9 @@ from torch.nn import functional
 
 from data_shards import Batch, DatasetSchema
 from data_shards.statistics import SplitStatistics
+from trainer.models.mope.seen import Seen
 from trainer.models.mope.sites import Flow
-from trainer.models.mope.tower_model import Seen, TowerModel
+from trainer.models.mope.tower_model import TowerModel
 from trainer.models.mope.towers import BackboneError, Tower
 from trainer.mope_sections import MopeConfig
 

@@ -10,66 +10,24 @@ Shapes: B records, P present ones, D width of a tower, N tokens, K experts.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from data_shards import Batch, DatasetSchema, ImageGroup, ModalitySpec, TextGroup
+from data_shards import Batch, DatasetSchema
 from data_shards.statistics import SplitStatistics
-from trainer.collectives import gather_rows
 from trainer.models.fusemoe import Fused, target_scale
 from trainer.models.missing import keyed_uniform
 from trainer.models.mope.base import FrozenBackbone, RecordFlops, keep_out_of_checkpoints
 from trainer.models.mope.heads import ProbeHead
 from trainer.models.mope.importance import Importance
 from trainer.models.mope.lora import add_lora
-from trainer.models.mope.prompts import Mapper, SitePrompts, StaticPrompts
+from trainer.models.mope.prompts import Mapper, StaticPrompts, layer_prompts
+from trainer.models.mope.roles import check_shape, modality_of, roles_of
+from trainer.models.mope.seen import Features, Seen, look
 from trainer.models.mope.sites import Flow
 from trainer.models.mope.towers import BackboneError, Tower, digest_of, load_tower
 from trainer.mope_sections import MopeConfig
-
-
-@dataclass
-class Seen:
-    """What a tower reads of a batch: its inputs, and the records (rows of the batch) that have them."""
-
-    inputs: tuple[Tensor, ...]
-    rows_P: Tensor
-    numbers_P: Tensor
-    """their numbers in the data set"""
-    records: int
-
-    @property
-    def complete(self) -> bool:
-        return len(self.rows_P) == self.records
-
-
-@dataclass
-class Features:
-    """Vectors of records by their number in the data set."""
-
-    values_RD: Tensor
-    known_R: Tensor
-
-    @classmethod
-    def gather(cls, rows: list[tuple[Tensor, Tensor]], records: int, tower: Tower) -> Features:
-        """What all ranks have found. Collective."""
-        device = next(tower.parameters()).device
-        empty = torch.zeros(0, tower.width, dtype=tower.dtype, device=device)
-        number_X = gather_rows(torch.cat([torch.zeros(0, dtype=torch.int64, device=device), *(n for n, _ in rows)]))
-        values_XD = gather_rows(torch.cat([empty, *(v for _, v in rows)]))
-        found = cls(
-            torch.zeros(records, tower.width, dtype=tower.dtype, device=device),
-            torch.zeros(records, dtype=torch.bool, device=device),
-        )
-        found.values_RD[number_X], found.known_R[number_X] = values_XD, True
-        return found
-
-    def look_up(self, numbers_P: Tensor) -> Tensor | None:
-        """(P, D), or None if any of them is not there: records of another part."""
-        return self.values_RD[numbers_P] if bool(self.known_R[numbers_P].all()) else None
 
 
 class TowerModel(FrozenBackbone):
@@ -98,12 +56,12 @@ class TowerModel(FrozenBackbone):
         towers = {}
         for what, section in (("image", config.image), ("text", config.text)):
             if section is not None:
-                spec = _modality(schema, what, section.modality)
+                spec = modality_of(schema, what, section.modality)
                 self.modality[what] = schema.numbers[spec.name]
                 towers[what] = load_tower(what, section, statistics.modalities.get(spec.name))
-                _check_shape(towers[what], spec)
+                check_shape(towers[what], spec)
         self.towers = nn.ModuleDict(towers)
-        self.hosts, self.sources = _roles(config, list(towers), pretraining)
+        self.hosts, self.sources = roles_of(config, list(towers), pretraining)
         text = statistics.modalities.get(schema.modalities[self.modality["text"]].name) if "text" in towers else None
         longest = config.text.max_tokens if config.text is not None else 1
         self._text_tokens = min(longest, text.mean[0] if text is not None else longest)
@@ -163,11 +121,10 @@ class TowerModel(FrozenBackbone):
     def _build_prompts(self, pretraining: bool) -> None:
         config, towers = self.config, self._towers()
         self.prompts, self.mappers, self.gates = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        self.site_names: list[str] = []
         prompted = self.hosts if config.prompts and not pretraining else []
         for host in prompted:
             context = towers[self.source_of(host)].width if self.sources else 1
-            self.prompts[host] = self._site_prompts(towers[host], host, context)
+            self.prompts[host] = nn.ModuleList(layer_prompts(config, towers[host].sites, context, self.seed, host))
             widths = [site.width for site in towers[host].sites if site.index == 0]
             if config.mapped:
                 self.mappers[host] = Mapper(context, config.mapper_hidden, widths, config.dropout)
@@ -186,26 +143,15 @@ class TowerModel(FrozenBackbone):
                 self.prompts[source] = nn.ModuleList(
                     StaticPrompts(config.source_length, site.width, config.dropout) for site in towers[source].sites
                 )
+        # Sites with a router, in the order in which a pass meets them.
+        self.site_names: list[str] = []
+        for host in prompted:
+            sites: list[nn.Module] = list(self.prompts[host])  # type: ignore[call-overload]
+            routed = [number for number, site in enumerate(sites) if getattr(site, "router", None) is not None]
+            self.site_names += [f"{host}.{number}" for number in routed]
         self.importance = None
         if self.site_names:
             self.importance = Importance(len(self.site_names), config.k, config.importance.cut, config.importance.ema)
-
-    def _site_prompts(self, tower: Tower, host: str, context: int) -> nn.ModuleList:
-        """One module per layer; an `Identity` where a layer has no prompts."""
-        config = self.config
-        made: list[nn.Module] = []
-        for number, site in enumerate(tower.sites):
-            first = config.skip_first and site.index == 0
-            if first and number == 0 and config.shallow_prompt:
-                made.append(StaticPrompts(config.rows, site.width))
-            elif first or number < config.first_layer:
-                made.append(nn.Identity())
-            else:
-                name = f"{host}.{number}"
-                made.append(SitePrompts(config, site.width, context, self.seed, name))
-                if config.dynamic:
-                    self.site_names.append(name)
-        return nn.ModuleList(made)
 
     def source_of(self, host: str) -> str:
         return "text" if host == "image" else "image"
@@ -267,23 +213,8 @@ class TowerModel(FrozenBackbone):
         return vector_BX.index_select(0, torch.empty_like(order_B).index_copy_(0, order_B, order_B.roll(1)))
 
     def _look(self, batch: Batch, what: str) -> Seen:
-        group: Any = batch.groups[self.group[what]]
-        mine_P = group.modality_P == self.modality[what]
-        rows_P = group.sample_P[mine_P]
-        if len(rows_P) < len(batch) and what not in self.missing:
-            lost = sorted(set(range(len(batch))) - set(rows_P.tolist()))[0]
-            raise ValueError(
-                f"record {batch.keys[lost]} has no {'picture' if what == 'image' else 'text'}, which the {what} tower "
-                "reads: leave such records out when packing, or set mope.missing=learned"
-            )
-        if isinstance(group, ImageGroup):
-            return Seen((group.values_PCHW[mine_P],), rows_P, batch.index_B[rows_P], len(batch))
-        assert isinstance(group, TextGroup)
-        ends = group.offsets.tolist()
-        data = group.bytes_O.cpu().numpy().tobytes()
-        texts = [data[ends[i] : ends[i + 1]] for i in mine_P.nonzero()[:, 0].tolist()]
-        inputs = self._towers()[what].texts(texts, batch.device)
-        return Seen(inputs, rows_P, batch.index_B[rows_P], len(batch))
+        group = batch.groups[self.group[what]]
+        return look(batch, self._towers()[what], group, self.modality[what], needed=what not in self.missing)
 
     def _encode_source(self, what: str, seen: Seen) -> Tensor:
         """(B, D) without prompts from elsewhere; no gradient unless something of it is trained."""
@@ -341,45 +272,3 @@ class TowerModel(FrozenBackbone):
             site.flow = flow
             site.gate = self.gates[what][number] if what in self.gates else None  # type: ignore[index]
             site.as_tokens = self.config.insertion == "tokens" and what in self.hosts
-
-
-def _roles(config: MopeConfig, towers: list[str], pretraining: bool) -> tuple[list[str], list[str]]:
-    """Towers that are prompted (or, without prompts, read by the head), and towers that prompts are made from."""
-    if pretraining:
-        if len(towers) != 1:
-            raise BackboneError(f"job=tower trains one tower alone: give mope.image or mope.text, not {len(towers)}")
-        return towers, []
-    hosts: list[str] = ["image", "text"] if config.prompted == "both" else [config.prompted]
-    missing = [host for host in hosts if host not in towers]
-    if missing:
-        raise BackboneError(f"mope.prompted={config.prompted}, but there is no section mope.{missing[0]}")
-    sources = [what for what in towers if what not in hosts or config.prompted == "both"]
-    if (config.mapped or config.dynamic) and not sources:
-        other = "text" if config.prompted == "image" else "image"
-        raise BackboneError(
-            f"mope.method={config.method} makes prompts from another tower, and there is no section mope.{other}"
-        )
-    return hosts, sources if config.mapped or config.dynamic else []
-
-
-def _modality(schema: DatasetSchema, what: str, name: str | None) -> ModalitySpec:
-    fitting = [spec for spec in schema.modalities if spec.kind == what]
-    if name is not None:
-        fitting = [spec for spec in fitting if spec.name == name]
-    if len(fitting) != 1:
-        known = ", ".join(f"{spec.name} ({spec.kind})" for spec in schema.modalities)
-        problem = "has no" if not fitting else "has more than one"
-        asked = f" called {name}" if name is not None else ""
-        raise BackboneError(
-            f"tower {what}: data set {schema.name} {problem} modality of kind {what}{asked}; it has {known}; say which "
-            f"one in mope.{what}.modality"
-        )
-    return fitting[0]
-
-
-def _check_shape(tower: Tower, spec: ModalitySpec) -> None:
-    if tower.what == "image" and tuple(spec.shape) != tower.picture_shape:
-        raise BackboneError(
-            f"tower image takes pictures of {tower.picture_shape} (channels, height, width), and modality {spec.name} "
-            f"has {tuple(spec.shape)}: pack the data at that size, or use a tower of this one"
-        )

@@ -1,0 +1,62 @@
+"""The present (sample, modality) pairs of a batch: what a FuseMoE host is prompted by and at.
+
+Shapes: B samples, M modalities, Q present pairs, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data_shards import Batch
+from trainer.models.segments import segment_sum
+from trainer.models.tokens import TokenLayout
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The present (sample, modality) pairs of a batch, sorted as their tokens are, and the pair of each token."""
+
+    sample_Q: Tensor
+    modality_Q: Tensor
+    pair_N: Tensor
+    counts_M: Tensor
+    """pairs of each block of grouped layers"""
+    present_BM: Tensor
+
+    def pooled(self, x_ND: Tensor) -> Tensor:
+        """(Q, D) mean over a pair's tokens."""
+        total_QD = segment_sum(x_ND[: len(self.pair_N)], self.pair_N, len(self.sample_Q))
+        number_Q = torch.bincount(self.pair_N, minlength=len(self.sample_Q))
+        return total_QD / number_Q[:, None].clamp_min(1)
+
+
+def pairs_of(layout: TokenLayout, batch: Batch) -> Pairs:
+    """Pairs of a batch, from the layout of its tokens."""
+    firsts, repeats, start = [], [], 0
+    for span in layout.spans:
+        firsts.append(span.start + span.tokens * torch.arange(span.pairs, device=batch.device))
+        number = torch.arange(start, start + span.pairs, device=batch.device)
+        repeats.append(number.repeat_interleave(span.tokens))
+        start += span.pairs
+    first_Q = torch.cat(firsts)
+    tokens = [span.tokens for span in layout.spans]
+    present = [int(span.pairs) for span in layout.spans]
+    counts_M = _pairs_per_block(layout.counts_M, present, tokens)
+    return Pairs(layout.sample_N[first_Q], layout.modality_N[first_Q], torch.cat(repeats), counts_M, batch.present_BM)
+
+
+def _pairs_per_block(tokens_M: Tensor, pairs: list[int], tokens: list[int]) -> Tensor:
+    """Pairs of each block, from the tokens of each block and the tokens that one pair of its group has."""
+    result, place = tokens_M.clone(), 0
+    left = list(pairs)
+    for group, each in enumerate(tokens):
+        while left[group] > 0:
+            result[place] = tokens_M[place] // each
+            left[group] -= int(result[place])
+            place += 1
+        while place < len(tokens_M) and int(tokens_M[place]) == 0:
+            place += 1
+    return result
