@@ -64,8 +64,10 @@ def build_model(
         raise ValueError(f"job={config.model_job} needs a section mope: which tower is trained")
     if config.mope.host is not None:
         from trainer.models.mope.fusemoe_host import PromptedFuseMoE
+        from trainer.models.mope.host_checkpoint import load_host
 
-        return PromptedFuseMoE(schema, tasks, statistics, config.model, config.mope, dispatcher, seed)
+        host = load_host(config.mope.host, schema)
+        return PromptedFuseMoE(schema, tasks, statistics, host, config.model, config.mope, dispatcher, seed)
     from trainer.models.mope.tower_model import TowerModel
 
     return TowerModel(schema, tasks, statistics, config.mope, seed, pretraining=config.model_job == "tower")

@@ -89,6 +89,12 @@ class MopeConfig(Section):
     noise: float = Field(1 / 256, ge=0, description="deviation of the noise on routing logits; training only")
     normalise_query: bool = Field(True, description="routing queries have unit length; false = as in the released code")
     importance: ImportanceConfig = Field(default_factory=ImportanceConfig, description="load of the experts")
+    alone_entropy: float = Field(
+        0.001,
+        ge=0,
+        description="of a FuseMoE host: coefficient of the entropy loss on the routing of modalities that are alone "
+        "in their record, which the importance loss leaves out",
+    )
     mapper_hidden: int = Field(384, ge=1, description="hidden width of the mapper")
     context_dim: int = Field(64, ge=1, description="width of the context of a FuseMoE host")
     dropout: Probability = Field(0.1, description="dropout on mapped prompts and on prompts of the source tower")

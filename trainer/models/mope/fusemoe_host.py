@@ -21,9 +21,10 @@ from data_shards.statistics import SplitStatistics
 from parallel import Dispatcher, RoutingStats
 from trainer.flops import FORWARD_AND_BACKWARD, FlopCounter
 from trainer.models.fusemoe import Fused, FuseMoE, target_scale
+from trainer.models.mope.alone import alone_entropy
 from trainer.models.mope.base import FrozenBackbone, keep_out_of_checkpoints
 from trainer.models.mope.heads import ProbeHead
-from trainer.models.mope.host_checkpoint import load_host
+from trainer.models.mope.host_checkpoint import Host
 from trainer.models.mope.importance import Importance
 from trainer.models.mope.lora import add_lora
 from trainer.models.mope.pairs import Pairs, pairs_of
@@ -38,11 +39,11 @@ class PromptedFuseMoE(FrozenBackbone):
     """A frozen FuseMoE model, prompts at every fusion block, new heads.
 
     Args:
-        architecture: of the host, as `host_architecture` gives it.
+        host: its weights. architecture: of the host, as `host_architecture` gives it.
         dispatcher: carries tokens to the host's experts, frozen or not.
 
     Raises:
-        BackboneError: the host is missing, damaged, or was trained on data with other modalities.
+        BackboneError: the weights are not those of this architecture.
     """
 
     def __init__(
@@ -50,15 +51,14 @@ class PromptedFuseMoE(FrozenBackbone):
         schema: DatasetSchema,
         tasks: list[str],
         statistics: SplitStatistics,
+        host: Host,
         architecture: ModelConfig,
         config: MopeConfig,
         dispatcher: Dispatcher,
         seed: int,
     ) -> None:
         super().__init__()
-        assert config.host is not None
         self.config, self.seed, self.architecture = config, seed, architecture
-        host = load_host(config.host, schema)
         self.backbone = FuseMoE(schema, [], host.statistics, architecture, dispatcher, seed)
         host.put_into(self.backbone)
         self.backbone_digest, self._runs = host.digest, [host.run_id] if host.run_id else []
@@ -141,7 +141,7 @@ class PromptedFuseMoE(FrozenBackbone):
         experts: dict[str, Tensor] = {}
         if pairs is not None and weights:
             if self.importance is not None and self.training and torch.is_grad_enabled():
-                losses["importance"] = self.config.importance.weight * self._importance(weights, pairs)
+                losses = self._losses(weights, pairs)
             experts = self._by_site(weights, pairs, batch)
         return Fused(logits, routing, pooled_BX, losses, experts)
 
@@ -162,14 +162,20 @@ class PromptedFuseMoE(FrozenBackbone):
         norm: nn.Module = block.attention_norm  # type: ignore[assignment]
         return PromptReader(prompts_QPD, counts_QP, gate_QH, norm, pairs), weights_QK
 
-    def _importance(self, weights: list[Tensor], pairs: Pairs) -> Tensor:
-        """Pairs whose modality is alone do not count: balance would fight the null context's route."""
+    def _losses(self, weights: list[Tensor], pairs: Pairs) -> dict[str, Tensor]:
+        """Importance where there is a context, entropy where there is none: balance would fight the null's route."""
         assert self.importance is not None
-        others_Q = (pairs.present_BM.sum(1)[pairs.sample_Q] > 1).float()
-        masks = [others_Q * (pairs.modality_Q == m) for m in range(len(self.modality_names))]
-        sites = [(found_QK, mask) for found_QK in weights for mask in masks]
-        loss: Tensor = self.importance([found for found, _ in sites], [mask for _, mask in sites])
-        return loss
+        company_Q = (pairs.present_BM.sum(1)[pairs.sample_Q] > 1).float()
+        of_M = [(pairs.modality_Q == m).float() for m in range(len(self.modality_names))]
+        sites = [found_QK for found_QK in weights for _ in of_M]
+        losses: dict[str, Tensor] = {
+            "importance": self.config.importance.weight
+            * self.importance(sites, [company_Q * of for _ in weights for of in of_M])
+        }
+        if self.config.alone_entropy:
+            alone = [(1 - company_Q) * of for _ in weights for of in of_M]
+            losses["alone_entropy"] = self.config.alone_entropy * alone_entropy(sites, alone)
+        return losses
 
     def _by_site(self, weights: list[Tensor], pairs: Pairs, batch: Batch) -> dict[str, Tensor]:
         """(B, K) by block and modality; NaN where a record has no such modality."""
