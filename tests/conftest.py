@@ -12,9 +12,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say why a test cannot run here instead of failing."""
+    """Say why a test cannot run here instead of failing, and which tests one process is to run one after the other."""
     for item in items:
+        if "ray" in item.keywords:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+        elif "together" in item.keywords:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
         if "gpu" in item.keywords and not _has_gpu():
             item.add_marker(pytest.mark.skip(reason="no GPU here"))
         if "root" in item.keywords and os.geteuid() != 0:

@@ -1,24 +1,23 @@
 """Run a function on several ranks of one machine: processes, gloo over the loopback interface, first error wins.
 
-Ranks are forked from a helper process that has imported torch and DeepSpeed and done nothing else, so a rank starts in
-a fraction of a second and inherits no threads. The function must be importable (module level) and return plain values
-or NumPy arrays.
+Ranks are forked from a helper process that has imported what `preload.py` names and done nothing else, so a rank
+starts in a fraction of a second and inherits no threads. The function must be importable (module level) and return
+plain values or NumPy arrays.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import secrets
 import socket
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-PRELOAD = ["numpy", "pydantic", "torch", "torch.distributed", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"]
-PRELOAD += ["trainer.jobs"]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
 
 
@@ -27,10 +26,17 @@ class RankError(AssertionError):
 
 
 def free_port() -> int:
-    """A TCP port that is free on the loopback interface now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that is free on the loopback interface now, and that no system gives away on its own.
+
+    Tests run side by side, and whoever binds port 0 or connects gets one from 32768 on: a port found there may be
+    taken before it is used. Below lie, at random, ours; Ray's workers are below 20000.
+    """
+    for _ in range(100):
+        port = 20000 + secrets.randbelow(12000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("none of 100 ports between 20000 and 32000 is free on 127.0.0.1")
 
 
 def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:
@@ -41,7 +47,7 @@ def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout_s: float =
         seconds.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context.set_forkserver_preload(["tests.preload"])
     port = free_port()
     pipes, processes = [], []
     with _environment(ENVIRONMENT):
@@ -104,7 +110,7 @@ def _entry(
     parent.join(timeout_s)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _environment(values: dict[str, str]) -> Any:
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)

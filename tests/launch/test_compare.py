@@ -15,6 +15,7 @@ from tests.browser import open_browser
 from tests.launch.commands import SMALL, last_json, python
 from trainer.tracked_runs import UnknownRunError, find_runs
 
+pytestmark = pytest.mark.together
 RUN = """
 import sys
 from pathlib import Path

@@ -19,6 +19,8 @@ from launch.ui import Server
 from tests.launch.commands import ROOT, environment, python
 from tests.ranks import free_port
 
+pytestmark = pytest.mark.together
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):

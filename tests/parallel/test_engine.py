@@ -20,6 +20,7 @@ from tests.parallel.runs import Case, Net, make_engine, train_reference, train_s
 from tests.parallel.state import assemble, read_state
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.together
 WORLDS = (1, 2, 4)
 DATA = ("modality_missing", "rank_empty", "starved_expert")
 ROUTERS, GATES = ("joint", "per_modality", "disjoint"), ("softmax", "laplace", "gaussian")

@@ -15,6 +15,8 @@ from tests.parallel.runs import Case, Net, make_engine, train_steps
 from tests.parallel.state import assemble, read_state, write_state
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.together
+
 State = dict[str, dict[str, np.ndarray]]
 SAVED_AT, ALL_STEPS = 5, 10
 TOPOLOGIES = [(w, ep, stage) for w in (1, 2, 4) for ep in (1, 2, 4) if w % ep == 0 for stage in (1, 2)]

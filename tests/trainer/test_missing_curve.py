@@ -19,6 +19,8 @@ from trainer.missing_curve import RATES
 from trainer.models.missing import drop_modalities
 from trainer.temperature import read_temperatures
 
+pytestmark = pytest.mark.together
+
 
 @pytest.fixture(scope="module")
 def curved(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, dict]:

@@ -20,6 +20,8 @@ from trainer.prediction import Predictor, Request, cut_pieces
 from trainer.prediction_files import read_predictions
 from trainer.temperature import read_temperatures, write_temperatures
 
+pytestmark = pytest.mark.together
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:

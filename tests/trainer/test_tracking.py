@@ -17,6 +17,8 @@ from trainer.spool import Spool
 from trainer.tracker import JsonLinesTracker, MultiTracker, NullTracker, flatten
 from trainer.tracking import TrackingConfig, close_run, create_tracker, open_run
 
+pytestmark = pytest.mark.together
+
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory):
