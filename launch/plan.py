@@ -27,17 +27,23 @@ def plan_recipe(
 ) -> None:
     """Print the plan of a recipe; the last line is one JSON object."""
     config = load_recipe(recipe, overrides)
-    if config.job != "fusemoe":
-        raise UsageError(f"recipe {recipe} has job: {config.job}; plan knows the costs of job: fusemoe only")
+    if config.job == "evaluate":
+        raise UsageError(f"recipe {recipe} has job: evaluate; plan knows the costs of training")
     try:
         device = measured_device(config.parallel.threads_per_worker) if gpu == "cpu" else find_device(gpu)
     except ValueError as error:
         raise UsageError(f"--gpu: {error}, cpu") from None
     described, statistics, source = data_statistics(config, schema, presence)
-    model = CostModel(config, described, statistics, device)
-    result = make_plan(config, model, gpus or config.parallel.workers)
-    result = {"recipe": recipe, "gpu": device.name, "data": source, **result}
-    _show(result)
+    head = {"recipe": recipe, "gpu": device.name, "data": source}
+    count = gpus or config.parallel.workers
+    if config.job == "fusemoe":
+        result = head | make_plan(config, CostModel(config, described, statistics, device), count)
+        _show(result)
+    else:
+        from launch.mope_plan import plan_frozen, show_frozen
+
+        result = head | plan_frozen(config, described, statistics, device, count)
+        show_frozen(result)
     print_json_line(result)
 
 

@@ -54,9 +54,17 @@ def resolve(config: RunConfig) -> RunConfig:
 
 
 def build_model(
-    config: RunConfig, schema: DatasetSchema, tasks: list[str], statistics: SplitStatistics, dispatcher: Dispatcher
+    config: RunConfig,
+    schema: DatasetSchema,
+    tasks: list[str],
+    statistics: SplitStatistics,
+    dispatcher: Dispatcher,
+    weights: bool = True,
 ) -> nn.Module:
-    """The model of a resolved recipe, with initial weights. Raises ValueError where recipe and data do not fit."""
+    """The model of a resolved recipe, with initial weights. Raises ValueError where recipe and data do not fit.
+
+    Without `weights`, a backbone has the shapes that its configuration says, and its weights are not read.
+    """
     seed = config.training.seed
     if config.model_job == "fusemoe":
         return FuseMoE(schema, tasks, statistics, config.model, dispatcher, seed)
@@ -66,11 +74,12 @@ def build_model(
         from trainer.models.mope.fusemoe_host import PromptedFuseMoE
         from trainer.models.mope.host_checkpoint import load_host
 
-        host = load_host(config.mope.host, schema)
+        host = load_host(config.mope.host, schema, weights)
         return PromptedFuseMoE(schema, tasks, statistics, host, config.model, config.mope, dispatcher, seed)
     from trainer.models.mope.tower_model import TowerModel
 
-    return TowerModel(schema, tasks, statistics, config.mope, seed, pretraining=config.model_job == "tower")
+    pretraining = config.model_job == "tower"
+    return TowerModel(schema, tasks, statistics, config.mope, seed, pretraining, weights)
 
 
 def exempt_from_decay(job: str, name: str, parameter: nn.Parameter) -> bool:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from launch.errors import UsageError
-from launch.plan import plan_recipe
 from launch.run import finetune_recipe
 from tests.launch.commands import last_json, python
 from tests.trainer.towers import FAMILIES
@@ -18,8 +17,6 @@ from tests.trainer.vqa import packed_vqa
 def test_recipes_of_other_jobs_are_refused() -> None:
     with pytest.raises(UsageError, match="recipe digits has job: fusemoe, which is for train"):
         finetune_recipe("digits", [], False)
-    with pytest.raises(UsageError, match="recipe mope_icu has job: mope; plan knows the costs of job: fusemoe only"):
-        plan_recipe("mope_icu", [], None, "cpu", None, 1.0)
 
 
 def test_a_missing_host_is_found_before_anything_starts(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from trainer.models.mope.importance import Importance, squared_variation
 from trainer.models.mope.router import Router, orthonormal_keys, routing_entropy
 from trainer.models.mope.sites import Flow
 from trainer.models.mope.tower_model import TowerModel
-from trainer.models.mope.towers import BackboneError
+from trainer.models.mope.tower_sources import BackboneError
 from trainer.mope_sections import MopeConfig
 
 PAIRS = [

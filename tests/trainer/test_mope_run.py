@@ -10,13 +10,17 @@ import pytest
 import safetensors.torch
 import torch
 
+from data_shards import open_manifest
+from launch.mope_plan import plan_frozen
 from tests.trainer.test_run import job, losses, weights
 from tests.trainer.tiny import config, packed
 from tests.trainer.towers import batch, model, section
 from tests.trainer.vqa import packed_vqa, recipe
 from trainer.checkpoint import newest_checkpoint
 from trainer.config import RunConfig
+from trainer.devices import find_device
 from trainer.evaluation_job import evaluation_config
+from trainer.models.mope.base import STATE
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +142,46 @@ def test_baselines_run_on_a_host(icu: tuple[str, str], tmp_path: Path, method: s
     run_config = on_host(icu, tmp_path, method=method)
     run_config.training.epochs = 1
     assert job(1, run_config)["status"] == "finished"
+
+
+def test_a_job_on_a_host_is_planned_from_the_shapes_of_its_checkpoint(icu: tuple[str, str], tmp_path: Path) -> None:
+    run_config = on_host(icu, tmp_path)
+    run_config.training.epochs = 1
+    manifest = open_manifest(icu[0])
+    plan = plan_frozen(run_config, manifest.schema, manifest.statistics["default"], find_device("h100"), 1)
+    assert plan["fits"] and plan["flops"] > 0 and plan["bytes"]["activations"] > 0
+    result = job(1, run_config)
+    tensors = safetensors.torch.load_file(Path(result["adapter"]) / "adapter.safetensors")
+    trained = [value for name, value in tensors.items() if name.split(".")[-1] not in STATE]
+    assert plan["parameters"]["trained"] == sum(value.numel() for value in trained)
+    backbone = json.loads((Path(result["adapter"]) / "adapter.json").read_text())["backbone"]
+    assert plan["parameters"]["frozen"] == backbone["parameters"]
+
+
+@pytest.mark.parametrize("what", ["towers", "host"])
+def test_bf16_trains_and_stays_near_fp32(icu: tuple[str, str], vqa: str, tmp_path: Path, what: str) -> None:
+    """Without dropout and noise; masters and moments are fp32, routing and importance too."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        steady = {"dropout": 0.0, "noise": 0.0}
+        if what == "host":
+            run_config = on_host(icu, tmp_path / precision, **steady)
+            run_config.model.modality_dropout = 0.0
+        else:
+            run_config = recipe(vqa, tmp_path / precision, **{f"mope__{key}": value for key, value in steady.items()})
+        run_config.parallel.precision = precision  # type: ignore[assignment]
+        run_config.training.epochs = 1
+        result = job(1, run_config)
+        assert result["status"] == "finished"
+        found[precision] = losses(tmp_path / precision)
+        checkpoint = newest_checkpoint(str(tmp_path / precision / "run"))
+        assert checkpoint is not None
+        keys = [torch.tensor(value) for name, value in checkpoint.meta["buffers"].items() if ".keys_" in name]
+        assert keys and all(torch.allclose(k.mT @ k, torch.eye(3), atol=1e-6) for k in keys)
+    exact, rounded = found["fp32"], found["bf16"]
+    assert exact.keys() == rounded.keys()
+    assert max(abs(exact[step] - rounded[step]) / exact[step] for step in exact) < 0.01
+    assert exact != rounded, "bf16 was really used"
 
 
 def test_hosts_that_do_not_fit_are_named(icu: tuple[str, str], vqa: str, tmp_path: Path) -> None:

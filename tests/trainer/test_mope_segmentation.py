@@ -8,7 +8,7 @@ import torch
 from data_shards import Batch
 from tests.trainer.towers import SCHEMA, SIDE, STATISTICS, build, section
 from trainer.models.mope.segmentation import PromptedSegmenter, intersection_over_union, mask_loss
-from trainer.models.mope.towers import BackboneError
+from trainer.models.mope.tower_sources import BackboneError
 
 
 def squares(records: int, seed: int) -> tuple[Batch, torch.Tensor]:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tests.trainer.towers import FAMILIES, SCHEMA, SIDE, STATISTICS, batch, model, section
-from trainer.models.mope.towers import BackboneError, digest_of, load_tower
+from trainer.models.mope.tower_sources import BackboneError
+from trainer.models.mope.towers import digest_of, load_tower
 from trainer.mope_sections import MopeConfig, TowerConfig
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "blue", "shape"]

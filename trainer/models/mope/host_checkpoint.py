@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from data_shards import DatasetSchema
 from data_shards.statistics import SplitStatistics
 from parallel import MoELayer
-from trainer.models.mope.towers import BackboneError, digest_of, run_of
+from trainer.models.mope.tower_sources import BackboneError, run_of
+from trainer.models.mope.towers import digest_of
 from trainer.sections import ModelConfig
 
 
@@ -49,8 +51,11 @@ def host_architecture(url: str, modality_dropout: float) -> ModelConfig:
     return model.model_copy(update={"moe": moe, "modality_dropout": modality_dropout})
 
 
-def load_host(url: str, schema: DatasetSchema) -> Host:
-    """The host's weights. Raises BackboneError: not there, damaged, or of other modalities than `schema`."""
+def load_host(url: str, schema: DatasetSchema, weights: bool = True) -> Host:
+    """The host's weights, or, without `weights`, their shapes.
+
+    Raises BackboneError: not there, damaged, or of other modalities than `schema`.
+    """
     from trainer.checkpoint import CheckpointError
     from trainer.describe import schema_difference, statistics_from_json
     from trainer.export import checkpoint_weights
@@ -62,13 +67,20 @@ def load_host(url: str, schema: DatasetSchema) -> Host:
     )
     if difference:
         raise BackboneError(f"data set {schema.name} does not fit host {checkpoint.path}: {difference}")
+    statistics = statistics_from_json(checkpoint.meta["statistics"])
+    if not weights:
+        shapes = {name: torch.empty(size, device="meta") for name, size in checkpoint.meta["parameters"].items()}
+        return Host(_without_heads(shapes), statistics, "", run_of(checkpoint))
     try:
         found = checkpoint_weights(checkpoint)
     except CheckpointError as error:
         raise BackboneError(f"mope.host: {error}") from error
-    weights = {name: value for name, value in found.items() if not name.startswith("heads.")}
-    statistics = statistics_from_json(checkpoint.meta["statistics"])
-    return Host(weights, statistics, digest_of(weights), run_of(checkpoint))
+    kept = _without_heads(found)
+    return Host(kept, statistics, digest_of(kept), run_of(checkpoint))
+
+
+def _without_heads(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in weights.items() if not name.startswith("heads.")}
 
 
 def _open(url: str):  # type: ignore[no-untyped-def]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from data_shards import DatasetSchema, ModalitySpec
-from trainer.models.mope.towers import BackboneError, Tower
+from trainer.models.mope.tower_sources import BackboneError
+from trainer.models.mope.towers import Tower
 from trainer.mope_sections import MopeConfig
 
 

@@ -21,7 +21,8 @@ from data_shards.statistics import SplitStatistics
 from trainer.models.mope.seen import Seen
 from trainer.models.mope.sites import Flow
 from trainer.models.mope.tower_model import TowerModel
-from trainer.models.mope.towers import BackboneError, Tower
+from trainer.models.mope.tower_sources import BackboneError
+from trainer.models.mope.towers import Tower
 from trainer.mope_sections import MopeConfig
 
 

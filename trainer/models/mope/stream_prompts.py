@@ -71,6 +71,7 @@ class BlockPrompts(nn.Module):
             parts.append(self.static_MSD[pairs.modality_Q] + absent_BD[pairs.sample_Q][:, None])
         if self.experts_MKLD is not None:
             noisy_QK, weights_QK = self._route(pairs, pooled_QD, context_QX)
+            noisy_QK = noisy_QK.to(self.experts_MKLD.dtype)
             # By modality, not by pair: gathering the experts of every pair would copy them.
             mixture_QLD = torch.einsum(
                 "qmk,mkld->qld", _by_modality(noisy_QK, pairs.modality_Q, len(self.experts_MKLD)), self.experts_MKLD

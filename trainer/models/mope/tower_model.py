@@ -25,8 +25,9 @@ from trainer.models.mope.lora import add_lora
 from trainer.models.mope.prompts import Mapper, StaticPrompts, layer_prompts
 from trainer.models.mope.roles import check_shape, modality_of, roles_of
 from trainer.models.mope.seen import Features, Seen, look
-from trainer.models.mope.sites import Flow
-from trainer.models.mope.towers import BackboneError, Tower, digest_of, load_tower
+from trainer.models.mope.sites import Flow, Site
+from trainer.models.mope.tower_sources import BackboneError
+from trainer.models.mope.towers import Tower, digest_of, load_tower
 from trainer.mope_sections import MopeConfig
 
 
@@ -36,6 +37,7 @@ class TowerModel(FrozenBackbone):
     Args:
         schema, tasks, statistics: of the data. config: section `mope`. seed: of the frozen routing keys.
         pretraining: job=tower: the one tower of the recipe is trained, nothing is prompted.
+        weights: False = shapes are enough, weights of the towers' sources are not read.
 
     Raises:
         BackboneError: a tower cannot be loaded, or does not fit the data.
@@ -49,6 +51,7 @@ class TowerModel(FrozenBackbone):
         config: MopeConfig,
         seed: int,
         pretraining: bool = False,
+        weights: bool = True,
     ) -> None:
         super().__init__()
         self.config, self.seed = config, seed
@@ -58,7 +61,7 @@ class TowerModel(FrozenBackbone):
             if section is not None:
                 spec = modality_of(schema, what, section.modality)
                 self.modality[what] = schema.numbers[spec.name]
-                towers[what] = load_tower(what, section, statistics.modalities.get(spec.name))
+                towers[what] = load_tower(what, section, statistics.modalities.get(spec.name), weights)
                 check_shape(towers[what], spec)
         self.towers = nn.ModuleDict(towers)
         self.hosts, self.sources = roles_of(config, list(towers), pretraining)
@@ -67,8 +70,7 @@ class TowerModel(FrozenBackbone):
         self._text_tokens = min(longest, text.mean[0] if text is not None else longest)
         self.group = {what: schema.modalities[number].group for what, number in self.modality.items()}
         meta = any(parameter.is_meta for parameter in self.towers.parameters())
-        weights = {name: value for name, value in self.towers.state_dict().items() if not value.is_meta}
-        self.backbone_digest = None if meta or pretraining else digest_of(weights)
+        self.backbone_digest = None if meta or pretraining else digest_of(self.towers.state_dict())
         keep_out_of_checkpoints(self.towers)
         self._freeze(train_towers=pretraining or config.method == "full")
         if config.method == "lora" and not pretraining:
@@ -98,15 +100,23 @@ class TowerModel(FrozenBackbone):
         """Two FLOPs a weight and token forward; a frozen tower has half of a trained one's backward pass, or none."""
         total = 0.0
         for what, tower in self._towers().items():
-            first = float(tower.patches if what == "image" else self._text_tokens)
             for site in tower.sites:
-                tokens = first / 4**site.stage if tower.family == "swin" else first
-                total += 2 * tokens * sum(p.numel() for p in site.layer.parameters()) * self._passes(what)
+                weights = sum(p.numel() for p in site.layer.parameters())
+                total += 2 * self.site_tokens(what, site) * weights * self.passes(what)
         return RecordFlops(total)
 
-    def _passes(self, what: str) -> int:
+    def site_tokens(self, what: str, site: Site) -> float:
+        """Tokens of a record at a layer; of texts, the mean."""
+        tower = self.tower(what)
+        first = float(tower.patches if what == "image" else self._text_tokens)
+        return first / 4**site.stage if tower.family == "swin" else first
+
+    def tower(self, what: str) -> Tower:
+        return self._towers()[what]
+
+    def passes(self, what: str) -> int:
         """Forward passes that a step of this tower is worth."""
-        if self._towers()[what].trained:
+        if self.tower(what).trained:
             return 3
         return 2 if what in self.prompts or self.config.method == "lora" else 1
 
@@ -171,10 +181,10 @@ class TowerModel(FrozenBackbone):
                 for what in wanted:
                     seen = self._look(batch, what)
                     if len(seen.rows_P):
-                        rows[what].append((seen.numbers_P, self._tower_vector(self._towers()[what], what, seen, None)))
+                        rows[what].append((seen.numbers_P, self._tower_vector(self.tower(what), what, seen, None)))
         self.train()
         for what in wanted:
-            self.features[what] = Features.gather(rows[what], records, self._towers()[what])
+            self.features[what] = Features.gather(rows[what], records, self.tower(what))
 
     def _alone(self, what: str) -> bool:
         """Whether a tower's own pass has no prompts (its prompts as a host are made in another pass)."""
@@ -214,11 +224,11 @@ class TowerModel(FrozenBackbone):
 
     def _look(self, batch: Batch, what: str) -> Seen:
         group = batch.groups[self.group[what]]
-        return look(batch, self._towers()[what], group, self.modality[what], needed=what not in self.missing)
+        return look(batch, self.tower(what), group, self.modality[what], needed=what not in self.missing)
 
     def _encode_source(self, what: str, seen: Seen) -> Tensor:
         """(B, D) without prompts from elsewhere; no gradient unless something of it is trained."""
-        tower = self._towers()[what]
+        tower = self.tower(what)
         static = what in self.prompts and what not in self.hosts
         trained = static or any(parameter.requires_grad for parameter in tower.model.parameters())
         flow = Flow(torch.zeros(len(seen.rows_P), 1, device=seen.rows_P.device), None)
@@ -237,7 +247,7 @@ class TowerModel(FrozenBackbone):
 
     def _run(self, what: str, seen: Seen, flow: Flow | None) -> Tensor:
         """(B, D): the tower on the records that have its modality, the learned vector for the others."""
-        tower = self._towers()[what]
+        tower = self.tower(what)
         known_PD = self.features[what].look_up(seen.numbers_P) if flow is None and what in self.features else None
         if known_PD is not None:
             found_PD = known_PD

@@ -1,8 +1,4 @@
-"""Pretrained encoders of pictures and of text: found, loaded, checked, and read out.
-
-A tower comes from a folder in the format of `transformers`, from a name on its hub (the local cache first), from a run
-of job=tower, or, without a source, as random weights of a given architecture. Weights are read from safetensors only,
-and no code that comes with a model is ever run.
+"""A pretrained encoder of pictures or of text: its inputs, its hidden states, the vector that is read out.
 
 Shapes: B samples, C channels, N tokens, D width.
 """
@@ -10,10 +6,7 @@ Shapes: B samples, C channels, N tokens, D width.
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,30 +14,9 @@ from torch import Tensor, nn
 from data_shards.statistics import ModalityStatistics
 from trainer.models.mope.sites import KINDS, Site, find_sites, pooled, register_attention
 from trainer.models.mope.tokens import VOCABULARY, ByteTokenizer, FolderTokenizer, Tokenizer
+from trainer.models.mope.tower_sources import PICTURES, BackboneError, Loaded, from_pretrained, random_tower, tower_from
 from trainer.models.standardise import Constant
 from trainer.mope_sections import TowerConfig
-
-if TYPE_CHECKING:
-    from trainer.checkpoint import Checkpoint
-
-PICTURES = ("vit", "swin", "clip_vision_model", "dinov2")
-CLIP_PART = {"image": "clip_vision_model", "text": "clip_text_model"}
-
-
-class BackboneError(ValueError):
-    """A backbone is missing, cannot be loaded, or is another one than it should be. The text is one sentence."""
-
-
-@dataclass
-class Loaded:
-    """A model of transformers, and what came with it."""
-
-    model: nn.Module
-    family: str
-    tokenizer: Any = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
-    run_id: str | None = None
 
 
 class Tower(nn.Module):
@@ -63,7 +35,7 @@ class Tower(nn.Module):
         self.tokenizer: Tokenizer | None = None
         self.mean = self.scale = None
         if what == "text":
-            self.tokenizer = _tokenizer(loaded, config)
+            self.tokenizer = None if loaded.shapes_only else _tokenizer(loaded, config)
         else:
             mean, std = loaded.mean, loaded.std
             if config.normalise == "data" or mean is None or std is None:
@@ -144,7 +116,7 @@ def _tokenizer(loaded: Loaded, config: TowerConfig) -> Tokenizer:
     settings: Any = loaded.model.config
     longest = min(config.max_tokens, int(settings.max_position_embeddings))
     if config.tokenizer not in ("auto", "bytes"):
-        return FolderTokenizer(_from_pretrained("tokenizer", "text", config.tokenizer), longest)
+        return FolderTokenizer(from_pretrained("tokenizer", "text", config.tokenizer), longest)
     if config.tokenizer == "auto" and loaded.tokenizer is not None:
         return FolderTokenizer(loaded.tokenizer, longest)
     if int(settings.vocab_size) < VOCABULARY:
@@ -155,159 +127,19 @@ def _tokenizer(loaded: Loaded, config: TowerConfig) -> Tokenizer:
     return ByteTokenizer(longest)
 
 
-def load_tower(what: str, config: TowerConfig, statistics: ModalityStatistics | None = None) -> Tower:
-    """The tower `what` (image or text). Raises BackboneError."""
+def load_tower(
+    what: str, config: TowerConfig, statistics: ModalityStatistics | None = None, weights: bool = True
+) -> Tower:
+    """The tower `what` (image or text); without `weights`, of its source only the configuration is read.
+
+    Raises BackboneError.
+    """
     register_attention()
-    loaded = _random(what, config) if config.source is None else _from_source(what, config.source)
+    loaded = random_tower(what, config) if config.source is None else tower_from(what, config.source, weights)
     if loaded.family not in KINDS or (loaded.family in PICTURES) != (what == "image"):
         fit = [name for name in KINDS if (name in PICTURES) == (what == "image")]
         raise BackboneError(f"tower {what}: family {loaded.family!r} is none of {', '.join(fit)}")
     return Tower(what, loaded, config, statistics)
-
-
-def _random(what: str, config: TowerConfig) -> Loaded:
-    from transformers import AutoConfig, AutoModel
-
-    if config.family is None:
-        raise BackboneError(f"tower {what} has neither mope.{what}.source nor mope.{what}.family: give one of them")
-    try:
-        settings = AutoConfig.for_model(config.family, **config.config)
-        model = AutoModel.from_config(settings, attn_implementation=register_attention())
-    except (TypeError, ValueError) as error:
-        raise BackboneError(f"tower {what}: mope.{what}.config does not make a {config.family}: {error}") from error
-    return Loaded(model, config.family)
-
-
-def _from_source(what: str, source: str) -> Loaded:
-    folder = Path(source)
-    ours = (folder / "checkpoints").is_dir() or (folder / "COMMIT").is_file()
-    if folder.is_dir() and not ours:
-        return _from_hub(what, source)
-    if "://" in source or ours:
-        return _from_run(what, source)
-    if source.startswith(("/", ".", "~")) or source.count("/") > 1:
-        raise BackboneError(f"tower {what}: folder {source} does not exist")
-    return _from_hub(what, source)
-
-
-def _from_hub(what: str, source: str) -> Loaded:
-    """A folder in transformers' format, or a name."""
-    from transformers import AutoConfig
-
-    settings: Any = _from_pretrained("configuration", what, source, AutoConfig)
-    family = CLIP_PART[what] if settings.model_type == "clip" else str(settings.model_type)
-    if family not in KINDS:
-        raise BackboneError(
-            f"tower {what}: {source} is a model of type {family}; those known here are {', '.join(KINDS)}"
-        )
-    model = _from_pretrained("model", what, source, _class_of(family))
-    loaded = Loaded(model, family)
-    if what == "text":
-        loaded.tokenizer = _from_pretrained("tokenizer", what, source)
-    elif (Path(source) / "preprocessor_config.json").is_file():
-        facts = json.loads((Path(source) / "preprocessor_config.json").read_text(encoding="utf-8"))
-        if facts.get("do_normalize", True) and "image_mean" in facts:
-            loaded.mean = [255 * float(value) for value in facts["image_mean"]]
-            loaded.std = [255 * float(value) for value in facts["image_std"]]
-    return loaded
-
-
-def _class_of(family: str) -> Any:
-    import transformers
-
-    special = {"clip_vision_model": "CLIPVisionModel", "clip_text_model": "CLIPTextModel"}
-    return getattr(transformers, special.get(family, "AutoModel"))
-
-
-def _from_pretrained(part: str, what: str, source: str, kind: Any = None) -> Any:
-    """Configuration, model or tokenizer: from the folder or the local cache, else from the hub."""
-    from transformers import AutoTokenizer
-
-    options: dict[str, Any] = {}
-    found: Any
-    if part == "model":
-        options = {"use_safetensors": True, "attn_implementation": register_attention(), "output_loading_info": True}
-    try:
-        try:
-            found = (kind or AutoTokenizer).from_pretrained(source, local_files_only=True, **options)
-        except OSError:
-            if Path(source).is_dir():
-                raise
-            found = (kind or AutoTokenizer).from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise BackboneError(_why_not(part, what, source, error)) from error
-    if part != "model":
-        return found
-    model, info = found
-    lost = [name for name in info["missing_keys"] if "pooler" not in name]
-    if lost:
-        raise BackboneError(f"tower {what}: {source} has no weights for {len(lost)} parameters, e.g. {sorted(lost)[0]}")
-    return model
-
-
-def _why_not(part: str, what: str, source: str, error: Exception) -> str:
-    if Path(source).is_dir():
-        reason = " ".join(str(error).split())[:200]
-        return f"tower {what}: {source} holds no usable {part} (it needs config.json and model.safetensors): {reason}"
-    return (
-        f"tower {what}: {source!r} is not a folder, is not in the local cache of the Hugging Face hub, and could not "
-        f"be fetched ({type(error).__name__}): give a folder with config.json and model.safetensors, or fetch it once "
-        f"where there is a network (hf download {source})"
-    )
-
-
-def _from_run(what: str, source: str) -> Loaded:
-    """A tower that `train` made: its recipe says the architecture, its checkpoint holds the weights."""
-    from trainer.checkpoint import CheckpointError, open_checkpoint
-    from trainer.describe import statistics_from_json
-    from trainer.export import checkpoint_weights
-
-    try:
-        checkpoint = open_checkpoint(source)
-    except (CheckpointError, FileNotFoundError) as error:
-        raise BackboneError(f"tower {what}: {error}, and no config.json of transformers") from error
-    recipe = checkpoint.meta["config"]
-    part = (recipe.get("mope") or {}).get(what)
-    if part is None or recipe["job"] != "tower":
-        raise BackboneError(
-            f"tower {what}: run {source} trained job={recipe['job']} and has no {what} tower; train one with job: "
-            f"tower and a section mope.{what}"
-        )
-    loaded = _random(what, TowerConfig.model_validate({**part, "source": None}))
-    prefix = f"towers.{what}.model."
-    weights = {
-        name.removeprefix(prefix): value
-        for name, value in checkpoint_weights(checkpoint).items()
-        if name.startswith(prefix)
-    }
-    missing = set(dict(loaded.model.named_parameters())) - set(weights)
-    if missing:
-        raise BackboneError(f"tower {what}: {checkpoint.path} has no weight {sorted(missing)[0]}")
-    loaded.model.load_state_dict(weights, strict=False)
-    loaded.run_id = run_of(checkpoint)
-    if what == "image":
-        name = part["modality"] or _only(checkpoint.meta["schema"], "image")
-        table = statistics_from_json(checkpoint.meta["statistics"]).modalities[name]
-        loaded.mean, loaded.std = list(table.mean), list(table.std)
-    return loaded
-
-
-def _only(schema: dict[str, Any], kind: str) -> str:
-    return next(str(spec["name"]) for spec in schema["modalities"] if spec["kind"] == kind)
-
-
-def run_of(checkpoint: Checkpoint) -> str | None:
-    """The MLflow run that wrote a checkpoint: as the checkpoint says, or as the run's folder does.
-
-    A run that was started without a driver has its first checkpoints before the server has named it.
-    """
-    from trainer.tracking import RUN_FILE
-
-    stored = checkpoint.meta["mlflow_run_id"]
-    path = f"{checkpoint.path.rsplit('/', 2)[0]}/{RUN_FILE}"
-    if stored is None and checkpoint.fs.exists(path):
-        stored = json.loads(checkpoint.fs.cat_file(path))["run_id"]
-    return stored  # type: ignore[no-any-return]
 
 
 def digest_of(weights: dict[str, Tensor]) -> str:

@@ -1,0 +1,214 @@
+"""Where pretrained encoders come from, and what is said when one cannot be had.
+
+A folder in the format of `transformers`, a name on its hub (the local cache first), a run of job=tower, or, without a
+source, random weights of a given architecture. Weights are read from safetensors only, and no code that comes with a
+model is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from trainer.models.mope.sites import KINDS, register_attention
+from trainer.mope_sections import TowerConfig
+
+if TYPE_CHECKING:
+    from trainer.checkpoint import Checkpoint
+
+PICTURES = ("vit", "swin", "clip_vision_model", "dinov2")
+CLIP_PART = {"image": "clip_vision_model", "text": "clip_text_model"}
+
+
+class BackboneError(ValueError):
+    """A backbone is missing, cannot be loaded, or is another one than it should be. The text is one sentence."""
+
+
+@dataclass
+class Loaded:
+    """A model of transformers, and what came with it."""
+
+    model: nn.Module
+    family: str
+    tokenizer: Any = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    run_id: str | None = None
+    shapes_only: bool = False
+
+
+def random_tower(what: str, config: TowerConfig) -> Loaded:
+    """Random weights of the family and settings that a recipe gives."""
+    from transformers import AutoConfig, AutoModel
+
+    if config.family is None:
+        raise BackboneError(f"tower {what} has neither mope.{what}.source nor mope.{what}.family: give one of them")
+    try:
+        settings = AutoConfig.for_model(config.family, **config.config)
+        model = AutoModel.from_config(settings, attn_implementation=register_attention())
+    except (TypeError, ValueError) as error:
+        raise BackboneError(f"tower {what}: mope.{what}.config does not make a {config.family}: {error}") from error
+    return Loaded(model, config.family)
+
+
+def tower_from(what: str, source: str, weights: bool = True) -> Loaded:
+    """A folder, a name or a run; without `weights`, of its configuration only, with random ones."""
+    folder = Path(source)
+    ours = (folder / "checkpoints").is_dir() or (folder / "COMMIT").is_file()
+    if folder.is_dir() and not ours:
+        return _from_hub(what, source, weights)
+    if "://" in source or ours:
+        return _from_run(what, source, weights)
+    if source.startswith(("/", ".", "~")) or source.count("/") > 1:
+        raise BackboneError(f"tower {what}: folder {source} does not exist")
+    return _from_hub(what, source, weights)
+
+
+def _from_hub(what: str, source: str, weights: bool) -> Loaded:
+    """A folder in transformers' format, or a name."""
+    from transformers import AutoConfig, AutoModel
+
+    settings: Any = from_pretrained("configuration", what, source, AutoConfig)
+    family = CLIP_PART[what] if settings.model_type == "clip" else str(settings.model_type)
+    if family not in KINDS:
+        raise BackboneError(
+            f"tower {what}: {source} is a model of type {family}; those known here are {', '.join(KINDS)}"
+        )
+    if not weights:
+        part = getattr(settings, {"image": "vision_config", "text": "text_config"}[what], settings)
+        empty = AutoModel.from_config(part, attn_implementation=register_attention())
+        return Loaded(empty, family, shapes_only=True)
+    loaded = Loaded(from_pretrained("model", what, source, _class_of(family)), family)
+    if what == "text":
+        loaded.tokenizer = from_pretrained("tokenizer", what, source)
+    else:
+        facts = _preprocessing(source)
+        if facts.get("do_normalize", True) and "image_mean" in facts:
+            loaded.mean = [255 * float(value) for value in facts["image_mean"]]
+            loaded.std = [255 * float(value) for value in facts["image_std"]]
+    return loaded
+
+
+def _preprocessing(source: str) -> dict[str, Any]:
+    """What a picture model's source says about its pixels, where it says anything."""
+    from transformers.utils.hub import cached_file
+
+    causes = ("gated_repo", "missing_entries", "connection_errors")
+    optional: dict[str, Any] = {f"_raise_exceptions_for_{cause}": False for cause in causes}
+    found = cached_file(source, "preprocessor_config.json", **optional)
+    return {} if found is None else dict(json.loads(Path(found).read_text(encoding="utf-8")))
+
+
+def _class_of(family: str) -> Any:
+    import transformers
+
+    special = {"clip_vision_model": "CLIPVisionModel", "clip_text_model": "CLIPTextModel"}
+    return getattr(transformers, special.get(family, "AutoModel"))
+
+
+def from_pretrained(part: str, what: str, source: str, kind: Any = None) -> Any:
+    """Configuration, model or tokenizer: from the folder or the local cache, else from the hub."""
+    from transformers import AutoTokenizer
+
+    options: dict[str, Any] = {}
+    found: Any
+    if part == "model":
+        options = {"use_safetensors": True, "attn_implementation": register_attention(), "output_loading_info": True}
+    try:
+        try:
+            found = (kind or AutoTokenizer).from_pretrained(source, local_files_only=True, **options)
+        except OSError:
+            if Path(source).is_dir():
+                raise
+            _ask_hub()
+            found = (kind or AutoTokenizer).from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise BackboneError(_why_not(part, what, source, error)) from error
+    if part != "model":
+        return found
+    model, info = found
+    lost = [name for name in info["missing_keys"] if "pooler" not in name]
+    if lost:
+        raise BackboneError(f"tower {what}: {source} has no weights for {len(lost)} parameters, e.g. {sorted(lost)[0]}")
+    return model
+
+
+def _ask_hub() -> None:
+    """Raise ConnectionError at once if nobody answers: the library itself would try for half a minute, file by file."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception as error:  # which one depends on the HTTP client that the library has chosen
+        raise ConnectionError(f"{constants.ENDPOINT} cannot be reached: {error}") from error
+
+
+def _why_not(part: str, what: str, source: str, error: Exception) -> str:
+    if Path(source).is_dir():
+        reason = " ".join(str(error).split())[:200]
+        return f"tower {what}: {source} holds no usable {part} (it needs config.json and model.safetensors): {reason}"
+    return (
+        f"tower {what}: {source!r} is not a folder, is not in the local cache of the Hugging Face hub, and could not "
+        f"be fetched ({type(error).__name__}): give a folder with config.json and model.safetensors, or fetch it once "
+        f"where there is a network (hf download {source})"
+    )
+
+
+def _from_run(what: str, source: str, weights: bool) -> Loaded:
+    """A tower that `train` made: its recipe says the architecture, its checkpoint holds the weights."""
+    from trainer.checkpoint import CheckpointError, open_checkpoint
+    from trainer.describe import statistics_from_json
+    from trainer.export import checkpoint_weights
+
+    try:
+        checkpoint = open_checkpoint(source)
+    except (CheckpointError, FileNotFoundError) as error:
+        raise BackboneError(f"tower {what}: {error}, and no config.json of transformers") from error
+    recipe = checkpoint.meta["config"]
+    part = (recipe.get("mope") or {}).get(what)
+    if part is None or recipe["job"] != "tower":
+        raise BackboneError(
+            f"tower {what}: run {source} trained job={recipe['job']} and has no {what} tower; train one with job: "
+            f"tower and a section mope.{what}"
+        )
+    loaded = random_tower(what, TowerConfig.model_validate({**part, "source": None}))
+    loaded.run_id = run_of(checkpoint)
+    if not weights:
+        return loaded
+    prefix = f"towers.{what}.model."
+    found = {
+        name.removeprefix(prefix): value
+        for name, value in checkpoint_weights(checkpoint).items()
+        if name.startswith(prefix)
+    }
+    missing = set(dict(loaded.model.named_parameters())) - set(found)
+    if missing:
+        raise BackboneError(f"tower {what}: {checkpoint.path} has no weight {sorted(missing)[0]}")
+    loaded.model.load_state_dict(found, strict=False)
+    if what == "image":
+        name = part["modality"] or _only(checkpoint.meta["schema"], "image")
+        table = statistics_from_json(checkpoint.meta["statistics"]).modalities[name]
+        loaded.mean, loaded.std = list(table.mean), list(table.std)
+    return loaded
+
+
+def _only(schema: dict[str, Any], kind: str) -> str:
+    return next(str(spec["name"]) for spec in schema["modalities"] if spec["kind"] == kind)
+
+
+def run_of(checkpoint: Checkpoint) -> str | None:
+    """The MLflow run that wrote a checkpoint: as the checkpoint says, or as the run's folder does.
+
+    A run that was started without a driver has its first checkpoints before the server has named it.
+    """
+    from trainer.tracking import RUN_FILE
+
+    stored = checkpoint.meta["mlflow_run_id"]
+    path = f"{checkpoint.path.rsplit('/', 2)[0]}/{RUN_FILE}"
+    if stored is None and checkpoint.fs.exists(path):
+        stored = json.loads(checkpoint.fs.cat_file(path))["run_id"]
+    return stored  # type: ignore[no-any-return]
