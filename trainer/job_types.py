@@ -5,20 +5,25 @@ Everything else (data, engine, loop, checkpoints, tracking, evaluation) is the s
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
-from data_shards import Batch, DatasetSchema, TaskSpec
+from data_shards import Batch, DatasetSchema, Manifest, TaskSpec
+from data_shards.presence import first_without
 from data_shards.statistics import SplitStatistics
 from parallel import Dispatcher
+from trainer.collectives import broadcast_json
 from trainer.config import RunConfig
 from trainer.flops import FlopCounter
 from trainer.models.fusemoe import FuseMoE
+from trainer.models.mope.base import FrozenBackbone
 
 if TYPE_CHECKING:
     from trainer.models.mope.fusemoe_host import PromptedFuseMoE
     from trainer.models.mope.tower_model import TowerModel
+    from trainer.session import Session
 
 NO_DECAY = {
     "fusemoe": ("bias", "w3", "phase", "frequency", "missing.weight", "modality.weight", "bin.weight", "position"),
@@ -114,3 +119,25 @@ def check_backbone(where: str, stored: dict[str, Any] | None, model: nn.Module) 
         f"{own['digest'][:12]}: give the backbone that it was trained on (mope.host, or mope.image.source and "
         "mope.text.source)"
     )
+
+
+def check_records(session: Session) -> None:
+    """Before anything is trained or written: has every record what the model cannot do without? Collective.
+
+    Raises ValueError: a record of any part has not.
+    """
+    model, manifest, split = session.engine.module, session.manifest, session.config.data.split
+    needed = model.needed_modalities() if isinstance(model, FrozenBackbone) else []
+    if not needed or not isinstance(manifest, Manifest):
+        return  # of a mixture, a record says so itself when it is met
+    problem = None
+    for part, modality in itertools.product(manifest.splits[split], needed) if session.context.rank == 0 else ():
+        found = first_without(manifest, split, part, modality)
+        if found is not None and problem is None:
+            problem = (
+                f"{found[1]} records of part {part}, the first is {found[0]}, have no {modality}, which a tower reads: "
+                "leave them out when packing, or set mope.missing=learned"
+            )
+    problem = broadcast_json(problem, session.device)
+    if problem is not None:
+        raise ValueError(problem)

@@ -37,7 +37,7 @@ from trainer.describe import describe_run
 from trainer.evaluation import evaluate
 from trainer.evaluation_job import evaluate_checkpoint
 from trainer.flops import parameter_counts
-from trainer.job_types import backbone_of, check_backbone
+from trainer.job_types import backbone_of, check_backbone, check_records
 from trainer.loop import Progress, TrainingLoop
 from trainer.metrics import Predictions
 from trainer.provenance import environment_lock
@@ -69,6 +69,7 @@ def train(config: RunConfig, context: Context, tags: dict[str, str]) -> dict[str
     """Train a model, or continue the run of this name; then evaluate its best checkpoint on the test part."""
     manifest = open_data(config.data)
     session = build_session(config, context, manifest, manifest.schema, _statistics(manifest, config))
+    check_records(session)
     context.start.mark("model")
     tracker = create_tracker(config.tracking, config.name, config.tracking.run_id, tags, context.rank, config.run_dir)
     status = "FAILED"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from data_shards import open_manifest
+from data_shards import Manifest, Record, create_source, open_manifest, pack
+from data_shards.reader import read_index
 from launch.mope_plan import plan_frozen
 from tests.trainer.test_run import job, losses, weights
 from tests.trainer.tiny import config, packed
@@ -194,6 +197,37 @@ def test_hosts_that_do_not_fit_are_named(icu: tuple[str, str], vqa: str, tmp_pat
     other.data.url, other.training.tasks = vqa, ["answer"]
     with pytest.raises(AssertionError, match=r"data set easy_vqa does not fit host .*: its modalities are image"):
         job(1, other)
+
+
+def test_records_without_a_picture_are_named_before_anything_is_written(tmp_path: Path) -> None:
+    """Also those of the test part, which nobody reads before the end of training."""
+    whole = open_manifest(packed_vqa(tmp_path / "whole"))
+    source = create_source("easy_vqa", {"path": str(tmp_path / "whole" / "source"), "size": 16, "val": 0.25})
+    plain = source.read
+
+    def read(unit: object, notes: Counter[str]) -> Iterator[Record]:
+        for record in plain(unit, notes):
+            if record.splits == {"default": "test"} and record.key.endswith("7"):
+                record.values.pop("image")
+            yield record
+
+    source.read = read  # type: ignore[method-assign]
+    pack(source, str(tmp_path / "data"), chunk_records=8)
+    lost = [key for key in keys_of(open_manifest(str(tmp_path / "data")), "test") if key.endswith("7")]
+    assert lost and open_manifest(str(tmp_path / "data")).records == whole.records
+    with pytest.raises(
+        AssertionError, match=rf"{len(lost)} records of part test, the first is {lost[0]}, have no image"
+    ):
+        job(2, recipe(str(tmp_path / "data"), tmp_path / "runs", parallel__workers=2))
+    assert not (tmp_path / "runs").exists()
+    learned = recipe(str(tmp_path / "data"), tmp_path / "runs", mope__missing="learned", training__epochs=1)
+    assert job(1, learned)["status"] == "finished"
+
+
+def keys_of(manifest: Manifest, part: str) -> list[str]:
+    column = manifest.column("default", part)
+    indexes = [read_index(manifest, shard) for shard in range(len(manifest.shards))]
+    return [key for index in indexes for key, mine in zip(index.keys, index.members(column), strict=True) if mine]
 
 
 def test_an_adapter_stands_for_its_checkpoint(vqa: str, tmp_path: Path) -> None:

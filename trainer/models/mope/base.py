@@ -32,6 +32,10 @@ class FrozenBackbone(nn.Module):
         """MLflow ids of the runs that made the backbone."""
         raise NotImplementedError
 
+    def needed_modalities(self) -> list[str]:
+        """Modalities that every record must have."""
+        return []
+
     def state_names(self) -> list[str]:
         """Buffers that go into a checkpoint."""
         return [name for name, _ in self.named_buffers() if name.rsplit(".", 1)[-1] in STATE]

@@ -54,7 +54,7 @@ class TowerModel(FrozenBackbone):
         weights: bool = True,
     ) -> None:
         super().__init__()
-        self.config, self.seed = config, seed
+        self.schema, self.config, self.seed = schema, config, seed
         self.modality: dict[str, int] = {}
         towers = {}
         for what, section in (("image", config.image), ("text", config.text)):
@@ -92,6 +92,9 @@ class TowerModel(FrozenBackbone):
                 if task.name in tasks
             }
         )
+
+    def needed_modalities(self) -> list[str]:
+        return [self.schema.modality_names[self.modality[what]] for what in self.towers if what not in self.missing]
 
     def backbone_runs(self) -> list[str]:
         return [tower.run_id for tower in self._towers().values() if tower.run_id]
