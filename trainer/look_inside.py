@@ -1,18 +1,19 @@
 """What the prompt experts of a run are for: by class, by modality, by how sure their router is, by example.
 
-Logged after the test of a fine-tuning run: a table of mean weights (site x class x expert), the entropy of the routing
-at every site, and, for pictures with text, the records that an expert serves most, as a grid with their words.
+Logged after the test of a fine-tuning run: tables of mean weights (site x class x expert, site x expert, which for a
+FuseMoE host is modality x expert), the entropy of the routing at every site, and, for pictures with text, the records
+that an expert serves most, as a grid with their words.
 
-Shapes: R records of the test part, S sites, K experts, C classes.
+Shapes: R records of the test part, B of a batch, K experts, C classes.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from data_shards import Batch, ImageGroup, TaskSpec, TextGroup
@@ -25,24 +26,69 @@ EXAMPLES = 6
 WORDS = 6
 
 
+@dataclass(frozen=True)
+class Example:
+    """A record that an expert serves: its weight, picture (C, H, W), text."""
+
+    weight: float
+    picture: Tensor | None
+    text: str
+
+
 @dataclass
 class Gallery:
-    """Records with the highest weight of each expert at one site: (weight, picture (C, H, W), text)."""
+    """What each expert of one site serves: the records with the highest weights, and how often which word."""
 
-    best: dict[int, list[tuple[float, Tensor | None, str]]] = field(default_factory=dict)
+    best: dict[int, list[Example]] = field(default_factory=dict)
+    words: dict[int, dict[str, float]] = field(default_factory=dict)
+    everywhere: Counter[str] = field(default_factory=Counter)
 
     def add(self, weights_BK: Tensor, pictures: dict[int, Tensor], texts: dict[int, str]) -> None:
-        for expert in range(weights_BK.shape[1]):
-            rows = [
-                (float(weights_BK[row, expert]), pictures.get(row), texts.get(row, ""))
-                for row in range(len(weights_BK))
-                if not math.isnan(float(weights_BK[row, expert]))
-            ]
-            merged = sorted([*self.best.get(expert, []), *rows], key=lambda found: -found[0])
-            unique: dict[str, tuple[float, Tensor | None, str]] = {}
-            for found in merged:  # the same words again show nothing new
-                unique.setdefault(found[2] or str(found[0]), found)
-            self.best[expert] = list(unique.values())[:EXAMPLES]
+        """Take in a batch."""
+        rows = (~weights_BK.isnan().any(1)).nonzero()[:, 0].tolist()
+        found = {row: words_of(texts.get(row, "")) for row in rows}
+        for words in found.values():
+            self.everywhere.update(words)
+        for expert, weight_B in enumerate(weights_BK.T.tolist()):
+            counts = self.words.setdefault(expert, {})
+            for row, words in found.items():
+                for word in words:
+                    counts[word] = counts.get(word, 0.0) + weight_B[row]
+            new = [Example(weight_B[row], pictures.get(row), texts.get(row, "")) for row in rows]
+            self.best[expert] = _varied(sorted([*self.best.get(expert, []), *new], key=lambda one: -one.weight))
+
+    def typical(self, expert: int) -> list[str]:
+        """Words that this expert's records have more often than all have, weighted by how often and how much more."""
+        own, total = self.words.get(expert, {}), sum(self.everywhere.values())
+        share = sum(own.values())
+        score = {
+            word: mass / share * math.log(mass / share / (self.everywhere[word] / total))
+            for word, mass in own.items()
+            if mass > 0
+        }
+        ranked = sorted(score, key=lambda word: (-score[word], word))
+        return [word for word in ranked if score[word] > 0][:WORDS]
+
+
+def words_of(text: str) -> set[str]:
+    """Lower-case words of a text, each once."""
+    return set("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+def _varied(examples: list[Example]) -> list[Example]:
+    """The first few, leaving out those that repeat the words or the picture of one that is shown."""
+    shown: list[Example] = []
+    for one in examples:
+        repeated = any((one.text and one.text == other.text) or _same(one.picture, other.picture) for other in shown)
+        if not repeated:
+            shown.append(one)
+        if len(shown) == EXAMPLES:
+            break
+    return shown
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and torch.equal(one, other)
 
 
 def look_inside(session: Session, tracker: Tracker) -> dict[str, Tensor]:
@@ -79,11 +125,17 @@ def look_inside(session: Session, tracker: Tracker) -> dict[str, Tensor]:
 def _log(
     tracker: Tracker, gathered: dict[str, Tensor], label_R: Tensor, task: TaskSpec | None, gallery: Gallery
 ) -> None:
-    entropy = {site: float(routing_entropy(known(weights)).mean()) for site, weights in gathered.items()}
+    entropy = {
+        site: float(routing_entropy(known(weights)).mean()) for site, weights in gathered.items() if len(known(weights))
+    }
     tracker.log_json("mope/routing_entropy.json", entropy)
     tracker.log_metrics({"mope/entropy_mean": sum(entropy.values()) / len(entropy)}, 0)
-    usage = {site: known(weights).mean(0).tolist() for site, weights in gathered.items()}
-    tracker.log_json("mope/expert_by_site.json", usage)
+    # Imported late: a restarted worker has no time for a plotting library.
+    from trainer.mope_figures import class_figure, gallery_figure, site_figure
+
+    usage = {site: known(weights).mean(0) for site, weights in gathered.items() if len(known(weights))}
+    tracker.log_json("mope/expert_by_site.json", {site: mean_K.tolist() for site, mean_K in usage.items()})
+    tracker.log_figure("mope/expert_by_site.png", site_figure(usage, entropy))
     if task is not None:
         classes = list(task.classes) or ["0", "1"]
         tables = {
@@ -94,8 +146,8 @@ def _log(
         named = {site: table_CK.tolist() for site, table_CK in tables.items()}
         tracker.log_json("mope/expert_by_class.json", {"classes": classes, "sites": named})
         if tables:
-            tracker.log_figure("mope/expert_by_class.png", class_figure(tables, classes))
-    if gallery.best:
+            tracker.log_figure("mope/expert_by_class.png", class_figure(tables, classes, entropy))
+    if any(one.picture is not None or one.text for best in gallery.best.values() for one in best):
         tracker.log_figure("mope/examples.png", gallery_figure(gallery))
 
 
@@ -111,52 +163,6 @@ def class_table(weights_RK: Tensor, label_R: Tensor, classes: int) -> Tensor:
     total_CK = torch.zeros(classes, weights_RK.shape[1], dtype=torch.float64, device=weights_RK.device)
     total_CK.index_add_(0, label_R, weights_RK)
     return (total_CK / torch.bincount(label_R, minlength=classes)[:, None]).float().cpu()
-
-
-def class_figure(tables: dict[str, Tensor], classes: list[str], most: int = 12) -> Figure:
-    """A panel for each of the last sites: classes (rows) by experts (columns)."""
-    shown = dict(list(tables.items())[-most:])
-    columns = min(4, len(shown))
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(3.2 * columns, rows * (0.22 * len(classes) + 1.2)))
-    for place, (site, table_CK) in enumerate(shown.items()):
-        axes = figure.add_subplot(rows, columns, place + 1)
-        axes.imshow(table_CK.numpy(), aspect="auto", cmap="viridis", vmin=0)
-        axes.set_yticks(range(len(classes)), classes if place % columns == 0 else [""] * len(classes), fontsize=7)
-        axes.set_title(site, fontsize=8)
-        axes.set_xlabel("expert", fontsize=7)
-    figure.tight_layout()
-    return figure
-
-
-def gallery_figure(gallery: Gallery) -> Figure:
-    """A row an expert: the records it serves most, and the words that are typical of them."""
-    experts = sorted(gallery.best)
-    figure = Figure(figsize=(1.7 * EXAMPLES, 2.0 * len(experts)))
-    every = [[text for _, _, text in gallery.best[expert]] for expert in experts]
-    for row, expert in enumerate(experts):
-        for column, (weight, picture, text) in enumerate(gallery.best[expert]):
-            axes = figure.add_subplot(len(experts), EXAMPLES, row * EXAMPLES + column + 1)
-            axes.set_axis_off()
-            if picture is not None:
-                pixels = picture.permute(1, 2, 0).cpu()
-                axes.imshow(pixels.numpy() if pixels.shape[2] == 3 else pixels[..., 0].numpy(), cmap="gray")
-            axes.set_title(f"{weight:.2f} {text[:28]}", fontsize=5)
-            if column == 0:
-                words = ", ".join(typical_words(every[row], every))
-                axes.text(-0.1, -0.12, f"expert {expert}: {words}", fontsize=6, transform=axes.transAxes)
-    figure.tight_layout()
-    return figure
-
-
-def typical_words(texts: list[str], every: list[list[str]]) -> list[str]:
-    """Words that are frequent in these texts and rare in the groups of the other experts."""
-    counts: dict[str, int] = {}
-    for word in " ".join(texts).lower().replace("?", " ").split():
-        counts[word] = counts.get(word, 0) + 1
-    spread = {word: sum(any(word in text.lower() for text in group) for group in every) for word in counts}
-    score = {word: number * math.log(1 + len(every) / max(1, spread[word])) for word, number in counts.items()}
-    return sorted(score, key=lambda word: (-score[word], word))[:WORDS]
 
 
 def _pictures(batch: Batch) -> dict[int, Tensor]:

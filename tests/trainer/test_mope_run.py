@@ -239,7 +239,7 @@ def test_an_adapter_stands_for_its_checkpoint(vqa: str, tmp_path: Path) -> None:
     again = job(1, evaluation_config(str(folder)))
     assert again["metrics"] == result["metrics"]
     shown = {path.name for path in (tmp_path / "run" / "mope").iterdir()}
-    assert {"expert_by_class.json", "expert_by_class.png", "routing_entropy.json", "examples.png"} <= shown
+    assert {"expert_by_class.json", "expert_by_class.png", "expert_by_site.png", "examples.png"} <= shown
     table = json.loads((tmp_path / "run" / "mope" / "expert_by_class.json").read_text())
     assert sum(table["sites"]["image.0"][table["classes"].index("yes")]) == pytest.approx(1, abs=1e-4)
     data = bytearray((folder / "adapter.safetensors").read_bytes())
