@@ -10,7 +10,8 @@
 vqa      accuracy on easy-VQA's test pictures; static prompts and LoRA have as many parameters as MoPE; shuffled =
          prompts made from another record's question
 scaling  accuracy by trained parameters: k experts of fixed length, against static prompts of growing length
-icu      a model trained for in-hospital death, tuned for stays of more than a week: MoPE, all parameters, the head
+icu      a model trained for in-hospital death, tuned for stays of more than a week: MoPE, all parameters, the head on
+         every layer, the head on the pooled vector only, ...
 cost     seconds and peak memory of a step on the same random towers
 
 Runs are ordinary jobs in one process; a run that is in DIR already is not repeated, so a benchmark continues where it
@@ -50,7 +51,7 @@ def measured(config: RunConfig) -> dict[str, Any]:
     start = time.process_time()
     result = jobs.run(config, SingleContext())
     facts = {**result["metrics"], "cpu_s": time.process_time() - start, "steps": result["step"]}
-    facts |= logged(Path(config.run_dir), "parameters/trained", "parameters/total")
+    facts |= logged(Path(config.run_dir), "parameters/trained", "parameters/total", "best/val/auroc")
     done.write_text(json.dumps(facts))
     print(f"{config.name}: {json.dumps(facts)}", flush=True)
     return facts
@@ -180,13 +181,16 @@ def icu(chosen: argparse.Namespace) -> None:
     """A model for in-hospital death, tuned for long stays."""
     host = chosen.host
     if host is None:
-        measured(recipe("icu_physionet2012", chosen, "icu", f"training.epochs={chosen.epochs}"))
+        measured(recipe("icu_physionet2012", chosen, "icu"))
         host = f"{chosen.work}/icu"
     changes = {
         "mope": (),
         "head": ("mope.method=head", "mope.gate=false"),
+        "head_last": ("mope.method=head", "mope.gate=false", "mope.head_layers=last"),
+        "mope_last": ("mope.head_layers=last",),
         "static": ("mope.method=static",),
-        "full": ("mope.method=full", "mope.gate=false", "optim.lr=0.0005"),
+        "full": ("mope.method=full", "mope.gate=false", "mope.head_layers=last", "optim.lr=0.0005"),
+        "full_all": ("mope.method=full", "mope.gate=false", "optim.lr=0.0005"),
         "shuffled": ("mope.context=shuffled",),
     }
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -199,7 +203,8 @@ def icu(chosen: argparse.Namespace) -> None:
                 *changes[name],
             )
             rows.setdefault(name, []).append(measured(recipe("mope_icu", chosen, f"icu-{name}-{seed}", *settings)))
-    report("mope icu", rows, "test/auroc", {"seeds": chosen.seeds})
+    validation = {name: sum(run["best/val/auroc"] for run in runs) / len(runs) for name, runs in rows.items()}
+    report("mope icu", rows, "test/auroc", {"seeds": chosen.seeds, "validation": validation})
 
 
 def report(name: str, rows: dict[str, list[dict[str, Any]]], metric: str, more: dict[str, Any]) -> None:
@@ -298,7 +303,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--cases", nargs="+", default=None, help="only these")
     parser.add_argument("--steps", type=int, default=400, help="vqa, scaling: optimiser steps of a run")
-    parser.add_argument("--epochs", type=int, default=4, help="icu: epochs of a run")
+    parser.add_argument("--epochs", type=int, default=6, help="icu: epochs of a run")
     chosen = parser.parse_args()
     chosen.work = str(Path(chosen.work).resolve())
     jobs: dict[str, Callable[[argparse.Namespace], Any]] = {

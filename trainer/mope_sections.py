@@ -99,6 +99,11 @@ class MopeConfig(Section):
     context_dim: int = Field(64, ge=1, description="width of the context of a FuseMoE host")
     dropout: Probability = Field(0.1, description="dropout on mapped prompts and on prompts of the source tower")
     head_input: Literal["host", "both"] = Field("host", description="what the head reads: prompted tower(s), or all")
+    head_layers: Literal["last", "all"] = Field(
+        "last",
+        description="what the head of a FuseMoE host reads: last = what its pooling gives; all = beside it every "
+        "modality's mean state before the first and after every fusion block",
+    )
     head_hidden: int = Field(0, ge=0, description="hidden width of the head; 0 = one linear layer")
     missing: Literal["refuse", "learned"] = Field(
         "refuse", description="a record without picture or text: refuse it by name, or a learned vector in its place"
@@ -121,6 +126,8 @@ class MopeConfig(Section):
             raise ValueError("mope.host and mope.image or mope.text are both given: prompt a FuseMoE model, or towers")
         if self.host and not self.gate and self.prompts:
             raise ValueError("mope.host needs mope.gate=true: prompts of a FuseMoE model have a softmax of their own")
+        if self.head_layers == "all" and not self.host:
+            raise ValueError("mope.head_layers=all reads the blocks of a FuseMoE model, and mope.host names none")
         queries = self.intra_dim * (self.router != "cross") + self.cross_dim * (self.router != "intra")
         if self.dynamic and self.k > queries:
             raise ValueError(

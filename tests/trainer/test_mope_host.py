@@ -257,6 +257,34 @@ def test_tokens_read_the_prompts_of_their_own_pair(records: list[Columns], atten
     assert isinstance(reader, PromptReader)
 
 
+@torch.no_grad()
+def test_a_head_can_read_every_stream_at_every_depth(records: list[Columns]) -> None:
+    """Against one record, one modality, one depth at a time; what is absent is zero, whatever was recorded."""
+    network = prompted(head_layers="all")
+    keep_BM = torch.rand(12, MODALITIES, generator=torch.Generator().manual_seed(1)) > 0.4
+    seen = keep_modalities(batch(records), keep_BM)
+    got = answers(network, seen)
+    x_ND, layout = network.backbone.embed(seen)
+    pairs, depths = pairs_of(layout, seen), [x_ND]
+    for number, block in enumerate(network.backbone.blocks):
+        reader, _ = network._prompts(number, block, depths[-1], pairs, seen)
+        depths.append(block(depths[-1], layout, reader)[0])
+    unit = torch.nn.LayerNorm(16, elementwise_affine=False)
+    for row in range(12):
+        parts = list(network.backbone.pooling(depths[-1], layout)[row].split(16))
+        for x_ND in depths:
+            for m in range(MODALITIES):
+                own_N = (layout.sample_N == row) & (layout.modality_N == m)
+                parts.append(x_ND[own_N].mean(0) if seen.present_BM[row, m] else torch.zeros(16))
+        expected = network.heads["kind"](torch.cat([unit(part) for part in parts]))
+        assert torch.allclose(got[row], expected, atol=1e-5)
+
+
+def test_all_layers_are_those_of_a_host() -> None:
+    with pytest.raises(ValueError, match="head_layers=all reads the blocks of a FuseMoE model"):
+        section(host=None, head_layers="all")
+
+
 def test_only_what_is_declared_is_trained(records: list[Columns]) -> None:
     network = prompted()
     before = {name: value.clone() for name, value in network.backbone.state_dict().items()}

@@ -31,6 +31,7 @@ from trainer.models.mope.pairs import Pairs, pairs_of
 from trainer.models.mope.prompt_reader import PromptReader
 from trainer.models.mope.stream_context import ContextBuilder, of_other_records
 from trainer.models.mope.stream_prompts import BlockPrompts
+from trainer.models.mope.stream_states import StreamStates, states_width
 from trainer.mope_sections import MopeConfig
 from trainer.sections import ModelConfig
 
@@ -76,11 +77,12 @@ class PromptedFuseMoE(FrozenBackbone):
         self.importance: Importance | None = None
         if config.prompts:
             self._add_prompts(modalities, dim)
+        width = self.backbone.pooling.width
+        if config.head_layers == "all":
+            width += states_width(architecture.layers, modalities, dim)
         self.heads = nn.ModuleDict(
             {
-                task.name: ProbeHead(
-                    task, self.backbone.pooling.width, config.head_hidden, *target_scale(statistics, task.name)
-                )
+                task.name: ProbeHead(task, width, config.head_hidden, *target_scale(statistics, task.name))
                 for task in schema.tasks
                 if task.name in tasks
             }
@@ -125,21 +127,28 @@ class PromptedFuseMoE(FrozenBackbone):
         backbone = self.backbone
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
             x_ND, layout = backbone.embed(batch)
-        pairs = pairs_of(layout, batch) if len(self.blocks) else None
+        pairs = pairs_of(layout, batch)
+        states = StreamStates(pairs) if self.config.head_layers == "all" else None
         routing: list[RoutingStats] = []
         weights: list[Tensor] = []
         for number, block in enumerate(backbone.blocks):
             reader = None
-            if pairs is not None:
+            if states is not None:
+                states(x_ND)
+            if len(self.blocks):
                 reader, found_QK = self._prompts(number, block, x_ND, pairs, batch)
                 weights += [] if found_QK is None else [found_QK]
             x_ND, stats = block(x_ND, layout, reader)
             routing.append(stats)
         pooled_BX = backbone.pooling(x_ND, layout)
-        logits = {name: head(pooled_BX) for name, head in self.heads.items()}
+        read_BX = pooled_BX
+        if states is not None:
+            states(x_ND)
+            read_BX = states.beside(pooled_BX)
+        logits = {name: head(read_BX) for name, head in self.heads.items()}
         losses: dict[str, Tensor] = {}
         experts: dict[str, Tensor] = {}
-        if pairs is not None and weights:
+        if weights:
             if self.importance is not None and self.training and torch.is_grad_enabled():
                 losses = self._losses(weights, pairs)
             experts = self._by_site(weights, pairs, batch)
