@@ -1,15 +1,19 @@
 """What a rank needs and is slow to import: done once, in the process that ranks are forked from (see `ranks.py`).
 
 Each of these costs a rank from a tenth of a second to two seconds; together they cost far more than its training.
-Nothing here may start a thread, as a fork takes along only the one that forks: so no MLflow and no Ray.
+Nothing here may start a thread of Python's, as a fork takes along only the one that forks: so no Ray. DeepSpeed comes
+as the engine imports it.
 """
 
 import gc
 import importlib
 
+import torch
+
+from parallel.engine import _import_deepspeed
+
+_import_deepspeed(torch.device("cpu"))
 for name in (
-    "deepspeed",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
     "matplotlib.backends.backend_agg",
     "pyarrow.parquet",
     "pytest",
