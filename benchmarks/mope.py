@@ -12,7 +12,8 @@ vqa      accuracy on easy-VQA's test pictures; static prompts and LoRA have as m
 scaling  accuracy by trained parameters: k experts of fixed length, against static prompts of growing length
 icu      a model trained for in-hospital death, tuned for stays of more than a week: MoPE, all parameters, the head on
          every layer, the head on the pooled vector only, ...
-cost     seconds and peak memory of a step on the same random towers
+cost     seconds and peak memory of a step on the same random towers, small and larger; `cached`: with mope.cache, the
+         vectors of the tower that is not prompted are known from the second epoch on
 
 Runs are ordinary jobs in one process; a run that is in DIR already is not repeated, so a benchmark continues where it
 was stopped.
@@ -22,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -37,7 +37,8 @@ from data_shards import Batch, DatasetSchema, Group, ImageGroup, ModalitySpec, T
 from data_shards.statistics import ModalityStatistics, SplitStatistics
 from trainer.config import RunConfig, load_recipe
 
-LENGTH = 4
+# width, layers, picture's side, patch, bytes of a text
+SIZES = {"small": (256, 6, 64, 8, 40), "large": (384, 12, 112, 16, 96)}
 
 
 def measured(config: RunConfig) -> dict[str, Any]:
@@ -222,46 +223,65 @@ def report(name: str, rows: dict[str, list[dict[str, Any]]], metric: str, more: 
 
 
 def cost(chosen: argparse.Namespace) -> None:
-    """Seconds and peak memory of a step, each method in a process of its own."""
-    found = {}
-    for method in ("mope", "full", "lora", "head"):
-        command = [sys.executable, "-m", "benchmarks.mope", "one_step", "--cases", method]
-        found[method] = json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
-    lines = [[name, facts["step_s"], facts["memory_mib"], facts["trained"]] for name, facts in found.items()]
-    table(("method", "CPU s a step", "MiB above the model", "trained"), lines)
-    ratios = {
-        "time mope/full": found["mope"]["step_s"] / found["full"]["step_s"],
-        "memory mope/full": found["mope"]["memory_mib"] / found["full"]["memory_mib"],
-    }
-    last_line("mope cost", ratios, **{name: facts["step_s"] for name, facts in found.items()})
+    """Seconds and peak memory of a step at two sizes, each method in a process of its own."""
+    lines, ratios, seconds = [], {}, {}
+    for size in SIZES:
+        found = {}
+        for method in chosen.cases or ("mope", "mope_cached", "full", "lora", "head", "head_cached"):
+            command = [sys.executable, "-m", "benchmarks.mope", "one_step", "--cases", method, size]
+            found[method] = json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
+        lines += [
+            [size, name, facts["step_s"], facts["memory_mib"], facts["trained"], facts["frozen"]]
+            for name, facts in found.items()
+        ]
+        for name in ("mope", "mope_cached"):
+            if {name, "full"} <= set(found):
+                ratios[f"{size}: time {name}/full"] = found[name]["step_s"] / found["full"]["step_s"]
+                ratios[f"{size}: memory {name}/full"] = found[name]["memory_mib"] / found["full"]["memory_mib"]
+        seconds |= {f"{size} {name}": facts["step_s"] for name, facts in found.items()}
+    table(("towers", "method", "CPU s a step", "MiB above the model", "trained", "frozen"), lines)
+    last_line("mope cost", ratios, **seconds)
 
 
-def one_step(chosen: argparse.Namespace) -> None:
-    """One method on random towers (ViT and BERT, 256 wide, 6 layers): optimiser step and memory above the model."""
+def cost_model(method: str, size: str) -> Any:
+    """A method on random towers; `..._cached`: what the text tower says about the records is known."""
     from trainer.models.mope.tower_model import TowerModel
     from trainer.mope_sections import MopeConfig
 
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    size = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 1024}
+    width, layers, side, patch, length = SIZES[size]
+    inside = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 64}
+    inside["intermediate_size"] = 4 * width
     tree = {
-        "method": chosen.cases[0],
-        "image": {"family": "vit", "config": {**size, "image_size": 64, "patch_size": 8}},
-        "text": {"family": "bert", "config": {**size, "vocab_size": 260, "max_position_embeddings": 64}},
+        "method": method.removesuffix("_cached"),
+        "image": {"family": "vit", "config": {**inside, "image_size": side, "patch_size": patch}},
+        "text": {"family": "bert", "config": {**inside, "vocab_size": 260, "max_position_embeddings": 128}},
+        "head_input": "both" if method.startswith("head") else "host",
     }
     schema = DatasetSchema(
         "pairs",
-        (ModalitySpec("image", "image", shape=(3, 64, 64), dtype="uint8"), ModalitySpec("text", "text")),
+        (ModalitySpec("image", "image", shape=(3, side, side), dtype="uint8"), ModalitySpec("text", "text")),
         (TaskSpec("answer", "multiclass", classes=tuple("abc")),),
     )
     plain = ModalityStatistics(1, (1,) * 3, (128.0,) * 3, (64.0,) * 3, (0.0,) * 3, (255.0,) * 3)
-    words = ModalityStatistics(1, (1,), (40.0,), (1.0,), (1.0,), (60.0,))
+    words = ModalityStatistics(1, (1,), (float(length),), (1.0,), (1.0,), (128.0,))
     statistics = SplitStatistics(1, {"image": plain, "text": words})
-    model = TowerModel(schema, ["answer"], statistics, MopeConfig.model_validate(tree), 0).train()
+    return TowerModel(schema, ["answer"], statistics, MopeConfig.model_validate(tree), 0).train()
+
+
+def one_step(chosen: argparse.Namespace) -> None:
+    """One method at one size: CPU seconds of an optimiser step, and the most memory it takes above the model."""
+    method, size = chosen.cases
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = cost_model(method, size)
+    _, _, side, _, length = SIZES[size]
+    records = made_up(16, side, length)
+    if method.endswith("_cached"):
+        model.prepare([records], len(records))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    records = made_up(16, 64)
-    before, seconds = peak_mib(), []
+    before, seconds = resident_mib(), []
+    forget_peak()
     for _ in range(4):
         start = time.process_time()
         output = model(records)
@@ -274,6 +294,7 @@ def one_step(chosen: argparse.Namespace) -> None:
         "step_s": sorted(seconds[1:])[1],
         "memory_mib": peak_mib() - before,
         "trained": sum(p.numel() for p in trained),
+        "frozen": sum(p.numel() for p in model.parameters() if not p.requires_grad),
     }
     print(json.dumps(facts))
 
@@ -289,9 +310,24 @@ def made_up(records: int, side: int, length: int = 40) -> Batch:
     return Batch([str(row) for row in rows], rows, torch.ones(records, 2, dtype=torch.bool), target, groups)
 
 
+def forget_peak() -> None:
+    """The most memory used so far is now what is in use: what building a model took for a moment is not a step's."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident_mib() -> float:
+    """Memory that this process occupies now."""
+    return _status("VmRSS")
+
+
 def peak_mib() -> float:
-    """Most memory that this process has used."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Most memory that this process has used since `forget_peak`."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
 
 
 def main() -> None:

@@ -46,10 +46,15 @@ class Counter(Protocol):
 def resolve(config: RunConfig) -> RunConfig:
     """The recipe with what the backbone decides: a FuseMoE host's architecture takes the place of `model`.
 
-    Raises BackboneError: the host is missing or is no model of job=fusemoe.
+    Raises BackboneError: the host is missing or is no model of job=fusemoe. ValueError: a setting that the job lacks.
     """
     if config.model_job == "mope" and config.mope is None:
         raise ValueError("job=mope needs a section mope: what is prompted, and how")
+    if config.model_job != "fusemoe" and config.training.activation_checkpointing:
+        raise ValueError(
+            f"training.activation_checkpointing works for job=fusemoe, not for job={config.model_job}: set it to "
+            "false, and raise training.accumulation if memory is short"
+        )
     if config.model_job != "mope" or config.mope is None or config.mope.host is None:
         return config
     from trainer.models.mope.host_checkpoint import host_architecture

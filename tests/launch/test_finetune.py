@@ -12,11 +12,19 @@ from launch.run import finetune_recipe
 from tests.launch.commands import last_json, python
 from tests.trainer.towers import FAMILIES
 from tests.trainer.vqa import packed_vqa
+from trainer.config import load_recipe
+from trainer.job_types import resolve
 
 
 def test_recipes_of_other_jobs_are_refused() -> None:
     with pytest.raises(UsageError, match="recipe digits has job: fusemoe, which is for train"):
         finetune_recipe("digits", [], False)
+
+
+def test_settings_that_do_nothing_for_frozen_backbones_are_refused() -> None:
+    run = load_recipe("mope_easy_vqa", ["training.activation_checkpointing=true"])
+    with pytest.raises(ValueError, match="activation_checkpointing works for job=fusemoe, not for job=mope"):
+        resolve(run)
 
 
 def test_a_missing_host_is_found_before_anything_starts(tmp_path: Path) -> None:

@@ -354,6 +354,7 @@ def test_records_without_a_modality_are_refused_or_learned() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"text": None, "method": "late_fusion"}, r"late_fusion reads two towers, and there is no section mope.text"),
         ({"text": None}, r"mope.method=mope makes prompts from another tower, and there is no section mope.text"),
         ({"image": {"source": "/no/such/folder"}}, r"tower image: folder /no/such/folder does not exist"),
         ({"image": {}}, r"tower image has neither mope.image.source nor mope.image.family"),

@@ -18,6 +18,9 @@ def roles_of(config: MopeConfig, towers: list[str], pretraining: bool) -> tuple[
     missing = [host for host in hosts if host not in towers]
     if missing:
         raise BackboneError(f"mope.prompted={config.prompted}, but there is no section mope.{missing[0]}")
+    if config.method == "late_fusion" and len(towers) < 2:
+        other = "text" if towers == ["image"] else "image"
+        raise BackboneError(f"mope.method=late_fusion reads two towers, and there is no section mope.{other}")
     sources = [what for what in towers if what not in hosts or config.prompted == "both"]
     if (config.mapped or config.dynamic) and not sources:
         other = "text" if config.prompted == "image" else "image"
