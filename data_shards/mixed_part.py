@@ -12,7 +12,6 @@ Shapes: K data sets, N entries of the order, B records, M modalities, W target c
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -21,6 +20,7 @@ from data_shards.codec import Columns
 from data_shards.config import DataConfig
 from data_shards.mixture import Mixture
 from data_shards.order import EpochOrder, rank_share
+from data_shards.place import place_of
 from data_shards.reader import Reader
 
 
@@ -149,10 +149,8 @@ class MixedReader:
         members = [part.mixture.members[k] for k in part.own]
         config = part.config.model_copy(update={"memory_bytes": max(1 << 20, part.config.memory_bytes // len(members))})
         self.readers = [Reader(m.manifest, m.config(config), part.part) for m in members]
-        own, widths = [m.schema for m in part.mixture.members], part.mixture.schema.target_offsets[-1]
-        self.modality_base = np.cumsum([0, *(len(schema.modalities) for schema in own)])
-        self.target_base = np.cumsum([0, *(schema.target_offsets[-1] for schema in own)])
-        self.width = widths
+        whole = part.mixture.schema
+        self.places = [place_of(m.manifest.schema, whole, m.name) for m in members]
 
     @property
     def io(self) -> Counter[str]:
@@ -168,22 +166,7 @@ class MixedReader:
             mine = (chunk_N >= base) & (chunk_N < end)
             if mine.any():
                 found, index_B, lost = reader.read(chunk_N[mine] - base, ordinal_N[mine])
-                records += [self._renumbered(self.part.own[k], record) for record in found]
+                records += [self.places[k].put(record) for record in found]
                 numbers.append(index_B + self.part.record_base[self.part.own[k]])
                 skipped += lost
         return records, np.concatenate(numbers), skipped
-
-    def _renumbered(self, k: int, record: Columns) -> Columns:
-        """The record with the mixture's modality numbers and target columns."""
-        base, member = int(self.modality_base[k]), self.part.mixture.members[k]
-        targets_W = np.full(self.width, np.nan, np.float32)
-        targets_W[self.target_base[k] : self.target_base[k + 1]] = record.targets_W[member.columns]
-        return replace(
-            record,
-            key=f"{member.name}/{record.key}",
-            series_S=record.series_S + np.int16(base),
-            text_X=record.text_X + np.int16(base),
-            vector_V=record.vector_V + np.int16(base),
-            arrays={number + base: array for number, array in record.arrays.items()},
-            targets_W=targets_W,
-        )

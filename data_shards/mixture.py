@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from data_shards.config import DataConfig
 from data_shards.manifest import Manifest, Shard
 from data_shards.schema import DatasetSchema, ModalitySpec, TaskSpec
@@ -41,14 +39,6 @@ class Member:
         modalities = [replace(spec, name=f"{self.name}-{spec.name}") for spec in own.modalities]
         tasks = [replace(own.task(name), name=f"{self.name}-{name}") for name in self.tasks]
         return DatasetSchema(self.name, tuple(modalities), tuple(tasks))
-
-    @cached_property
-    def columns(self) -> np.ndarray:
-        """Target columns of the chosen tasks in the data set's own rows."""
-        own = self.manifest.schema
-        places = [own.task_names.index(name) for name in self.tasks]
-        ranges = [np.arange(own.target_offsets[i], own.target_offsets[i + 1]) for i in places]
-        return np.concatenate([np.empty(0, np.int64), *ranges])
 
     def config(self, config: DataConfig) -> DataConfig:
         """Reading rules for this data set."""

@@ -21,7 +21,7 @@ from launch.environment import prepare_for_ray, settle_paths
 from launch.errors import RunFailedError, UsageError
 from launch.output import print_json_line
 from launch.run import check
-from trainer.config import RunConfig, apply_overrides, is_local
+from trainer.config import RunConfig, absolute_url, apply_overrides, is_local
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,49 +48,46 @@ def predict_records(
         UsageError: `out` exists. RunFailedError: a worker failed for good. ValueError: wrong checkpoint or data.
     """
     started = time.perf_counter()
-    config = _config(checkpoint, data, overrides)
+    config, member = _config(checkpoint, data, overrides)
     out = str(Path.cwd() / Path(out).expanduser()) if is_local(out) and "://" not in out else out
     fs, path = fsspec.url_to_fs(out)
     if fs.exists(path) and not overwrite:
         raise UsageError(f"{out} exists: give another name, or --overwrite")
-    request = _request(config, part, explain, calibrated)
+    request = _request(config, member, part, explain, calibrated)
     rows = _on_ray(config, request, debug) if config.parallel.workers > 1 else _here(request)
     written, skipped = write_whole(rows, out)
-    evaluation = config.evaluation
-    assert evaluation is not None
     print_json_line(
         {
             "out": out,
             "records": written,
             "skipped": dict(skipped),
-            "checkpoint": evaluation.checkpoint,
+            "checkpoint": request.checkpoint,
             "workers": config.parallel.workers,
             "seconds": round(time.perf_counter() - started, 2),
         }
     )
 
 
-def _config(checkpoint: str, data: str | None, overrides: Sequence[str]) -> RunConfig:
+def _config(checkpoint: str, data: str | None, overrides: Sequence[str]) -> tuple[RunConfig, str]:
     from trainer.checkpoint import open_checkpoint
     from trainer.evaluation_job import evaluation_config
-    from trainer.prediction import check_predictable
+    from trainer.prediction import choose_data
 
-    check_predictable(open_checkpoint(checkpoint))
-    config = evaluation_config(checkpoint, data)
+    mixture = open_checkpoint(checkpoint).meta["config"]["data"].get("mixture")
+    config = evaluation_config(checkpoint, None if mixture else data)
     config = settle_paths(apply_overrides(config, ["parallel.workers=1", "parallel.expert_parallel=1", *overrides]))
+    config, member = choose_data(config, None if data is None else absolute_url(data, Path.cwd()))
     check(config)
-    return config
+    return config, member
 
 
-def _request(config: RunConfig, part: str | None, explain: bool, calibrated: bool) -> Request:
+def _request(config: RunConfig, member: str, part: str | None, explain: bool, calibrated: bool) -> Request:
     from trainer.prediction import Request
     from trainer.temperature import read_temperatures
 
     assert config.evaluation is not None
-    url, training = config.evaluation.checkpoint, config.training
-    temperatures = read_temperatures(url) if calibrated else {}
-    batch_size = training.eval_batch_size or training.batch_size
-    return Request(url, config.data, part, batch_size, explain, temperatures)
+    temperatures = read_temperatures(config.evaluation.checkpoint) if calibrated else {}
+    return Request(config, part, member, explain, temperatures)
 
 
 def _here(request: Request) -> Rows:

@@ -100,10 +100,9 @@ def missing(comparison: Comparison) -> tuple[Figure | None, list[dict[str, Any]]
         for run in variant.runs
         if (curve := run.json("missing_curve.json")) is not None
     }
-    metrics = {curve["metric"] for curve in found.values()}
-    if len(metrics) != 1:
+    if len({tuple(curve["tasks"]) for curve in found.values()}) != 1:
         return None, []
-    metric = metrics.pop()
+    metric = next(iter(found.values()))["metric"]
     rows = []
     for name, curve in found.items():
         half = [row["metrics"][metric] for row in curve["missing"] if row["rate"] == 0.5]

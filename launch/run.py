@@ -106,13 +106,14 @@ def _finish(config: RunConfig, result: Mapping[str, Any]) -> None:
 
 
 def _print_curve(curve: Mapping[str, Any]) -> None:
-    """The two tables behind the figure; it lies in the run's folder."""
-    from trainer.curves import by_rate
+    """The tables behind the figure, for each task; it lies in the run's folder."""
+    from trainer.curves import by_rate, task_curves
 
-    metric = curve["metric"]
-    rows = [(f"{rate:.0%}", *values) for rate, *values in by_rate(dict(curve))]
-    print_table("modalities missing at test time", ("missing", f"{metric}, mean", "smallest", "largest"), rows)
-    whole = curve["whole"][metric]
-    left = [(row["modality"], row["metrics"].get(metric, whole)) for row in curve["without"]]
-    changes = sorted([(name, value, value - whole) for name, value in left], key=lambda row: row[2])
-    print_table("one modality removed", ("without", metric, "change"), changes)
+    for task in task_curves(dict(curve)):
+        metric = task["metric"]
+        rows = [(f"{rate:.0%}", *values) for rate, *values in by_rate(task)]
+        print_table("modalities missing at test time", ("missing", f"{metric}, mean", "smallest", "largest"), rows)
+        whole = task["whole"][metric]
+        left = [(row["modality"], row["metrics"].get(metric, whole)) for row in task["without"]]
+        changes = sorted([(name, value, value - whole) for name, value in left], key=lambda row: row[2])
+        print_table("one modality removed", ("without", metric, "change"), changes)

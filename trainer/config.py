@@ -165,38 +165,38 @@ def absolute_paths(config: RunConfig, root: Path) -> RunConfig:
     """
     config = config.model_copy(deep=True)
     if config.data.url:
-        config.data.url = _absolute(config.data.url, root)
+        config.data.url = absolute_url(config.data.url, root)
     for entry in config.data.mixture.values():
-        entry.url = _absolute(entry.url, root)
-    config.training.storage = _absolute(config.training.storage, root)
+        entry.url = absolute_url(entry.url, root)
+    config.training.storage = absolute_url(config.training.storage, root)
     if config.evaluation:
-        config.evaluation.checkpoint = _absolute(config.evaluation.checkpoint, root)
+        config.evaluation.checkpoint = absolute_url(config.evaluation.checkpoint, root)
     if config.mope is not None:
         _settle_backbones(config.mope, root)
     if config.data.cache_dir:
-        config.data.cache_dir = _absolute(config.data.cache_dir, root)
+        config.data.cache_dir = absolute_url(config.data.cache_dir, root)
     storage, tracking = config.training.storage, config.tracking
     if tracking.uri is None:
         beside = Path(storage).parent if is_local(storage) else root
         tracking.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{beside / 'mlflow.db'}"
     elif tracking.uri.startswith("sqlite:///"):
-        tracking.uri = "sqlite:///" + _absolute(tracking.uri.removeprefix("sqlite:///"), root)
+        tracking.uri = "sqlite:///" + absolute_url(tracking.uri.removeprefix("sqlite:///"), root)
     spool = f"{config.run_dir}/mlflow_spool" if is_local(storage) else f"mlflow_spool/{config.name}"
-    tracking.spool = _absolute(tracking.spool or spool, root)
+    tracking.spool = absolute_url(tracking.spool or spool, root)
     return config
 
 
 def _settle_backbones(mope: MopeConfig, root: Path) -> None:
     """A host is a path; a tower's source is one only if there is such a folder, else it may be a name."""
     if mope.host is not None:
-        mope.host = _absolute(mope.host, root)
+        mope.host = absolute_url(mope.host, root)
     for tower in (mope.image, mope.text):
         if tower is None:
             continue
         if tower.source is not None and "://" not in tower.source and (root / tower.source).is_dir():
-            tower.source = _absolute(tower.source, root)
+            tower.source = absolute_url(tower.source, root)
         if tower.tokenizer not in ("auto", "bytes") and (root / tower.tokenizer).is_dir():
-            tower.tokenizer = _absolute(tower.tokenizer, root)
+            tower.tokenizer = absolute_url(tower.tokenizer, root)
 
 
 def _validated(tree: dict[str, Any], overrides: Sequence[str], where: str) -> RunConfig:
@@ -208,7 +208,8 @@ def _validated(tree: dict[str, Any], overrides: Sequence[str], where: str) -> Ru
         raise RecipeError(f"{where}: {validation_sentence(error, RunConfig)}") from None
 
 
-def _absolute(url: str, root: Path) -> str:
+def absolute_url(url: str, root: Path) -> str:
+    """A local path taken from `root`; any other URL as it is."""
     if "://" in url or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", url):  # also `pipe:...`, for storage to refuse by its name
         return url.removeprefix("file://") if url.startswith("file:///") else url
     return str(root / Path(url).expanduser())

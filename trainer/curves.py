@@ -21,6 +21,24 @@ def primary_metric(part: str, metrics: dict[str, float], wanted: str | None = No
     return names[0].removesuffix("auprc") + "auroc" if names[0].endswith("auprc") else names[0]
 
 
+def task_metrics(part: str, metrics: dict[str, float]) -> list[str]:
+    """The full name of the metric that stands for each task, in the order of the metrics."""
+    groups: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        if name.startswith(f"{part}/"):
+            groups.setdefault(name.rsplit("/", 1)[0], {})[name] = value
+    tasks = {name: own for name, own in groups.items() if name != part} or groups
+    return [primary_metric(part, own) for own in tasks.values()]
+
+
+def task_curves(curve: dict[str, Any]) -> list[dict[str, Any]]:
+    """The curve once for each task, with the modalities that the task's records can have."""
+    return [
+        {**curve, "metric": metric, "without": [row for row in curve["without"] if row["modality"] in modalities]}
+        for metric, modalities in curve["tasks"].items()
+    ]
+
+
 def by_rate(curve: dict[str, Any], metric: str | None = None) -> list[tuple[float, float, float, float]]:
     """(rate, mean, smallest, largest) of the metric over the seeds, by rising rate."""
     name = metric or curve["metric"]

@@ -16,7 +16,7 @@ from trainer.checkpoint import Checkpoint, CheckpointError, load_engine, open_ch
 from trainer.collectives import broadcast_json
 from trainer.config import RunConfig
 from trainer.context import Context
-from trainer.curves import by_rate
+from trainer.curves import by_rate, task_curves
 from trainer.describe import schema_difference, statistics_from_json
 from trainer.evaluation import evaluate, part_results, predict
 from trainer.job_types import check_backbone
@@ -91,8 +91,11 @@ def _missing_curve(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
     if session.context.rank == 0:
         from trainer.figures import missing_figure
 
-        name = curve["metric"].removeprefix(f"{request.part}/")
-        points = {round(100 * rate): {f"missing/{name}": middle} for rate, middle, _, _ in by_rate(curve)}
+        points: dict[int, dict[str, float]] = {}
+        for task in task_curves(curve):
+            name = f"missing/{task['metric'].removeprefix(f'{request.part}/')}"
+            for rate, middle, _, _ in by_rate(task):
+                points.setdefault(round(100 * rate), {})[name] = middle
         with tempfile.TemporaryDirectory() as folder:
             files = Path(folder)
             (files / "figures").mkdir()

@@ -13,14 +13,14 @@ import fsspec
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_shards import DatasetSchema
 from parallel import LocalDispatcher
 from trainer.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from trainer.config import RunConfig
 from trainer.describe import statistics_from_json
-from trainer.models.fusemoe import FuseMoE
+from trainer.job_types import build_model, check_backbone, resolve
 
 FORMAT = "fleximoe-model-1"
 
@@ -47,8 +47,8 @@ def export_model(checkpoint_url: str, out_url: str) -> dict[str, Any]:
     checkpoint = open_checkpoint(checkpoint_url)
     weights = checkpoint_weights(checkpoint)
     data = safetensors.torch.save(weights, metadata={"format": FORMAT})
-    keys = ("config", "schema", "statistics", "schema_digest", "data_digest", "mlflow_run_id", "step")
-    about = {"format": FORMAT, "checkpoint": checkpoint.path, **{key: checkpoint.meta[key] for key in keys}}
+    keys = ("config", "schema", "statistics", "schema_digest", "data_digest", "mlflow_run_id", "step", "backbone")
+    about = {"format": FORMAT, "checkpoint": checkpoint.path, **{key: checkpoint.meta.get(key) for key in keys}}
     fs, root = fsspec.url_to_fs(out_url)
     fs.makedirs(root, exist_ok=True)
     fs.pipe_file(f"{root}/model.safetensors", data)
@@ -62,11 +62,14 @@ def export_model(checkpoint_url: str, out_url: str) -> dict[str, Any]:
     }
 
 
-def load_model(url: str, device: torch.device | str = "cpu") -> FuseMoE:
+def load_model(url: str, device: torch.device | str = "cpu") -> nn.Module:
     """The model of an export folder, in evaluation mode, with all its experts on one device.
+
+    A fine-tuned model finds its backbone where its recipe says.
 
     Raises:
         CheckpointError: not an export, or one whose parameters do not fit its own recipe.
+        ValueError: the backbone is missing, or another one.
     """
     fs, root = fsspec.url_to_fs(url)
     try:
@@ -76,30 +79,42 @@ def load_model(url: str, device: torch.device | str = "cpu") -> FuseMoE:
         raise CheckpointError(f"{url} holds no exported model: make one with `checkpoint export`") from None
     if about.get("format") != FORMAT:
         raise CheckpointError(f"{url} has format {about.get('format')!r}; this version reads {FORMAT!r}")
-    model = model_of(about)
-    missing, unexpected = model.load_state_dict(safetensors.torch.load(data), strict=False)
-    if missing or unexpected:
-        raise CheckpointError(f"{url} does not fit its own recipe: parameter {[*missing, *unexpected][0]}")
-    return model.to(device).eval()
+    return _filled(RunConfig.model_validate(about["config"]), about, safetensors.torch.load(data), url).to(device)
 
 
-def checkpoint_model(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> FuseMoE:
+def checkpoint_model(
+    checkpoint: Checkpoint, device: torch.device | str = "cpu", config: RunConfig | None = None
+) -> nn.Module:
     """The model of a checkpoint in evaluation mode, all its experts on one device, without an engine around it.
+
+    Args:
+        config: its recipe with other places of the backbone, for one that was moved.
 
     Raises:
         CheckpointError: damaged, or its parameters do not fit its own recipe.
+        ValueError: the backbone is missing, or another one.
     """
-    model = model_of(checkpoint.meta)
-    missing, unexpected = model.load_state_dict(checkpoint_weights(checkpoint), strict=False)
-    if missing or unexpected:
-        raise CheckpointError(f"{checkpoint.path} does not fit its own recipe: parameter {[*missing, *unexpected][0]}")
-    return model.to(device).eval()
+    config = config or RunConfig.model_validate(checkpoint.meta["config"])
+    return _filled(config, checkpoint.meta, checkpoint_weights(checkpoint), checkpoint.path).to(device)
 
 
-def model_of(about: dict[str, Any]) -> FuseMoE:
-    """An untrained model with the recipe, schema and statistics that a checkpoint or an export describes."""
-    config = RunConfig.model_validate(about["config"])
+def _filled(config: RunConfig, about: dict[str, Any], weights: dict[str, Tensor], where: str) -> nn.Module:
+    """The model with the recipe, schema and statistics that a checkpoint or an export describes, and its weights."""
     schema = DatasetSchema.from_json(json.dumps(about["schema"]))
     tasks = config.training.tasks or list(schema.task_names)
-    statistics = statistics_from_json(about["statistics"])
-    return FuseMoE(schema, tasks, statistics, config.model, LocalDispatcher(), config.training.seed)
+    # What a recipe draws and then freezes is in no checkpoint: it is drawn again, as when the run was built.
+    with torch.random.fork_rng():
+        torch.manual_seed(config.training.seed)
+        model = build_model(
+            resolve(config), schema, tasks, statistics_from_json(about["statistics"]), LocalDispatcher()
+        )
+    check_backbone(where, about.get("backbone"), model)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    expected = {name for name in model.state_dict() if name not in parameters}  # buffers
+    expected |= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name in sorted(expected ^ weights.keys()):
+        raise CheckpointError(
+            f"{where} does not fit its own recipe: {name} is only in the {'model' if name in expected else 'file'}"
+        )
+    model.load_state_dict(weights, strict=False)
+    return model.eval()

@@ -15,7 +15,7 @@ from torchmetrics.functional import classification
 
 from data_shards import DatasetSchema, TaskSpec
 from trainer.calibration import reliability, statements
-from trainer.curves import by_rate
+from trainer.curves import by_rate, task_curves
 from trainer.metrics import Predictions
 from trainer.tracker import Tracker
 
@@ -94,17 +94,24 @@ def reliability_figure(statements_by_name: dict[str, tuple[Tensor, Tensor]]) -> 
 
 
 def missing_figure(curves: dict[str, dict[str, Any]]) -> Figure:
-    """What absent modalities cost, for one or several runs: by share missing (left), and one at a time (right)."""
-    figure = Figure(figsize=(11, 4.6))
-    left, right = figure.subplots(1, 2)
-    for name, curve in curves.items():
-        rate, middle, low, high = zip(*by_rate(curve), strict=True)
-        left.plot(rate, middle, marker="o", markersize=4, label=name)
-        left.fill_between(rate, low, high, alpha=0.2)
-    metric = next(iter(curves.values()))["metric"]
-    left.set(xlabel="share of the present modalities hidden", ylabel=metric, title="mean and range over draws")
-    left.legend(fontsize=8)
-    _without_bars(right, curves, metric)
+    """What absent modalities cost, for one or several runs: by share missing (left), and one at a time (right).
+
+    A row for each task; several runs must have the same ones.
+    """
+    tasks = {name: task_curves(curve) for name, curve in curves.items()}
+    rows = len(next(iter(tasks.values())))
+    figure = Figure(figsize=(11, 4.6 * rows))
+    panels = figure.subplots(rows, 2, squeeze=False)
+    for row, (left, right) in enumerate(panels):
+        own = {name: found[row] for name, found in tasks.items()}
+        metric = next(iter(own.values()))["metric"]
+        for name, curve in own.items():
+            rate, middle, low, high = zip(*by_rate(curve), strict=True)
+            left.plot(rate, middle, marker="o", markersize=4, label=name)
+            left.fill_between(rate, low, high, alpha=0.2)
+        left.set(xlabel="share of the present modalities hidden", ylabel=metric, title="mean and range over draws")
+        left.legend(fontsize=8)
+        _without_bars(right, own, metric)
     figure.tight_layout()
     return figure
 

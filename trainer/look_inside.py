@@ -108,9 +108,8 @@ def look_inside(session: Session, tracker: Tracker) -> dict[str, Tensor]:
                 if task is not None:
                     label_B = batch.targets[task.name][:, 0]
                 parts.append((batch.index_B, experts, label_B))
-                complete = [weights for weights in experts.values() if len(weights) == len(batch)]
-                if complete and session.context.rank == 0 and len(batch):
-                    gallery.add(complete[-1], _pictures(batch), _texts(batch))
+                if experts and session.context.rank == 0 and len(batch):
+                    gallery.add(list(experts.values())[-1], _pictures(batch), _texts(batch))
     session.engine.train()
     sites = list(parts[0][1]) if parts else []
     if not sites:
@@ -138,11 +137,7 @@ def _log(
     tracker.log_figure("mope/expert_by_site.png", site_figure(usage, entropy))
     if task is not None:
         classes = list(task.classes) or ["0", "1"]
-        tables = {
-            site: class_table(weights, label_R, len(classes))
-            for site, weights in gathered.items()
-            if len(weights) == len(label_R)
-        }
+        tables = {site: class_table(weights, label_R, len(classes)) for site, weights in gathered.items()}
         named = {site: table_CK.tolist() for site, table_CK in tables.items()}
         tracker.log_json("mope/expert_by_class.json", {"classes": classes, "sites": named})
         if tables:

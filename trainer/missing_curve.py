@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from data_shards import Batch
+from data_shards.mixture import Mixture
 from trainer.collectives import broadcast_json, sum_over_ranks
-from trainer.curves import primary_metric
+from trainer.curves import primary_metric, task_metrics
 from trainer.evaluation import part_results, predict_variants
 from trainer.models.missing import drop_modalities, keep_modalities
 from trainer.session import Session
@@ -45,8 +46,9 @@ def missing_curve(session: Session, part: str, seeds: int, metric: str | None = 
         metric: name after the part, e.g. `auroc`, that stands for the run; None = the usual one of the task.
 
     Returns:
-        `part`, `metric`, `whole` (all metrics), `without` (a row per modality), `missing` (a row per rate and seed,
-        with `hidden`, the share of the present modalities that was taken away).
+        `part`, `metric`, `tasks` (the metric of each task: modalities that its records can have), `whole` (all
+        metrics), `without` (a row per modality), `missing` (a row per rate and seed, with `hidden`, the share of the
+        present modalities that was taken away).
     """
     chosen = variants(session.schema.modality_names, seeds)
     counts = torch.zeros(2, len(chosen), dtype=torch.float64, device=session.device)  # modalities present, and kept
@@ -58,8 +60,16 @@ def missing_curve(session: Session, part: str, seeds: int, metric: str | None = 
     if session.context.rank == 0:
         rows = [part_results(session, part, predictions) for predictions in everything]
         result = _table(part, chosen, rows, hidden, metric)
+        result["tasks"] = {name: _modalities(session, name) for name in task_metrics(part, rows[0])}
     found: dict[str, Any] = broadcast_json(result, session.device)
     return found
+
+
+def _modalities(session: Session, metric: str) -> list[str]:
+    """Modalities that can have a part in a metric: in a mixture those of the task's own data set."""
+    members = session.manifest.members if isinstance(session.manifest, Mixture) else []
+    schemas = [member.schema for member in members if metric.split("/")[1] in member.schema.task_names]
+    return list((schemas or [session.schema])[0].modality_names)
 
 
 def _hide(session: Session, variant: Variant, counts: torch.Tensor) -> Callable[[Batch], Batch]:

@@ -1,14 +1,15 @@
 """A checkpoint applied to records: a model without engine or process group, and tables of what it says.
 
 A data set is cut into pieces at chunk boundaries; a piece is predicted on its own, so pieces may be handed to any
-number of processes in any order, and put together again in the order of the data set.
+number of processes in any order, and put together again in the order of the data set. A model of a mixture predicts
+one data set at a time, in the place of the one that it was trained on; the answers are to that one's tasks.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,13 @@ import torch
 
 from data_shards import Batch, DatasetSchema, EpochOrder, TaskSpec, open_manifest
 from data_shards.collate import Collator
-from data_shards.config import DataConfig
 from data_shards.manifest import Manifest
+from data_shards.place import place_of
 from data_shards.reader import Reader
 from trainer.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from trainer.config import RunConfig
 from trainer.describe import schema_difference
-from trainer.explain import modality_shares, watched_forward
+from trainer.explain import check_explainable, explain
 from trainer.export import checkpoint_model
 from trainer.metrics import Predictions
 from trainer.prediction_files import predictions_table
@@ -35,16 +37,28 @@ class Request:
     """What is predicted, by which checkpoint, and how. Plain values: it travels to other processes.
 
     Attributes:
+        config: the checkpoint's recipe as `evaluation_config` gives it, with one data set in `data`.
+        member: which data set of a mixture that is; empty for models of one data set.
         part: of the split in `data`; None = every record of the data set.
         temperatures: task -> number that its logits are divided by; tasks that are not named are left as they are.
     """
 
-    checkpoint: str
-    data: DataConfig
-    part: str | None
-    batch_size: int
+    config: RunConfig
+    part: str | None = None
+    member: str = ""
     explain: bool = False
     temperatures: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def checkpoint(self) -> str:
+        """Folder or URL."""
+        assert self.config.evaluation is not None
+        return self.config.evaluation.checkpoint
+
+    @property
+    def batch_size(self) -> int:
+        """Records of one forward pass."""
+        return self.config.training.eval_batch_size or self.config.training.batch_size
 
 
 @dataclass(frozen=True)
@@ -74,20 +88,24 @@ class Predictor:
     """
 
     def __init__(self, request: Request, device: torch.device | str = "cpu") -> None:
-        self.request, self.device = request, torch.device(device)
+        self.request, self.device, data = request, torch.device(device), request.config.data
         checkpoint = open_checkpoint(request.checkpoint)
-        check_predictable(checkpoint)
-        self.manifest = open_manifest(request.data.url, request.data.storage_options)
-        self.tasks = model_tasks(checkpoint, self.manifest)
-        self.model = checkpoint_model(checkpoint, device)
-        self._reader = Reader(self.manifest, request.data, request.part)
-        self._collate = Collator(self.manifest.schema)
-        counts = self.manifest.counts(request.data.split, request.part)
-        self._order = EpochOrder(counts, 0, 0, request.data.window_chunks, shuffle=False)
+        self.manifest = open_manifest(data.url, data.storage_options)
+        schema = checkpoint_schema(checkpoint)
+        self.tasks = model_tasks(checkpoint, self.manifest, request.member)
+        self.model = checkpoint_model(checkpoint, device, request.config)
+        if request.explain:
+            check_explainable(self.model)
+        self._reader = Reader(self.manifest, data, request.part)
+        self._place = place_of(self.manifest.schema, schema, request.member)
+        self._collate = Collator(schema)
+        self._order = EpochOrder(
+            self.manifest.counts(data.split, request.part), 0, 0, data.window_chunks, shuffle=False
+        )
 
     def pieces(self) -> list[Piece]:
         """All of the part."""
-        return cut_pieces(self.manifest.counts(self.request.data.split, self.request.part))
+        return cut_pieces(self.manifest.counts(self.request.config.data.split, self.request.part))
 
     def __call__(self, piece: Piece) -> tuple[pa.Table, dict[str, int]]:
         """The piece's rows, in storage order, and how many records were skipped for which reason.
@@ -100,37 +118,34 @@ class Predictor:
             stop = min(start + self.request.batch_size, piece.stop)
             records, numbers, lost = self._reader.read(*self._order.take(start, stop))
             skipped.update(lost)
-            batch = self._collate(records, numbers)
+            batch = self._collate([self._place.put(r) for r in records], numbers, self._place.known(len(records)))
             with torch.no_grad():
                 tables.append(self._rows(batch.to(self.device)))
         return pa.concat_tables(tables), dict(skipped)
 
     def _rows(self, batch: Batch) -> pa.Table:
-        if self.request.explain:
-            output, share_BLE = watched_forward(self.model, batch)
-        else:
-            output = self.model(batch)
+        explained = explain(self.model, batch, self.tasks) if self.request.explain else None
+        output = explained.output if explained is not None else self.model(batch)
         logits = {
             task.name: (output.logits[task.name] / self.request.temperatures.get(task.name, 1.0)).cpu()
             for task in self.tasks
         }
-        targets = {task.name: self._targets(batch, task) for task in self.tasks}
+        targets = {task.name: batch.targets[task.name].cpu() for task in self.tasks}
         table = predictions_table(self.tasks, Predictions(batch.index_B.cpu(), logits, targets), batch.keys)
-        if self.request.explain:
-            for name, share_BM in modality_shares(self.model, batch, self.tasks, output).items():
-                table = table.append_column(f"{name}.modality_share", self._by_modality(share_BM, batch))
-            table = table.append_column("expert_share", _nested(share_BLE))
+        if explained is None:
+            return table
+        for name, share_BM in explained.modalities.items():
+            table = table.append_column(f"{name}.modality_share", self._by_modality(share_BM, batch))
+        if explained.experts_BLE is not None:
+            table = table.append_column("expert_share", _nested(explained.experts_BLE))
+        if output.experts:
+            table = table.append_column("prompt_share", _by_site(output.experts))
         return table
-
-    def _targets(self, batch: Batch, task: TaskSpec) -> torch.Tensor:
-        """Labels, if the data have any for this task."""
-        width = 1 if task.kind == "multiclass" else task.dim
-        known = task.name in self.manifest.schema.task_names and self.manifest.schema.task(task.name) == task
-        return batch.targets[task.name].cpu() if known else torch.full((len(batch), width), torch.nan)
 
     def _by_modality(self, share_BM: torch.Tensor, batch: Batch) -> pa.Array:
         """One named number per modality; null where the record does not have it."""
-        share_BM, absent_BM = share_BM.cpu(), ~batch.present_BM.cpu()
+        own = slice(self._place.first, self._place.first + self._place.count)
+        share_BM, absent_BM = share_BM[:, own].cpu(), ~batch.present_BM[:, own].cpu()
         names = self.manifest.schema.modality_names
         columns = [
             pa.array(share_BM[:, m].numpy(), pa.float32(), mask=absent_BM[:, m].numpy()) for m in range(len(names))
@@ -138,22 +153,67 @@ class Predictor:
         return pa.StructArray.from_arrays(columns, list(names))
 
 
-def check_predictable(checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError for models that need more than their checkpoint and one data set."""
-    config = checkpoint.meta["config"]
-    if config["job"] != "fusemoe":
-        raise CheckpointError(f"{checkpoint.path} is of job={config['job']}; predict takes models of job=fusemoe")
-    if config["data"].get("mixture"):
-        raise CheckpointError(f"{checkpoint.path} was trained on a mixture; predict takes models of one data set")
+def checkpoint_schema(checkpoint: Checkpoint) -> DatasetSchema:
+    """Modalities and tasks that the model was trained on."""
+    return DatasetSchema.from_json(json.dumps(checkpoint.meta["schema"]))
 
 
-def model_tasks(checkpoint: Checkpoint, manifest: Manifest) -> list[TaskSpec]:
-    """The tasks that a checkpoint answers. Raises CheckpointError if it was trained on other modalities."""
-    schema = DatasetSchema.from_json(json.dumps(checkpoint.meta["schema"]))
-    difference = schema_difference(schema, manifest.schema, tasks=False)
+def model_tasks(checkpoint: Checkpoint, manifest: Manifest, member: str = "") -> list[TaskSpec]:
+    """The tasks that a checkpoint answers for a data set (of a mixture: in the place of `member`).
+
+    Raises CheckpointError if it was trained on other modalities.
+    """
+    schema = checkpoint_schema(checkpoint)
+    difference = schema_difference(_own_part(schema, member), manifest.schema, tasks=False)
     if difference:
         raise CheckpointError(f"{manifest.url} does not fit checkpoint {checkpoint.path}: {difference}")
-    return [schema.task(name) for name in checkpoint.meta["config"]["training"]["tasks"] or schema.task_names]
+    tasks = [schema.task(name) for name in checkpoint.meta["config"]["training"]["tasks"] or schema.task_names]
+    return [task for task in tasks if not member or task.name.startswith(f"{member}-")]
+
+
+def choose_data(config: RunConfig, url: str | None) -> tuple[RunConfig, str]:
+    """The recipe of a model of a mixture with one data set in it, and which one of the mixture that stands for.
+
+    Args:
+        url: packed data; they stand for the data set of this place, or else for the only one with their modalities.
+
+    Raises:
+        CheckpointError: no URL, data that fit none of the mixture, or more than one.
+    """
+    if not config.data.mixture:
+        return config, ""
+    assert config.evaluation is not None
+    checkpoint, mixture = open_checkpoint(config.evaluation.checkpoint), config.data.mixture
+    if url is None:
+        places = " or ".join(f"--data {entry.url} ({name})" for name, entry in mixture.items())
+        raise CheckpointError(
+            f"{checkpoint.path} was trained on a mixture, and predictions are made of one data set at a time: give "
+            f"{places}, or new data with the modalities of one of them"
+        )
+    schema, found = checkpoint_schema(checkpoint), open_manifest(url, config.data.storage_options).schema
+    differences = {name: schema_difference(_own_part(schema, name), found, tasks=False) for name in mixture}
+    fitting = [name for name, difference in differences.items() if difference is None]
+    named = [name for name in fitting if mixture[name].url == url]
+    if not fitting:
+        reasons = "; ".join(f"{name}: {difference}" for name, difference in differences.items())
+        raise CheckpointError(f"{url} fits no data set of the mixture of {checkpoint.path} ({reasons})")
+    if len(named or fitting) > 1:
+        raise CheckpointError(
+            f"{url} has the modalities of {' and of '.join(fitting)}: say which one it stands for with "
+            f"data.mixture.{fitting[0]}.url={url}"
+        )
+    member = (named or fitting)[0]
+    data = config.data.model_copy(update={"url": url, "split": mixture[member].split, "mixture": {}})
+    return config.model_copy(update={"data": data}), member
+
+
+def _own_part(schema: DatasetSchema, member: str) -> DatasetSchema:
+    """Modalities of one data set of a mixture under their own names; everything where there is no mixture."""
+    if not member:
+        return schema
+    prefix = f"{member}-"
+    own = [spec for spec in schema.modalities if spec.name.startswith(prefix)]
+    return DatasetSchema(member, tuple(replace(spec, name=spec.name.removeprefix(prefix)) for spec in own), ())
 
 
 def _nested(share_BLE: torch.Tensor) -> pa.Array:
@@ -161,3 +221,13 @@ def _nested(share_BLE: torch.Tensor) -> pa.Array:
     _, layers, experts = share_BLE.shape
     flat: Any = pa.array(share_BLE.cpu().reshape(-1).numpy(), pa.float32())
     return pa.FixedSizeListArray.from_arrays(pa.FixedSizeListArray.from_arrays(flat, experts), layers)
+
+
+def _by_site(weights: dict[str, torch.Tensor]) -> pa.StructArray:
+    """For each place of prompts a list of K weights; null for a record without the modality that is prompted there."""
+    columns = []
+    for weight_BK in weights.values():
+        flat = pa.array(weight_BK.float().cpu().reshape(-1).numpy(), pa.float32())
+        absent = pa.array(weight_BK.isnan().any(1).cpu().numpy())
+        columns.append(pa.FixedSizeListArray.from_arrays(flat, weight_BK.shape[1], mask=absent))
+    return pa.StructArray.from_arrays(columns, list(weights))

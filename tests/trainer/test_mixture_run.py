@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from data_shards import StepLoader, open_data
+from data_shards import StepLoader, create_source, open_data, open_manifest, pack
 from tests.data_shards.build import make_set
 from tests.trainer.test_run import STEADY, FixedContext, job, losses, weights
 from tests.trainer.tiny import config, packed
 from trainer.checkpoint import CheckpointError, newest_checkpoint
-from trainer.config import RunConfig, load_recipe
+from trainer.config import RunConfig, apply_overrides, load_recipe
+from trainer.curves import task_curves
 from trainer.evaluation_job import evaluation_config
 from trainer.export import export_model, load_model
 from trainer.jobs import run
+from trainer.prediction import Predictor, Request, choose_data
+from trainer.prediction_files import read_predictions
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +54,16 @@ def test_a_stopped_mixture_continues_to_the_same_bits_and_evaluates(mixture: dic
     assert not any("other-death" in name for name in whole["metrics"])
     checkpoint = newest_checkpoint(broken.run_dir)
     assert checkpoint is not None
-    again = run(evaluation_config(broken.run_dir), FixedContext(0, 1))
+    again = run(evaluation_config(broken.run_dir, missing_curve=True, missing_seeds=1), FixedContext(0, 1))
     assert again["metrics"] == pytest.approx(whole["metrics"], abs=1e-5)
+    curves = {curve["metric"]: curve for curve in task_curves(again["missing_curve"])}
+    assert {"test/tiny-days/r2", "test/other-ward/accuracy"} <= set(curves)
+    removed = {row["modality"] for row in curves["test/other-ward/accuracy"]["without"]}
+    assert removed == {f"other-{name}" for name in open_manifest(mixture["other"]["url"]).schema.modality_names}
+    rows = {row["modality"]: row["metrics"] for row in again["missing_curve"]["without"]}
+    assert rows["tiny-scan"]["test/other-ward/brier"] == again["metrics"]["test/other-ward/brier"]
+    assert rows["tiny-scan"]["test/loss"] != again["metrics"]["test/loss"]
+    assert (Path(broken.run_dir) / "figures" / "missing_curve.png").exists()
     with pytest.raises(CheckpointError, match=r"instead of --data give data.mixture.NAME.url=... for tiny or other"):
         evaluation_config(broken.run_dir, "elsewhere")
 
@@ -86,6 +97,49 @@ def test_a_record_has_tokens_of_its_own_data_set_only(mixture: dict[str, Any], t
         assert batch.known_BM[layout.sample_N, layout.modality_N].all() and len(x_ND) == len(layout.sample_N)
         logits = model(batch).logits
     assert set(logits) == {"tiny-died", "tiny-kind", "tiny-codes", "tiny-days", "other-ward"}
+
+
+def test_a_mixture_predicts_one_data_set_at_a_time(mixture: dict[str, Any], tmp_path: Path) -> None:
+    run_config = mixed(mixture, tmp_path, **STEADY, training__max_steps=2)
+    run(run_config, FixedContext(0, 1))
+    recipe = evaluation_config(run_config.run_dir)
+    with pytest.raises(CheckpointError, match=r"give --data .*tiny \(tiny\) or --data .*other \(other\)"):
+        choose_data(recipe, None)
+    other = mixture["other"]["url"]
+    chosen, member = choose_data(recipe, other)
+    assert member == "other" and chosen.data.url == other and not chosen.data.mixture
+    predictor = Predictor(Request(chosen, "test", member, explain=True))
+    (table,) = [predictor(piece)[0] for piece in predictor.pieces()]
+    names = predictor.manifest.schema.modality_names
+    assert {name.split(".")[0] for name in table.column_names} == {"record", "key", "other-ward", "expert_share"}
+    assert list(table["other-ward.modality_share"][0].as_py()) == list(names)
+    assert table["key"][0].as_py().startswith("other/")
+
+    # The same records read through the mixture, whose numbers start after those of its first data set.
+    _, whole = read_predictions(tmp_path / "run" / "predictions" / "test.parquet")
+    first = open_data(run_config.data).members[0].manifest.records  # type: ignore[union-attr]
+    rows = {int(number) - first: row for row, number in enumerate(whole.index_B)}
+    mine = [rows[number] for number in table["record"].to_pylist()]
+    np.testing.assert_allclose(
+        np.array(table["other-ward.logits"].to_pylist()), whole.logits["other-ward"][mine], rtol=1e-4, atol=1e-5
+    )
+    wards = torch.tensor(table["other-ward.target"].to_pylist(), dtype=torch.float32)
+    torch.testing.assert_close(wards, whole.targets["other-ward"][mine, 0])
+
+
+def test_data_for_a_mixture_must_fit_one_of_its_data_sets(mixture: dict[str, Any], tmp_path: Path) -> None:
+    twice = {**mixture, "again": {"url": packed(tmp_path / "again"), "tasks": ["kind"]}}
+    run_config = mixed(twice, tmp_path, **STEADY, training__max_steps=1)
+    run(run_config, FixedContext(0, 1))
+    recipe, new = evaluation_config(run_config.run_dir), packed(tmp_path / "new")
+    assert choose_data(recipe, mixture["tiny"]["url"])[1] == "tiny"
+    with pytest.raises(CheckpointError, match=r"has the modalities of tiny and of again: say which .*tiny.url="):
+        choose_data(recipe, new)
+    named = apply_overrides(recipe, [f"data.mixture.again.url={new}"])
+    assert choose_data(named, new)[1] == "again"
+    pack(create_source("synthetic", {"records": 8, "modalities": "vector:1"}), str(tmp_path / "strange"))
+    with pytest.raises(CheckpointError, match="fits no data set of the mixture"):
+        choose_data(recipe, str(tmp_path / "strange"))
 
 
 def test_the_shipped_recipe_names_both_data_sets() -> None:

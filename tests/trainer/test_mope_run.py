@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from trainer.config import RunConfig
 from trainer.devices import find_device
 from trainer.evaluation_job import evaluation_config
 from trainer.models.mope.base import STATE
+from trainer.prediction import Predictor, Request
+from trainer.prediction_files import read_predictions
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +101,53 @@ def test_a_stopped_run_on_a_host_ends_with_the_same_bits(icu: tuple[str, str], t
     again = job(1, evaluation_config(str(expected["checkpoint"])))
     metrics = expected["metrics"]
     assert isinstance(metrics, dict) and again["metrics"] == pytest.approx(metrics, rel=1e-5)
+
+
+def predicted(run_dir: str, result: dict[str, object], **changes: Any) -> Any:
+    """The test part by its adapter, after a look that it says what the run said."""
+    recipe = evaluation_config(str(result["adapter"]))
+    predictor = Predictor(Request(recipe, "test", **changes))
+    (table,) = [predictor(piece)[0] for piece in predictor.pieces()]
+    tasks, logged = read_predictions(Path(run_dir) / "predictions" / "test.parquet")
+    assert table["record"].to_pylist() == logged.index_B.tolist()
+    got = np.array(table[f"{tasks[0].name}.logits"].to_pylist(), np.float32).reshape(len(table), -1)
+    np.testing.assert_allclose(got, logged.logits[tasks[0].name], rtol=1e-4, atol=1e-5)
+    return table
+
+
+def test_an_adapter_on_a_host_predicts_and_says_why(icu: tuple[str, str], tmp_path: Path) -> None:
+    """A random router is drawn once and frozen: it is in no file, and must be the same one again."""
+    recipe = on_host(icu, tmp_path, router="random")
+    recipe.training.max_steps = 4
+    rows = predicted(recipe.run_dir, job(1, recipe), explain=True).to_pylist()
+    present = [{name for name, share in row["died.modality_share"].items() if share is not None} for row in rows]
+    assert any(len(names) < len(rows[0]["died.modality_share"]) for names in present), "nothing is absent in this test"
+    for row, names in zip(rows, present, strict=True):
+        prompted = {site.removeprefix("block.0.") for site, weights in row["prompt_share"].items() if weights}
+        assert prompted >= names and not {f"block.1.{name}" for name in names} - set(row["prompt_share"])
+        for shares in filter(None, row["prompt_share"].values()):
+            assert len(shares) == 3 and sum(shares) == pytest.approx(1, abs=1e-5)
+        assert np.sum(row["expert_share"], 1) == pytest.approx([1, 1])
+    with pytest.raises(ValueError, match="was trained on a backbone with digest"):
+        moved = evaluation_config(recipe.run_dir)
+        job(1, config(icu[0], tmp_path / "other", training__max_steps=1))
+        assert moved.mope is not None
+        moved.mope.host = str(tmp_path / "other" / "run")
+        Predictor(Request(moved))
+
+
+def test_an_adapter_on_towers_predicts_and_says_why(vqa: str, tmp_path: Path) -> None:
+    settings = {"training__max_steps": 2, "mope__missing": "learned"}
+    learned = recipe(vqa, tmp_path / "learned", **settings)
+    row = predicted(learned.run_dir, job(1, learned), explain=True).to_pylist()[0]
+    (shares,) = [value for name, value in row.items() if name.endswith(".modality_share")]
+    assert set(shares) == {"image", "question"} and sum(shares.values()) == pytest.approx(1)
+    assert all(sum(weights) == pytest.approx(1, abs=1e-5) for weights in row["prompt_share"].values())
+    plain = recipe(vqa, tmp_path / "plain", training__max_steps=2)
+    result = job(1, plain)
+    predicted(plain.run_dir, result)
+    with pytest.raises(ValueError, match=r"fine-tune it with mope.missing=learned, or predict without --explain"):
+        predicted(plain.run_dir, result, explain=True)
 
 
 def test_expert_parallel_hosts_give_the_same_losses(icu: tuple[str, str], tmp_path: Path) -> None:

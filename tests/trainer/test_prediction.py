@@ -13,6 +13,7 @@ from data_shards import DatasetSchema, pack
 from tests.trainer.test_run import job
 from tests.trainer.tiny import SCHEMA, Tiny, TinyOptions, config, packed
 from trainer.checkpoint import CheckpointError, open_checkpoint
+from trainer.evaluation_job import evaluation_config
 from trainer.explain import answer, modality_shares, watched_forward
 from trainer.export import checkpoint_model
 from trainer.models.missing import keep_modalities
@@ -34,8 +35,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 
 
 def request_for(trained: tuple[str, Path], **changes: object) -> Request:
-    data = config(trained[0], trained[1]).data
-    return Request(**{"checkpoint": str(trained[1]), "data": data, "part": None, "batch_size": 5, **changes})  # type: ignore[arg-type]
+    recipe = evaluation_config(str(trained[1]), str(changes.pop("data", trained[0])))
+    recipe.training.eval_batch_size = 5
+    return Request(**{"config": recipe, **changes})  # type: ignore[arg-type]
 
 
 def whole(request: Request) -> tuple[Predictor, pa.Table]:
@@ -109,8 +111,7 @@ def test_no_labels_are_needed_and_other_modalities_refused(trained: tuple[str, P
                 yield record
 
     pack(Unlabelled(TinyOptions()), str(tmp_path / "plain"), chunk_records=6)
-    plain = config(str(tmp_path / "plain"), tmp_path).data
-    _, table = whole(request_for(trained, data=plain))
+    _, table = whole(request_for(trained, data=tmp_path / "plain"))
     assert table["died.target"].null_count == 48 and table["died.prediction"].null_count == 0
 
     class Fewer(Unlabelled):
@@ -124,7 +125,7 @@ def test_no_labels_are_needed_and_other_modalities_refused(trained: tuple[str, P
 
     pack(Fewer(TinyOptions()), str(tmp_path / "fewer"), chunk_records=6)
     with pytest.raises(CheckpointError, match="its modalities are vital"):
-        Predictor(request_for(trained, data=config(str(tmp_path / "fewer"), tmp_path).data))
+        Predictor(request_for(trained, data=tmp_path / "fewer"))
 
 
 def test_temperatures_are_kept_and_used(trained: tuple[str, Path]) -> None:

@@ -32,7 +32,8 @@ class Fused:
     """Output of a model: float32 logits (B, C) per task, routing sums per block, the pooled vector.
 
     `losses` are further terms of the loss, with their coefficients, the same value on every rank and with gradients
-    for this rank's share only (as balance losses); `experts` are weights of prompt experts (rows, K) by site.
+    for this rank's share only (as balance losses); `experts` are weights of prompt experts (B, K) by site, NaN for
+    records without the site's modality.
     """
 
     logits: dict[str, Tensor]

@@ -29,6 +29,12 @@ class Seen:
     def complete(self) -> bool:
         return len(self.rows_P) == self.records
 
+    def spread(self, value_PK: Tensor) -> Tensor:
+        """(B, K): a row for every record; NaN for those without the modality."""
+        if self.complete:
+            return value_PK
+        return value_PK.new_full((self.records, value_PK.shape[1]), torch.nan).index_copy(0, self.rows_P, value_PK)
+
 
 def look(batch: Batch, tower: Tower, group: Group, modality: int, needed: bool) -> Seen:
     """The tower's inputs of a batch.

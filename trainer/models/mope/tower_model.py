@@ -211,7 +211,9 @@ class TowerModel(FrozenBackbone):
             value = self.importance([weights[name] for name in self.site_names], everyone)
             losses["importance"] = self.config.importance.weight * value
         logits = {name: head(pooled_BX) for name, head in self.heads.items()}
-        return Fused(logits, [], pooled_BX, losses, {name: value.detach() for name, value in weights.items()})
+        rows = {name: seen[name.split(".")[0]] for name in weights}
+        experts = {name: rows[name].spread(value.detach()) for name, value in weights.items()}
+        return Fused(logits, [], pooled_BX, losses, experts)
 
     def _unprompted(self) -> list[str]:
         """Towers whose vector is needed, and is made without another one's help."""
