@@ -30,6 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.common import last_line, table
@@ -143,11 +144,7 @@ def scaling(chosen: argparse.Namespace) -> None:
     rows: dict[str, list[dict[str, Any]]] = {}
     for k in (1, 2, 4, 8, 16):
         name = f"k{k}"
-        cross = max(8, k - 2)
-        rows[name] = [
-            vqa_run(chosen, name, seed, f"mope.k={k}", f"mope.cross_dim={cross}", "mope.method=dynamic")
-            for seed in chosen.seeds
-        ]
+        rows[name] = [vqa_run(chosen, name, seed, f"mope.k={k}", "mope.method=dynamic") for seed in chosen.seeds]
         points["experts"].append(mean_point(rows[name]))
     for length in (6, 12, 24, 48, 96):
         name = f"length{length}"
@@ -156,7 +153,10 @@ def scaling(chosen: argparse.Namespace) -> None:
         ]
         points["length"].append(mean_point(rows[name]))
     scaling_figure(points, Path(chosen.work) / "expert_scaling.png")
-    report("mope scaling", rows, "test/accuracy", {"seeds": chosen.seeds, "points": points})
+    sizes, scores = zip(*points["length"], strict=True)
+    # Length at as many parameters as the experts have, between two measured lengths; beyond the longest, the longest.
+    gains = [round(score - float(np.interp(size, sizes, scores)), 4) for size, score in points["experts"]]
+    report("mope scaling", rows, "test/accuracy", {"seeds": chosen.seeds, "points": points, "gain_at_equal": gains})
 
 
 def mean_point(runs: list[dict[str, Any]]) -> tuple[float, float]:
