@@ -37,14 +37,16 @@ def predict(session: Session, part: str, drop: list[str] | None = None) -> Predi
 
 def predict_variants(session: Session, part: str, hides: Sequence[Callable[[Batch], Batch]]) -> list[Predictions]:
     """Predictions for every record of a part, once for each way to hide something; data are read once. Collective."""
-    collectors = [PredictionCollector(session.tasks) for _ in hides]
+    names = getattr(session.engine.module, "measures", ())
+    collectors = [PredictionCollector(session.tasks, names) for _ in hides]
     session.engine.eval()
     with torch.no_grad():
         for step in session.loader(part, shuffle=False).steps(0):
             for batch in step.micro_batches:
                 batch = batch.to(session.device)
                 for hide, collector in zip(hides, collectors, strict=True):
-                    collector.add(batch.index_B, session.engine(hide(batch)).logits, batch.targets)
+                    output = session.engine(hide(batch))
+                    collector.add(batch.index_B, output.logits, batch.targets, output.measures)
     session.engine.train()
     return [collector.gather(session.device) for collector in collectors]
 
@@ -61,7 +63,8 @@ def evaluate(session: Session, part: str, drop: list[str] | None = None) -> tupl
 def part_results(session: Session, part: str, predictions: Predictions) -> dict[str, float]:
     """Metrics, loss and number of records of a part's predictions, keyed `part/...`."""
     metrics = part_metrics(part, session.tasks, predictions)
-    metrics[f"{part}/loss"] = _loss(session, predictions)
+    metrics |= {f"{part}/{name}": float(value_B.nanmean()) for name, value_B in predictions.measures.items()}
+    metrics[f"{part}/loss"] = _loss(session, predictions) + metrics.get(f"{part}/loss", 0.0)
     metrics[f"{part}/records"] = float(len(predictions))
     return metrics
 

@@ -88,6 +88,10 @@ def build_model(
         return PromptedFuseMoE(schema, tasks, statistics, host, config.model, config.mope, dispatcher, seed)
     from trainer.models.mope.tower_model import TowerModel
 
+    if config.mope.mask is not None:
+        from trainer.models.mope.segmentation import PromptedSegmenter
+
+        return PromptedSegmenter(schema, statistics, config.mope, seed, weights)
     pretraining = config.model_job == "tower"
     return TowerModel(schema, tasks, statistics, config.mope, seed, pretraining, weights)
 

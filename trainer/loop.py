@@ -233,7 +233,7 @@ class TrainingLoop:
         counted = [float(sum(len(batch) for batch in batches)), *(float(skipped.get(name, 0)) for name in REASONS)]
         wishes = [float(self.context.should_stop()), float(self.context.should_save())]
         mine = torch.tensor([*wishes, *counted])
-        labels = torch.stack([count.float().to(self.session.device) for count in own])
+        labels = torch.tensor([float(count) for count in own], device=self.session.device)
         shared = sum_over_ranks(torch.cat([labels, mine.to(self.session.device)]))
         stop, save, delivered, *lost = shared[len(own) :].tolist()
         self._save_wanted = bool(save)

@@ -29,6 +29,8 @@ class Predictions:
     index_B: Tensor
     logits: dict[str, Tensor]
     targets: dict[str, Tensor]
+    measures: dict[str, Tensor] = field(default_factory=dict)
+    """Further numbers of each record (B,), whose means are metrics; NaN where a record has none."""
 
     def __len__(self) -> int:
         return len(self.index_B)
@@ -39,11 +41,18 @@ class PredictionCollector:
     """Gathers predictions batch by batch on one rank, then over all ranks."""
 
     tasks: list[TaskSpec]
-    _rows: list[tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]] = field(default_factory=list)
+    measures: tuple[str, ...] = ()
+    _rows: list[tuple[Tensor, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]] = field(default_factory=list)
 
-    def add(self, index_B: Tensor, logits: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
+    def add(
+        self,
+        index_B: Tensor,
+        logits: dict[str, Tensor],
+        targets: dict[str, Tensor],
+        measures: dict[str, Tensor] | None = None,
+    ) -> None:
         """One batch."""
-        self._rows.append((index_B, logits, targets))
+        self._rows.append((index_B, logits, targets, measures or {}))
 
     def gather(self, device: torch.device) -> Predictions:
         """Collective: all records of all ranks, sorted by their place in the data set."""
@@ -56,7 +65,11 @@ class PredictionCollector:
             target_Bt = self._cat([row[2][task.name] for row in self._rows], torch.float32, width, device)
             logits[task.name] = gather_rows(logits_BC)[order_B].cpu()
             targets[task.name] = gather_rows(target_Bt)[order_B].cpu()
-        return Predictions(index_B[order_B].cpu(), logits, targets)
+        measures = {
+            name: gather_rows(self._cat([row[3][name] for row in self._rows], torch.float32, 0, device))[order_B].cpu()
+            for name in self.measures
+        }
+        return Predictions(index_B[order_B].cpu(), logits, targets, measures)
 
     def _cat(self, parts: list[Tensor], dtype: torch.dtype, width: int, device: torch.device) -> Tensor:
         shape = (0, width) if width else (0,)

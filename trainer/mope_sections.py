@@ -39,6 +39,14 @@ class TowerConfig(Section):
     )
 
 
+class MaskConfig(Section):
+    """A class for every pixel instead of tasks: a UperNet head on a prompted Swin."""
+
+    modality: str = Field("mask", description="modality that holds the masks: uint8 pictures of class numbers")
+    classes: int = Field(2, ge=2, le=255, description="classes of a pixel; 0 is the background, 255 is unlabelled")
+    hidden: int = Field(64, ge=4, multiple_of=4, description="channels of the head")
+
+
 class ImportanceConfig(Section):
     """Keeps the experts of every site in use: squared variation of their importance, above a threshold."""
 
@@ -97,6 +105,7 @@ class MopeConfig(Section):
     )
     mapper_hidden: int = Field(384, ge=1, description="hidden width of the mapper")
     context_dim: int = Field(64, ge=1, description="width of the context of a FuseMoE host")
+    mask: MaskConfig | None = Field(None, description="what to mark in the pictures; null = the tasks of the data")
     dropout: Probability = Field(0.1, description="dropout on mapped prompts and on prompts of the source tower")
     head_input: Literal["host", "both"] = Field("host", description="what the head reads: prompted tower(s), or all")
     head_layers: Literal["last", "all"] = Field(
@@ -124,6 +133,8 @@ class MopeConfig(Section):
     def _one_host(self) -> MopeConfig:
         if self.host and (self.image or self.text):
             raise ValueError("mope.host and mope.image or mope.text are both given: prompt a FuseMoE model, or towers")
+        if self.host and self.mask:
+            raise ValueError("mope.mask marks pixels of a picture tower, and mope.host is a FuseMoE model: give towers")
         if self.host and not self.gate and self.prompts:
             raise ValueError("mope.host needs mope.gate=true: prompts of a FuseMoE model have a softmax of their own")
         if self.head_layers == "all" and not self.host:

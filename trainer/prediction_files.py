@@ -40,6 +40,7 @@ def predictions_table(tasks: list[TaskSpec], predictions: Predictions, keys: lis
         target_Bt = predictions.targets[task.name]
         columns |= {f"{task.name}.{name}": array for name, array in said(task, predictions.logits[task.name]).items()}
         columns[f"{task.name}.target"] = _floats(target_Bt, null_nan=True)
+    columns |= {name: _floats(value_B[:, None], null_nan=True) for name, value_B in predictions.measures.items()}
     described = json.dumps([asdict(task) for task in tasks])
     return pa.table(columns).replace_schema_metadata({META: described.encode()})
 

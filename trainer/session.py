@@ -99,8 +99,9 @@ def build_session(
     init_distributed(context.device, config.parallel.timeout_s)
     parallel = _fit_to_world(config, context, gather_seats(context))
     mesh = create_mesh(parallel, config.model.moe, context.device)
-    tasks = [schema.task(name) for name in config.training.tasks or schema.task_names]
-    if not tasks:
+    masks = config.mope is not None and config.mope.mask is not None
+    tasks = [] if masks else [schema.task(name) for name in config.training.tasks or schema.task_names]
+    if not tasks and not masks:
         raise ValueError(f"data set {schema.name} declares no task, so there is nothing to learn")
     torch.manual_seed(config.training.seed)
     model = build_model(config, schema, [task.name for task in tasks], statistics, mesh.dispatcher())

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -28,7 +28,7 @@ from data_shards.order import permutation
 from data_shards.records import Record
 from data_shards.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.sources.base import Source, SourceOptions
-from data_shards.sources.pictures import PictureError, decode_picture
+from data_shards.sources.pictures import PictureError, decode_mask, decode_picture
 
 PARTS = {"train": ("train",), "val": ("val", "dev", "valid"), "test": ("test",)}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -56,6 +56,11 @@ class ImageTextOptions(SourceOptions):
     image: str | None = Field(None, description="field with the picture's path, relative to the folder; default img")
     text: str | None = Field(None, description="field with the text; default text")
     label: str | None = Field(None, description="field with the label (or a list of them); default label")
+    mask: str | None = Field(
+        None,
+        description="field with the path of a mask, a grey or palette picture of class numbers (255 = unlabelled); "
+        "without option label, records then have no label",
+    )
     file: str | None = Field(None, description="name of a part's file; default {part}.jsonl (val may be called dev)")
     picture: str | None = Field(None, description="path of a picture, made from the field's {value}; default {value}")
     kind: Literal["multiclass", "multilabel"] | None = Field(None, description="one label a record, or any number")
@@ -81,19 +86,20 @@ class ImageText(Source):
         given = {key: value for key, value in options.model_dump().items() if value is not None}
         defaults = {"image": "img", "text": "text", "label": "label", "file": "{part}.jsonl", "picture": "{value}"}
         self.set = {**defaults, "kind": "multiclass", "no_label": None, "name": "image_text", **preset, **given}
+        self.labelled = options.mask is None or options.label is not None
         self.folder = Path(options.path)
         if not self.folder.is_dir():
             raise ValueError(f"{self.folder} is not a folder")
         self.files = self._files()
-        self.classes = self._classes()
-        self.schema = DatasetSchema(
-            self.set["name"],
-            (
-                ModalitySpec("image", "image", shape=(3, options.size, options.size), dtype="uint8"),
-                ModalitySpec("text", "text", max_length=options.max_bytes),
-            ),
-            (TaskSpec("label", self.set["kind"], classes=self.classes),),
-        )
+        self.classes = self._classes() if self.labelled else ()
+        modalities = [
+            ModalitySpec("image", "image", shape=(3, options.size, options.size), dtype="uint8"),
+            ModalitySpec("text", "text", max_length=options.max_bytes),
+        ]
+        if options.mask is not None:
+            modalities.append(ModalitySpec("mask", "image", shape=(1, options.size, options.size), dtype="uint8"))
+        tasks = (TaskSpec("label", self.set["kind"], classes=self.classes),) if self.labelled else ()
+        self.schema = DatasetSchema(self.set["name"], tuple(modalities), tasks)
 
     def _files(self) -> dict[str, str]:
         found = {}
@@ -143,9 +149,8 @@ class ImageText(Source):
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{where} is not JSON: {error}") from error
-        missing = [
-            self.set[name] for name in ("text", "label") if not isinstance(row, dict) or self.set[name] not in row
-        ]
+        needed = ("text", "label") if self.labelled else ("text",)
+        missing = [self.set[name] for name in needed if not isinstance(row, dict) or self.set[name] not in row]
         if missing:
             raise ValueError(
                 f"{where} has no field {missing[0]!r}: say which fields hold what with -o text=... -o label=..."
@@ -157,7 +162,7 @@ class ImageText(Source):
         return [str(label).strip() for label in (value if isinstance(value, list) else [value])]
 
     def _record(self, part: str, number: int, row: dict[str, Any], notes: Counter[str]) -> Record | None:
-        labels = self._labels(row)
+        labels = self._labels(row) if self.labelled else []
         if labels == [self.set["no_label"]]:
             notes["without_label"] += 1
             return None
@@ -176,7 +181,13 @@ class ImageText(Source):
             return None
         if picture is not None:
             values["image"] = picture
-        return Record(f"{part}-{number:07d}", values, {"label": self._target(labels)}, {"default": part})
+        if self.set.get("mask") is not None and row.get(self.set["mask"]) is not None:
+            mask = self._file(row, row[self.set["mask"]], decode_mask, notes)
+            if mask is None:
+                return None
+            values["mask"] = mask
+        targets: dict[str, Any] = {"label": self._target(labels)} if self.labelled else {}
+        return Record(f"{part}-{number:07d}", values, targets, {"default": part})
 
     def _target(self, labels: Sequence[str]) -> np.ndarray | float:
         numbers = [self.classes.index(label) for label in labels]
@@ -196,17 +207,22 @@ class ImageText(Source):
                 )
             notes["without_picture"] += 1
             return None
-        path = (self.folder / self.set["picture"].format(value=value)).resolve()
+        return self._file(row, self.set["picture"].format(value=value), decode_picture, notes)
+
+    def _file(
+        self, row: dict[str, Any], name: str, decode: Callable[[bytes, int], np.ndarray], notes: Counter[str]
+    ) -> np.ndarray | None:
+        path = (self.folder / name).resolve()
         if not path.is_relative_to(self.folder.resolve()):
-            raise ValueError(f"{row['where']}: picture {value!r} is outside of {self.folder}")
+            raise ValueError(f"{row['where']}: picture {name!r} is outside of {self.folder}")
         try:
             if not path.is_file():
                 raise PictureError("there is no such file")
-            return decode_picture(path.read_bytes(), self.set["size"])
+            return decode(path.read_bytes(), self.set["size"])
         except PictureError as error:
             if self.set["damaged"] == "refuse":
                 raise ValueError(
-                    f"{row['where']}, picture {value}: {error}; leave such records out with -o damaged=drop"
+                    f"{row['where']}, picture {name}: {error}; leave such records out with -o damaged=drop"
                 ) from error
             notes["damaged_picture"] += 1
             return None

@@ -45,22 +45,44 @@ def decode_picture(data: bytes, size: int) -> np.ndarray:
     Raises:
         PictureError: no bytes, no picture, or more pixels than are plausible.
     """
+    plain = _square(_open(data).convert("RGB"), size, _pillow().Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(plain, np.uint8).transpose(2, 0, 1))
+
+
+def decode_mask(data: bytes, size: int) -> np.ndarray:
+    """uint8 (1, size, size) of class numbers, cut as `decode_picture` cuts the picture; no number is made up.
+
+    Raises:
+        PictureError: as `decode_picture`, or colours instead of numbers.
+    """
+    mask = _open(data)
+    if mask.mode not in ("1", "L", "P"):
+        raise PictureError(f"a mask is a grey or palette picture of class numbers, and this one has mode {mask.mode}")
+    return np.asarray(_square(mask, size, _pillow().Resampling.NEAREST)).astype(np.uint8)[None]
+
+
+def _open(data: bytes) -> Any:
+    """The decoded picture. Raises PictureError."""
     if not data:
         raise PictureError("the picture is empty (0 bytes)")
     try:
         with _pillow().open(io.BytesIO(data)) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise PictureError(f"{picture.width} x {picture.height} pixels, at most {MAX_PIXELS} are read")
-            plain = picture.convert("RGB")
+            picture.load()
+            return picture.copy()
     except (OSError, SyntaxError, _pillow().DecompressionBombError) as error:
         raise PictureError(f"the picture cannot be decoded ({' '.join(str(error).split())[:120]})") from error
-    if plain.size != (size, size):
-        scale = size / min(plain.size)
-        wide, high = (max(size, round(side * scale)) for side in plain.size)
-        plain = plain.resize((wide, high), _pillow().Resampling.BICUBIC)
-        left, top = (wide - size) // 2, (high - size) // 2
-        plain = plain.crop((left, top, left + size, top + size))
-    return np.ascontiguousarray(np.asarray(plain, np.uint8).transpose(2, 0, 1))
+
+
+def _square(plain: Any, size: int, resample: Any) -> Any:
+    """The shorter side scaled to `size`, the middle of the longer one."""
+    if plain.size == (size, size):
+        return plain
+    scale = size / min(plain.size)
+    wide, high = (max(size, round(side * scale)) for side in plain.size)
+    left, top = (wide - size) // 2, (high - size) // 2
+    return plain.resize((wide, high), resample).crop((left, top, left + size, top + size))
 
 
 def _pillow() -> Any:

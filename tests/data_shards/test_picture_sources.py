@@ -154,6 +154,28 @@ def test_text_alone_may_be_kept(tmp_path: Path) -> None:
     assert set(records["train-0000001"].values) == {"text"}
 
 
+def test_masks_keep_their_class_numbers_and_are_cut_like_their_pictures(tmp_path: Path) -> None:
+    numbers = np.zeros((8, 16), np.uint8)
+    numbers[2:6, 6:10], numbers[0, 4] = 3, 255
+    files = {"a.png": png((1, 2, 3), (16, 8))}
+    for name, mode in (("grey.png", "L"), ("palette.png", "P")):
+        stream = io.BytesIO()
+        Image.fromarray(numbers, "L" if mode == "L" else "P").save(stream, "png")
+        files[name] = stream.getvalue()
+    line = {"img": "a.png", "text": "t"}
+    rows = [{**line, "mask": "grey.png"}, {**line, "mask": "palette.png"}, {**line, "mask": None}, {**line}]
+    options = {"path": folder(tmp_path / "x", {"train.jsonl": rows}, files), "mask": "mask", "size": 8}
+    source = create_source("image_text", options)
+    assert source.schema.tasks == () and source.schema.modalities[2].shape == (1, 8, 8)
+    found = [record.values.get("mask") for record in read(source)[0].values()]
+    masks = [mask for mask in found if isinstance(mask, np.ndarray)]
+    assert len(found) == 4 and len(masks) == 2
+    assert all(np.array_equal(mask[0], numbers[:, 4:12]) for mask in masks)
+    colours = folder(tmp_path / "y", {"train.jsonl": [{**line, "mask": "a.png"}]}, files)
+    with pytest.raises(ValueError, match=r"line 1, picture a.png: a mask is a grey or palette picture .* mode RGB"):
+        read(create_source("image_text", {**options, "path": colours}))
+
+
 def test_labels_that_training_lacks(tmp_path: Path) -> None:
     rows = {
         "train.jsonl": [{"label": "a", "text": "t", "img": "p.png"}, {"label": "b", "text": "t", "img": "p.png"}],

@@ -33,7 +33,8 @@ class Fused:
 
     `losses` are further terms of the loss, with their coefficients, the same value on every rank and with gradients
     for this rank's share only (as balance losses); `experts` are weights of prompt experts (B, K) by site, NaN for
-    records without the site's modality.
+    records without the site's modality; `measures` are numbers (B,) of each record, NaN for none, whose means are
+    metrics.
     """
 
     logits: dict[str, Tensor]
@@ -41,6 +42,7 @@ class Fused:
     pooled_BX: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     experts: dict[str, Tensor] = field(default_factory=dict)
+    measures: dict[str, Tensor] = field(default_factory=dict)
 
 
 class FuseMoE(nn.Module):

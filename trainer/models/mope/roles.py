@@ -30,9 +30,12 @@ def roles_of(config: MopeConfig, towers: list[str], pretraining: bool) -> tuple[
     return hosts, sources if config.mapped or config.dynamic else []
 
 
-def modality_of(schema: DatasetSchema, what: str, name: str | None) -> ModalitySpec:
-    """The modality that a tower reads. Raises BackboneError unless exactly one is of its kind, or has this name."""
-    fitting = [spec for spec in schema.modalities if spec.kind == what]
+def modality_of(schema: DatasetSchema, what: str, name: str | None, masks: str | None = None) -> ModalitySpec:
+    """The modality that a tower reads; `masks` is one that none reads.
+
+    Raises BackboneError unless exactly one is of the tower's kind, or has this name.
+    """
+    fitting = [spec for spec in schema.modalities if spec.kind == what and spec.name != masks]
     if name is not None:
         fitting = [spec for spec in fitting if spec.name == name]
     if len(fitting) != 1:

@@ -57,9 +57,10 @@ class TowerModel(FrozenBackbone):
         self.schema, self.config, self.seed = schema, config, seed
         self.modality: dict[str, int] = {}
         towers = {}
+        masks = config.mask.modality if config.mask is not None else None
         for what, section in (("image", config.image), ("text", config.text)):
             if section is not None:
-                spec = modality_of(schema, what, section.modality)
+                spec = modality_of(schema, what, section.modality, masks)
                 self.modality[what] = schema.numbers[spec.name]
                 towers[what] = load_tower(what, section, statistics.modalities.get(spec.name), weights)
                 check_shape(towers[what], spec)
