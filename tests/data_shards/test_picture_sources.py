@@ -158,9 +158,11 @@ def test_masks_keep_their_class_numbers_and_are_cut_like_their_pictures(tmp_path
     numbers = np.zeros((8, 16), np.uint8)
     numbers[2:6, 6:10], numbers[0, 4] = 3, 255
     files = {"a.png": png((1, 2, 3), (16, 8))}
-    for name, mode in (("grey.png", "L"), ("palette.png", "P")):
+    palette = Image.frombytes("P", (16, 8), numbers.tobytes())
+    palette.putpalette([channel for number in range(256) for channel in (number, 0, 255 - number)])
+    for name, mask in (("grey.png", Image.fromarray(numbers)), ("palette.png", palette)):
         stream = io.BytesIO()
-        Image.fromarray(numbers, "L" if mode == "L" else "P").save(stream, "png")
+        mask.save(stream, "png")
         files[name] = stream.getvalue()
     line = {"img": "a.png", "text": "t"}
     rows = [{**line, "mask": "grey.png"}, {**line, "mask": "palette.png"}, {**line, "mask": None}, {**line}]
