@@ -114,8 +114,10 @@ class MopeConfig(Section):
         "modality's mean state before the first and after every fusion block",
     )
     head_hidden: int = Field(0, ge=0, description="hidden width of the head; 0 = one linear layer")
-    missing: Literal["refuse", "learned"] = Field(
-        "refuse", description="a record without picture or text: refuse it by name, or a learned vector in its place"
+    missing: Literal["refuse", "learned", "generated"] = Field(
+        "refuse",
+        description="a record without picture or text: refuse it by name, or a learned vector in its place; generated: "
+        "for the prompted tower, plus a linear map of what the other one says",
     )
     cache: bool = Field(
         False,

@@ -351,6 +351,27 @@ def test_records_without_a_modality_are_refused_or_learned() -> None:
     assert empty.logits["answer"].shape == (0, 3) and "importance" in empty.losses
 
 
+def test_a_host_that_is_missing_is_generated_from_what_the_other_one_says() -> None:
+    network = model(section(missing="generated"))
+    lonely = batch(4, without={"image": {1, 2}, "text": {2}})
+    learned = answers(network, lonely)
+    assert torch.allclose(learned[1], learned[2], atol=1e-6), "at the start all get the learned vector"
+    network.train()
+    network(lonely).logits["answer"].square().sum().backward()
+    generator: Any = network.generators["image"]
+    assert list(network.generators) == ["image"] and generator.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        generator.weight.normal_()
+        network.missing["text"].normal_()
+    made = answers(network, lonely)
+    assert torch.allclose(made[[0, 3]], learned[[0, 3]], atol=1e-5) and not torch.allclose(made[1], made[2], atol=1e-3)
+    other_text = batch(4, without={"image": {1, 2}, "text": {2}})
+    words = other_text.groups["text"]
+    words.bytes_O[int(words.offsets[1]) : int(words.offsets[2])] += 1  # type: ignore[attr-defined]
+    changed_B = (answers(network, other_text) - made).abs().amax(1) > 1e-5
+    assert changed_B.tolist() == [False, True, False, False]
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

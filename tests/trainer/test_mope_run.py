@@ -288,6 +288,9 @@ def test_an_adapter_stands_for_its_checkpoint(vqa: str, tmp_path: Path) -> None:
     assert any(name.endswith("keys_QK") for name in tensors) and not any(name.startswith("towers.") for name in tensors)
     again = job(1, evaluation_config(str(folder)))
     assert again["metrics"] == result["metrics"]
+    one_by_one = evaluation_config(str(folder))
+    one_by_one.training.eval_batch_size = 1
+    assert job(1, one_by_one)["metrics"] == pytest.approx(result["metrics"], abs=1e-5), "neighbours do not help"
     shown = {path.name for path in (tmp_path / "run" / "mope").iterdir()}
     assert {"expert_by_class.json", "expert_by_class.png", "expert_by_site.png", "examples.png"} <= shown
     table = json.loads((tmp_path / "run" / "mope" / "expert_by_class.json").read_text())

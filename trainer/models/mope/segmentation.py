@@ -54,8 +54,10 @@ class PromptedSegmenter(TowerModel):
         tower = self._towers().get("image")
         if tower is None or tower.family != "swin" or config.prompted != "image":
             raise BackboneError("mope.mask needs a swin tower that is prompted: mope.image and mope.prompted=image")
-        if config.missing == "learned":
-            raise BackboneError("mope.mask needs a picture in every record: mope.missing=learned has no map to offer")
+        if config.missing != "refuse":
+            raise BackboneError(
+                f"mope.mask needs a picture in every record: mope.missing={config.missing} has no map to offer"
+            )
         if spec.shape[1:] != tower.picture_shape[1:]:
             raise BackboneError(
                 f"masks in modality {spec.name} have {spec.shape[1:]} pixels (height, width), and the tower's pictures "

@@ -80,7 +80,13 @@ class TowerModel(FrozenBackbone):
         self.features: dict[str, Features] = {}
         self.missing = nn.ParameterDict(
             {what: nn.Parameter(torch.zeros(1, tower.width)) for what, tower in towers.items()}
-            if config.missing == "learned"
+            if config.missing != "refuse"
+            else {}
+        )
+        generated = [host for host in self.hosts if host in self.prompts and self.sources]
+        self.generators = nn.ModuleDict(
+            {host: _generator(towers[self.source_of(host)], towers[host]) for host in generated}
+            if config.missing == "generated"
             else {}
         )
         read = list(towers) if config.head_input == "both" or config.method == "late_fusion" else self.hosts
@@ -246,6 +252,9 @@ class TowerModel(FrozenBackbone):
         mapped = self.mappers[host](psi_PX) if host in self.mappers else None
         flow = Flow(psi_PX, mapped)
         vector_BD = self._run(host, seen, flow)
+        if host in self.generators and not seen.complete:
+            absent_B1 = psi_BX.new_ones(seen.records, 1).index_fill(0, seen.rows_P, 0.0).to(vector_BD.dtype)
+            vector_BD = vector_BD + absent_B1 * self.generators[host](psi_BX.to(vector_BD.dtype))
         names = [name for name in self.site_names if name.startswith(f"{host}.")]
         if not len(seen.rows_P):
             flow.weights = [psi_BX.new_zeros(0, self.config.k) for _ in names]
@@ -288,3 +297,11 @@ class TowerModel(FrozenBackbone):
             site.flow = flow
             site.gate = self.gates[what][number] if what in self.gates else None  # type: ignore[index]
             site.as_tokens = self.config.insertion == "tokens" and what in self.hosts
+
+
+def _generator(source: Tower, host: Tower) -> nn.Linear:
+    """What a source says -> what the host might have said. Starts at nothing: the learned vector alone."""
+    made = nn.Linear(source.width, host.width)
+    nn.init.zeros_(made.weight)
+    nn.init.zeros_(made.bias)
+    return made
