@@ -15,7 +15,7 @@ from trainer.models.mope.tower_sources import BackboneError
 from trainer.models.mope.towers import digest_of, load_tower
 from trainer.mope_sections import MopeConfig, TowerConfig
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "blue", "shape"]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "blue", "shape", "[MASK]"]
 
 
 def vision_folder(path: Path, family: str = "vit") -> Path:
@@ -90,6 +90,42 @@ def test_a_folder_without_usable_weights_is_named(tmp_path: Path) -> None:
         load_tower("text", TowerConfig(source=str(tmp_path / "gpt")))
 
 
+@pytest.mark.parametrize("left", [0, 100, 0.5])
+def test_damaged_weights_are_one_sentence(tmp_path: Path, left: float) -> None:
+    path = vision_folder(tmp_path / "vit") / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(left * len(data))] if left < 1 else b"rubbish " * int(left))
+    with pytest.raises(BackboneError, match=r"tower image: .*/vit holds no usable model \(it needs config.json and"):
+        load_tower("image", TowerConfig(source=str(path.parent)))
+
+
+def test_a_folder_that_does_not_fit_itself_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = vision_folder(tmp_path / "vit")
+    capfd.readouterr()
+    facts = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**facts, "hidden_size": 32}))
+    with pytest.raises(BackboneError, match=r"/vit has weights of other shapes than its config.json says"):
+        load_tower("image", TowerConfig(source=str(folder)))
+    assert "MISMATCH" not in "".join(capfd.readouterr()), "a sentence, no table"
+    (folder / "config.json").write_text("{ not json")
+    with pytest.raises(BackboneError, match=r"/vit holds no usable configuration"):
+        load_tower("image", TowerConfig(source=str(folder)))
+    with pytest.raises(BackboneError, match=r"mope.image.config does not make a vit: .*'hidden_size' expected int"):
+        load_tower("image", TowerConfig(family="vit", config={"hidden_size": "x"}))
+
+
+def test_a_tokenizer_that_knows_no_words_or_too_many_is_refused(tmp_path: Path) -> None:
+    folder, other = text_folder(tmp_path / "bert"), text_folder(tmp_path / "other")
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(BackboneError, match=r"tower text: its tokenizer knows no words"):
+        load_tower("text", TowerConfig(source=str(folder)))
+    load_tower("text", TowerConfig(source=str(folder), tokenizer=str(other)))
+    small = {**FAMILIES["bert"], "vocab_size": len(WORDS) - 1}
+    with pytest.raises(BackboneError, match=r"its tokenizer knows 8 tokens, and the model embeds 7"):
+        load_tower("text", TowerConfig(family="bert", config=small, tokenizer=str(other)))
+
+
 def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
     folder = vision_folder(tmp_path / "vit")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -103,7 +139,7 @@ def test_a_name_that_cannot_be_fetched_says_what_to_do(monkeypatch: pytest.Monke
     with pytest.raises(BackboneError) as caught:
         load_tower("image", TowerConfig(source="no-such-people/no-such-model"))
     text = str(caught.value)
-    assert "'no-such-people/no-such-model' is not a folder, is not in the local cache" in text
+    assert "'no-such-people/no-such-model' is not a folder" in text and "is not in the local cache" in text
     assert "hf download no-such-people/no-such-model" in text and "\n" not in text
 
 

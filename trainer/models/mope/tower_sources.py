@@ -8,6 +8,8 @@ model is ever run.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +45,7 @@ class Loaded:
 
 def random_tower(what: str, config: TowerConfig) -> Loaded:
     """Random weights of the family and settings that a recipe gives."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModel
 
     if config.family is None:
@@ -50,8 +53,9 @@ def random_tower(what: str, config: TowerConfig) -> Loaded:
     try:
         settings = AutoConfig.for_model(config.family, **config.config)
         model = AutoModel.from_config(settings, attn_implementation=register_attention())
-    except (TypeError, ValueError) as error:
-        raise BackboneError(f"tower {what}: mope.{what}.config does not make a {config.family}: {error}") from error
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BackboneError(f"tower {what}: mope.{what}.config does not make a {config.family}: {reason}") from error
     return Loaded(model, config.family)
 
 
@@ -112,6 +116,8 @@ def _class_of(family: str) -> Any:
 
 def from_pretrained(part: str, what: str, source: str, kind: Any = None) -> Any:
     """Configuration, model or tokenizer: from the folder or the local cache, else from the hub."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
     options: dict[str, Any] = {}
@@ -119,14 +125,15 @@ def from_pretrained(part: str, what: str, source: str, kind: Any = None) -> Any:
     if part == "model":
         options = {"use_safetensors": True, "attn_implementation": register_attention(), "output_loading_info": True}
     try:
-        try:
-            found = (kind or AutoTokenizer).from_pretrained(source, local_files_only=True, **options)
-        except OSError:
-            if Path(source).is_dir():
-                raise
-            _ask_hub()
-            found = (kind or AutoTokenizer).from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError) as error:
+        with _quiet():
+            try:
+                found = (kind or AutoTokenizer).from_pretrained(source, local_files_only=True, **options)
+            except OSError:
+                if Path(source).is_dir():
+                    raise
+                _ask_hub()
+                found = (kind or AutoTokenizer).from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise BackboneError(_why_not(part, what, source, error)) from error
     if part != "model":
         return found
@@ -135,6 +142,19 @@ def from_pretrained(part: str, what: str, source: str, kind: Any = None) -> Any:
     if lost:
         raise BackboneError(f"tower {what}: {source} has no weights for {len(lost)} parameters, e.g. {sorted(lost)[0]}")
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What is wrong is said by us, in a sentence, and not by the library in tables."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _ask_hub() -> None:
@@ -148,13 +168,17 @@ def _ask_hub() -> None:
 
 
 def _why_not(part: str, what: str, source: str, error: Exception) -> str:
+    if "mismatch" in str(error):
+        return (
+            f"tower {what}: {source} has weights of other shapes than its config.json says: one of the two was changed"
+        )
     if Path(source).is_dir():
         reason = " ".join(str(error).split())[:200]
         return f"tower {what}: {source} holds no usable {part} (it needs config.json and model.safetensors): {reason}"
     return (
-        f"tower {what}: {source!r} is not a folder, is not in the local cache of the Hugging Face hub, and could not "
-        f"be fetched ({type(error).__name__}): give a folder with config.json and model.safetensors, or fetch it once "
-        f"where there is a network (hf download {source})"
+        f"tower {what}: {source!r} is not a folder (of a model, or of a run of job=tower), is not in the local cache "
+        f"of the Hugging Face hub, and could not be fetched ({type(error).__name__}): give a folder with config.json "
+        f"and model.safetensors, or fetch it once where there is a network (hf download {source})"
     )
 
 

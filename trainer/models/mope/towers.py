@@ -115,16 +115,33 @@ class Tower(nn.Module):
 def _tokenizer(loaded: Loaded, config: TowerConfig) -> Tokenizer:
     settings: Any = loaded.model.config
     longest = min(config.max_tokens, int(settings.max_position_embeddings))
+    words = loaded.tokenizer if config.tokenizer == "auto" else None
     if config.tokenizer not in ("auto", "bytes"):
-        return FolderTokenizer(from_pretrained("tokenizer", "text", config.tokenizer), longest)
-    if config.tokenizer == "auto" and loaded.tokenizer is not None:
-        return FolderTokenizer(loaded.tokenizer, longest)
+        words = from_pretrained("tokenizer", "text", config.tokenizer)
+    if words is not None:
+        _check_vocabulary(words, int(settings.vocab_size))
+        return FolderTokenizer(words, longest)
     if int(settings.vocab_size) < VOCABULARY:
         raise BackboneError(
             f"tower text has a vocabulary of {settings.vocab_size} tokens, and bytes need {VOCABULARY}: give its "
             "tokenizer's folder in mope.text.tokenizer, or vocab_size in mope.text.config"
         )
     return ByteTokenizer(longest)
+
+
+def _check_vocabulary(words: Any, embedded: int) -> None:
+    """The library makes an empty tokenizer where its files are gone, and an embedding is asked for any number."""
+    known = len(words)
+    if known <= len(words.all_special_tokens):
+        raise BackboneError(
+            "tower text: its tokenizer knows no words (are vocab.txt or tokenizer.json gone from its folder?); give "
+            "another folder in mope.text.tokenizer, or bytes"
+        )
+    if known > embedded:
+        raise BackboneError(
+            f"tower text: its tokenizer knows {known} tokens, and the model embeds {embedded}: give the tokenizer that "
+            "the model was trained with in mope.text.tokenizer"
+        )
 
 
 def load_tower(
