@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests side by side; those that start Ray always run one after the other.
+TEST_WORKERS ?= 2
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
@@ -14,7 +16,7 @@ train: $(READY) data/digits/manifest.json ## Train the digits recipe on a local 
 	@$(BIN)/python -m launch train digits
 
 test: $(READY) ## Run all tests that need no root and take no minutes, linters and the type checker among them
-	@$(BIN)/python -m pytest -m "not root and not long"
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) -m "not root and not long"
 
 test-slow: $(READY) ## Run what takes minutes or needs root: hosts that are killed, cut off and drained; a sweep that is killed
 	@$(BIN)/python -m pytest -m "root or long" -s

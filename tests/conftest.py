@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,18 +16,35 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say why a test cannot run here instead of failing, and which tests one process is to run one after the other."""
+    """Say why a test cannot run here instead of failing."""
     for item in items:
-        if "ray" in item.keywords:
-            item.add_marker(pytest.mark.xdist_group("ray"))
-        elif "together" in item.keywords:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
         if "gpu" in item.keywords and not _has_gpu():
             item.add_marker(pytest.mark.skip(reason="no GPU here"))
         if "root" in item.keywords and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Side by side (`pytest -n 2`): which tests one process runs, one after the other."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class BySharing(LoadScopeScheduling):
+        """Files that start a Ray are one unit, a file whose tests share something another, else every test its own."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            marks = _marks_in(config.rootpath / file)
+            return "ray" if "ray" in marks else file if "together" in marks else nodeid
+
+    return BySharing(config, log)
+
+
+@functools.cache
+def _marks_in(path: Path) -> frozenset[str]:
+    """By the text, as the process that hands out tests knows only their names."""
+    return frozenset(re.findall(r"pytest\.mark\.(\w+)", path.read_text("utf-8")))
 
 
 @pytest.fixture(autouse=True)

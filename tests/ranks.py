@@ -15,10 +15,14 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
+
+
+_server_pid: dict[str, int] = {}
 
 
 class RankError(AssertionError):
@@ -47,10 +51,10 @@ def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout_s: float =
         seconds.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.preload"])
     port = free_port()
     pipes, processes = [], []
     with _environment(ENVIRONMENT):
+        _own_fork_server()
         for rank in range(world):
             receiver, sender = context.Pipe(duplex=False)
             process = context.Process(target=_entry, args=(rank, world, port, timeout_s, sender, fn, args))
@@ -64,6 +68,17 @@ def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout_s: float =
         for process in processes:
             process.kill()
             process.join()
+
+
+def _own_fork_server() -> None:
+    """A process has one server to fork from. If a data loader of an earlier test started it, it has imported nothing of
+    ours and every rank would do so again: end it, start ours, and let later loaders use that."""
+    server = forkserver._forkserver  # type: ignore[attr-defined]
+    if server._forkserver_pid is None or server._forkserver_pid != _server_pid.get("ours"):
+        server._stop()
+        forkserver.set_forkserver_preload(["tests.preload"])
+        forkserver.ensure_running()
+        _server_pid["ours"] = server._forkserver_pid
 
 
 def _collect(pipes: list[Connection], timeout_s: float) -> list[Any]:
