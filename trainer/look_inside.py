@@ -39,6 +39,7 @@ class Example:
 class Gallery:
     """What each expert of one site serves: the records with the highest weights, and how often which word."""
 
+    site: str = ""
     best: dict[int, list[Example]] = field(default_factory=dict)
     words: dict[int, dict[str, float]] = field(default_factory=dict)
     everywhere: Counter[str] = field(default_factory=Counter)
@@ -109,7 +110,8 @@ def look_inside(session: Session, tracker: Tracker) -> dict[str, Tensor]:
                     label_B = batch.targets[task.name][:, 0]
                 parts.append((batch.index_B, experts, label_B))
                 if experts and session.context.rank == 0 and len(batch):
-                    gallery.add(list(experts.values())[-1], _pictures(batch), _texts(batch))
+                    gallery.site, weights_BK = list(experts.items())[-1]
+                    gallery.add(weights_BK, _pictures(batch), _texts(batch))
     session.engine.train()
     sites = list(parts[0][1]) if parts else []
     if not sites:
@@ -124,15 +126,17 @@ def look_inside(session: Session, tracker: Tracker) -> dict[str, Tensor]:
 def _log(
     tracker: Tracker, gathered: dict[str, Tensor], label_R: Tensor, task: TaskSpec | None, gallery: Gallery
 ) -> None:
-    entropy = {
-        site: float(routing_entropy(known(weights)).mean()) for site, weights in gathered.items() if len(known(weights))
-    }
+    # A modality that no record of the part has leaves nothing to tell of its sites.
+    gathered = {site: weights for site, weights in gathered.items() if len(known(weights))}
+    if not gathered:
+        return
+    entropy = {site: float(routing_entropy(known(weights)).mean()) for site, weights in gathered.items()}
     tracker.log_json("mope/routing_entropy.json", entropy)
     tracker.log_metrics({"mope/entropy_mean": sum(entropy.values()) / len(entropy)}, 0)
     # Imported late: a restarted worker has no time for a plotting library.
     from trainer.mope_figures import class_figure, gallery_figure, site_figure
 
-    usage = {site: known(weights).mean(0) for site, weights in gathered.items() if len(known(weights))}
+    usage = {site: known(weights).mean(0) for site, weights in gathered.items()}
     tracker.log_json("mope/expert_by_site.json", {site: mean_K.tolist() for site, mean_K in usage.items()})
     tracker.log_figure("mope/expert_by_site.png", site_figure(usage, entropy))
     if task is not None:

@@ -83,7 +83,9 @@ def gallery_figure(gallery: Gallery) -> Figure:
     figure = Figure(figsize=(EXAMPLE_INCHES * columns, (EXAMPLE_INCHES + 1.0) * len(experts)))
     figure.set_layout_engine("constrained")
     for part, expert in zip(figure.subfigures(len(experts), 1, squeeze=False)[:, 0], experts, strict=True):
-        part.suptitle(f"expert {expert}: {', '.join(gallery.typical(expert))}", fontsize=9, x=0.01, ha="left")
+        part.suptitle(
+            f"{gallery.site} expert {expert}: {', '.join(gallery.typical(expert))}", fontsize=9, x=0.01, ha="left"
+        )
         for axes, example in zip(part.subplots(1, columns, squeeze=False)[0], gallery.best[expert], strict=False):
             _show_example(axes, example)
         for axes in part.axes:

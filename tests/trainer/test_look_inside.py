@@ -10,7 +10,7 @@ from trainer.mope_figures import class_figure, gallery_figure, site_figure
 
 def gallery() -> Gallery:
     """Expert 0 serves questions, expert 1 statements; the same few pictures and words come again and again."""
-    found, generator = Gallery(), torch.Generator().manual_seed(0)
+    found, generator = Gallery("image.3"), torch.Generator().manual_seed(0)
     pictures = [torch.randint(0, 256, (3, 4, 4), generator=generator, dtype=torch.uint8) for _ in range(20)]
     for number in range(10):
         texts = {row: f"is there a shape, {number} {row}?" if row % 2 else "the shape is red" for row in range(4)}
@@ -55,4 +55,4 @@ def test_figures_have_a_panel_a_site_a_tower_a_block_and_a_row_an_expert() -> No
     rows = [label.get_text() for label in blocks.axes[0].get_yticklabels()]
     assert rows == ["lab, entropy 0.50", "a.b, entropy 0.50"]
     titles = [part.get_suptitle() for part in gallery_figure(gallery()).subfigs]
-    assert titles[0].startswith("expert 0: ") and titles[1].startswith("expert 1: ")
+    assert titles[0].startswith("image.3 expert 0: ") and titles[1].startswith("image.3 expert 1: ")
