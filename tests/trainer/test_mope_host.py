@@ -313,7 +313,10 @@ def test_parameters_are_what_the_formula_says() -> None:
     pool = 2 * dim + (dim + 1) * context + 3 * MODALITIES * context
     mapper = (context + 1) * hidden + 2 * hidden + (hidden + 1) * dim
     head = 3 * (dim * architecture().latents + 1)
-    assert prompted().parameter_share()["trained"] == layers * (block + pool) + mapper + head
+    expected = layers * (block + pool) + mapper + head
+    assert prompted().parameter_share()["trained"] == expected
+    every_layer = 3 * (layers + 1) * MODALITIES * dim
+    assert prompted(head_layers="all").parameter_share()["trained"] == expected + every_layer
 
 
 def test_an_evaluation_repeats_and_training_has_noise(records: list[Columns]) -> None:
