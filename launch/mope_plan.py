@@ -121,6 +121,8 @@ def activations_of_record(model: nn.Module, schema: DatasetSchema, statistics: S
     if isinstance(model, TowerModel):
         return sum(_tower_elements(model, what) for what in model.towers)
     assert isinstance(model, PromptedFuseMoE)
+    if not (model.trained or model.config.prompts or model.config.method == "lora"):
+        return 0.0  # nothing below the head is asked for a gradient
     counter = FlopCounter(schema, {}, model.architecture, model.backbone.attention)
     features = expected_features(counter, statistics, 1)
     block, outside = activation_elements(counter, features)
@@ -128,7 +130,7 @@ def activations_of_record(model: nn.Module, schema: DatasetSchema, statistics: S
     # A token reads keys and values of its own pair, which are kept for each token.
     read = counter.count_tokens(values) * 2 * model.config.rows * model.architecture.dim
     layers = model.architecture.layers
-    return (block + read) * layers + outside if model.trained else (block / 2 + read) * layers
+    return (block + read) * layers + (outside if model.trained else 0.0)
 
 
 def _tower_elements(model: TowerModel, what: str) -> float:

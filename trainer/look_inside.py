@@ -142,12 +142,17 @@ def _log(
     if task is not None:
         classes = list(task.classes) or ["0", "1"]
         tables = {site: class_table(weights, label_R, len(classes)) for site, weights in gathered.items()}
-        named = {site: table_CK.tolist() for site, table_CK in tables.items()}
+        named = {site: [_numbers(row_K) for row_K in table_CK] for site, table_CK in tables.items()}
         tracker.log_json("mope/expert_by_class.json", {"classes": classes, "sites": named})
         if tables:
             tracker.log_figure("mope/expert_by_class.png", class_figure(tables, classes, entropy))
     if any(one.picture is not None or one.text for best in gallery.best.values() for one in best):
         tracker.log_figure("mope/examples.png", gallery_figure(gallery))
+
+
+def _numbers(row_K: Tensor) -> list[float] | None:
+    """None for a class without records: JSON has no NaN."""
+    return None if row_K.isnan().any() else row_K.tolist()
 
 
 def known(weights_RK: Tensor) -> Tensor:

@@ -44,7 +44,11 @@ STATISTICS = SplitStatistics(
 
 @pytest.fixture(scope="module")
 def records() -> list[Columns]:
-    source, decode = Tiny(TinyOptions(records=12)), Decoder(SCHEMA)
+    return tiny_records(12)
+
+
+def tiny_records(number: int) -> list[Columns]:
+    source, decode = Tiny(TinyOptions(records=number)), Decoder(SCHEMA)
     made = [record for unit in source.units() for record in source.read(unit, Counter())]
     return [decode.columns(encode_record(record, SCHEMA)) for record in made]
 
