@@ -24,6 +24,7 @@ from trainer.devices import Device
 from trainer.flops import FlopCounter, is_expert
 from trainer.job_types import build_model, exempt_from_decay, flop_counter, resolve
 from trainer.models.mope.fusemoe_host import PromptedFuseMoE
+from trainer.models.mope.tower_cost import passes, site_tokens
 from trainer.models.mope.tower_model import TowerModel
 
 MODELLED = ("activations", "flops", "step_s")
@@ -139,10 +140,10 @@ def _tower_elements(model: TowerModel, what: str) -> float:
     Without prompts a frozen tower keeps nothing.
     """
     tower, total = model.tower(what), 0.0
-    if model.passes(what) == 1:
+    if passes(model, what) == 1:
         return total
     for site in tower.sites:
-        tokens = model.site_tokens(what, site)
+        tokens = site_tokens(model, what, site)
         inside = max(part.out_features for part in site.layer.modules() if isinstance(part, nn.Linear))
         each = 6 * site.width + inside
         if tower.trained:

@@ -20,10 +20,10 @@ from data_shards import Batch, DatasetSchema
 from data_shards.statistics import SplitStatistics
 from parallel import Dispatcher, RoutingStats
 from trainer.flops import FORWARD_AND_BACKWARD, FlopCounter
-from trainer.models.fusemoe import Fused, FuseMoE, target_scale
+from trainer.models.fusemoe import Fused, FuseMoE
 from trainer.models.mope.alone import alone_entropy
 from trainer.models.mope.base import FrozenBackbone, keep_out_of_checkpoints
-from trainer.models.mope.heads import ProbeHead
+from trainer.models.mope.heads import probe_heads
 from trainer.models.mope.host_checkpoint import Host
 from trainer.models.mope.importance import Importance
 from trainer.models.mope.lora import add_lora
@@ -80,13 +80,7 @@ class PromptedFuseMoE(FrozenBackbone):
         width = self.backbone.pooling.width
         if config.head_layers == "all":
             width += states_width(architecture.layers, modalities, dim)
-        self.heads = nn.ModuleDict(
-            {
-                task.name: ProbeHead(task, width, config.head_hidden, *target_scale(statistics, task.name))
-                for task in schema.tasks
-                if task.name in tasks
-            }
-        )
+        self.heads = probe_heads(schema, tasks, statistics, width, config.head_hidden)
 
     def _add_prompts(self, modalities: int, dim: int) -> None:
         config, layers = self.config, range(self.architecture.layers)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from data_shards import TaskSpec
+from data_shards import DatasetSchema, TaskSpec
+from data_shards.statistics import SplitStatistics
+from trainer.models.fusemoe import target_scale
 from trainer.models.standardise import Constant
 
 
@@ -32,3 +34,16 @@ class ProbeHead(nn.Module):
         """(B, X) -> float32 (B, C)."""
         logits_BC: Tensor = self.network(x_BX).float()
         return logits_BC * self.std() + self.mean() if self.regression else logits_BC
+
+
+def probe_heads(
+    schema: DatasetSchema, tasks: list[str], statistics: SplitStatistics, inputs: int, hidden: int
+) -> nn.ModuleDict:
+    """A head for each of the named tasks."""
+    return nn.ModuleDict(
+        {
+            task.name: ProbeHead(task, inputs, hidden, *target_scale(statistics, task.name))
+            for task in schema.tasks
+            if task.name in tasks
+        }
+    )

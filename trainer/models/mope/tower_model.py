@@ -16,16 +16,18 @@ from torch import Tensor, nn
 
 from data_shards import Batch, DatasetSchema
 from data_shards.statistics import SplitStatistics
-from trainer.models.fusemoe import Fused, target_scale
+from trainer.models.fusemoe import Fused
 from trainer.models.missing import keyed_uniform
+from trainer.models.mope.absent import generated_for, generators, learned_vectors
 from trainer.models.mope.base import FrozenBackbone, RecordFlops, keep_out_of_checkpoints
-from trainer.models.mope.heads import ProbeHead
+from trainer.models.mope.heads import probe_heads
 from trainer.models.mope.importance import Importance
 from trainer.models.mope.lora import add_lora
 from trainer.models.mope.prompts import Mapper, StaticPrompts, layer_prompts
 from trainer.models.mope.roles import check_shape, modality_of, roles_of
 from trainer.models.mope.seen import Features, Seen, look
-from trainer.models.mope.sites import Flow, Site
+from trainer.models.mope.sites import Flow
+from trainer.models.mope.tower_cost import record_flops
 from trainer.models.mope.tower_sources import BackboneError
 from trainer.models.mope.towers import Tower, digest_of, load_tower
 from trainer.mope_sections import MopeConfig
@@ -68,7 +70,8 @@ class TowerModel(FrozenBackbone):
         self.hosts, self.sources = roles_of(config, list(towers), pretraining)
         text = statistics.modalities.get(schema.modalities[self.modality["text"]].name) if "text" in towers else None
         longest = config.text.max_tokens if config.text is not None else 1
-        self._text_tokens = min(longest, text.mean[0] if text is not None else longest)
+        # Mean tokens of a text, as the tower reads it.
+        self.text_tokens = min(longest, text.mean[0] if text is not None else longest)
         self.group = {what: schema.modalities[number].group for what, number in self.modality.items()}
         meta = any(parameter.is_meta for parameter in self.towers.parameters())
         self.backbone_digest = None if meta or pretraining else digest_of(self.towers.state_dict())
@@ -78,27 +81,16 @@ class TowerModel(FrozenBackbone):
             add_lora([tower.model for tower in towers.values()], config.lora_rank, config.lora_match)
         self._build_prompts(pretraining)
         self.features: dict[str, Features] = {}
-        self.missing = nn.ParameterDict(
-            {what: nn.Parameter(torch.zeros(1, tower.width)) for what, tower in towers.items()}
-            if config.missing != "refuse"
-            else {}
-        )
+        widths = {what: tower.width for what, tower in towers.items()}
+        self.missing = learned_vectors(config.missing, widths)
         generated = [host for host in self.hosts if host in self.prompts and self.sources]
-        self.generators = nn.ModuleDict(
-            {host: _generator(towers[self.source_of(host)], towers[host]) for host in generated}
-            if config.missing == "generated"
-            else {}
+        self.generators = generators(
+            config.missing, {host: (widths[self.source_of(host)], widths[host]) for host in generated}
         )
         read = list(towers) if config.head_input == "both" or config.method == "late_fusion" else self.hosts
         self.read = read
         inputs = sum(towers[what].width for what in read)
-        self.heads = nn.ModuleDict(
-            {
-                task.name: ProbeHead(task, inputs, config.head_hidden, *target_scale(statistics, task.name))
-                for task in schema.tasks
-                if task.name in tasks
-            }
-        )
+        self.heads = probe_heads(schema, tasks, statistics, inputs, config.head_hidden)
 
     def needed_modalities(self) -> list[str]:
         return [self.schema.modality_names[self.modality[what]] for what in self.towers if what not in self.missing]
@@ -107,28 +99,10 @@ class TowerModel(FrozenBackbone):
         return [tower.run_id for tower in self._towers().values() if tower.run_id]
 
     def flop_counter(self, schema: DatasetSchema, heads: dict[str, int]) -> RecordFlops:
-        """Two FLOPs a weight and token forward; a frozen tower has half of a trained one's backward pass, or none."""
-        total = 0.0
-        for what, tower in self._towers().items():
-            for site in tower.sites:
-                weights = sum(p.numel() for p in site.layer.parameters())
-                total += 2 * self.site_tokens(what, site) * weights * self.passes(what)
-        return RecordFlops(total)
-
-    def site_tokens(self, what: str, site: Site) -> float:
-        """Tokens of a record at a layer; of texts, the mean."""
-        tower = self.tower(what)
-        first = float(tower.patches if what == "image" else self._text_tokens)
-        return first / 4**site.stage if tower.family == "swin" else first
+        return RecordFlops(record_flops(self))
 
     def tower(self, what: str) -> Tower:
         return self._towers()[what]
-
-    def passes(self, what: str) -> int:
-        """Forward passes that a step of this tower is worth."""
-        if self.tower(what).trained:
-            return 3
-        return 2 if what in self.prompts or self.config.method == "lora" else 1
 
     def _freeze(self, train_towers: bool) -> None:
         for tower in self._towers().values():
@@ -253,8 +227,7 @@ class TowerModel(FrozenBackbone):
         flow = Flow(psi_PX, mapped)
         vector_BD = self._run(host, seen, flow)
         if host in self.generators and not seen.complete:
-            absent_B1 = psi_BX.new_ones(seen.records, 1).index_fill(0, seen.rows_P, 0.0).to(vector_BD.dtype)
-            vector_BD = vector_BD + absent_B1 * self.generators[host](psi_BX.to(vector_BD.dtype))
+            vector_BD = vector_BD + generated_for(seen, self.generators[host], psi_BX).to(vector_BD.dtype)
         names = [name for name in self.site_names if name.startswith(f"{host}.")]
         if not len(seen.rows_P):
             flow.weights = [psi_BX.new_zeros(0, self.config.k) for _ in names]
@@ -297,11 +270,3 @@ class TowerModel(FrozenBackbone):
             site.flow = flow
             site.gate = self.gates[what][number] if what in self.gates else None  # type: ignore[index]
             site.as_tokens = self.config.insertion == "tokens" and what in self.hosts
-
-
-def _generator(source: Tower, host: Tower) -> nn.Linear:
-    """What a source says -> what the host might have said. Starts at nothing: the learned vector alone."""
-    made = nn.Linear(source.width, host.width)
-    nn.init.zeros_(made.weight)
-    nn.init.zeros_(made.bias)
-    return made

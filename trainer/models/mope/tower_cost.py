@@ -1,0 +1,34 @@
+"""What a step of a model with towers costs: tokens of its layers, passes through them, arithmetic of a record."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trainer.models.mope.sites import Site
+
+if TYPE_CHECKING:
+    from trainer.models.mope.tower_model import TowerModel
+
+
+def site_tokens(model: TowerModel, what: str, site: Site) -> float:
+    """Tokens of a record at a layer; of texts, the mean."""
+    tower = model.tower(what)
+    first = float(tower.patches if what == "image" else model.text_tokens)
+    return first / 4**site.stage if tower.family == "swin" else first
+
+
+def passes(model: TowerModel, what: str) -> int:
+    """Forward passes that a step of a tower is worth: a frozen one has half of a backward pass, or none."""
+    if model.tower(what).trained:
+        return 3
+    return 2 if what in model.prompts or model.config.method == "lora" else 1
+
+
+def record_flops(model: TowerModel) -> float:
+    """Two FLOPs a weight and token in each pass, of one record."""
+    total = 0.0
+    for what in model.towers:
+        for site in model.tower(what).sites:
+            weights = sum(parameter.numel() for parameter in site.layer.parameters())
+            total += 2 * site_tokens(model, what, site) * weights * passes(model, what)
+    return total
