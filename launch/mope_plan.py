@@ -24,6 +24,7 @@ from trainer.devices import Device
 from trainer.flops import FlopCounter, is_expert
 from trainer.job_types import build_model, exempt_from_decay, flop_counter, resolve
 from trainer.models.mope.fusemoe_host import PromptedFuseMoE
+from trainer.models.mope.segmentation import PromptedSegmenter
 from trainer.models.mope.tower_cost import passes, site_tokens
 from trainer.models.mope.tower_model import TowerModel
 
@@ -120,7 +121,7 @@ def _seconds(config: RunConfig, model: nn.Module, device: Device, flops: float, 
 def activations_of_record(model: nn.Module, schema: DatasetSchema, statistics: SplitStatistics) -> float:
     """Elements that one record keeps for the backward pass."""
     if isinstance(model, TowerModel):
-        return sum(_tower_elements(model, what) for what in model.towers)
+        return sum(_tower_elements(model, what) for what in model.towers) + _mask_elements(model)
     assert isinstance(model, PromptedFuseMoE)
     if not (model.trained or model.config.prompts or model.config.method == "lora"):
         return 0.0  # nothing below the head is asked for a gradient
@@ -154,6 +155,19 @@ def _tower_elements(model: TowerModel, what: str) -> float:
             windows = max(1.0, tokens / side**2) if side else 1.0
             total += (windows + 1) * 2 * site.width * model.config.rows
     return total
+
+
+def _mask_elements(model: TowerModel) -> float:
+    """Of a UperNet head: maps of all stages, convolutions with norm and activation on each, the loss at full size."""
+    if not isinstance(model, PromptedSegmenter):
+        return 0.0
+    tower, hidden = model.tower("image"), model.config.mask.hidden  # type: ignore[union-attr]
+    _, height, width = tower.picture_shape
+    firsts = [site for site in tower.sites if site.index == 0]
+    # A stage's map is taken after it was merged into the next one's cells; the last one's is not merged.
+    cells = [site_tokens(model, "image", site) for site in [*firsts[1:], firsts[-1]]]
+    each = sum(number * 8 * hidden for number in cells)
+    return each + cells[0] * 2 * len(cells) * hidden + height * width * model.classes * 6
 
 
 def show_frozen(result: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from launch.plan import stated_statistics
 from tests.ranks import run_ranks
 from tests.trainer.test_mope_host import batch as host_batch
 from tests.trainer.test_mope_host import prompted, tiny_records
+from tests.trainer.test_mope_segmentation import MARKED, segmenter, squares
 from tests.trainer.test_step import Rank
 from tests.trainer.tiny import SCHEMA as TINY
 from tests.trainer.towers import SCHEMA, batch
@@ -107,6 +108,13 @@ def saved_bytes(network: Any, records: Any) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         network(records)
     return sum(saved.values())
+
+
+@pytest.mark.parametrize("hidden", [8, 64])
+def test_modelled_activations_of_a_head_that_marks_pixels_are_near_the_saved_ones(hidden: int) -> None:
+    network = segmenter(mask={"hidden": hidden}).train()
+    modelled = 4 * 8 * activations_of_record(network, MARKED, stated_statistics(MARKED, 1.0))
+    assert 0.6 < modelled / saved_bytes(network, squares(8, 0)) < 1.6
 
 
 @pytest.mark.parametrize("attention", ["joint", "per_modality", "factorized"])
