@@ -21,7 +21,7 @@ Pack data once, look at it, train a recipe, evaluate what came out:
     python -m launch pack digits --out data/digits
     python -m launch inspect data/digits
     python -m launch train digits
-    python -m launch evaluate runs/NAME --drop row_profile
+    python -m launch evaluate runs/NAME --drop image
 
 Tables and log lines go to stderr. The last line on stdout is one JSON object, for scripts.
 """

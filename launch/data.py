@@ -103,9 +103,7 @@ def inspect_data(url: str, as_json: bool, html: str | None) -> None:
     for warning in facts["warnings"]:
         console.print(f"[bold red]look at this:[/] {escape(warning)}", highlight=False)
     if not facts["groups_known"]:
-        console.print(
-            "the index names no groups (e.g. patients; data packed long ago never do), so parts were not compared"
-        )
+        console.print("no record names a group (e.g. its patient), so whether one is in two parts was not looked at")
 
 
 def _print_modalities(facts: dict[str, Any], console: Console) -> None:

@@ -51,7 +51,7 @@ def _warnings(facts: dict[str, Any]) -> str:
     groups = (
         "no group is in two parts"
         if facts["groups_known"]
-        else "the index names no groups (e.g. patients), so parts were not compared"
+        else "no record names a group (e.g. its patient), so whether one is in two parts was not looked at"
     )
     return f'<p class="fine">Nothing suspicious was found: {groups}, and no modality tells a label by being there.</p>'
 

@@ -8,6 +8,7 @@ import torch
 
 from data_shards import Batch
 from trainer.collectives import broadcast_json
+from trainer.config import RecipeError
 from trainer.metrics import PredictionCollector, Predictions, part_metrics
 from trainer.models.missing import keep_modalities
 from trainer.session import Session
@@ -19,14 +20,14 @@ def predict(session: Session, part: str, drop: list[str] | None = None) -> Predi
     Args:
         drop: modalities to hide, as if they had never been recorded.
     Raises:
-        ValueError: an unknown modality or part.
+        RecipeError: an unknown modality. ValueError: an unknown part.
     """
     if not drop:
         return predict_variants(session, part, [lambda batch: batch])[0]
     keep_M = torch.ones(len(session.schema.modalities), dtype=torch.bool, device=session.device)
     for name in drop:
         if name not in session.schema.numbers:
-            raise ValueError(
+            raise RecipeError(
                 f"there is no modality {name!r}; the model knows {', '.join(session.schema.modality_names)}"
             )
         keep_M[session.schema.numbers[name]] = False

@@ -85,6 +85,11 @@ def _find(uri: str | None, word: str) -> TrackedRun:
     if fs.exists(f"{root}/{RUN_FILE}"):
         stored = json.loads(fs.cat_file(f"{root}/{RUN_FILE}"))
         return _run(stored["uri"], tracking_client(stored["uri"]).get_run(stored["run_id"]))
+    if fs.exists(f"{root}/metrics.jsonl"):
+        raise UnknownRunError(
+            f"{word} was made with tracking.mlflow=false, and runs are compared by what MLflow keeps of them; its test "
+            f"metrics are in {word}/result.json"
+        )
     uri = _needed(uri, f"run {word}")
     client = tracking_client(uri)
     ids = [item.experiment_id for item in client.search_experiments()]
