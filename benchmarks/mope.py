@@ -224,7 +224,9 @@ def report(name: str, rows: dict[str, list[dict[str, Any]]], metric: str, more: 
 
 def cost(chosen: argparse.Namespace) -> None:
     """Seconds and peak memory of a step at two sizes, each method in a process of its own, twice, in turns."""
-    lines, ratios, seconds = [], {}, {}
+    lines: list[list[Any]] = []
+    ratios: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for size in SIZES:
         found: dict[str, dict[str, Any]] = {}
         for method in 2 * tuple(chosen.cases or ("mope", "mope_cached", "full", "lora", "head", "head_cached")):
