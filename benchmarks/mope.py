@@ -259,7 +259,7 @@ def cost_model(method: str, size: str) -> Any:
         "method": method.removesuffix("_cached"),
         "image": {"family": "vit", "config": {**inside, "image_size": side, "patch_size": patch}},
         "text": {"family": "bert", "config": {**inside, "vocab_size": 260, "max_position_embeddings": 128}},
-        "head_input": "both" if method.startswith("head") else "host",
+        "head_input": "both",  # or nothing would run the text tower but MoPE, and "full" would be half of the work
     }
     schema = DatasetSchema(
         "pairs",

@@ -37,7 +37,7 @@ def tune_trials(sweep: Sweep, debug: bool) -> dict[int, str]:
             for trial, run in zip(sweep.trials, sweep.runs, strict=True)
         ]
         tuner = tune.Tuner(
-            tune.with_resources(_trial, _needs(sweep.config)),
+            tune.with_resources(_trial, needs(sweep.config)),
             param_space={"run": tune.grid_search(settings)},
             tune_config=tune.TuneConfig(
                 scheduler=_scheduler(sweep), max_concurrent_trials=_at_once(sweep.config), reuse_actors=False
@@ -57,10 +57,10 @@ def _trial(settings: dict[str, Any]) -> None:
         tune.report({"score": value, "evaluation": number, "step": step})
 
 
-def _needs(config: RunConfig) -> dict[str, float]:
-    """A trial of one worker takes what a worker takes; of a larger one, Ray places the workers by themselves."""
+def needs(config: RunConfig) -> dict[str, float]:
+    """What Tune sets aside for a trial: what its worker takes, or of several nearly nothing: Ray places them later."""
     if config.parallel.workers > 1:
-        return {"CPU": 0}
+        return {"memory": 1}  # a byte: Tune refuses a request for nothing, and any share of a core would lack a worker
     return {"CPU": config.cluster.cpus_per_worker, **({"GPU": 1} if gpus_wanted(config) else {})}
 
 

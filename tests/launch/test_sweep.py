@@ -107,6 +107,30 @@ def test_the_best_variant_is_the_best_mean_of_all_its_seeds(tmp_path: Path) -> N
     assert found["variants"][2]["finished"] == 1 and found["trials"][5]["error"] == "out of memory"
 
 
+def test_a_trial_of_several_workers_takes_no_core_itself_yet_asks_for_something() -> None:
+    """Its workers need every core; and a request for nothing is refused by Tune."""
+    from ray.tune.execution.placement_groups import resource_dict_to_pg_factory
+
+    from launch.tune_trials import needs
+
+    found = resource_dict_to_pg_factory(needs(load_recipe("digits", ["parallel.workers=2"])))
+    assert found.bundles and found.required_resources.get("CPU", 0) == 0
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_trials_of_two_workers_finish(tmp_path):
+    options = ["-o", "records=250", "-o", "modalities=series:1,vector:1", "--workers", "1"]
+    last_json(python("-m", "launch", "pack", "synthetic", "--out", str(tmp_path / "data"), *options))
+    space = space_file(tmp_path, "metric: val/loss\nmode: min\ngrid: {optim.lr: [0.0001, 0.01]}")
+    words = [*SMALL, f"data.url={tmp_path}/data", f"training.storage={tmp_path}", "name=pair"]
+    words += ["parallel.workers=2", "parallel.expert_parallel=2", "training.epochs=2", "optim.warmup=0"]
+    found = last_json(python("-m", "launch", "sweep", "synthetic_small", space, *words, timeout=400))
+    assert [row["finished"] for row in found["variants"]] == [1, 1]
+    steps = (tmp_path / "pair" / "pair-000" / "metrics.jsonl").read_text()
+    assert '"finished"' in (tmp_path / "pair" / "pair-000" / "result.json").read_text() and '"val/loss"' in steps
+
+
 @pytest.mark.ray
 @pytest.mark.long
 def test_a_killed_sweep_continues_to_the_same_best(tmp_path):
