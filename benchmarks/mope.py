@@ -172,8 +172,8 @@ def scaling_figure(points: dict[str, list[tuple[float, float]]], path: Path) -> 
     labels = {"experts": "k = 1, 2, 4, 8, 16 experts of 4 rows", "length": "6 to 96 rows, no experts"}
     for name, line in points.items():
         axes.plot([x for x, _ in line], [y for _, y in line], marker="o", label=labels[name])
-    axes.set(xlabel="trained parameters, head included", ylabel="test accuracy, easy-VQA", xscale="log")
-    axes.legend()
+    axes.set(xlabel="trained parameters, head included", ylabel="test accuracy, easy-VQA")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1), ncols=2, fontsize="small", frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 
