@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from data_shards import DatasetSchema, ModalitySpec, TaskSpec, open_manifest
@@ -16,6 +15,7 @@ from launch.cli import app
 from launch.mope_plan import activations_of_record, plan_frozen
 from launch.plan import stated_statistics
 from tests.ranks import run_ranks
+from tests.saved_activations import saved_bytes
 from tests.trainer.test_mope_host import batch as host_batch
 from tests.trainer.test_mope_host import prompted, tiny_records
 from tests.trainer.test_mope_segmentation import MARKED, segmenter, squares
@@ -90,24 +90,6 @@ def test_bytes_equal_those_of_a_real_build(tmp_path: Path) -> None:
     plan = plan_frozen(run, manifest.schema, manifest.statistics["default"], find_device("h100"), 2)
     for rank in run_ranks(_occupied, 2, run.model_dump(mode="json")):
         assert {kind: plan["bytes"][kind] for kind in rank} == rank
-
-
-def saved_bytes(network: Any, records: Any) -> int:
-    """What a forward pass keeps for the backward pass, beside the model itself."""
-    known = {p.untyped_storage().data_ptr() for p in [*network.parameters(), *network.buffers()]}
-    saved: dict[int, int] = {}
-    kept = []
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            saved[storage.data_ptr()] = storage.nbytes()
-            kept.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        network(records)
-    return sum(saved.values())
 
 
 @pytest.mark.parametrize("hidden", [8, 64])
