@@ -77,7 +77,9 @@ def pack(
     if storage.scheme in ("http", "https"):
         raise ValueError(f"{storage.url} can only be read; pack into a folder or an object store")
     if not overwrite and storage.exists(FILE):
-        raise ValueError(f"{storage.url} already holds a packed data set; choose another folder or ask to overwrite it")
+        raise ValueError(
+            f"{storage.url} already holds a packed data set; choose another folder, or overwrite it (--overwrite)"
+        )
     old = set(storage.names()) if overwrite else set()
     writer = ShardSetWriter(storage, source.schema, shard_bytes, chunk_records, chunk_bytes)
     try:
