@@ -44,9 +44,9 @@ def pack_source(
     report = pack(
         source, out, workers=workers or os.cpu_count() or 1, shard_bytes=shard_mb << 20, overwrite=overwrite
     )  # fmt: skip
-    notes = report["source"].get("notes", {})
     rows = [(key, report[key]) for key in ("records", "observations", "shards", "bytes", "seconds")]
-    print_table(f"packed {report['url']}", ("what", "how much"), rows + sorted(notes.items()))
+    notes = [note for note in sorted(report["source"].get("notes", {}).items()) if note not in rows]
+    print_table(f"packed {report['url']}", ("what", "how much"), rows + notes)
     print_json_line(report)
 
 
