@@ -68,12 +68,14 @@ def check(module: str, words: list[str]) -> None:
         unknown = [word for word in words if word.startswith("-") and f'"{word}"' not in source]
     elif module == "trainer":
         unknown = []
-        load_recipe(words[0], words[1:])
+        load_recipe("digits" if words[0].endswith(".yaml") else words[0], words[1:])
     else:
         given = parsed(words)
         changes = [change for change in given.get("overrides") or [] if change != "key=value"]
-        if given.get("recipe") not in (None, "recipe.yaml", "RECIPE"):
-            load_recipe(given["recipe"], changes)
+        recipe = given.get("recipe")
+        # A file is the reader's own recipe, not a shipped one.
+        if recipe not in (None, "RECIPE") and not recipe.endswith(".yaml"):
+            load_recipe(recipe, changes)
         options = [option.split("=")[0] for option in given.get("option") or [] if option != "key=value"]
         known = source_class(given["source"]).Options.model_fields if given.get("source", "NAME") != "NAME" else {}
         unknown = [option for option in options if option not in known]
