@@ -27,6 +27,7 @@ from trainer.checkpoint import open_checkpoint
 from trainer.config import RunConfig, apply_overrides, check_parallel, load_recipe
 from trainer.provenance import source_tags
 from trainer.tracked_runs import PARENT
+from trainer.tracker import Tracker
 from trainer.tracking import create_tracker, open_run, register_checkpoint
 
 logger = logging.getLogger("fleximoe")
@@ -55,7 +56,7 @@ def sweep_recipe(recipe: str, space_name: str, overrides: Sequence[str], debug: 
 
     Raises:
         RecipeError, UsageError: a wrong recipe or space, or a folder that holds another sweep.
-        RunFailedError: every trial failed.
+        RunFailedError: every trial failed, or a signal ended the sweep.
     """
     sweep = plan_sweep(recipe, space_name, overrides)
     check(sweep.runs[0])
@@ -78,17 +79,20 @@ def sweep_recipe(recipe: str, space_name: str, overrides: Sequence[str], debug: 
         tracker.log_params({"space": sweep.space.model_dump(mode="json"), "trials": len(sweep.trials)})
         from launch.tune_trials import tune_trials
 
-        failures = tune_trials(sweep, debug)
+        failures, stopped_by = tune_trials(sweep, debug)
         result = summarise(sweep, failures)
-        result["registered"] = _register(sweep, result, parent)
-        tracker.log_json("sweep_results.json", result)
-        if result["best"]:
-            tracker.log_metrics({f"best/{sweep.metric}": result["best"]["score"]}, 0)
-        status = "FINISHED"
+        if stopped_by is None:
+            _keep(sweep, result, tracker, parent)
+            status = "FINISHED"
     finally:
         tracker.finish(status)  # type: ignore[arg-type]
     _print(sweep, result)
     print_json_line({**result, "run_id": parent})
+    if stopped_by is not None:
+        ended = sum(row["status"] in ("finished", "stopped") for row in result["trials"])
+        raise RunFailedError(
+            f"stopped after {ended} of {len(result['trials'])} trials; the same command continues the sweep", stopped_by
+        )
     if not result["best"]:
         raise RunFailedError("no variant has finished with all its seeds; see the table")
 
@@ -159,7 +163,8 @@ def summarise(sweep: Sweep, failures: dict[int, str]) -> dict[str, Any]:
 def _trial_row(sweep: Sweep, trial: Trial, run: RunConfig, failures: dict[int, str]) -> dict[str, Any]:
     values = list(evaluations(run, sweep.metric).values())
     result = result_of(run)
-    status = "finished" if result else "stopped" if was_pruned(run) else "failed"
+    failed = failures.get(trial.number)
+    status = "finished" if result else "stopped" if was_pruned(run) else "failed" if failed else "unfinished"
     pick = max if sweep.mode == "max" else min
     return {
         "trial": trial.number,
@@ -171,8 +176,16 @@ def _trial_row(sweep: Sweep, trial: Trial, run: RunConfig, failures: dict[int, s
         "run_id": result["run_id"] if result else None,
         "checkpoint": result["checkpoint"] if result else None,
         "test": result["metrics"] if result else {},
-        "error": failures.get(trial.number),
+        "error": failed,
     }
+
+
+def _keep(sweep: Sweep, result: dict[str, Any], tracker: Tracker, parent: str | None) -> None:
+    """What a complete sweep leaves in MLflow; adds `registered` to the result."""
+    result["registered"] = _register(sweep, result, parent)
+    tracker.log_json("sweep_results.json", result)
+    if result["best"]:
+        tracker.log_metrics({f"best/{sweep.metric}": result["best"]["score"]}, 0)
 
 
 def _register(sweep: Sweep, result: dict[str, Any], parent: str | None) -> str | None:

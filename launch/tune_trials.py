@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from launch.cluster import gpus_wanted, ray_session
 from launch.trial import failure_of, mark_pruned, read_json, result_of, run_trial, was_pruned
 from trainer.config import RunConfig
+from trainer.context import StopOnSignal
 from trainer.tracking import close_run
 
 if TYPE_CHECKING:
@@ -25,12 +27,22 @@ logger = logging.getLogger("fleximoe")
 LONGEST = 100_000  # evaluations: trials end by their own recipe
 
 
-def tune_trials(sweep: Sweep, debug: bool) -> dict[int, str]:
-    """Run all trials that have not ended yet; the errors of those that failed, by number."""
+def tune_trials(sweep: Sweep, debug: bool) -> tuple[dict[int, str], int | None]:
+    """Run all trials that have not ended yet.
+
+    Returns:
+        The errors of the trials that failed, by number, and the signal that ended the sweep early, if one did.
+    """
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # our runs log for themselves
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # its own would end a sweep as if it were complete
     os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "60")
-    watcher = _Watcher(sweep)
-    with ray_session(sweep.config, debug), tempfile.TemporaryDirectory(prefix="tune_") as folder:
+    # Ray replaces signal handlers when it starts, so ours come after that.
+    with (
+        ray_session(sweep.config, debug),
+        tempfile.TemporaryDirectory(prefix="tune_") as folder,
+        StopOnSignal(doing="ending the trials; the same command continues from their checkpoints") as signals,
+    ):
+        watcher = _Watcher(sweep, signals)
         address = ray.get_runtime_context().gcs_address
         settings = [
             {"number": trial.number, "config": run.model_dump(mode="json"), "metric": sweep.metric, "address": address}
@@ -46,7 +58,9 @@ def tune_trials(sweep: Sweep, debug: bool) -> dict[int, str]:
             run_config=tune.RunConfig(name="tune", storage_path=folder, callbacks=[watcher], verbose=0),
         )
         tuner.fit()
-    return watcher.failures
+    if signals.received is not None:
+        _close_cut_off(sweep, watcher.failures)
+    return watcher.failures, signals.received
 
 
 def _trial(settings: dict[str, Any]) -> None:
@@ -88,16 +102,25 @@ def _scheduler(sweep: Sweep) -> TrialScheduler:
 
 
 class _Watcher(tune.Callback):
-    """In the driver: says how trials end, and remembers those that were stopped."""
+    """In the driver: says how trials end, remembers those that were stopped, and passes a signal on to Tune."""
 
-    def __init__(self, sweep: Sweep) -> None:
-        self._sweep, self.failures, self._ended = sweep, dict[int, str](), 0
+    def __init__(self, sweep: Sweep, signals: StopOnSignal) -> None:
+        self._sweep, self._signals, self._told = sweep, signals, False
+        self.failures, self._ended = dict[int, str](), 0
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        """Often: Tune ends all trials on SIGUSR1."""
+        if self._signals.received is not None and not self._told:
+            self._told = True
+            signal.raise_signal(signal.SIGUSR1)
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """Finished by itself, or stopped by the scheduler."""
+        """Finished by itself, or stopped by the scheduler; one that a signal cut off may go on another time."""
         number = trial.config["run"]["number"]
         run, last = self._sweep.runs[number], trial.last_result
         finished = result_of(run) is not None
+        if self._signals.received is not None and not finished:
+            return
         if not finished and not was_pruned(run):
             mark_pruned(run, int(last.get("evaluation", 0)))
             close_run(run.tracking, _run_id(run), "KILLED")
@@ -105,7 +128,9 @@ class _Watcher(tune.Callback):
         self._say(number, f"{'finished' if finished else 'stopped early'} at step {last.get('step')}, {score}")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """Failed: the others go on."""
+        """Failed: the others go on. A trial that a signal cut off did not fail."""
+        if self._signals.received is not None:
+            return
         number = trial.config["run"]["number"]
         text = failure_of(self._sweep.runs[number]) or "its process died"
         self.failures[number] = text
@@ -115,6 +140,13 @@ class _Watcher(tune.Callback):
         self._ended += 1
         trial, total = self._sweep.trials[number], len(self._sweep.trials)
         logger.info("%d/%d trial %d (%s, seed %d) %s", self._ended, total, number, trial.variant, trial.seed, what)
+
+
+def _close_cut_off(sweep: Sweep, failures: dict[int, str]) -> None:
+    """MLflow shows the runs that a signal ended as killed, until they go on."""
+    for number, run in enumerate(sweep.runs):
+        if number not in failures and _run_id(run) and result_of(run) is None and not was_pruned(run):
+            close_run(run.tracking, _run_id(run), "KILLED")
 
 
 def _run_id(run: RunConfig) -> str | None:

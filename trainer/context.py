@@ -54,8 +54,8 @@ class StopOnSignal:
 
     signals = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self, gentle: bool = True) -> None:
-        self.gentle = gentle
+    def __init__(self, gentle: bool = True, doing: str = "finishing this step and writing a checkpoint") -> None:
+        self.gentle, self.doing = gentle, doing
         self.received: int | None = None
         self._previous: dict[int, signal._HANDLER] = {}
 
@@ -72,7 +72,7 @@ class StopOnSignal:
         self._restore()
         if not self.gentle:
             raise KeyboardInterrupt(number)
-        os.write(2, f"signal {number}: finishing this step and writing a checkpoint\n".encode())
+        os.write(2, f"signal {number}: {self.doing}\n".encode())
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -133,6 +133,40 @@ def test_trials_of_two_workers_finish(tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.long
+def test_a_stopped_sweep_says_so_and_continues(tmp_path):
+    options = ["-o", "records=250", "-o", "modalities=series:1,vector:1", "--workers", "1"]
+    last_json(python("-m", "launch", "pack", "synthetic", "--out", str(tmp_path / "data"), *options))
+    space = space_file(
+        tmp_path, "metric: val/loss\nmode: min\nscheduler: none\ngrid: {optim.lr: [0.0001, 0.001, 0.01]}"
+    )
+    words = [*SMALL, f"data.url={tmp_path}/data", f"training.storage={tmp_path}/runs", "name=s", "optim.warmup=0"]
+    words += ["parallel.workers=1", "parallel.expert_parallel=1", "training.epochs=4"]
+    command = ["-m", "launch", "sweep", "synthetic_small", space, *words]
+    driver = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    wait_for(lambda: len(list((tmp_path / "runs" / "s").glob("*/result.json"))) >= 1, driver)
+    driver.terminate()
+    out, err = driver.communicate(timeout=120)
+    assert driver.returncode == 128 + signal.SIGTERM, err.decode()
+    stopped = json.loads(out.decode().splitlines()[-1])
+    left = [row for row in stopped["trials"] if row["status"] == "unfinished"]
+    assert left and "registered" not in stopped and b"the same command continues the sweep" in err
+    assert not list((tmp_path / "runs" / "s").glob("*/pruned.json")), "what was cut off may go on"
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("fleximoe").experiment_id
+    assert {run.info.status for run in client.search_runs([experiment])} == {"FINISHED", "KILLED"}
+    assert (
+        client.get_run(stopped["run_id"]).info.status == "KILLED" and client.search_model_versions("name = 's'") == []
+    )
+    ended = last_json(python(*command))
+    assert ended["run_id"] == stopped["run_id"] and [row["status"] for row in ended["trials"]] == ["finished"] * 3
+    assert {run.info.status for run in client.search_runs([experiment])} == {"FINISHED"}
+    assert len(client.search_model_versions("name = 's'")) == 1
+
+
+@pytest.mark.ray
+@pytest.mark.long
 def test_a_killed_sweep_continues_to_the_same_best(tmp_path):
     options = ["-o", "records=250", "-o", "modalities=series:1,vector:1", "--workers", "1"]
     last_json(python("-m", "launch", "pack", "synthetic", "--out", str(tmp_path / "data"), *options))
