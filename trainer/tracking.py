@@ -278,8 +278,9 @@ class RunStore:
         known = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
         if any(model.params == about for model in known):
             return  # a finished run that was started again
+        name = self._run_name.replace(".", "-")  # allowed in a run's name, refused in a model's
         model = client.create_logged_model(
-            experiment, self._run_name, run_id, tags=self._tags, params=about, model_type="fleximoe"
+            experiment, name, run_id, tags=self._tags, params=about, model_type="fleximoe"
         )
         from mlflow.entities import Metric
 

@@ -77,6 +77,20 @@ def test_everything_that_is_logged_arrives(config, tmp_path):
     assert not Path(config.spool).exists()
 
 
+def test_the_model_of_any_run_is_a_pointer_to_its_checkpoint(config, tmp_path):
+    config = config.model_copy(update={"register_as": "wide"})
+    for _ in range(2):  # the second time nothing is added
+        tracker = tracker_of(config, tmp_path, run_name="lr-0.5_v1.2")
+        tracker.log_model("runs/a/step-3", {"step": "3", "data.digest": "d"}, {"val/loss": 0.5})
+        tracker.finish("FINISHED")
+    client = MlflowClient(config.uri)
+    (model,) = client.search_logged_models([client.get_run(tracker.run_id).info.experiment_id])
+    assert model.params == {"uri": "runs/a/step-3", "step": "3", "data.digest": "d"}
+    assert [metric.value for metric in model.metrics] == [0.5] and model.source_run_id == tracker.run_id
+    (version,) = client.search_model_versions("name = 'wide'")
+    assert version.source == "runs/a/step-3" and version.run_id == tracker.run_id
+
+
 def test_a_restart_is_the_same_run_and_repeats_no_step(config, tmp_path):
     first = tracker_of(config, tmp_path)
     first.log_params({"lr": 1})
