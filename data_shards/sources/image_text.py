@@ -181,7 +181,9 @@ class ImageText(Source):
             return None
         if picture is not None:
             values["image"] = picture
-        if self.set.get("mask") is not None and row.get(self.set["mask"]) is not None:
+        if self.set.get("mask") is not None and row.get(self.set["mask"]) is None:
+            notes["without_mask"] += 1
+        elif self.set.get("mask") is not None:
             mask = self._file(row, row[self.set["mask"]], decode_mask, notes)
             if mask is None:
                 return None
@@ -202,8 +204,9 @@ class ImageText(Source):
         if value is None:
             if self.set["no_picture"] == "refuse":
                 raise ValueError(
-                    f"{row['where']} has no picture (field {self.set['image']!r} is absent or null): leave such "
-                    "records out with -o no_picture=drop, or keep them as text alone with -o no_picture=keep"
+                    f"{row['where']} has no picture (field {self.set['image']!r} is absent or null): say which "
+                    "field it is with -o image=..., leave such records out with -o no_picture=drop, or keep them as "
+                    "text alone with -o no_picture=keep"
                 )
             notes["without_picture"] += 1
             return None

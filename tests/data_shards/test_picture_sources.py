@@ -169,7 +169,9 @@ def test_masks_keep_their_class_numbers_and_are_cut_like_their_pictures(tmp_path
     options = {"path": folder(tmp_path / "x", {"train.jsonl": rows}, files), "mask": "mask", "size": 8}
     source = create_source("image_text", options)
     assert source.schema.tasks == () and source.schema.modalities[2].shape == (1, 8, 8)
-    found = [record.values.get("mask") for record in read(source)[0].values()]
+    records, notes = read(source)
+    assert notes["without_mask"] == 2
+    found = [record.values.get("mask") for record in records.values()]
     masks = [mask for mask in found if isinstance(mask, np.ndarray)]
     assert len(found) == 4 and len(masks) == 2
     assert all(np.array_equal(mask[0], numbers[:, 4:12]) for mask in masks)
