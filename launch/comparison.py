@@ -31,6 +31,7 @@ from trainer.tracked_runs import TrackedRun
 SEEDS = ("training.seed", "data.seed")
 IGNORED = ("name", "tracking.", "training.storage", "cluster.", "peak.", "data.url", "data.cache_dir", "parameters.")
 PREDICTIONS = "predictions/test.parquet"
+MOST_KEYS = 4  # of parameters in a variant's label
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Variant:
     """Runs that differ in their seed only.
 
     Attributes:
-        label: the parameters by which it differs from the others.
+        label: the parameters by which it differs from the others; the runs' names where those are many.
         draws: metric -> value of the mean over its runs, for the part itself and each draw.
     """
 
@@ -149,11 +150,25 @@ def group(runs: Sequence[TrackedRun]) -> list[Variant]:
         groups.setdefault(tuple(row[number] for row in differing.values()), []).append(run)
     if len(groups) == 1:
         return [Variant(runs[0].name if len(runs) == 1 else "all runs", list(runs))]
+    if len(differing) > MOST_KEYS:
+        return [Variant(_by_name(found), sorted(found, key=_seed)) for found in groups.values()]
     short = _short_names(list(differing))
     labels = {
-        key: ", ".join(f"{short[name]}={value}" for name, value in zip(differing, key, strict=True)) for key in groups
+        key: ", ".join(f"{short[name]}={_brief(value)}" for name, value in zip(differing, key, strict=True))
+        for key in groups
     }
     return [Variant(labels[key], sorted(found, key=_seed)) for key, found in groups.items()]
+
+
+def _brief(value: str) -> str:
+    """Digests and lists by their beginning; the table of parameters has them whole."""
+    return value if len(value) <= 24 else f"{value[:12]}..."
+
+
+def _by_name(runs: list[TrackedRun]) -> str:
+    """For variants that differ in too much to be told in a label."""
+    first = min(run.name for run in runs)
+    return first if len(runs) == 1 else f"{first} and {len(runs) - 1} more"
 
 
 def _short_names(names: list[str]) -> dict[str, str]:

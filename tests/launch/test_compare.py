@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from launch.comparison import compare
+from launch.comparison import compare, group
 from launch.report import page
 from tests.browser import open_browser
 from tests.launch.commands import SMALL, last_json, python
-from trainer.tracked_runs import UnknownRunError, find_runs
+from trainer.tracked_runs import TrackedRun, UnknownRunError, find_runs
 
 pytestmark = pytest.mark.together
 RUN = """
@@ -88,6 +88,23 @@ def test_seeds_are_one_variant_and_intervals_hold_the_mean(place):
     assert pair.shared_seeds == 2 and pair.records is not None
     difference = found.variants[0].spread(found.metric)[0] - found.variants[1].spread(found.metric)[0]
     assert pair.records.value == pytest.approx(difference, abs=1e-6) and difference >= 0
+
+
+def test_variants_that_differ_in_much_are_called_by_their_runs():
+    def run(name, **params):
+        return TrackedRun("", name, name, "FINISHED", 0, {key: str(value) for key, value in params.items()}, {}, {})
+
+    digests = ["a" * 64, "b" * 64]
+    few = group(
+        [run("x", gate="laplace", **{"dataset.digest": digests[0]}), run("y", **{"dataset.digest": digests[1]})]
+    )
+    assert [variant.label for variant in few] == [
+        "digest=aaaaaaaaaaaa..., gate=laplace",
+        "digest=bbbbbbbbbbbb..., gate=",
+    ]
+    many = dict.fromkeys("abcde", 1)
+    runs = [run("x", **many), run("z", **many, **{"training.seed": 1}), run("y", **dict.fromkeys("abcde", 2))]
+    assert [variant.label for variant in group(runs)] == ["x and 1 more", "y"]
 
 
 def test_the_command_takes_folders_names_and_ids(place):
