@@ -25,7 +25,8 @@ from trainer.checkpoint import CheckpointWriter, committed_paths
 from trainer.config import load_recipe
 from trainer.context import SingleContext
 from trainer.describe import describe_run
-from trainer.loop import Progress, TrainingLoop
+from trainer.loop import TrainingLoop
+from trainer.run_progress import Progress
 from trainer.session import build_session
 from trainer.tracker import NullTracker
 

@@ -23,7 +23,8 @@ from parallel import balance_losses, reduce_stats
 from trainer.checkpoint import CheckpointWriter
 from trainer.config import RunConfig
 from trainer.context import SingleContext
-from trainer.loop import Progress, TrainingLoop
+from trainer.loop import TrainingLoop
+from trainer.run_progress import Progress
 from trainer.session import Session, build_session
 from trainer.tracker import JsonLinesTracker
 

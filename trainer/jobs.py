@@ -38,9 +38,10 @@ from trainer.evaluation import evaluate
 from trainer.evaluation_job import evaluate_checkpoint
 from trainer.flops import parameter_counts
 from trainer.job_types import backbone_of, check_backbone, check_records
-from trainer.loop import Progress, TrainingLoop
+from trainer.loop import TrainingLoop
 from trainer.metrics import Predictions
 from trainer.provenance import environment_lock
+from trainer.run_progress import Progress
 from trainer.session import Session, build_session
 from trainer.tracking import Tracker, create_tracker
 

@@ -12,15 +12,15 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from data_shards import Batch, ShardError, Step
+from data_shards import Batch, Step
 from data_shards.errors import REASONS
-from parallel import balance_losses, biased_routers, reduce_stats
+from parallel import biased_routers, reduce_stats
 from trainer.checkpoint import CheckpointWriter
 from trainer.checkpoint_files import CheckpointError
 from trainer.collectives import named_failures, sum_over_ranks
@@ -29,38 +29,15 @@ from trainer.logs import progress as bar
 from trainer.models.missing import drop_modalities
 from trainer.profiling import StepProfiler
 from trainer.progress import logger, routing_metrics, step_line
+from trainer.run_progress import Progress
 from trainer.schedule import lr_factor
 from trainer.session import Session
+from trainer.step_loss import step_loss
 from trainer.trace import RecordTrace
 from trainer.tracker import Tracker
 from trainer.usage import NodeUsage
 
 FINAL_RETRIES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
-
-
-@dataclass
-class Progress:
-    """Where a run is. Small, the same on every rank, and all that a checkpoint needs besides tensors.
-
-    `delivered` and `lost` count records of the current epoch over all ranks, `skipped` those of the whole run.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    offset: int = 0
-    samples_seen: int = 0
-    tokens_seen: int = 0
-    delivered: int = 0
-    lost: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-    score: float | None = None
-    best_score: float | None = None
-    best_step: int | None = None
-    best_metrics: dict[str, float] = field(default_factory=dict)
-    bad_evaluations: int = 0
-    evaluated_step: int = -1
-    nonfinite_steps: int = 0
-    finished: bool = False
 
 
 def mixed_seed(*parts: int | str) -> int:
@@ -184,7 +161,7 @@ class TrainingLoop:
         progress.samples_seen += step.records
         progress.epoch, progress.offset = step.position.epoch, step.position.offset
         if progress.offset >= self.loader.records:
-            self._close_epoch()
+            progress.close_epoch(self.loader.records)
         self.profiler.step()
         self.meter.steps += 1
         self.meter.records += step.records
@@ -208,15 +185,6 @@ class TrainingLoop:
             batch = drop_modalities(batch, probability, key)
         return batch
 
-    def _close_epoch(self) -> None:
-        """Every record of the epoch was delivered once or is accounted for; then the next epoch begins."""
-        progress = self.progress
-        assert progress.delivered + progress.lost == self.loader.records, (
-            f"epoch {progress.epoch}: {progress.delivered} records delivered and {progress.lost} skipped, "
-            f"but the manifest has {self.loader.records}"
-        )
-        progress.epoch, progress.offset, progress.delivered, progress.lost = progress.epoch + 1, 0, 0, 0
-
     def _agree(self, batches: list[Batch], skipped: dict[str, int]) -> tuple[dict[str, Tensor], bool]:
         """One exchange: labels of the global step per task, records delivered and skipped, wishes of any rank.
 
@@ -237,22 +205,9 @@ class TrainingLoop:
         shared = sum_over_ranks(torch.cat([labels, mine.to(self.session.device)]))
         stop, save, delivered, *lost = shared[len(own) :].tolist()
         self._save_wanted = bool(save)
-        self._account(int(delivered), {name: int(n) for name, n in zip(REASONS, lost, strict=True) if n})
+        gone = {name: int(n) for name, n in zip(REASONS, lost, strict=True) if n}
+        self.progress.account(int(delivered), gone, self.config.data.max_skipped)
         return {task.name: shared[i].clamp_min(1) for i, task in enumerate(self.session.tasks)}, bool(stop)
-
-    def _account(self, delivered: int, lost: dict[str, int]) -> None:
-        progress, most = self.progress, self.config.data.max_skipped
-        progress.delivered += delivered
-        progress.lost += sum(lost.values())
-        progress.skipped = {name: progress.skipped.get(name, 0) + n for name, n in lost.items()} | {
-            name: n for name, n in progress.skipped.items() if name not in lost
-        }
-        if sum(progress.skipped.values()) > most:
-            reasons = ", ".join(f"{n} {name}" for name, n in sorted(progress.skipped.items()))
-            total = sum(progress.skipped.values())
-            raise ShardError(
-                "of this run", f"{total} records skipped ({reasons}), data.max_skipped is {most}", reason="limit"
-            )
 
     def _not_finite(self, batches: list[Batch]) -> None:
         """The engine refused a step whose gradient is not finite. Weights are as before it.
@@ -270,34 +225,11 @@ class TrainingLoop:
         logger.warning("%s; the step is skipped", problem)
 
     def _loss(self, batch: Batch, counts: dict[str, Tensor]) -> Tensor:
-        """This rank's loss of one micro-batch, scaled so that the engine's averages give the global mean.
-
-        The engine averages gradients over ranks and micro-batches; task sums are divided by the labels of the whole
-        step, so they are multiplied by both numbers. Balance losses are computed from global sums on every rank, whose
-        gradients reach only this rank's own tokens: they are multiplied by the number of ranks.
-        """
-        world, micro = self.context.world, self.config.training.accumulation
+        """Forward, and what is remembered of it."""
         self.meter.add_batch(batch)
         output = self.engine(batch)
-        parts = {}
-        total = torch.zeros((), device=self.session.device)
-        for task in self.session.tasks:
-            value = self.session.losses[task.name](output.logits[task.name], batch.targets[task.name])
-            parts[task.name] = value / counts[task.name]
-            total = total + self.config.training.task_weights.get(task.name, 1.0) * parts[task.name] * world * micro
-        task_total = total / (world * micro)
-        moe = self.config.model.moe
         stats = reduce_stats(output.routing, self.session.mesh.world_group)
-        for name, value in balance_losses(stats, moe).items():
-            coefficient = getattr(moe, name)
-            if coefficient and stats:
-                total = total + coefficient * value * world
-                parts[name] = coefficient * value / (world * micro)
-        for name, value in output.losses.items():
-            total = total + value * world
-            parts[name] = value / (world * micro)
-        extra = ("balance", "entropy", "z", *output.losses)
-        parts["loss"] = task_total + sum(parts[name] for name in extra if name in parts)
+        total, parts = step_loss(self.session, batch, output, stats, counts)
         self.meter.add_losses(parts)
         self.meter.add_routing(stats)
         if self._biased:

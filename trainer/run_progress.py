@@ -1,0 +1,62 @@
+"""Where a run is, and that no record of an epoch is delivered twice or lost without being counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from data_shards import ShardError
+
+
+@dataclass
+class Progress:
+    """Where a run is. Small, the same on every rank, and all that a checkpoint needs besides tensors.
+
+    `delivered` and `lost` count records of the current epoch over all ranks, `skipped` those of the whole run.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    offset: int = 0
+    samples_seen: int = 0
+    tokens_seen: int = 0
+    delivered: int = 0
+    lost: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    score: float | None = None
+    best_score: float | None = None
+    best_step: int | None = None
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    bad_evaluations: int = 0
+    evaluated_step: int = -1
+    nonfinite_steps: int = 0
+    finished: bool = False
+
+    def account(self, delivered: int, lost: Mapping[str, int], most: int) -> None:
+        """Add a global step's records.
+
+        Args:
+            lost: reason -> records that were skipped. most: how many a run may skip.
+
+        Raises:
+            ShardError: more than that were skipped in this run, over all ranks.
+        """
+        self.delivered += delivered
+        self.lost += sum(lost.values())
+        self.skipped = {name: self.skipped.get(name, 0) + n for name, n in lost.items()} | {
+            name: n for name, n in self.skipped.items() if name not in lost
+        }
+        total = sum(self.skipped.values())
+        if total > most:
+            reasons = ", ".join(f"{n} {name}" for name, n in sorted(self.skipped.items()))
+            raise ShardError(
+                "of this run", f"{total} records skipped ({reasons}), data.max_skipped is {most}", reason="limit"
+            )
+
+    def close_epoch(self, records: int) -> None:
+        """Every record of the epoch was delivered once or is accounted for; then the next epoch begins."""
+        assert self.delivered + self.lost == records, (
+            f"epoch {self.epoch}: {self.delivered} records delivered and {self.lost} skipped, "
+            f"but the manifest has {records}"
+        )
+        self.epoch, self.offset, self.delivered, self.lost = self.epoch + 1, 0, 0, 0
