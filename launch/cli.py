@@ -102,7 +102,8 @@ def train(
     python -m launch train digits
     python -m launch train icu_physionet2012 data.url=s3://bucket/icu training.epochs=5
     python -m launch train digits name=wide model.dim=128 parallel.workers=4 parallel.expert_parallel=4
-    ray job submit --working-dir . -- python -m launch train digits data.url=$PWD/data/digits training.storage=$PWD/runs
+    RAY_AUTH_MODE=token ray job submit --working-dir . -- \\
+        python -m launch train digits data.url=$PWD/data/digits training.storage=$PWD/runs
     """
     from launch.run import train_recipe
 
