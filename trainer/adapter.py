@@ -52,7 +52,7 @@ def write_adapter(checkpoint: Checkpoint, url: str) -> dict[str, Any]:
     data = safetensors.torch.save(weights, metadata={"format": FORMAT})
     about = {
         "format": FORMAT,
-        "checkpoint": checkpoint.path,
+        "checkpoint": checkpoint.url,
         "sha256": hashlib.sha256(data).hexdigest(),
         **{key: checkpoint.meta.get(key) for key in KEPT},
     }

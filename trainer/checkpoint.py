@@ -63,7 +63,7 @@ class Checkpoint:
     @property
     def url(self) -> str:
         """Its folder, as any command takes it: a path on this machine, else a URL."""
-        return self.path if self.path.startswith("/") else str(self.fs.unstrip_protocol(self.path))
+        return address(self.fs, self.path)
 
     @property
     def run_dir(self) -> str:
@@ -79,6 +79,11 @@ class Checkpoint:
 
     def reader(self) -> PieceReader:
         return PieceReader(self.fs, self.path, self.pieces())
+
+
+def address(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    """A folder of `fs` as any command takes it: a path on this machine, else a URL."""
+    return path if path.startswith("/") else str(fs.unstrip_protocol(path))
 
 
 def open_checkpoint(url: str) -> Checkpoint:
@@ -212,6 +217,10 @@ class CheckpointWriter:
 
     def path(self, step: int) -> str:
         return f"{self._root}/step-{step:010d}"
+
+    def url(self, step: int) -> str:
+        """Of a step's checkpoint, as any command takes it."""
+        return address(self._fs, self.path(step))
 
     def save(self, engine: Engine, meta: dict[str, Any]) -> None:
         """Copy this rank's state and write it in the background. Collective.

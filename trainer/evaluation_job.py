@@ -46,7 +46,7 @@ def evaluate_checkpoint(config: RunConfig, context: Context) -> dict[str, Any]:
         metrics, predictions = evaluate(session, request.part, request.drop)
         result = {
             "run_id": _run_id(session, checkpoint),
-            "checkpoint": checkpoint.path,
+            "checkpoint": checkpoint.url,
             "status": "finished",
             "part": request.part,
             "drop": request.drop,

@@ -48,14 +48,14 @@ def export_model(checkpoint_url: str, out_url: str) -> dict[str, Any]:
     weights = checkpoint_weights(checkpoint)
     data = safetensors.torch.save(weights, metadata={"format": FORMAT})
     keys = ("config", "schema", "statistics", "schema_digest", "data_digest", "mlflow_run_id", "step", "backbone")
-    about = {"format": FORMAT, "checkpoint": checkpoint.path, **{key: checkpoint.meta.get(key) for key in keys}}
+    about = {"format": FORMAT, "checkpoint": checkpoint.url, **{key: checkpoint.meta.get(key) for key in keys}}
     fs, root = fsspec.url_to_fs(out_url)
     fs.makedirs(root, exist_ok=True)
     fs.pipe_file(f"{root}/model.safetensors", data)
     fs.pipe_file(f"{root}/model.json", json.dumps(about, indent=1).encode())
     return {
         "model": out_url,
-        "checkpoint": checkpoint.path,
+        "checkpoint": checkpoint.url,
         "step": checkpoint.step,
         "parameters": sum(weights[name].numel() for name in checkpoint.meta["parameters"]),
         "bytes": len(data),

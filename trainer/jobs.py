@@ -27,7 +27,7 @@ from trainer.checkpoint import (
     CheckpointWriter,
     committed_paths,
     load_engine,
-    open_checkpoint,
+    read_checkpoint,
     restore,
 )
 from trainer.collectives import broadcast_json, sum_over_ranks
@@ -116,12 +116,12 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
         "metrics": {},
     }
     if loop.stopped:
-        return {**result, "checkpoint": writer.path(progress.step)}
+        return {**result, "checkpoint": writer.url(progress.step)}
     best = _load_best(session, progress)
     result["metrics"] = _test(session, tracker, progress.step, loop.routing_total)
     made = _save_adapter(session, tracker, best)
-    tracker.log_model(made.get("adapter", best.path), _lineage(session, best), result["metrics"])
-    return {**result, "checkpoint": best.path, **made}
+    tracker.log_model(made.get("adapter", best.url), _lineage(session, best), result["metrics"])
+    return {**result, "checkpoint": best.url, **made}
 
 
 def _save_adapter(session: Session, tracker: Tracker, best: Checkpoint) -> dict[str, str]:
@@ -247,10 +247,11 @@ def _load_best(session: Session, progress: Progress) -> Checkpoint:
     paths = broadcast_json(
         committed_paths(session.config.run_dir) if session.context.rank == 0 else None, session.device
     )
+    fs, _ = fsspec.url_to_fs(session.config.run_dir)
     wanted = progress.best_step if progress.best_step is not None else progress.step
     for path in paths:
         if int(path.rsplit("-", 1)[1]) == wanted:
-            checkpoint = open_checkpoint(path)
+            checkpoint = read_checkpoint(fs, path)
             load_engine(checkpoint, session.engine, moments=False)
             return checkpoint
     raise CheckpointError(f"the checkpoint of step {wanted} of run {session.config.name} is gone; there are {paths}")

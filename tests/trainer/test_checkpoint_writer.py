@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-import s3fs
 import torch
 from fsspec.implementations.local import LocalFileSystem
-from moto.server import ThreadedMotoServer
 
 from parallel import Fragment
+from tests.object_store import local_s3
 from trainer.checkpoint import CheckpointWriter, committed_paths, newest_checkpoint
 from trainer.checkpoint_files import CheckpointError, PieceReader
 
@@ -118,17 +116,8 @@ def test_rank_0_does_not_wait_for_a_rank_that_failed(tmp_path: Path) -> None:
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """URL of a run in a local S3."""
-    for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "y", "DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    server = ThreadedMotoServer("127.0.0.1", 0)
-    server.start()
-    url = "http://{}:{}".format(*server.get_host_and_port())
-    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-    boto3.client("s3", endpoint_url=url).create_bucket(Bucket="data")
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield "s3://data/runs/one"
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+    with local_s3(monkeypatch) as url:
+        yield f"{url}/runs/one"
 
 
 def test_checkpoints_in_an_object_store(bucket: str, caplog: pytest.LogCaptureFixture) -> None:

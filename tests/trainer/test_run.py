@@ -12,6 +12,7 @@ import torch
 
 from data_shards import StepLoader, open_manifest
 from data_shards.reader import read_index
+from tests.object_store import local_s3
 from tests.ranks import run_ranks
 from tests.trainer.tiny import config, packed
 from trainer.checkpoint import CheckpointError, committed_paths, newest_checkpoint, open_checkpoint
@@ -283,3 +284,24 @@ def test_a_run_stopped_before_an_evaluation_makes_up_for_it(data: str, tmp_path:
     assert last["checkpoint"].rsplit("-", 1)[1] == whole["checkpoint"].rsplit("-", 1)[1]
     expected, got = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert all(np.array_equal(expected[name], got[name]) for name in expected)
+
+
+def test_a_run_in_an_object_store_is_the_run_on_a_disk(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped, continued, tested by its best checkpoint, evaluated by the address that it gives."""
+    layout: dict[str, Any] = {"training__epochs": 2, "model__modality_dropout": 0.3}
+    disk = run(config(data, tmp_path / "disk", **layout), FixedContext(0, 1))
+    with local_s3(monkeypatch) as bucket:
+        far = config(data, tmp_path, **{**layout, "training__storage": f"{bucket}/runs"})
+        stopped = run(far, FixedContext(0, 1, stop_at=3))
+        assert stopped["status"] == "stopped" and stopped["checkpoint"].startswith(f"{bucket}/runs/run/checkpoints/")
+        assert open_checkpoint(stopped["checkpoint"]).step == stopped["step"] == 3
+        finished = run(far, FixedContext(0, 1))
+        assert finished["metrics"] == disk["metrics"] and finished["checkpoint"].startswith(f"{bucket}/runs/run/")
+        again = run(evaluation_config(finished["checkpoint"]), FixedContext(0, 1))
+        assert again["checkpoint"] == finished["checkpoint"]
+        assert again["metrics"] == pytest.approx(finished["metrics"], rel=1e-6)
+        model = export_model(finished["checkpoint"], f"{bucket}/model")
+        assert model["checkpoint"] == finished["checkpoint"] and model["parameters"] > 0
+    assert not (tmp_path / "run").exists() and not Path("data/runs").exists()
