@@ -10,14 +10,16 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import secrets
-import socket
 import time
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+import torch
+import torch.distributed as dist
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
 
@@ -29,20 +31,6 @@ class RankError(AssertionError):
     """A rank failed; the message carries its number and traceback."""
 
 
-def free_port() -> int:
-    """A TCP port that is free on the loopback interface now, and that no system gives away on its own.
-
-    Tests run side by side, and whoever binds port 0 or connects gets one from 32768 on: a port found there may be
-    taken before it is used. Below lie, at random, ours; Ray's workers are below 20000.
-    """
-    for _ in range(100):
-        port = 20000 + secrets.randbelow(12000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise OSError("none of 100 ports between 20000 and 32000 is free on 127.0.0.1")
-
-
 def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:
     """Call `fn(rank, world, *args)` on `world` ranks with a gloo process group; results in rank order.
 
@@ -51,13 +39,14 @@ def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout_s: float =
         seconds.
     """
     context = multiprocessing.get_context("forkserver")
-    port = free_port()
+    # Port 0 and kept open: a number that is looked for first may be somebody else's by the time it is used.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     pipes, processes = [], []
     with _environment(ENVIRONMENT):
         _own_fork_server()
         for rank in range(world):
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_entry, args=(rank, world, port, timeout_s, sender, fn, args))
+            process = context.Process(target=_entry, args=(rank, world, store.port, timeout_s, sender, fn, args))
             process.start()
             sender.close()
             pipes.append(receiver)
@@ -105,17 +94,14 @@ def _collect(pipes: list[Connection], timeout_s: float) -> list[Any]:
 def _entry(
     rank: int, world: int, port: int, timeout_s: float, sender: Connection, fn: Callable[..., Any], args: Any
 ) -> None:
-    from datetime import timedelta
-
-    import torch
-    import torch.distributed as dist
-
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     torch.set_num_threads(1)
+    patience = timedelta(seconds=timeout_s)
     try:
-        dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s))
+        store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=patience)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=patience)
         sender.send((True, fn(rank, world, *args)))
     except BaseException:
         sender.send((False, traceback.format_exc()))

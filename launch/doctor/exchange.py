@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -19,12 +18,13 @@ class Exchanger:
     """One part of the exchange; an actor. With a GPU it goes over NCCL, else over gloo."""
 
     def door(self) -> tuple[str, int]:
-        """Address and free port where all may meet."""
+        """Opens the place where all may meet: address and port. It stays open, so nobody else can take the port."""
         import ray
+        import torch.distributed as dist
 
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return ray.util.get_node_ip_address(), int(free.getsockname()[1])
+        address = ray.util.get_node_ip_address()
+        self._store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        return address, self._store.port
 
     def exchange(self, rank: int, world: int, door: tuple[str, int]) -> float:
         """Bytes/s that this one sent to the others."""
@@ -34,7 +34,7 @@ class Exchanger:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         backend = "nccl" if device.type == "cuda" else "gloo"
         patience = timedelta(seconds=PATIENCE_S)
-        store = dist.TCPStore(door[0], door[1], world, rank == 0, patience)
+        store = dist.TCPStore(*door, is_master=False, timeout=patience)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
         try:
             out = torch.full((world, BYTES), rank, dtype=torch.uint8, device=device)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.launch.commands import last_json, overrides, python
 from tests.launch.heads import ray_head
-from tests.ranks import free_port
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="package")

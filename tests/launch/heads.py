@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from tests.launch.commands import ROOT, environment, processes_with, python, wait_until
-from tests.ranks import free_port
+from tests.ports import free_port
 
 BIN = Path(sys.executable).parent
 

@@ -14,7 +14,7 @@ from launch.doctor import machine
 from launch.doctor.facts import gather
 from launch.doctor.findings import Finding, worst
 from tests.launch.commands import environment, python
-from tests.ranks import free_port
+from tests.ports import free_port
 
 SHOWN: set[int] = set()
 

@@ -13,7 +13,7 @@ from launch import jobs
 from launch.job_log import what_it_said
 from launch.jobs import dashboard_url
 from tests.launch.commands import ROOT, SAME, STEPS, environment, last_json, logged, overrides, python, wait_until
-from tests.ranks import free_port
+from tests.ports import free_port
 from trainer.config import load_recipe
 
 ENDLESS = {"training__max_steps": 10**6, "training__epochs": 10**5, "training__eval_every": 10**6}

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from launch.errors import UsageError
 from launch.ui import Server
 from tests.launch.commands import ROOT, environment, python
-from tests.ranks import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.together
 

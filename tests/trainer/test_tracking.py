@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
-from tests.ranks import free_port
+from tests.ports import free_port
 from trainer.queued_tracker import QueuedTracker, RefusedError
 from trainer.spool import Spool
 from trainer.tracker import JsonLinesTracker, MultiTracker, NullTracker, flatten
