@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from data_shards import create_source, open_manifest, pack
-from trainer.checkpoint import CheckpointWriter, committed_paths
+from trainer.checkpoint import committed_paths
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.config import load_recipe
 from trainer.context import SingleContext
 from trainer.describe import describe_run

@@ -20,7 +20,7 @@ from benchmarks.common import Step, arguments, last_line, table, take_turns
 from data_shards import Step as DataStep
 from data_shards import create_source, open_manifest, pack
 from parallel import balance_losses, reduce_stats
-from trainer.checkpoint import CheckpointWriter
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.config import RunConfig
 from trainer.context import SingleContext
 from trainer.loop import TrainingLoop

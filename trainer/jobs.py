@@ -24,12 +24,12 @@ from data_shards.mixture import Mixture
 from trainer.checkpoint import (
     Checkpoint,
     CheckpointError,
-    CheckpointWriter,
     committed_paths,
     load_engine,
     read_checkpoint,
     restore,
 )
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.collectives import broadcast_json, sum_over_ranks
 from trainer.config import RunConfig
 from trainer.context import Context

@@ -21,8 +21,8 @@ from torch import Tensor
 from data_shards import Batch, Step
 from data_shards.errors import REASONS
 from parallel import biased_routers, reduce_stats
-from trainer.checkpoint import CheckpointWriter
 from trainer.checkpoint_files import CheckpointError
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.collectives import named_failures, sum_over_ranks
 from trainer.evaluation import evaluate
 from trainer.logs import progress as bar
