@@ -94,10 +94,10 @@ class TrainingLoop:
     def _catch_up(self) -> None:
         """What the checkpoint's step still owed when the run was stopped right after it: its evaluation, its end."""
         progress = self.progress
-        owed = not progress.finished and self._evaluation_due() and progress.evaluated_step < progress.step
+        owed = self._evaluation_due() and progress.evaluated_step < progress.step
         if owed:
             self._evaluate()
-        progress.finished = progress.finished or progress.step >= self.total_steps
+        progress.finished = self._at_the_end()
         if owed:
             self._save()
 
@@ -125,7 +125,7 @@ class TrainingLoop:
             due = self._evaluation_due()
             if due:
                 self._evaluate()
-            progress.finished = progress.finished or progress.step >= self.total_steps
+            progress.finished = self._at_the_end()
             if due or self._checkpoint_due() or progress.finished or self._save_wanted:
                 self._save()
             if progress.finished:
@@ -260,6 +260,12 @@ class TrainingLoop:
             logger.info(line, extra=bar(self.progress.step, self.total_steps))
         self.tracker.log_metrics(metrics, self.progress.step)
 
+    def _at_the_end(self) -> bool:
+        """By the recipe as it is now: a run that had ended goes on if it is given more epochs, steps or patience."""
+        patience = self.config.training.early_stopping.patience
+        impatient = patience is not None and self.progress.bad_evaluations >= patience
+        return impatient or self.progress.step >= self.total_steps
+
     def _evaluation_due(self) -> bool:
         every = self.config.training.eval_every
         if "val" not in self.session.manifest.splits[self.config.data.split]:
@@ -297,8 +303,6 @@ class TrainingLoop:
         if self.routing_total:
             table = [count.tolist() for count in self.routing_total]
             self.tracker.log_json(f"routing/by_step/{progress.step:08d}.json", {"step": progress.step, "layers": table})
-        if stopping.patience is not None and progress.bad_evaluations >= stopping.patience:
-            progress.finished = True
 
     def _save(self) -> None:
         """Checkpoint of this very step."""

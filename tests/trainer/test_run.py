@@ -94,6 +94,17 @@ def test_a_stopped_run_continues_to_the_same_bits(data: str, tmp_path: Path) -> 
     assert job(2, broken)["metrics"] == whole["metrics"]
 
 
+def test_a_finished_run_goes_on_when_it_is_given_more_epochs(data: str, tmp_path: Path) -> None:
+    steady: dict[str, Any] = {"optim__schedule": "constant"}
+    whole = job(1, config(data, tmp_path / "whole", **steady, training__epochs=3))
+    assert job(1, config(data, tmp_path / "more", **steady, training__epochs=2))["step"] == 8
+    last = job(1, config(data, tmp_path / "more", **steady, training__epochs=3))
+    assert (last["step"], last["metrics"]) == (12, whole["metrics"])
+    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "more")
+    assert all(np.array_equal(expected[name], got[name]) for name in expected)
+    assert losses(tmp_path / "more") == losses(tmp_path / "whole")
+
+
 def test_a_checkpoint_is_written_when_a_rank_asks_for_one(data: str, tmp_path: Path) -> None:
     run_config = config(data, tmp_path, training__checkpoint={"every": 100, "keep_last": 9}, training__epochs=1)
     job(2, run_config, save_at=2)
@@ -186,15 +197,12 @@ def test_divergence_is_reported_with_the_records(data: str, tmp_path: Path) -> N
 
 
 def test_early_stopping_and_accumulation(data: str, tmp_path: Path) -> None:
-    eager = config(
-        data,
-        tmp_path,
-        training__epochs=50,
-        optim__lr=1e-9,
-        training__early_stopping={"metric": "val/loss", "patience": 2},
-    )
-    result = job(1, eager)
+    settings: dict[str, Any] = {"training__epochs": 50, "optim__lr": 1e-9}
+    stopping = {"metric": "val/loss", "patience": 2}
+    result = job(1, config(data, tmp_path, **settings, training__early_stopping=stopping))
     assert result["status"] == "finished" and result["step"] < 200
+    result_of_more = job(1, config(data, tmp_path, **settings, training__early_stopping={**stopping, "patience": 4}))
+    assert result["step"] < result_of_more["step"] < 200
     with pytest.raises(AssertionError, match=r"early_stopping.metric = 'val/nothing' is not computed; there are val/"):
         job(1, config(data, tmp_path / "b", training__early_stopping={"metric": "val/nothing"}))
 
