@@ -42,7 +42,7 @@ def measure(folder: Path, name: str, overrides: tuple[str, ...], rounds: int) ->
     manifest = open_manifest(config.data.url, {})
     session = build_session(config, SingleContext("cpu"), manifest, manifest.schema, manifest.statistics["default"])
     writer = CheckpointWriter(config.run_dir, 0, 1, "benchmark", keep_last=1, keep_best=0)
-    loop = TrainingLoop(session, NullTracker(), writer, describe_run(session, None), Progress())
+    loop = TrainingLoop(session, NullTracker(), writer, describe_run(session, None), Progress(), {})
     session.engine.train()
     steps = chain.from_iterable(loop.loader.steps(epoch) for epoch in range(10_000))
     step_s: list[float] = []

@@ -49,7 +49,7 @@ def prepare(folder: Path, records: int, dim: int, batch: int) -> tuple[Session, 
     session.engine.train()
     writer = CheckpointWriter(config.run_dir, 0, 1, "benchmark", 1, 1)
     tracker = JsonLinesTracker(config.run_dir)
-    return session, TrainingLoop(session, tracker, writer, {}, Progress())
+    return session, TrainingLoop(session, tracker, writer, {}, Progress(), {})
 
 
 def bare_step(session: Session, step: DataStep) -> None:

@@ -86,7 +86,7 @@ def train(config: RunConfig, context: Context, tags: dict[str, str]) -> dict[str
 def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
     config, context = session.config, session.context
     _log_origin(session, tracker)
-    _log_size(session, tracker)
+    size = _model_size(session, tracker)
     checkpoint = _restore(session)
     context.start.mark("restore")
     progress = Progress(**checkpoint.meta["progress"]) if checkpoint else Progress()
@@ -105,7 +105,7 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
         tracker.flush,
     )
     _prepare(session)
-    loop = TrainingLoop(session, tracker, writer, describe_run(session, tracker.run_id), progress)
+    loop = TrainingLoop(session, tracker, writer, describe_run(session, tracker.run_id), progress, size)
     progress = loop.run()
     result: dict[str, Any] = {
         "run_id": broadcast_json(tracker.run_id, session.device),
@@ -188,13 +188,13 @@ def _statistics(manifest: DataSet, config: RunConfig):  # type: ignore[no-untype
     return manifest.statistics[split]
 
 
-def _log_size(session: Session, tracker: Tracker) -> None:
-    """Parameters in all, of experts, and met by one token; and the peak that `perf/mfu` is measured against."""
+def _model_size(session: Session, tracker: Tracker) -> dict[str, float]:
+    """Metrics: parameters in all, of experts, and met by one token. They are logged as parameters of the run here, with
+    the peak that `perf/mfu` is measured against."""
     counts = parameter_counts(session.engine.logical_parameters(), session.config.model.moe.top_k)
     peak = {"flops": f"{session.peak:.4g}", "source": session.peak_source}
     tracker.log_params({"parameters": counts, "peak": peak})
     shares = {name: float(number) for name, number in counts.items()} | _backbone_share(session)
-    tracker.log_metrics({f"parameters/{name}": number for name, number in shares.items()}, 0)
     if session.context.rank == 0:
         logger.info(
             "%s parameters, %s of them in experts, %s active a token; peak %.3g TFLOP/s a worker (%s)",
@@ -202,6 +202,7 @@ def _log_size(session: Session, tracker: Tracker) -> None:
             session.peak / 1e12,
             session.peak_source,
         )
+    return {f"parameters/{name}": number for name, number in shares.items()}
 
 
 def _backbone_share(session: Session) -> dict[str, float]:

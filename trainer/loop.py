@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -51,14 +51,22 @@ class TrainingLoop:
 
     Args:
         describe: what a checkpoint says beside progress (config, schema, statistics, digests).
+        size: metrics of the model itself, logged once, after those of the first step: MLflow's compare page draws the
+            metric that a run logged first, and that should be the loss.
     """
 
     def __init__(
-        self, session: Session, tracker: Tracker, writer: CheckpointWriter, describe: dict[str, Any], progress: Progress
+        self,
+        session: Session,
+        tracker: Tracker,
+        writer: CheckpointWriter,
+        describe: dict[str, Any],
+        progress: Progress,
+        size: Mapping[str, float],
     ) -> None:
         self.session, self.tracker, self.writer, self.describe = session, tracker, writer, describe
         self.config, self.engine, self.context = session.config, session.engine, session.context
-        self.progress = progress
+        self.progress, self._size = progress, size
         self.loader = session.loader("train", shuffle=True)
         training = self.config.training
         self.total_steps = training.epochs * self.loader.steps_per_epoch
@@ -165,7 +173,7 @@ class TrainingLoop:
         self.profiler.step()
         self.meter.steps += 1
         self.meter.records += step.records
-        if progress.step % self.config.training.log_every == 0 or progress.step == self.total_steps:
+        if progress.step % self.config.training.log_every == 0 or progress.step in (1, self.total_steps):
             self._log()
         if self._starting:
             self._report_start()
@@ -174,6 +182,7 @@ class TrainingLoop:
     def _report_start(self) -> None:
         self._starting = False
         self.context.start.mark("first step")
+        self.tracker.log_metrics(self._size, 0)
         if self.context.rank == 0:
             self.context.start.report(self.tracker, self.progress.step)
 
@@ -242,7 +251,7 @@ class TrainingLoop:
         tokens = self.meter.tokens
         self.progress.tokens_seen += int(tokens) if tokens is not None else 0
         metrics, counts = self.meter.read()
-        metrics |= routing_metrics(counts)
+        metrics = {"train/loss": metrics["train/loss"]} | metrics | routing_metrics(counts)
         self.routing_total = counts
         metrics["train/lr"] = self.config.optim.lr * lr_factor(
             self.config.optim, self.progress.step - 1, self.total_steps

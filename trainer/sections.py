@@ -150,7 +150,11 @@ class TrainingConfig(Section):
         "epoch", description="when the validation part is evaluated: each epoch, or a number of optimiser steps"
     )
     eval_batch_size: int | None = Field(None, ge=1, description="records of one evaluation step; null = batch_size")
-    log_every: int = Field(10, ge=1, description="optimiser steps between progress lines and logged metrics")
+    log_every: int = Field(
+        10,
+        ge=1,
+        description="optimiser steps between progress lines and logged metrics, beside the first and last step",
+    )
     tasks: list[str] | None = Field(None, description="tasks of the data's schema to train on; null = all")
     task_weights: dict[str, float] = Field(default_factory=dict, description="weight of a task's loss; default 1")
     class_weighting: Literal["none", "balanced"] = Field(
