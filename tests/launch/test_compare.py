@@ -62,6 +62,7 @@ def test_a_run_is_logged_such_that_it_explains_itself(place):
     assert run.metrics["best/val/loss"] == min(value for _, value in run.history("val/loss"))
     assert run.metrics["best/step"] in dict(run.history("val/loss"))
     assert {"train/samples_seen", "train/tokens_seen", "system/node0/cpu_utilization_percentage"} <= set(run.metrics)
+    assert next(iter(client.get_run(run.id).data.metrics)) == "train/loss", "MLflow's compare page draws the first one"
     assert run.params["dataset.digest"] == run.tags["dataset.digest"]
     wanted = ("recipe.yaml", "requirements.txt", "config.json", "predictions/test.parquet")
     assert all(run.artifact(path) is not None for path in wanted) and run.artifact("nothing.txt") is None
