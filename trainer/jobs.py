@@ -157,7 +157,9 @@ def _log_origin(session: Session, tracker: Tracker) -> None:
     config, manifest = session.config, session.manifest
     whole = config.model_dump(mode="json", exclude={"evaluation"})
     data = {"name": manifest.schema.name, "digest": manifest.digest, "records": manifest.records}
-    tracker.log_params({**whole, "dataset": data})
+    # MLflow's compare page shows what differs; of these two that is no news, as the run has that name.
+    told = config.model_dump(mode="json", exclude={"evaluation": True, "name": True, "tracking": {"spool"}})
+    tracker.log_params({**told, "dataset": data})
     tracker.log_json("config.json", whole)
     for one in [member.manifest for member in manifest.members] if isinstance(manifest, Mixture) else [manifest]:
         tracker.log_dataset(one.schema.name, one.url, one.digest, "training")
@@ -189,11 +191,10 @@ def _statistics(manifest: DataSet, config: RunConfig):  # type: ignore[no-untype
 
 
 def _model_size(session: Session, tracker: Tracker) -> dict[str, float]:
-    """Metrics: parameters in all, of experts, and met by one token. They are logged as parameters of the run here, with
-    the peak that `perf/mfu` is measured against."""
+    """Metrics: parameters in all, of experts, and met by one token (logged as parameters of the run here, too), and the
+    peak of a worker that `perf/mfu` is measured against: no parameter, as a measured one differs from run to run."""
     counts = parameter_counts(session.engine.logical_parameters(), session.config.model.moe.top_k)
-    peak = {"flops": f"{session.peak:.4g}", "source": session.peak_source}
-    tracker.log_params({"parameters": counts, "peak": peak})
+    tracker.log_params({"parameters": counts, "peak": {"source": session.peak_source}})
     shares = {name: float(number) for name, number in counts.items()} | _backbone_share(session)
     if session.context.rank == 0:
         logger.info(
@@ -202,7 +203,8 @@ def _model_size(session: Session, tracker: Tracker) -> dict[str, float]:
             session.peak / 1e12,
             session.peak_source,
         )
-    return {f"parameters/{name}": number for name, number in shares.items()}
+    sizes = {f"parameters/{name}": number for name, number in shares.items()}
+    return {**sizes, "perf/peak_tflops": session.peak / 1e12}
 
 
 def _backbone_share(session: Session) -> dict[str, float]:
