@@ -69,6 +69,15 @@ class Head:
             return json.load(urllib.request.urlopen(asked, timeout=10))
         return None
 
+    def agent_is_reachable(self) -> bool:
+        """Whether others in the network can reach the agent; on a machine without a network it is on loopback."""
+        port = self.ports["dashboard-agent-listen-port"]
+        listening = {
+            each.laddr.ip for each in psutil.net_connections("tcp") if each.laddr.port == port and not each.raddr
+        }
+        assert listening, f"nobody listens on port {port}"
+        return not all(address.startswith("127.") for address in listening)
+
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.ports['port']}"

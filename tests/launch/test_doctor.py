@@ -51,7 +51,8 @@ def test_a_closed_ray_is_looked_at_from_inside_by_a_job(head, place):
     assert not findings(done, state="fail")
     refused = " ".join(each.text for each in findings(done, "strangers", "ok"))
     assert f"refused by dashboard {head.dashboard}" in refused
-    assert f":{head.ports['dashboard-agent-listen-port']}" in refused, "the agent takes jobs too"
+    told = f":{head.ports['dashboard-agent-listen-port']}" in refused
+    assert told == head.agent_is_reachable(), "the agent takes jobs too"
     assert findings(done, "jobs", "ok") and findings(done, "storage", "ok") and findings(done, "MLflow", "ok")
 
 
@@ -61,7 +62,8 @@ def test_an_open_ray_fails_loudly(open_head):
     done = open_head.launch("doctor")
     open_doors = [each.text for each in findings(done, "strangers", "fail")]
     assert f"dashboard {open_head.dashboard} takes jobs from anybody who reaches it" in open_doors
-    assert any(f":{open_head.ports['dashboard-agent-listen-port']} takes jobs" in text for text in open_doors)
+    told = any(f":{open_head.ports['dashboard-agent-listen-port']} takes jobs" in text for text in open_doors)
+    assert told == open_head.agent_is_reachable()
     assert done.returncode == 1
 
 
