@@ -12,6 +12,8 @@ from pathlib import Path
 
 ABOVE_RAY = 20000  # Ray gives its workers ports from 10002 on, up to here
 LAST = 65535
+SYSTEMS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+IANAS = (49152, 65535)  # what other systems than Linux give away by themselves
 
 
 def free_port() -> int:
@@ -33,7 +35,7 @@ def free_port() -> int:
 @functools.cache
 def _ours() -> Iterator[int]:
     """This process's share, in an order of its own: another run of the tests may be going on."""
-    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text("ascii").split())
+    low, high = map(int, SYSTEMS.read_text("ascii").split()) if SYSTEMS.exists() else IANAS
     outside = [port for port in range(ABOVE_RAY, LAST + 1) if not low <= port <= high]
     number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
