@@ -23,7 +23,8 @@ Pack data once, look at it, train a recipe, evaluate what came out:
     python -m launch train digits
     python -m launch evaluate runs/NAME --drop image
 
-Tables and log lines go to stderr. The last line on stdout is one JSON object, for scripts.
+Tables and log lines go to stderr. The last line on stdout is one JSON object, for scripts; `inspect` prints
+its tables there, and with --json the object.
 """
 
 app = typer.Typer(

@@ -201,8 +201,8 @@ def test_early_stopping_and_accumulation(data: str, tmp_path: Path) -> None:
     stopping = {"metric": "val/loss", "patience": 2}
     result = job(1, config(data, tmp_path, **settings, training__early_stopping=stopping))
     assert result["status"] == "finished" and result["step"] < 200
-    result_of_more = job(1, config(data, tmp_path, **settings, training__early_stopping={**stopping, "patience": 4}))
-    assert result["step"] < result_of_more["step"] < 200
+    longer = job(1, config(data, tmp_path, **settings, training__early_stopping={**stopping, "patience": 4}))
+    assert result["step"] < longer["step"] < 200
     with pytest.raises(AssertionError, match=r"early_stopping.metric = 'val/nothing' is not computed; there are val/"):
         job(1, config(data, tmp_path / "b", training__early_stopping={"metric": "val/nothing"}))
 
