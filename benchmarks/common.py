@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from data_shards import Batch, DatasetSchema, ModalitySpec, SeriesGroup, TaskSpec, group_layout
-from data_shards.statistics import ModalityStatistics, SplitStatistics, TaskStatistics
+from data_shards.records.statistics import ModalityStatistics, SplitStatistics, TaskStatistics
 from parallel import Engine, ParallelConfig, create_mesh, init_distributed
 from trainer.job_types import exempt_from_decay
 from trainer.models.fusemoe import FuseMoE

@@ -36,16 +36,16 @@ from benchmarks.common import (
     table,
 )  # fmt: skip
 from parallel import Engine, MoEConfig, ParallelConfig, create_mesh, init_distributed
-from parallel import dispatch as dispatch_module
+from parallel.moe import dispatch as dispatch_module
+from trainer.job_types import exempt_from_decay
 from trainer.models.fusemoe import FuseMoE
 from trainer.sections import ModelConfig, SeriesEncoderConfig
-from trainer.session import exempt_from_decay
 
 WORLD = 2
 
 
 class Exchanges:
-    """Stands in for torch.distributed in `parallel.dispatch`: the same calls, with the time they take."""
+    """Stands in for torch.distributed in `parallel.moe.dispatch`: the same calls, with the time they take."""
 
     def __init__(self) -> None:
         self.seconds, self.rows = 0.0, 0

@@ -35,7 +35,7 @@ import torch
 
 from benchmarks.common import last_line, table
 from data_shards import Batch, DatasetSchema, Group, ImageGroup, ModalitySpec, TaskSpec, TextGroup, open_manifest
-from data_shards.statistics import ModalityStatistics, SplitStatistics
+from data_shards.records.statistics import ModalityStatistics, SplitStatistics
 from trainer.config import RunConfig, load_recipe
 
 # width, layers, picture's side, patch, bytes of a text

@@ -30,7 +30,7 @@ import numpy as np
 import psutil
 
 from data_shards import create_source, open_manifest, pack
-from data_shards.reader import read_index
+from data_shards.shards.reader import read_index
 from trainer.checkpoint import newest_checkpoint
 from trainer.trace import delivered, lost_and_repeated
 from trainer.tracking import metric_history, run_status

@@ -25,8 +25,8 @@ from typing import Any
 import yaml
 
 from data_shards import create_source, open_manifest, pack
-from data_shards.manifest import Manifest
-from data_shards.tar import members
+from data_shards.shards.manifest import Manifest
+from data_shards.shards.tar import members
 
 ONCE = ("RecordID", "Age", "Gender", "Height", "ICUType", "Weight")
 WARDS = ("icu_coronary", "icu_cardiac_surgery", "icu_medical", "icu_surgical")

@@ -9,32 +9,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from data_shards.batch import Batch, Group, ImageGroup, SeriesGroup, TextGroup, VectorGroup, WaveformGroup
     from data_shards.config import DataConfig
     from data_shards.errors import ManifestError, RecordError, ShardError
-    from data_shards.inspect import summary
-    from data_shards.loader import Step, StepLoader
-    from data_shards.manifest import Manifest, open_manifest
-    from data_shards.order import EpochOrder, Position
-    from data_shards.parts import DataSet, open_data
-    from data_shards.records import Record, Series
-    from data_shards.schema import DatasetSchema, ModalitySpec, TaskSpec, group_layout
-    from data_shards.sources import Source, create_source
-    from data_shards.writer import pack
+    from data_shards.inspection.summary import summary
+    from data_shards.loading.batch import Batch, Group, ImageGroup, SeriesGroup, TextGroup, VectorGroup, WaveformGroup
+    from data_shards.loading.dataset import DataSet, open_data
+    from data_shards.loading.loader import Step, StepLoader
+    from data_shards.loading.order import EpochOrder, Position
+    from data_shards.packing.pack import pack
+    from data_shards.records.record import Record, Series
+    from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec, group_layout
+    from data_shards.shards.manifest import Manifest, open_manifest
+    from data_shards.sources import create_source
+    from data_shards.sources.base import Source
 
 _HOME = {
-    "batch": ("Batch", "Group", "ImageGroup", "SeriesGroup", "TextGroup", "VectorGroup", "WaveformGroup"),
+    "loading.batch": ("Batch", "Group", "ImageGroup", "SeriesGroup", "TextGroup", "VectorGroup", "WaveformGroup"),
     "config": ("DataConfig",),
     "errors": ("ManifestError", "RecordError", "ShardError"),
-    "inspect": ("summary",),
-    "loader": ("Step", "StepLoader"),
-    "manifest": ("Manifest", "open_manifest"),
-    "order": ("EpochOrder", "Position"),
-    "parts": ("DataSet", "open_data"),
-    "records": ("Record", "Series"),
-    "schema": ("DatasetSchema", "ModalitySpec", "TaskSpec", "group_layout"),
+    "inspection.summary": ("summary",),
+    "loading.loader": ("Step", "StepLoader"),
+    "shards.manifest": ("Manifest", "open_manifest"),
+    "loading.order": ("EpochOrder", "Position"),
+    "loading.dataset": ("DataSet", "open_data"),
+    "records.record": ("Record", "Series"),
+    "records.schema": ("DatasetSchema", "ModalitySpec", "TaskSpec", "group_layout"),
     "sources": ("Source", "create_source"),
-    "writer": ("pack",),
+    "packing.pack": ("pack",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from data_shards.config import MixtureEntry
-from data_shards.sources import SOURCES, source_class, table_mapping
+from data_shards.sources import SOURCES, source_class
+from data_shards.sources.tables import mapping as table_mapping
 from trainer.config import RunConfig
 from trainer.recipe_errors import section_of, takes_what
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from data_shards import DatasetSchema
-from data_shards.statistics import SplitStatistics
+from data_shards.records.statistics import SplitStatistics
 from parallel import LocalDispatcher, MeshSpec, MoEConfig
 from trainer.config import RunConfig
 from trainer.devices import Device

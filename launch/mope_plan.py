@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from data_shards import DatasetSchema
-from data_shards.statistics import SplitStatistics
+from data_shards.records.statistics import SplitStatistics
 from launch.cost import HALF_WIDTH, PASSES_OF_ACTIVATIONS, RESERVE, activation_elements, expected_features, padded_group
 from launch.errors import UsageError
 from launch.output import people, print_table

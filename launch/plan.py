@@ -9,7 +9,7 @@ from typing import Any
 
 from data_shards import DatasetSchema, open_data
 from data_shards.errors import ManifestError
-from data_shards.statistics import ModalityStatistics, SplitStatistics, TaskStatistics
+from data_shards.records.statistics import ModalityStatistics, SplitStatistics, TaskStatistics
 from launch.cost import MODELLED, CostModel, Layout, StepCost
 from launch.errors import UsageError
 from launch.output import people, print_json_line, print_table

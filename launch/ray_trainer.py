@@ -32,7 +32,8 @@ from trainer.config import RunConfig, is_local
 from trainer.context import StopOnSignal
 from trainer.lifecycle import StartClock
 from trainer.provenance import source_tags
-from trainer.tracking import Status, close_run, open_run
+from trainer.tracker import Status
+from trainer.tracking import close_run, open_run
 
 logger = logging.getLogger(__name__)
 

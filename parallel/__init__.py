@@ -1,7 +1,7 @@
 """Who holds which expert: mesh, gates, routers, experts, dispatch, and the boundary to DeepSpeed.
 
-Importing this package imports neither DeepSpeed (only `parallel.engine` does, when an engine or a mesh is made) nor,
-until a name that needs it is used, torch.
+Importing this package imports neither DeepSpeed (only `parallel.engine.engine` does, when an engine or a mesh is made)
+nor, until a name that needs it is used, torch.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from parallel.config import MoEConfig, ParallelConfig
 from parallel.mesh import Mesh, MeshSpec, largest_legal
 
 if TYPE_CHECKING:
-    from parallel.balance import RoutingStats, balance_losses, reduce_stats, sum_over_ranks
-    from parallel.dispatch import AllToAllDispatcher, Dispatcher, LocalDispatcher
-    from parallel.engine import Engine, create_mesh, init_distributed
-    from parallel.fragments import Fragment
-    from parallel.moe import MoELayer, decision_units
-    from parallel.routers import biased_routers, expert_pools
+    from parallel.engine.engine import Engine, create_mesh, init_distributed
+    from parallel.engine.fragments import Fragment
+    from parallel.moe.balance import RoutingStats, balance_losses, reduce_stats, sum_over_ranks
+    from parallel.moe.dispatch import AllToAllDispatcher, Dispatcher, LocalDispatcher
+    from parallel.moe.layer import MoELayer, decision_units
+    from parallel.moe.routers import biased_routers, expert_pools
 
 # A fresh buffer of many megabytes is handed over by the kernel page by page, on first touch. With pages of 4 KiB that
 # costs about as much as a matrix product that writes to it; gradients and optimizer updates of many experts are such
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _LAZY = {
-    "RoutingStats": "balance",
-    "balance_losses": "balance",
-    "reduce_stats": "balance",
-    "sum_over_ranks": "balance",
-    "AllToAllDispatcher": "dispatch",
-    "Dispatcher": "dispatch",
-    "LocalDispatcher": "dispatch",
-    "Engine": "engine",
-    "create_mesh": "engine",
-    "init_distributed": "engine",
-    "Fragment": "fragments",
-    "MoELayer": "moe",
-    "decision_units": "moe",
-    "biased_routers": "routers",
-    "expert_pools": "routers",
+    "RoutingStats": "moe.balance",
+    "balance_losses": "moe.balance",
+    "reduce_stats": "moe.balance",
+    "sum_over_ranks": "moe.balance",
+    "AllToAllDispatcher": "moe.dispatch",
+    "Dispatcher": "moe.dispatch",
+    "LocalDispatcher": "moe.dispatch",
+    "Engine": "engine.engine",
+    "create_mesh": "engine.engine",
+    "init_distributed": "engine.engine",
+    "Fragment": "engine.fragments",
+    "MoELayer": "moe.layer",
+    "decision_units": "moe.layer",
+    "biased_routers": "moe.routers",
+    "expert_pools": "moe.routers",
 }
 
 __all__ = [

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
 
-    from parallel.dispatch import Dispatcher
+    from parallel.moe.dispatch import Dispatcher
 
 
 def divisors(n: int) -> list[int]:
@@ -121,7 +121,7 @@ class Mesh:
 
     def dispatcher(self) -> Dispatcher:
         """The row exchange that a layer of this mesh needs; purely local if every rank holds every expert."""
-        from parallel.dispatch import AllToAllDispatcher, LocalDispatcher
+        from parallel.moe.dispatch import AllToAllDispatcher, LocalDispatcher
 
         if self.spec.expert_parallel == 1:
             return LocalDispatcher()

@@ -10,7 +10,7 @@ import importlib
 
 import torch
 
-from parallel.engine import _import_deepspeed
+from parallel.engine.engine import _import_deepspeed
 
 _import_deepspeed(torch.device("cpu"))
 for name in (

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from data_shards import DatasetSchema, ModalitySpec, TaskSpec
-from data_shards.statistics import SplitStatistics
+from data_shards.records.statistics import SplitStatistics
 from trainer.job_types import backbone_of
 from trainer.session import Session
 

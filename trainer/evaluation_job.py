@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data_shards import DatasetSchema, open_data
-from trainer.checkpoint import Checkpoint, CheckpointError, load_engine, open_checkpoint
+from trainer.checkpoint import Checkpoint, load_engine, open_checkpoint
+from trainer.checkpoint_files import CheckpointError
 from trainer.collectives import broadcast_json
 from trainer.config import RunConfig
 from trainer.context import Context

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from data_shards import Batch, TaskSpec
 from parallel import MoELayer
-from parallel.choice import Choice
+from parallel.moe.choice import Choice
 from trainer.models.fusemoe import Fused, FuseMoE
 from trainer.models.missing import keep_modalities
 

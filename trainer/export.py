@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from data_shards import DatasetSchema
 from parallel import LocalDispatcher
-from trainer.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from trainer.checkpoint import Checkpoint, open_checkpoint
+from trainer.checkpoint_files import CheckpointError
 from trainer.config import RunConfig
 from trainer.describe import statistics_from_json
 from trainer.job_types import build_model, check_backbone, resolve

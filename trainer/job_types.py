@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor, nn
 
 from data_shards import Batch, DatasetSchema, Manifest, TaskSpec
-from data_shards.presence import first_without
-from data_shards.statistics import SplitStatistics
+from data_shards.inspection.presence import first_without
+from data_shards.records.statistics import SplitStatistics
 from parallel import Dispatcher
 from trainer.collectives import broadcast_json
 from trainer.config import RunConfig

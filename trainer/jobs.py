@@ -20,15 +20,9 @@ import torch
 import yaml
 
 from data_shards import DataSet, open_data
-from data_shards.mixture import Mixture
-from trainer.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    committed_paths,
-    load_engine,
-    read_checkpoint,
-    restore,
-)
+from data_shards.loading.mixture import Mixture
+from trainer.checkpoint import Checkpoint, committed_paths, load_engine, read_checkpoint, restore
+from trainer.checkpoint_files import CheckpointError
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.collectives import broadcast_json, sum_over_ranks
 from trainer.config import RunConfig
@@ -43,7 +37,8 @@ from trainer.metrics import Predictions
 from trainer.provenance import environment_lock
 from trainer.run_progress import Progress
 from trainer.session import Session, build_session
-from trainer.tracking import Tracker, create_tracker
+from trainer.tracker import Tracker
+from trainer.tracking import create_tracker
 
 logger = logging.getLogger("fleximoe")
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from data_shards import Batch
-from data_shards.mixture import Mixture
+from data_shards.loading.mixture import Mixture
 from trainer.collectives import broadcast_json, sum_over_ranks
 from trainer.curves import primary_metric, task_metrics
 from trainer.evaluation import part_results, predict_variants

@@ -17,11 +17,12 @@ import pyarrow as pa
 import torch
 
 from data_shards import Batch, DatasetSchema, EpochOrder, TaskSpec, open_manifest
-from data_shards.collate import Collator
-from data_shards.manifest import Manifest
-from data_shards.place import place_of
-from data_shards.reader import Reader
-from trainer.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from data_shards.loading.collate import Collator
+from data_shards.loading.schema_map import place_of
+from data_shards.shards.manifest import Manifest
+from data_shards.shards.reader import Reader
+from trainer.checkpoint import Checkpoint, open_checkpoint
+from trainer.checkpoint_files import CheckpointError
 from trainer.config import RunConfig
 from trainer.describe import schema_difference
 from trainer.explain import check_explainable, explain

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from data_shards import DataSet, DatasetSchema, StepLoader, TaskSpec
-from data_shards.statistics import SplitStatistics
+from data_shards.records.statistics import SplitStatistics
 from parallel import Engine, Mesh, MeshSpec, create_mesh, init_distributed
 from parallel.config import ParallelConfig
 from trainer.config import RunConfig

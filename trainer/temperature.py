@@ -9,7 +9,8 @@ import json
 
 from data_shards import TaskSpec
 from trainer.calibration import fit_temperature
-from trainer.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from trainer.checkpoint import Checkpoint, open_checkpoint
+from trainer.checkpoint_files import CheckpointError
 from trainer.metrics import Predictions
 
 FILE = "temperature.json"

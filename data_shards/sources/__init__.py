@@ -19,11 +19,11 @@ SOURCES: dict[str, tuple[str, str]] = {
     "digits": ("digits", "Digits"),
     "easy_vqa": ("easy_vqa", "EasyVQA"),
     "image_text": ("image_text", "ImageText"),
-    "mimic4": ("mimic4", "Mimic4"),
+    "mimic4": ("mimic4.source", "Mimic4"),
     "pam": ("pam", "Pam"),
     "physionet2012": ("physionet2012", "PhysioNet2012"),
     "synthetic": ("synthetic", "Synthetic"),
-    "tables": ("tables", "Tables"),
+    "tables": ("tables.source", "Tables"),
 }
 
 

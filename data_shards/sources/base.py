@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from data_shards.records import Record
-from data_shards.schema import DatasetSchema
+from data_shards.records.record import Record
+from data_shards.records.schema import DatasetSchema
 
 
 class SourceOptions(BaseModel):

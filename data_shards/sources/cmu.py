@@ -20,10 +20,10 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from data_shards.records import Record, Series
-from data_shards.schema import DatasetSchema, ModalitySpec, TaskSpec
+from data_shards.records.record import Record, Series
+from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.sources.base import Source, SourceOptions
-from data_shards.sources.plain_pickle import read_plain_pickle
+from data_shards.sources.readers.plain_pickle import read_plain_pickle
 
 PARTS = {"train": "train", "valid": "val", "test": "test"}
 VIEWS = ("text", "audio", "vision")

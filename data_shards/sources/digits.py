@@ -17,9 +17,9 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from data_shards.order import permutation
-from data_shards.records import Record, Series
-from data_shards.schema import DatasetSchema, ModalitySpec, TaskSpec
+from data_shards.permutation import permutation
+from data_shards.records.record import Record, Series
+from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.sources.base import Source, SourceOptions
 
 SIDE = 8

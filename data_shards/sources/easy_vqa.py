@@ -22,11 +22,11 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from data_shards.order import permutation
-from data_shards.records import Record
-from data_shards.schema import DatasetSchema, ModalitySpec, TaskSpec
+from data_shards.permutation import permutation
+from data_shards.records.record import Record
+from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.sources.base import Source, SourceOptions, hashed_part
-from data_shards.sources.pictures import PictureError, decode_picture
+from data_shards.sources.readers.pictures import PictureError, decode_picture
 
 ARCHIVE = "easy_vqa_data.tar.gz"
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")

@@ -24,11 +24,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from data_shards.order import permutation
-from data_shards.records import Record
-from data_shards.schema import DatasetSchema, ModalitySpec, TaskSpec
+from data_shards.permutation import permutation
+from data_shards.records.record import Record
+from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.sources.base import Source, SourceOptions
-from data_shards.sources.pictures import PictureError, decode_mask, decode_picture
+from data_shards.sources.readers.pictures import PictureError, decode_mask, decode_picture
 
 PARTS = {"train": ("train",), "val": ("val", "dev", "valid"), "test": ("test",)}
 PRESETS: dict[str, dict[str, Any]] = {

@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from data_shards.records import Record, Series
-from data_shards.schema import DatasetSchema, ModalitySpec, TaskSpec
+from data_shards.records.record import Record, Series
+from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.sources.base import Source, SourceOptions, hashed_part
 
 GROUPS: dict[str, tuple[str, ...]] = {

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field, field_validator
 
-from data_shards.records import Record, Series
-from data_shards.schema import DatasetSchema, Kind, ModalitySpec, TaskSpec
+from data_shards.records.record import Record, Series
+from data_shards.records.schema import DatasetSchema, Kind, ModalitySpec, TaskSpec
 from data_shards.sources.base import Source, SourceOptions, hashed_part
 from data_shards.sources.planted import Evidence, Signal, Vocabulary, auroc
 

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from data_shards import create_source
-from parallel.gates import Gate
-from parallel.routers import expert_pools
+from parallel.moe.gates import Gate
+from parallel.moe.routers import expert_pools
 
 HERE = Path(__file__).parent
 BLUE, ORANGE, GREEN, GREY = "#2f6db5", "#d9822b", "#3a8f5c", "#c9d1d9"

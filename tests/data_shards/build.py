@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data_shards import DatasetSchema, ModalitySpec, Record, Series, TaskSpec, pack
-from data_shards.manifest import FILE, Manifest, open_manifest
+from data_shards.shards.manifest import FILE, Manifest, open_manifest
 from data_shards.sources.base import Source, SourceOptions
 
 SCHEMA = DatasetSchema(

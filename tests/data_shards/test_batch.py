@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from data_shards.batch import Batch, ImageGroup, SeriesGroup, TextGroup, VectorGroup, WaveformGroup
-from data_shards.codec import Columns, Decoder, encode_record
-from data_shards.collate import Collator
-from data_shards.records import Record, Series
-from data_shards.schema import group_layout
+from data_shards.loading.batch import Batch, ImageGroup, SeriesGroup, TextGroup, VectorGroup, WaveformGroup
+from data_shards.loading.collate import Collator
+from data_shards.records.codec import Columns, Decoder, encode_record
+from data_shards.records.record import Record, Series
+from data_shards.records.schema import group_layout
 from tests.data_shards.build import SCHEMA, make_record
 
 RECORDS = [make_record(i) for i in range(40)]

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load as load_with_library
 
-from data_shards.codec import Decoder, encode_record
 from data_shards.errors import RecordError
-from data_shards.layout import Limits, dump_tensors, load_tensors
-from data_shards.records import Record, Series
-from data_shards.schema import DatasetSchema, ModalitySpec
+from data_shards.records.arrays import Limits, dump_tensors, load_tensors
+from data_shards.records.codec import Decoder, encode_record
+from data_shards.records.record import Record, Series
+from data_shards.records.schema import DatasetSchema, ModalitySpec
 from tests.data_shards.build import SCHEMA, make_record, same, same_record
 
 DECODER = Decoder(SCHEMA)

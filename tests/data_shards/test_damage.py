@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from data_shards import DataConfig, Manifest, ShardError, StepLoader, open_manifest
-from data_shards.codec import encode_record
-from data_shards.manifest import FILE
-from data_shards.reader import read_index
+from data_shards.records.codec import encode_record
+from data_shards.shards.manifest import FILE
+from data_shards.shards.reader import read_index
 from tests.data_shards.build import SCHEMA, make_record, make_set, reseal
 
 RECORDS, CHUNK, AT = 20, 5, 10
@@ -226,7 +226,7 @@ def test_the_index_must_lie_inside_its_chunks(tmp_path: Path) -> None:
     import hashlib
     import json
 
-    from data_shards.index import dump_index
+    from data_shards.shards.index import dump_index
 
     manifest, _, _, _ = packed(tmp_path)
     index = read_index(manifest, 0)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from data_shards import DatasetSchema, ModalitySpec, Record, Series, TaskSpec, open_manifest, pack, summary
-from data_shards.index import dump_index, group_code, load_index
-from data_shards.leakage import association
-from data_shards.reader import read_index
-from data_shards.sample import sample_records
+from data_shards.inspection.leakage import association
+from data_shards.inspection.sampling import sample_records
+from data_shards.shards.index import dump_index, group_code, load_index
+from data_shards.shards.reader import read_index
 from launch.data_page import data_page
 from tests.browser import open_browser
 from tests.data_shards.build import ListSource, make_set
@@ -111,7 +111,7 @@ def test_association_is_strong_only_where_presence_depends_on_the_target(kind: A
 
 
 def test_an_index_without_groups_is_still_read(tmp_path: Path) -> None:
-    from data_shards.layout import dump_tensors, load_tensors
+    from data_shards.records.arrays import dump_tensors, load_tensors
 
     manifest = make_set(tmp_path)
     index, schema = read_index(manifest, 0), manifest.schema

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data_shards import Batch, DataConfig, Manifest, Position, ShardError, StepLoader, open_manifest
-from data_shards.reader import Reader
+from data_shards.shards.reader import Reader
 from tests.data_shards.build import make_record, make_set
 
 RECORDS = 90

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_shards import Batch, DataConfig, Position, StepLoader, open_data, open_manifest, pack
-from data_shards.mixed_part import mixed_counts, taken_before
-from data_shards.mixture import Mixture
+from data_shards.loading.mixed_order import mixed_counts, taken_before
+from data_shards.loading.mixture import Mixture
 from tests.data_shards.build import SCHEMA, ListSource, make_record, make_set
 from tests.trainer.tiny import packed
 

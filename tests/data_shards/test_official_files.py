@@ -16,8 +16,8 @@ import yaml
 from PIL import Image
 
 from data_shards import Record, Series, create_source, pack
-from data_shards.sources.mimic4_files import read_ecg
-from data_shards.sources.plain_pickle import RefusedError, read_plain_npy, read_plain_pickle
+from data_shards.sources.mimic4.recordings import read_ecg
+from data_shards.sources.readers.plain_pickle import RefusedError, read_plain_npy, read_plain_pickle
 
 
 def read(name: str, options: dict[str, Any]) -> tuple[dict[str, Record], Counter[str]]:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_shards.order import EpochOrder, permutation, rank_share, share_bounds
+from data_shards.loading.order import EpochOrder, rank_share, share_bounds
+from data_shards.permutation import permutation
 
 COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=40).filter(lambda counts: sum(counts) > 0)
 

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from data_shards import Record, create_source, open_manifest, pack
-from data_shards.sources import Source
-from data_shards.sources.pictures import PictureError, decode_picture
+from data_shards.sources.base import Source
+from data_shards.sources.readers.pictures import PictureError, decode_picture
 from tests.trainer.vqa import archive
 
 

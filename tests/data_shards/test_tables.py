@@ -22,7 +22,7 @@ from PIL import Image
 
 from benchmarks.tables import compare
 from data_shards import Record, Series, create_source, open_manifest, pack
-from data_shards.sources import tables
+from data_shards.sources.tables import source as tables
 from tests.data_shards.test_sources import OUTCOMES, lay_out
 
 MAPPING: dict[str, Any] = {
@@ -133,7 +133,7 @@ def test_pieces_processes_and_row_order_do_not_change_the_data_set(
     """Two records a unit and four rows a buffer, in a process of its own, against everything at once."""
     path = lay_tables(tmp_path)
     whole = pack(create_source("tables", {"path": path}), str(tmp_path / "whole"))
-    monkeypatch.setattr("data_shards.sources.table_files.BUFFER_ROWS", 2)
+    monkeypatch.setattr("data_shards.sources.readers.table_files.BUFFER_ROWS", 2)
     monkeypatch.setattr(tables, "UNIT_RECORDS", 2)
     records, _ = read(path)
     pack(create_source("tables", {"path": path, "scratch": str(tmp_path)}), str(tmp_path / "pieces"))
@@ -220,7 +220,7 @@ import json, sys
 from collections import Counter
 import pyarrow as pa
 from data_shards import create_source
-from data_shards.sources import table_files
+from data_shards.sources.readers import table_files
 table_files.BLOCK_BYTES, table_files.BUFFER_ROWS = 1 << 18, 20_000
 source, notes = create_source("tables", {"path": sys.argv[1]}), Counter()
 records = sum(1 for unit in source.units() for record in source.read(unit, notes))

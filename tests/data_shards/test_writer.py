@@ -13,11 +13,11 @@ import pytest
 import webdataset
 
 from data_shards import ManifestError, Record, open_manifest, pack
-from data_shards.codec import Decoder
-from data_shards.layout import load_tensors
-from data_shards.manifest import FILE
-from data_shards.reader import read_index
-from data_shards.storage import Storage
+from data_shards.records.arrays import load_tensors
+from data_shards.records.codec import Decoder
+from data_shards.shards.manifest import FILE
+from data_shards.shards.reader import read_index
+from data_shards.shards.storage import Storage
 from tests.data_shards.build import SCHEMA, ListSource, make_record, make_set, same_record
 
 RECORDS = [make_record(i) for i in range(60)]

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from data_shards import StepLoader, open_manifest
-from data_shards.manifest import Manifest
+from data_shards.shards.manifest import Manifest
 from launch.cli import app
 from launch.cost import CostModel, Layout, padded_group, ranks_of_a_token
 from launch.plan import make_plan, stated_statistics

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from parallel import Engine, MoEConfig, MoELayer, ParallelConfig, balance_losses, create_mesh, reduce_stats
-from parallel.balance import RoutingStats
-from parallel.dispatch import Dispatcher
-from parallel.experts import Experts, generator_for, reference_experts
+from parallel.moe.balance import RoutingStats
+from parallel.moe.dispatch import Dispatcher
+from parallel.moe.experts import Experts, generator_for, reference_experts
 
 DIM, HIDDEN, OUT, MODALITIES, SAMPLES, TOKENS = 16, 24, 3, 2, 8, 5
 

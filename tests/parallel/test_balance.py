@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from parallel import MoEConfig, balance_losses
-from parallel.balance import RoutingStats, entropy_loss, measure, squared_variation, tokens_per_decision, z_loss
-from parallel.choice import top_k_choice
-from parallel.routers import Routing
+from parallel.moe.balance import RoutingStats, entropy_loss, measure, squared_variation, tokens_per_decision, z_loss
+from parallel.moe.choice import top_k_choice
+from parallel.moe.routers import Routing
 
 
 def stats_of(prob_ME: list[list[float]], tokens: list[float], gate_ME: list[list[float]] | None = None) -> RoutingStats:

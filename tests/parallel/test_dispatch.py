@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel.balance import RoutingStats, reduce_stats
-from parallel.choice import Choice, top_k_choice
 from parallel.config import MoEConfig
-from parallel.dispatch import AllToAllDispatcher, LocalDispatcher
-from parallel.experts import generator_for
-from parallel.moe import MoELayer, decision_units
-from parallel.rows import combine_rows, expand_rows, inverse_permutation, permute_rows
+from parallel.moe.balance import RoutingStats, reduce_stats
+from parallel.moe.choice import Choice, top_k_choice
+from parallel.moe.dispatch import AllToAllDispatcher, LocalDispatcher
+from parallel.moe.experts import generator_for
+from parallel.moe.layer import MoELayer, decision_units
+from parallel.moe.permute import combine_rows, expand_rows, inverse_permutation, permute_rows
 from tests.ranks import RankError, run_ranks
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel.experts import BLOCK, Experts, cut_portions, pad_blocks, reference_experts
-from parallel.grouped import grouped_matmul, reference_grouped_matmul
+from parallel.moe.experts import BLOCK, Experts, cut_portions, pad_blocks, reference_experts
+from parallel.moe.grouped_matmul import grouped_matmul, reference_grouped_matmul
 
 COUNTS = [[5, 3, 4], [0, 7, 0], [0, 0, 0], [1, 0, 30]]
 
@@ -58,7 +58,7 @@ def test_portions_of_an_expert_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.nn.init.normal_(experts.w3)
     x, counts_L, up = torch.randn(16, 6, requires_grad=True), torch.tensor([0, 3, 9, 4]), torch.randn(16, 6)
     inputs = (x, experts.w1, experts.w2, experts.w3)
-    monkeypatch.setattr("parallel.experts.CACHE_BYTES", 4 * 4 * 10)
+    monkeypatch.setattr("parallel.moe.experts.CACHE_BYTES", 4 * 4 * 10)
     ours = experts(x, counts_L)
     theirs = reference_experts(x, counts_L, experts.w1, experts.w2, experts.w3)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from parallel.config import GateKind
-from parallel.gates import DISTANCE_EPS, Gate
+from parallel.moe.gates import DISTANCE_EPS, Gate
 
 KINDS: list[GateKind] = ["softmax", "laplace", "gaussian"]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from parallel import MoEConfig, expert_pools
-from parallel.routers import Router
+from parallel.moe.routers import Router
 
 ROUTERS, GATES = ("joint", "per_modality", "disjoint"), ("softmax", "laplace", "gaussian")
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from data_shards import StepLoader, open_manifest
-from data_shards.manifest import Manifest
+from data_shards.shards.manifest import Manifest
 from parallel import LocalDispatcher
 from tests.trainer.tiny import config, packed
 from trainer.devices import DEVICES, find_device, measured_peak

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data_shards import open_manifest
-from data_shards.loader import StepLoader
+from data_shards.loading.loader import StepLoader
 from tests.trainer.test_run import job
 from tests.trainer.tiny import config, packed
 from trainer.curves import by_rate, larger_is_better, primary_metric, task_metrics

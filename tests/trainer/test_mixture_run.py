@@ -13,7 +13,8 @@ from data_shards import StepLoader, create_source, open_data, open_manifest, pac
 from tests.data_shards.build import make_set
 from tests.trainer.test_run import STEADY, FixedContext, job, losses, weights
 from tests.trainer.tiny import config, packed
-from trainer.checkpoint import CheckpointError, newest_checkpoint
+from trainer.checkpoint import newest_checkpoint
+from trainer.checkpoint_files import CheckpointError
 from trainer.config import RunConfig, apply_overrides, load_recipe
 from trainer.curves import task_curves
 from trainer.evaluation_job import evaluation_config

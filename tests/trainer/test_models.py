@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data_shards import Batch, StepLoader, open_manifest
-from data_shards.manifest import Manifest
+from data_shards.shards.manifest import Manifest
 from parallel import LocalDispatcher, balance_losses
 from tests.trainer.tiny import SCHEMA, config, packed
 from trainer.models.attention import attend_ragged, attend_spans, attention_reference

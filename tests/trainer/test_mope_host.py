@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from data_shards import Batch
-from data_shards.codec import Columns, Decoder, encode_record
-from data_shards.collate import Collator
-from data_shards.statistics import ModalityStatistics, SplitStatistics
+from data_shards.loading.collate import Collator
+from data_shards.records.codec import Columns, Decoder, encode_record
+from data_shards.records.statistics import ModalityStatistics, SplitStatistics
 from parallel import LocalDispatcher
 from tests.trainer.tiny import SCHEMA, Tiny, TinyOptions, config
 from trainer.models.fusemoe import FuseMoE

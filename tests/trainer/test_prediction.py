@@ -12,7 +12,8 @@ import torch
 from data_shards import DatasetSchema, pack
 from tests.trainer.test_run import job
 from tests.trainer.tiny import SCHEMA, Tiny, TinyOptions, config, packed
-from trainer.checkpoint import CheckpointError, open_checkpoint
+from trainer.checkpoint import open_checkpoint
+from trainer.checkpoint_files import CheckpointError
 from trainer.evaluation_job import evaluation_config
 from trainer.explain import answer, modality_shares, watched_forward
 from trainer.export import checkpoint_model

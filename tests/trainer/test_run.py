@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from data_shards import StepLoader, open_manifest
-from data_shards.reader import read_index
+from data_shards.shards.reader import read_index
 from tests.object_store import local_s3
 from tests.ranks import run_ranks
 from tests.trainer.tiny import config, packed
-from trainer.checkpoint import CheckpointError, committed_paths, newest_checkpoint, open_checkpoint
+from trainer.checkpoint import committed_paths, newest_checkpoint, open_checkpoint
+from trainer.checkpoint_files import CheckpointError
 from trainer.checkpoint_list import list_checkpoints
 from trainer.config import RunConfig
 from trainer.evaluation_job import evaluation_config

@@ -13,9 +13,10 @@ from mlflow import MlflowClient
 
 from tests.ports import free_port
 from trainer.queued_tracker import QueuedTracker, RefusedError
+from trainer.sections import TrackingConfig
 from trainer.spool import Spool
 from trainer.tracker import JsonLinesTracker, MultiTracker, NullTracker, flatten
-from trainer.tracking import TrackingConfig, close_run, create_tracker, open_run
+from trainer.tracking import close_run, create_tracker, open_run
 
 pytestmark = pytest.mark.together
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from data_shards import Batch, DatasetSchema, ImageGroup, ModalitySpec, TaskSpec, TextGroup
-from data_shards.statistics import ModalityStatistics, SplitStatistics, TaskStatistics
+from data_shards.records.statistics import ModalityStatistics, SplitStatistics, TaskStatistics
 from trainer.models.mope.tower_model import TowerModel
 from trainer.mope_sections import MopeConfig
 

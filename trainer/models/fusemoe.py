@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data_shards import Batch, DatasetSchema, Group, group_layout
-from data_shards.statistics import SplitStatistics
+from data_shards.records.statistics import SplitStatistics
 from parallel import Dispatcher, RoutingStats
 from trainer.models.encoders import build_encoder
 from trainer.models.fusion import FusionBlock, Pooling

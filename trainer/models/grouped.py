@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from parallel.grouped import fused_kernel_fits, grouped_matmul
+from parallel.moe.grouped_matmul import fused_kernel_fits, grouped_matmul
 
 # Grouped GEMM kernels want row strides that are multiples of 16 bytes; 8 elements do for bf16 and fp32.
 ALIGNMENT = 8

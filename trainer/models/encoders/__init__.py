@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from data_shards import DatasetSchema, ModalitySpec
-from data_shards.statistics import SplitStatistics
+from data_shards.records.statistics import SplitStatistics
 from trainer.models.encoders.image import ImageEncoder
 from trainer.models.encoders.series import SeriesEncoder
 from trainer.models.encoders.text import TextEncoder

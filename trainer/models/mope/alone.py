@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from parallel import sum_over_ranks
-from parallel.balance import entropy
+from parallel.moe.balance import entropy
 
 
 def alone_entropy(weights: list[Tensor], counted: list[Tensor]) -> Tensor:

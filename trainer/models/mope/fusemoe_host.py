@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from data_shards import Batch, DatasetSchema
-from data_shards.statistics import SplitStatistics
+from data_shards.records.statistics import SplitStatistics
 from parallel import Dispatcher, RoutingStats
 from trainer.flops import FORWARD_AND_BACKWARD, FlopCounter
 from trainer.models.fusemoe import Fused, FuseMoE

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data_shards import DatasetSchema, TaskSpec
-from data_shards.statistics import SplitStatistics
+from data_shards.records.statistics import SplitStatistics
 from trainer.models.fusemoe import target_scale
 from trainer.models.standardise import Constant
 

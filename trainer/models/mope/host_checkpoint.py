@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data_shards import DatasetSchema
-from data_shards.statistics import SplitStatistics
+from data_shards.records.statistics import SplitStatistics
 from parallel import MoELayer
 from trainer.models.mope.tower_sources import BackboneError, run_of
 from trainer.models.mope.towers import digest_of
@@ -56,7 +56,7 @@ def load_host(url: str, schema: DatasetSchema, weights: bool = True) -> Host:
 
     Raises BackboneError: not there, damaged, or of other modalities than `schema`.
     """
-    from trainer.checkpoint import CheckpointError
+    from trainer.checkpoint_files import CheckpointError
     from trainer.describe import schema_difference, statistics_from_json
     from trainer.export import checkpoint_weights
 
@@ -84,7 +84,8 @@ def _without_heads(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _open(url: str):  # type: ignore[no-untyped-def]
-    from trainer.checkpoint import CheckpointError, open_checkpoint
+    from trainer.checkpoint import open_checkpoint
+    from trainer.checkpoint_files import CheckpointError
 
     try:
         checkpoint = open_checkpoint(url)

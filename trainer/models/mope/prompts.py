@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from parallel.experts import generator_for
+from parallel.moe.experts import generator_for
 from trainer.models.mope.router import Router
 from trainer.models.mope.sites import Site
 from trainer.mope_sections import MopeConfig

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from data_shards import Batch, DatasetSchema, ImageGroup, ModalitySpec
-from data_shards.statistics import SplitStatistics
+from data_shards.records.statistics import SplitStatistics
 from parallel import sum_over_ranks
 from trainer.models.fusemoe import Fused
 from trainer.models.mope.seen import Seen

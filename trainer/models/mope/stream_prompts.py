@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from parallel.experts import generator_for
+from parallel.moe.experts import generator_for
 from trainer.models.mope.pairs import Pairs
 from trainer.models.mope.prompts import prompt_tensor
 from trainer.models.mope.router import orthonormal_keys, route

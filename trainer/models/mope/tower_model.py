@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from data_shards import Batch, DatasetSchema
-from data_shards.statistics import SplitStatistics
+from data_shards.records.statistics import SplitStatistics
 from trainer.models.fusemoe import Fused
 from trainer.models.missing import keyed_uniform
 from trainer.models.mope.absent import generated_for, generators, learned_vectors

@@ -184,7 +184,8 @@ def _why_not(part: str, what: str, source: str, error: Exception) -> str:
 
 def _from_run(what: str, source: str, weights: bool) -> Loaded:
     """A tower that `train` made: its recipe says the architecture, its checkpoint holds the weights."""
-    from trainer.checkpoint import CheckpointError, open_checkpoint
+    from trainer.checkpoint import open_checkpoint
+    from trainer.checkpoint_files import CheckpointError
     from trainer.describe import statistics_from_json
     from trainer.export import checkpoint_weights
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_shards.statistics import ModalityStatistics
+from data_shards.records.statistics import ModalityStatistics
 from trainer.models.mope.sites import KINDS, Site, find_sites, pooled, register_attention
 from trainer.models.mope.tokens import VOCABULARY, ByteTokenizer, FolderTokenizer, Tokenizer
 from trainer.models.mope.tower_sources import PICTURES, BackboneError, Loaded, from_pretrained, random_tower, tower_from

@@ -1,0 +1,1 @@
+"""What a packed data set holds: counts, gaps, presence, leakage, samples."""

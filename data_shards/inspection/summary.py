@@ -1,0 +1,163 @@
+"""What a packed data set holds, as plain tables: counts, presence, lengths, labels, values, and what looks wrong.
+
+Reads the manifest, the indexes and, for how series are sampled, a few hundred records.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from data_shards.inspection.leakage import groups_known, value_rows, warnings
+from data_shards.inspection.sampling import MOST_RECORDS, sampling
+from data_shards.shards.index import ABSENT, ShardIndex
+from data_shards.shards.manifest import Manifest
+from data_shards.shards.reader import read_index
+
+QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
+LENGTH_BINS = 40
+
+
+def summary(manifest: Manifest, patterns: int = 10, sample: int = MOST_RECORDS) -> dict[str, Any]:
+    """Plain data (numbers, text, lists, dicts) for tables.
+
+    Args:
+        manifest: an opened data set. patterns: how many of the most frequent presence patterns to list.
+        sample: records that are read for the sampling of series.
+
+    Returns:
+        ``name, url, digest, records, observations, bytes, shards, chunks, source``;
+        ``modalities``: one row per modality with kind, channels, present, share, length quantiles;
+        ``patterns``: total number of presence patterns, records with all modalities, and the most frequent ones;
+        ``splits``: split -> part -> records, groups, share present per modality, labels per task;
+        ``values``: split -> one row per channel of its train part (count, mean, std, min, max, farthest);
+        ``sampling``: of series, from a sample (``sampling.py``); ``warnings``: sentences; ``groups_known``.
+
+    Raises:
+        ShardError: an index or a sampled record is damaged.
+    """
+    index = _joined([read_index(manifest, number) for number in range(len(manifest.shards))])
+    everything = np.ones(len(index), bool)
+    return {
+        "name": manifest.schema.name,
+        "url": manifest.url,
+        "digest": manifest.digest,
+        "records": manifest.records,
+        "observations": manifest.observations,
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "shards": len(manifest.shards),
+        "chunks": len(manifest.chunk_table),
+        "source": manifest.source,
+        "modalities": _modalities(manifest, index),
+        "patterns": _patterns(manifest, index, patterns),
+        "tasks": _labels(manifest, index, everything),
+        "splits": {
+            split: {part: _part(manifest, index, split, part) for part in sorted(parts)}
+            for split, parts in sorted(manifest.splits.items())
+        },
+        "values": {split: value_rows(manifest, table) for split, table in sorted(manifest.statistics.items())},
+        "sampling": sampling(manifest, sample),
+        "groups_known": groups_known(index),
+        "warnings": warnings(manifest, index),
+    }
+
+
+def _joined(indexes: list[ShardIndex]) -> ShardIndex:
+    width = max(index.parts_nS.shape[1] for index in indexes)
+    # An early shard may have been written before a later split was first seen.
+    parts = [np.pad(i.parts_nS, ((0, 0), (0, width - i.parts_nS.shape[1])), constant_values=ABSENT) for i in indexes]
+    return ShardIndex(
+        np.concatenate([index.start_n for index in indexes]),
+        np.concatenate([index.size_n for index in indexes]),
+        np.concatenate([index.crc_n for index in indexes]),
+        [key for index in indexes for key in index.keys],
+        np.concatenate(parts),
+        np.concatenate([index.lengths_nM for index in indexes]),
+        np.concatenate([index.targets_nW for index in indexes]),
+        np.concatenate([index.group_n for index in indexes]),
+    )
+
+
+def _modalities(manifest: Manifest, index: ShardIndex) -> list[dict[str, Any]]:
+    rows = []
+    for number, spec in enumerate(manifest.schema.modalities):
+        lengths = index.lengths_nM[:, number]
+        lengths = lengths[lengths != ABSENT]
+        ragged = spec.kind in ("series", "text", "waveform")
+        rows.append(
+            {
+                "name": spec.name,
+                "kind": spec.kind,
+                "channels": list(spec.channels),
+                "shape": list(spec.shape),
+                "present": len(lengths),
+                "share": len(lengths) / max(len(index), 1),
+                "empty": int((lengths == 0).sum()) if ragged else 0,
+                "total_length": int(lengths.sum(dtype=np.int64)) if ragged else None,
+                "length": _quantiles(lengths) if ragged else None,
+                "histogram": _histogram(lengths) if ragged and len(lengths) else None,
+            }
+        )
+    return rows
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float] | None:
+    if not len(values):
+        return None
+    table = {f"p{int(100 * q)}": float(v) for q, v in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)}
+    return table | {"mean": float(values.mean())}
+
+
+def _histogram(lengths: np.ndarray) -> dict[str, list[float]]:
+    """Counts in equal bins from 0 to the longest."""
+    counts, edges = np.histogram(lengths, LENGTH_BINS, (0, max(1, int(lengths.max()))))
+    return {"counts": counts.tolist(), "edges": edges.tolist()}
+
+
+def _patterns(manifest: Manifest, index: ShardIndex, most: int) -> dict[str, Any]:
+    names = manifest.schema.modality_names
+    counts = Counter(map(tuple, index.present.tolist()))
+    top = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
+    return {
+        "count": len(counts),
+        "complete": counts[(True,) * len(names)],
+        "most_frequent": [
+            {"records": n, "absent": [name for name, there in zip(names, pattern, strict=True) if not there]}
+            for pattern, n in top
+        ],
+    }
+
+
+def _part(manifest: Manifest, index: ShardIndex, split: str, part: str) -> dict[str, Any]:
+    rows = index.members(manifest.column(split, part))
+    share = index.present[rows].mean(axis=0) if rows.any() else np.zeros(len(manifest.schema.modalities))
+    return {
+        "records": int(rows.sum()),
+        "groups": len(np.unique(index.group_n[rows & (index.group_n != 0)])),
+        "present": dict(zip(manifest.schema.modality_names, share.tolist(), strict=True)),
+        "tasks": _labels(manifest, index, rows),
+    }
+
+
+def _labels(manifest: Manifest, index: ShardIndex, rows: np.ndarray) -> dict[str, dict[str, Any]]:
+    """task -> labelled records, and class counts or mean and std of the target."""
+    table: dict[str, dict[str, Any]] = {}
+    offsets = manifest.schema.target_offsets
+    for i, task in enumerate(manifest.schema.tasks):
+        target = index.targets_nW[rows, offsets[i] : offsets[i + 1]].astype(np.float64)
+        known = target[~np.isnan(target).all(axis=1)]
+        entry: dict[str, Any] = {"kind": task.kind, "labelled": len(known)}
+        if task.kind == "regression":
+            filled = len(known) > 0
+            entry["mean"] = np.nanmean(known, axis=0).tolist() if filled else []
+            entry["std"] = np.nanstd(known, axis=0).tolist() if filled else []
+        elif task.kind == "multilabel":
+            entry["counts"] = dict(zip(task.classes, np.nansum(known, axis=0).astype(int).tolist(), strict=True))
+        else:
+            names = task.classes or ("negative", "positive")
+            numbers = np.bincount(known[:, 0].astype(int), minlength=len(names)).tolist()
+            entry["counts"] = dict(zip(names, numbers, strict=True))
+        table[task.name] = entry
+    return table

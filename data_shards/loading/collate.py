@@ -1,0 +1,117 @@
+"""Decoded records -> one packed batch, without a loop over events.
+
+Shapes: B samples, M modalities, P pairs of a group, O events / bytes / samples of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_shards.loading.batch import Batch, Group, ImageGroup, SeriesGroup, TextGroup, VectorGroup, WaveformGroup
+from data_shards.records.codec import Columns
+from data_shards.records.schema import DatasetSchema, group_layout
+
+
+class Collator:
+    """Columns of records -> Batch, for one schema."""
+
+    def __init__(self, schema: DatasetSchema) -> None:
+        self.schema = schema
+        self.layout = group_layout(schema)
+        self._features = np.array([m.shape[0] if m.kind == "vector" else 0 for m in schema.modalities], np.int64)
+
+    def __call__(self, records: Sequence[Columns], index_B: np.ndarray, known_BM: np.ndarray | None = None) -> Batch:
+        """Pack the records; ``index_B`` are their numbers in the data set, ``known_BM`` as in the batch."""
+        present = np.zeros((len(records), len(self.schema.modalities)), bool)
+        groups: dict[str, Group] = {}
+        for name, numbers in self.layout.items():
+            build = getattr(self, f"_{name.split('/')[0]}")
+            groups[name] = group = build(records, numbers)
+            present[group.sample_P.numpy(), group.modality_P.numpy()] = True
+        offsets = self.schema.target_offsets
+        rows = np.stack([r.targets_W for r in records]) if records else np.zeros((0, offsets[-1]), np.float32)
+        targets = {
+            task.name: torch.from_numpy(np.ascontiguousarray(rows[:, offsets[i] : offsets[i + 1]]))
+            for i, task in enumerate(self.schema.tasks)
+        }
+        keys = [record.key for record in records]
+        known = None if known_BM is None else torch.from_numpy(known_BM)
+        return Batch(keys, torch.from_numpy(index_B), torch.from_numpy(present), targets, groups, known)
+
+    def _series(self, records: Sequence[Columns], numbers: list[int]) -> SeriesGroup:
+        pairs = _Pairs([r.series_S for r in records], [r.counts_S for r in records])
+        columns = ([r.times_O for r in records], [r.channels_O for r in records], [r.values_O for r in records])
+        times, channels, values = (pairs.gather(column) for column in columns)
+        return SeriesGroup(
+            *pairs.head(),
+            _tensor(pairs.offsets),
+            _tensor(times.astype(np.float32)),
+            _tensor(channels.astype(np.int64)),
+            _tensor(values.astype(np.float32)),
+        )
+
+    def _text(self, records: Sequence[Columns], numbers: list[int]) -> TextGroup:
+        pairs = _Pairs([r.text_X for r in records], [r.sizes_X for r in records])
+        data = pairs.gather([r.bytes_ for r in records]).astype(np.uint8)
+        return TextGroup(*pairs.head(), _tensor(pairs.offsets), _tensor(data))
+
+    def _vector(self, records: Sequence[Columns], numbers: list[int]) -> VectorGroup:
+        """The records' vectors of all shapes lie in one column; those of this shape are cut out of it."""
+        width = self.schema.modalities[numbers[0]].shape[0]
+        sizes = [self._features[r.vector_V] for r in records]
+        pairs = _Pairs([r.vector_V for r in records], sizes, keep=np.array(numbers))
+        data = pairs.gather([r.features_ for r in records]).astype(np.float32)
+        return VectorGroup(*pairs.head(), _tensor(data.reshape(-1, width)))
+
+    def _arrays(self, records: Sequence[Columns], numbers: list[int]) -> tuple[Tensor, Tensor, list[np.ndarray]]:
+        found = [(n, b, r.arrays[n]) for n in numbers for b, r in enumerate(records) if n in r.arrays]
+        modality = torch.tensor([n for n, _, _ in found], dtype=torch.int64)
+        sample = torch.tensor([b for _, b, _ in found], dtype=torch.int64)
+        return modality, sample, [array for _, _, array in found]
+
+    def _image(self, records: Sequence[Columns], numbers: list[int]) -> ImageGroup:
+        specs = [self.schema.modalities[n] for n in numbers]
+        dtype = np.uint8 if all(spec.dtype == "uint8" for spec in specs) else np.float32
+        modality, sample, arrays = self._arrays(records, numbers)
+        stacked = np.stack(arrays).astype(dtype) if arrays else np.empty((0, *specs[0].shape), dtype)
+        return ImageGroup(modality, sample, _tensor(stacked))
+
+    def _waveform(self, records: Sequence[Columns], numbers: list[int]) -> WaveformGroup:
+        channels = self.schema.modalities[numbers[0]].shape[0]
+        modality, sample, arrays = self._arrays(records, numbers)
+        offsets = np.cumsum([0, *(len(array) for array in arrays)])
+        joined = np.concatenate([np.empty((0, channels), np.float32), *arrays]).astype(np.float32)
+        return WaveformGroup(modality, sample, _tensor(offsets.astype(np.int64)), _tensor(joined))
+
+
+class _Pairs:
+    """(sample, modality) pairs of ragged columns, reordered from record order to (modality, sample) order."""
+
+    def __init__(self, ids: list[np.ndarray], counts: list[np.ndarray], keep: np.ndarray | None = None) -> None:
+        modality = np.concatenate([np.empty(0, np.int64), *ids]).astype(np.int64)
+        size = np.concatenate([np.empty(0, np.int64), *counts]).astype(np.int64)
+        sample = np.repeat(np.arange(len(ids)), [len(own) for own in ids]) if ids else np.empty(0, np.int64)
+        start = np.cumsum(size) - size
+        order = np.argsort(modality, kind="stable")
+        if keep is not None:
+            order = order[np.isin(modality[order], keep)]
+        self.modality, self.sample, size = modality[order], sample[order].astype(np.int64), size[order]
+        self.offsets = np.concatenate(([0], np.cumsum(size)))
+        self._source = np.repeat(start[order] - self.offsets[:-1], size) + np.arange(self.offsets[-1])
+
+    def head(self) -> tuple[Tensor, Tensor]:
+        return _tensor(self.modality), _tensor(self.sample)
+
+    def gather(self, columns: list[np.ndarray]) -> np.ndarray:
+        joined = np.concatenate(columns) if columns else np.empty(0, np.float32)
+        return joined[self._source]
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """A tensor that owns writable memory (decoded arrays are read-only views of a shard)."""
+    array = np.ascontiguousarray(array)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())

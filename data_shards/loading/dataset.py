@@ -1,0 +1,59 @@
+"""What a loader reads from: one part of a data set, or of a mixture of data sets.
+
+Both say how many records there are, in what order an epoch takes them, which of a step's records belong to a rank, and
+how to read them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from data_shards.config import DataConfig
+from data_shards.loading.mixed_order import MixedPart
+from data_shards.loading.mixture import Mixture, open_mixture
+from data_shards.loading.order import EpochOrder, rank_share
+from data_shards.shards.manifest import Manifest, open_manifest
+from data_shards.shards.reader import Reader
+
+DataSet = Manifest | Mixture
+
+
+class PlainPart:
+    """One part of one data set."""
+
+    def __init__(self, manifest: Manifest, config: DataConfig, part: str) -> None:
+        self.manifest, self.config, self.part = manifest, config, part
+        self.counts = manifest.counts(config.split, part)
+        self.records = int(self.counts.sum())
+
+    def order(self, seed: int, epoch: int, shuffle: bool) -> EpochOrder:
+        """The sequence of an epoch."""
+        return EpochOrder(self.counts, seed, epoch, self.config.window_chunks, shuffle)
+
+    def share(self, chunk_N: np.ndarray, ordinal_N: np.ndarray, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:
+        """A rank's records of a step, sorted by storage place."""
+        return rank_share(chunk_N, ordinal_N, rank, world)
+
+    def reader(self) -> Reader:
+        """A reader for this process."""
+        return Reader(self.manifest, self.config, self.part)
+
+    def known(self, index_B: np.ndarray) -> None:
+        """All modalities exist for all records."""
+        return None
+
+
+def part_of(data: DataSet, config: DataConfig, part: str) -> PlainPart | MixedPart:
+    """The part to read; ValueError if there is none of that name."""
+    return MixedPart(data, config, part) if isinstance(data, Mixture) else PlainPart(data, config, part)
+
+
+def open_data(config: DataConfig) -> DataSet:
+    """The data set, or the mixture of data sets, of a data section.
+
+    Raises:
+        ManifestError, ValueError: as ``open_manifest``; a mixture's members that do not fit.
+    """
+    if config.mixture:
+        return open_mixture(config, open_manifest)
+    return open_manifest(config.url, config.storage_options)

@@ -1,0 +1,227 @@
+"""Steps for one rank: order -> chunk reads -> records -> packed batches, in this process or in worker processes.
+
+State is one ``Position``: records handed to the caller. How far workers have read ahead never shows.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_shards.config import DataConfig
+from data_shards.errors import ShardError
+from data_shards.loading.batch import Batch
+from data_shards.loading.collate import Collator
+from data_shards.loading.dataset import DataSet, part_of
+from data_shards.loading.mixed_order import MixedReader
+from data_shards.loading.order import Position, share_bounds
+from data_shards.shards.reader import Reader
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Step:
+    """What one rank gets for one global step.
+
+    Attributes:
+        micro_batches: ``accumulation`` batches, possibly empty ones.
+        records: records that the global step takes from the order, over all ranks (skipped ones included).
+        position: where the epoch stands after this step; ``offset == StepLoader.records`` means the epoch is done.
+        skipped: records this rank had to leave out, by reason.
+        io: ``reads``, ``bytes`` and ``retries`` of storage for this step (of the process that fetched it).
+    """
+
+    micro_batches: list[Batch]
+    records: int
+    position: Position
+    skipped: dict[str, int]
+    io: dict[str, int]
+
+
+@dataclass
+class _Fetched:
+    """A step on its way from a worker: flat buffers, or the error to raise where the step is used."""
+
+    buffers: list[Tensor]
+    skipped: dict[str, int]
+    io: dict[str, int]
+    error: ShardError | None = None
+
+
+class _Steps(torch.utils.data.Dataset[_Fetched]):
+    """(epoch, start) -> the rank's micro-batches as flat buffers; the reader is made where it is used."""
+
+    def __init__(self, data: DataSet, config: DataConfig, part: str, place: dict[str, Any]) -> None:
+        self.schema, self.place = data.schema, place
+        self.data = part_of(data, config, part)
+        self._reader: Reader | MixedReader | None = None
+        self._order = lru_cache(maxsize=2)(self._make_order)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_reader": None, "_order": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._order = lru_cache(maxsize=2)(self._make_order)
+
+    def _make_order(self, epoch: int) -> Any:
+        return self.data.order(self.place["seed"], epoch, self.place["shuffle"])
+
+    def batches(self, epoch: int, start: int) -> tuple[list[Batch], dict[str, int], dict[str, int]]:
+        """The rank's micro-batches of the step that starts at ``start``, what was skipped, and storage counts."""
+        if self._reader is None:
+            self._reader = self.data.reader()
+            self._collate = Collator(self.schema)
+        place, before = self.place, self._reader.io.copy()
+        chunk_N, ordinal_N = self._order(epoch).take(start, start + place["batch_size"])
+        chunk_N, ordinal_N = self.data.share(chunk_N, ordinal_N, place["rank"], place["world"])
+        batches, skipped = [], Counter[str]()
+        for micro in range(place["accumulation"]):
+            cut = slice(*share_bounds(len(chunk_N), micro, place["accumulation"]))
+            records, numbers, lost = self._reader.read(chunk_N[cut], ordinal_N[cut])
+            batches.append(self._collate(records, numbers, self.data.known(numbers)))
+            skipped += lost
+        return batches, dict(skipped), dict(self._reader.io - before)
+
+    def __getitem__(self, step: tuple[int, int]) -> _Fetched:
+        try:
+            batches, skipped, io = self.batches(*step)
+        except ShardError as error:  # torch would rebuild it in the main process from its text alone
+            return _Fetched([], {}, {}, error)
+        return _Fetched([batch.to_buffer() for batch in batches], skipped, io)
+
+
+class _Schedule:
+    """The (epoch, start) pairs that workers fetch next; refilled for each pass over persistent workers."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, int]] = []
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+class StepLoader:
+    """Global steps of one part of a data set, as one rank sees them.
+
+    Args:
+        manifest: an opened data set or mixture. config: the data section. part: e.g. ``train``.
+        batch_size: records of a global step over all ranks and micro-batches.
+        rank, world: this data rank and their number. accumulation: micro-batches per step.
+        shuffle: False takes storage order (evaluation). seed: of the order; default ``config.seed``.
+
+    Attributes:
+        records: records of the part. steps_per_epoch: steps of an epoch from its start.
+        skipped: records this loader had to leave out so far, by reason.
+
+    Raises:
+        ValueError: an unknown split or part, an illegal rank or size, or memory:// data with worker processes.
+    """
+
+    def __init__(
+        self,
+        manifest: DataSet,
+        config: DataConfig,
+        part: str,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        accumulation: int = 1,
+        shuffle: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        if batch_size < 1 or accumulation < 1 or not 0 <= rank < world:
+            raise ValueError(
+                f"batch_size {batch_size} and accumulation {accumulation} must be at least 1, "
+                f"and rank {rank} must lie in 0 to {world - 1}"
+            )
+        if config.workers and manifest.in_memory:
+            raise ValueError("memory:// lives in one process only; set data.workers to 0 or use another place")
+        self.config, self.batch_size, self.accumulation = config, batch_size, accumulation
+        seed = config.seed if seed is None else seed
+        place = {"batch_size": batch_size, "rank": rank, "world": world, "accumulation": accumulation}
+        self._steps = _Steps(manifest, config, part, {**place, "shuffle": shuffle, "seed": seed})
+        self.records = self._steps.data.records
+        self.steps_per_epoch = -(-self.records // batch_size)
+        self.skipped: Counter[str] = Counter()
+        self._warn_if_thrashing(manifest, world)
+        self._schedule = _Schedule()
+        self._workers: torch.utils.data.DataLoader[Any] | None = None
+
+    def steps(self, epoch: int, offset: int = 0) -> Iterator[Step]:
+        """Steps of ``epoch`` from ``offset`` records on; every rank yields the same number of steps.
+
+        Raises:
+            ValueError: an offset outside the epoch.
+            ShardError: damaged data (``on_error: raise``), or more than ``max_skipped`` records skipped.
+        """
+        if not 0 <= offset <= self.records:
+            raise ValueError(f"offset {offset} is outside the epoch's 0 to {self.records} records")
+        schedule = [(epoch, start) for start in range(offset, self.records, self.batch_size)]
+        for (_, start), (batches, skipped, io) in zip(schedule, self._fetch(schedule), strict=True):
+            self._count(skipped)
+            stop = min(start + self.batch_size, self.records)
+            yield Step(batches, stop - start, Position(epoch, stop), skipped, io)
+
+    def _warn_if_thrashing(self, manifest: DataSet, world: int) -> None:
+        """A window that does not fit in memory makes every step read its chunks again."""
+        largest = max((chunk.length for shard in manifest.shards for chunk in shard.chunks), default=0)
+        held = largest * -(-self.config.window_chunks // world)
+        if held > self.config.memory_bytes:
+            log.warning(
+                "%d chunks of a window need %d bytes per rank, data.memory_bytes is %d: chunks will be read repeatedly",
+                *(self.config.window_chunks, held, self.config.memory_bytes),
+            )
+
+    def close(self) -> None:
+        """Stop the worker processes."""
+        self._workers = None
+
+    def _fetch(self, schedule: list[tuple[int, int]]) -> Iterator[tuple[list[Batch], dict[str, int], dict[str, int]]]:
+        if not self.config.workers:
+            yield from (self._steps.batches(*step) for step in schedule)
+            return
+        self._schedule.steps = schedule
+        for fetched in self._pool():
+            if fetched.error is not None:
+                raise fetched.error
+            yield [Batch.from_buffer(buffer) for buffer in fetched.buffers], fetched.skipped, fetched.io
+
+    def _pool(self) -> torch.utils.data.DataLoader[Any]:
+        """Workers live across epochs.
+
+        They are forked from a clean helper process that has imported this module once: threads and devices of the
+        training process would not survive a fork of itself.
+        """
+        if self._workers is None:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])
+            self._workers = torch.utils.data.DataLoader(
+                self._steps,
+                batch_size=None,
+                sampler=self._schedule,  # type: ignore[arg-type]
+                num_workers=self.config.workers,
+                prefetch_factor=self.config.prefetch,
+                persistent_workers=True,
+                multiprocessing_context=context,
+            )
+        return self._workers
+
+    def _count(self, skipped: dict[str, int]) -> None:
+        self.skipped.update(skipped)
+        if self.skipped.total() > self.config.max_skipped:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
+            found = f"this rank skipped {self.skipped.total()} records ({reasons})"
+            raise ShardError("", f"{found}, data.max_skipped is {self.config.max_skipped}", reason="limit")

@@ -1,0 +1,172 @@
+"""The order in which a mixture's records come, and how they are read.
+
+An epoch takes m_k records of data set k, where m_k is its size times its weight (scaled so that an epoch is as long as
+all sizes together). They are interleaved evenly by integer arithmetic: how many records of each set lie before a place
+of the epoch is a formula, so a position stays one integer and nothing is stored. Data set k itself runs through its own
+epochs one after the other, each in its own order, so with any weights its records are all seen equally often; with
+equal weights every record is seen once an epoch.
+
+Shapes: K data sets, N entries of the order, B records, M modalities, W target columns.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import lru_cache
+
+import numpy as np
+
+from data_shards.config import DataConfig
+from data_shards.loading.mixture import Mixture
+from data_shards.loading.order import EpochOrder, rank_share
+from data_shards.loading.schema_map import place_of
+from data_shards.records.codec import Columns
+from data_shards.shards.reader import Reader
+
+
+def mixed_counts(sizes: list[int], weights: list[float]) -> list[int]:
+    """Records of each data set in an epoch: proportional to size x weight, as many in all as there are records."""
+    total = sum(sizes)
+    wanted = np.array(sizes) * np.array(weights, float)
+    wanted *= total / wanted.sum()
+    counts = np.floor(wanted + 1e-9).astype(int)
+    for k in np.argsort(counts - wanted, kind="stable")[: total - int(counts.sum())]:
+        counts[k] += 1
+    if (counts < 1).any():
+        raise ValueError(f"weights {weights} give a data set of {sizes} records no place in an epoch of {total}")
+    return [int(count) for count in counts]
+
+
+def taken_before(place_N: np.ndarray, counts: list[int]) -> np.ndarray:
+    """int64 [K, N]: how many records of each data set lie before each place of the epoch.
+
+    The first data set takes every (total / count)-th place, the second its share of what is left, and so on; so each
+    column adds up to its place, and any stretch holds a set's share to within a few records.
+    """
+    rest_N, total = place_N.astype(np.int64), sum(counts)
+    rows = []
+    for count in counts[:-1]:
+        own_N = rest_N * count // total
+        rows.append(own_N)
+        rest_N, total = rest_N - own_N, total - count
+    return np.stack([*rows, rest_N])
+
+
+class MixedPart:
+    """One part of a mixture: its order, its readers, and how a step is shared among ranks."""
+
+    def __init__(self, mixture: Mixture, config: DataConfig, part: str) -> None:
+        mixture.column(config.split, part)
+        self.mixture, self.config, self.part = mixture, config, part
+        self.own = [k for k, m in enumerate(mixture.members) if part in m.manifest.splits[m.split]]
+        members = [mixture.members[k] for k in self.own]
+        self.counts = [member.manifest.counts(member.split, part) for member in members]
+        sizes = [int(counts.sum()) for counts in self.counts]
+        self.mixed = mixed_counts(sizes, [member.weight for member in members])
+        self.records = sum(sizes)
+        chunks = [len(counts) for counts in self.counts]
+        self.chunk_base = np.cumsum([0, *chunks])
+        self.record_base = np.cumsum([0, *(m.manifest.records for m in mixture.members)])
+
+    def order(self, seed: int, epoch: int, shuffle: bool) -> MixedOrder | _InTurn:
+        """The sequence of an epoch; without shuffling, one data set after the other in storage order."""
+        return MixedOrder(self, seed, epoch) if shuffle else _InTurn(self)
+
+    def share(self, chunk_N: np.ndarray, ordinal_N: np.ndarray, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:
+        """A rank's part of a step: its part of each data set's records, so that no rank gets one kind only."""
+        pieces = []
+        for k in range(len(self.own)):
+            mine = (chunk_N >= self.chunk_base[k]) & (chunk_N < self.chunk_base[k + 1])
+            # Each data set gives its odd records to other ranks first.
+            pieces.append(rank_share(chunk_N[mine], ordinal_N[mine], (rank + k) % world, world))
+        return np.concatenate([p[0] for p in pieces]), np.concatenate([p[1] for p in pieces])
+
+    def reader(self) -> MixedReader:
+        """A reader for this process."""
+        return MixedReader(self)
+
+    def known(self, index_B: np.ndarray) -> np.ndarray:
+        """bool [B, M]: modalities of each record's own data set."""
+        member_B = np.searchsorted(self.record_base, index_B, side="right") - 1
+        sizes = [len(member.schema.modalities) for member in self.mixture.members]
+        return member_B[:, None] == np.repeat(np.arange(len(sizes)), sizes)[None]
+
+
+class MixedOrder:
+    """The sequence of one epoch of a mixture; a function of (seed, epoch, counts, weights)."""
+
+    def __init__(self, part: MixedPart, seed: int, epoch: int) -> None:
+        self.part, self.seed, self.epoch = part, seed, epoch
+        self.total = part.records
+        self._own = lru_cache(maxsize=2 * len(part.own))(self._make)
+
+    def _make(self, k: int, epoch: int) -> EpochOrder:
+        """One data set's own epoch."""
+        name = self.part.mixture.members[self.part.own[k]].name
+        return EpochOrder(self.part.counts[k], f"{self.seed}/{name}", epoch, self.part.config.window_chunks)
+
+    def take(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """(chunk_N, ordinal_N) of the entries [start, stop), cut at the end; chunks are numbered over all data sets."""
+        stop = min(stop, self.total)
+        if stop <= start:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        before_KN = taken_before(np.arange(start, stop + 1), self.part.mixed)
+        chunk_N, ordinal_N = np.empty(stop - start, np.int64), np.empty(stop - start, np.int64)
+        for k, before_N in enumerate(before_KN):
+            places = np.flatnonzero(np.diff(before_N))
+            first = self.epoch * self.part.mixed[k] + int(before_N[0])
+            chunk, ordinal = self._stretch(k, first, first + len(places))
+            chunk_N[places], ordinal_N[places] = chunk + self.part.chunk_base[k], ordinal
+        return chunk_N, ordinal_N
+
+    def _stretch(self, k: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Entries [first, last) of a data set's endless sequence of own epochs."""
+        size = int(self.part.counts[k].sum())
+        pieces = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+        while first < last:
+            epoch, offset = divmod(first, size)
+            stop = min(size, offset + last - first)
+            pieces.append(self._own(k, epoch).take(offset, stop))
+            first += stop - offset
+        return np.concatenate([p[0] for p in pieces]), np.concatenate([p[1] for p in pieces])
+
+
+class _InTurn:
+    """Storage order of one data set after the other: every record once, whatever the weights."""
+
+    def __init__(self, part: MixedPart) -> None:
+        counts = np.concatenate(part.counts)
+        self._order = EpochOrder(counts, 0, 0, part.config.window_chunks, shuffle=False)
+        self.total = self._order.total
+        self.take = self._order.take
+
+
+class MixedReader:
+    """Reads records of a mixture and gives them the mixture's numbers."""
+
+    def __init__(self, part: MixedPart) -> None:
+        self.part = part
+        members = [part.mixture.members[k] for k in part.own]
+        config = part.config.model_copy(update={"memory_bytes": max(1 << 20, part.config.memory_bytes // len(members))})
+        self.readers = [Reader(m.manifest, m.config(config), part.part) for m in members]
+        whole = part.mixture.schema
+        self.places = [place_of(m.manifest.schema, whole, m.name) for m in members]
+
+    @property
+    def io(self) -> Counter[str]:
+        """Reads, bytes and retries so far."""
+        return sum((reader.io for reader in self.readers), Counter[str]())
+
+    def read(self, chunk_N: np.ndarray, ordinal_N: np.ndarray) -> tuple[list[Columns], np.ndarray, Counter[str]]:
+        """As ``Reader.read``; records of one data set follow each other."""
+        records: list[Columns] = []
+        numbers, skipped = [np.empty(0, np.int64)], Counter[str]()
+        for k, reader in enumerate(self.readers):
+            base, end = self.part.chunk_base[k], self.part.chunk_base[k + 1]
+            mine = (chunk_N >= base) & (chunk_N < end)
+            if mine.any():
+                found, index_B, lost = reader.read(chunk_N[mine] - base, ordinal_N[mine])
+                records += [self.places[k].put(record) for record in found]
+                numbers.append(index_B + self.part.record_base[self.part.own[k]])
+                skipped += lost
+        return records, np.concatenate(numbers), skipped

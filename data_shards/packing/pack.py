@@ -1,0 +1,135 @@
+"""Pack a source into shards. Records are read and encoded in parallel, shards are written in order, the manifest last.
+
+The result does not depend on the number of processes: work units are merged in the source's order. On any error the
+files written so far are removed, and there is no manifest.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from data_shards.packing.shard_writer import Encoded, ShardSetWriter, Unit
+from data_shards.records.codec import Columns, Decoder, encode_record
+from data_shards.records.statistics import TRAIN, Accumulator
+from data_shards.shards.index import group_code
+from data_shards.shards.manifest import FILE
+from data_shards.shards.storage import Storage
+
+if TYPE_CHECKING:
+    from data_shards.sources.base import Source
+
+
+def encode_unit(source: Source, unit: Any) -> Unit:
+    """Read, validate and encode the records of one work unit (runs in a worker process)."""
+    schema, notes = source.schema, Counter[str]()
+    decoder, records, train = Decoder(schema), list[Encoded](), dict[str, list[Columns]]()
+    for record in source.read(unit, notes):
+        payload = encode_record(record, schema)
+        # Reading back what was just written costs little and makes an unreadable shard impossible.
+        columns = decoder.columns(payload, record.key)
+        for split, part in record.splits.items():
+            train.setdefault(split, []).extend([columns] if part == TRAIN else [])
+        lengths = columns.lengths(schema)
+        events, group = len(columns.times_O), group_code(record.group)
+        records.append(Encoded(record.key, payload, record.splits, lengths, columns.targets_W, events, group))
+    statistics = {split: Accumulator(schema) for split in train}
+    for split, columns_list in train.items():
+        statistics[split].add(columns_list)
+    return Unit(records, notes, statistics)
+
+
+def pack(
+    source: Source,
+    out_url: str,
+    *,
+    workers: int = 1,
+    shard_bytes: int = 64 << 20,
+    chunk_records: int = 64,
+    chunk_bytes: int = 8 << 20,
+    storage_options: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a data set and return a report.
+
+    Args:
+        source: where records come from (``data_shards.sources``).
+        out_url: folder of the new data set.
+        workers: processes that read and encode; 1 works in this process.
+        shard_bytes: a shard is closed once it is at least this large.
+        chunk_records, chunk_bytes: a chunk is closed at either limit.
+        overwrite: replace a data set that is already there.
+
+    Returns:
+        url, records, observations, shards, chunks, bytes, seconds, digest, source (the source's own report).
+
+    Raises:
+        ValueError: a record that does not fit the schema, a key twice, no record at all, or a data set that is there.
+        OSError: the bytes could not be stored.
+    """
+    begin = time.perf_counter()
+    storage = Storage(out_url, storage_options)
+    if storage.scheme in ("http", "https"):
+        raise ValueError(f"{storage.url} can only be read; pack into a folder or an object store")
+    if not overwrite and storage.exists(FILE):
+        raise ValueError(
+            f"{storage.url} already holds a packed data set; choose another folder, or overwrite it (--overwrite)"
+        )
+    old = set(storage.names()) if overwrite else set()
+    writer = ShardSetWriter(storage, source.schema, shard_bytes, chunk_records, chunk_bytes)
+    try:
+        for unit in _encoded_units(source, workers):
+            writer.add(unit)
+        manifest = writer.finish(source.report)
+        storage.write(FILE, manifest.to_json().encode())
+    except BaseException as error:
+        left = writer.discard(keep=old)
+        if isinstance(error, OSError):
+            kept = f"could not be removed: {', '.join(left)}" if left else "nothing was kept"
+            raise OSError(f"packing into {storage.url} stopped, {kept}: {error}") from error
+        raise
+    _remove_replaced(storage, old, writer.written)
+    return {
+        "url": storage.url,
+        "records": manifest.records,
+        "observations": manifest.observations,
+        "shards": len(manifest.shards),
+        "chunks": sum(len(shard.chunks) for shard in manifest.shards),
+        "bytes": sum(shard.bytes + shard.index.bytes for shard in manifest.shards),
+        "seconds": time.perf_counter() - begin,
+        "digest": manifest.digest,
+        "splits": manifest.splits,
+        "source": manifest.source,
+    }
+
+
+def _remove_replaced(storage: Storage, old: set[str], written: list[str]) -> None:
+    """Files of the data set that this one replaced; only names that a pack writes."""
+    for name in old - set(written):
+        if name.startswith("shard-") and name.endswith((".tar", ".index")):
+            storage.delete(name)
+
+
+def _encoded_units(source: Source, workers: int) -> Iterator[Unit]:
+    """Encoded units in the source's order, at most a few in flight."""
+    if workers <= 1:
+        yield from (encode_unit(source, unit) for unit in source.units())
+        return
+    units = iter(source.units())
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        try:
+            waiting: list[Future[Unit]] = [
+                pool.submit(encode_unit, source, unit) for unit in islice(units, 2 * workers)
+            ]
+            while waiting:
+                result = waiting.pop(0).result()
+                waiting += [pool.submit(encode_unit, source, unit) for unit in islice(units, 1)]
+                yield result
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

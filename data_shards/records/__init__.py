@@ -1,0 +1,1 @@
+"""What a record is: schema, the record in memory, its bytes, statistics over many."""

@@ -1,0 +1,1 @@
+"""Packed data at rest: storage, tar members, indices, manifest, reading them back."""

@@ -1,0 +1,104 @@
+"""The index of a shard: one row per record, enough to find, verify and select it, and to summarise a data set unread.
+
+Stored in the safetensors layout next to the shard; its SHA-256 is in the manifest.
+Shapes: n records, S splits, M modalities, W target columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_shards.errors import RecordError
+from data_shards.records.arrays import Limits, dump_tensors, load_tensors
+
+ABSENT = -1  # in lengths (modality not there) and in parts (record not in that split)
+
+
+@dataclass
+class ShardIndex:
+    """Rows of one shard.
+
+    Attributes:
+        start_n, size_n: payload bytes in the shard. crc_n: CRC-32 of the payload.
+        keys: record keys.
+        parts_nS: column number of the record's (split, part) pair in the manifest, -1 where a split leaves it out.
+            Columns are numbered over all splits, so the order of S is free.
+        lengths_nM: events, bytes or samples per modality, 1 for fixed shapes, -1 where absent.
+        targets_nW: NaN where unlabelled.
+        group_n: int64, a hash of the record's group, 0 where it has none (and in data packed before groups were kept).
+    """
+
+    start_n: np.ndarray
+    size_n: np.ndarray
+    crc_n: np.ndarray
+    keys: list[str]
+    parts_nS: np.ndarray
+    lengths_nM: np.ndarray
+    targets_nW: np.ndarray
+    group_n: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def members(self, column: int, start: int = 0, end: int | None = None) -> np.ndarray:
+        """bool: which of the rows [start, end) belong to one (split, part) column."""
+        return (self.parts_nS[start:end] == column).any(axis=1)
+
+    @property
+    def present(self) -> np.ndarray:
+        """bool [n, M]."""
+        return self.lengths_nM != ABSENT
+
+
+def dump_index(index: ShardIndex) -> bytes:
+    """Bytes of the index file."""
+    joined = "\n".join(index.keys).encode("ascii")
+    tensors: dict[str, np.ndarray] = {
+        "start": index.start_n.astype(np.int64),
+        "size": index.size_n.astype(np.int64),
+        "crc32": index.crc_n.astype(np.uint32),
+        "group": index.group_n.astype(np.int64),
+        "keys": np.frombuffer(joined, np.uint8),
+        "parts": index.parts_nS.astype(np.int16),
+        "lengths": index.lengths_nM.astype(np.int32),
+        "targets": index.targets_nW.astype(np.float32),
+    }
+    return dump_tensors(tensors, {"format": "fleximoe-index/1"})
+
+
+def load_index(data: bytes, records: int, splits: int, modalities: int, targets: int) -> ShardIndex:
+    """Index from its bytes; RecordError unless it has exactly the expected rows and columns."""
+    tensors, metadata = load_tensors(data, Limits(member_bytes=1 << 30))
+    if metadata.get("format") != "fleximoe-index/1":
+        raise RecordError(f"index format {metadata.get('format')!r} is unknown")
+    wanted = {
+        "start": (records,),
+        "size": (records,),
+        "crc32": (records,),
+        "parts": (records, min(splits, tensors["parts"].shape[-1]) if "parts" in tensors else splits),
+        "lengths": (records, modalities),
+        "targets": (records, targets),
+    }
+    for name, shape in wanted.items():
+        if name not in tensors or tensors[name].shape != shape:
+            raise RecordError(f"index column {name} is missing or not of shape {shape}")
+    keys = bytes(tensors.get("keys", np.empty(0, np.uint8))).decode("ascii").split("\n")
+    if len(keys) != records:
+        raise RecordError(f"index holds {len(keys)} keys for {records} records")
+    columns: Sequence[np.ndarray] = [tensors[name] for name in wanted]
+    start, size, crc, parts, lengths, target = columns
+    group = tensors.get("group", np.zeros(records, np.int64))
+    if group.shape != (records,):
+        raise RecordError(f"index column group is not of shape {(records,)}")
+    return ShardIndex(start, size, crc, keys, parts, lengths, target, group)
+
+
+def group_code(group: str | None) -> int:
+    """A number that stands for a group: equal names have equal numbers; 0 stands for none."""
+    if group is None:
+        return 0
+    return int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest(), "little", signed=True) or 1

@@ -1,0 +1,255 @@
+"""Records by (chunk, number): ranged reads of whole chunks, every byte checked, every loss counted.
+
+A chunk is read with one request and its CRC-32 compared with the manifest; then tar headers, names and sizes are
+compared with the shard's index and each record is decoded under the schema. With ``on_error: skip`` a damaged chunk
+loses only the records whose own CRC-32 is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import zlib
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_shards.config import DataConfig
+from data_shards.errors import RecordError, ShardError
+from data_shards.records.codec import SUFFIX, Columns, Decoder
+from data_shards.shards.cache import ShardCache
+from data_shards.shards.index import ShardIndex, load_index
+from data_shards.shards.manifest import Chunk, Manifest, Shard
+from data_shards.shards.storage import Storage
+from data_shards.shards.tar import BLOCK, members
+
+log = logging.getLogger(__name__)
+_INDEXES = 64  # shard indexes kept in memory
+
+
+@dataclass
+class Loaded:
+    """A chunk in memory.
+
+    Attributes:
+        data: its bytes, None if they could not be read.
+        damage: what is wrong with it, None for nothing.
+        index: of its shard, None if that could not be read. rows: the index rows of the part's records in this chunk.
+        base: number in the data set of the index's row 0.
+    """
+
+    data: memoryview | None
+    damage: ShardError | None
+    index: ShardIndex | None
+    rows: list[int]
+    base: int
+
+
+class Reader:
+    """Reads records of one (split, part) of a data set, or all of them.
+
+    Args:
+        manifest: an opened data set. config: limits, retries, what to do on damage. part: e.g. ``train``; None = every
+            record, whatever the split says of it.
+    """
+
+    def __init__(self, manifest: Manifest, config: DataConfig, part: str | None) -> None:
+        self.manifest, self.config = manifest, config
+        self.storage = manifest.storage.with_retries(config.retries, config.retry_delay_s)
+        self.column = None if part is None else manifest.column(config.split, part)
+        self.decoder = Decoder(manifest.schema)
+        self.cache = ShardCache(config.cache_dir, config.cache_bytes) if config.cache_dir else None
+        self._chunks: OrderedDict[int, Loaded] = OrderedDict()
+        self.held_bytes = 0  # of chunks in memory
+        self._indexes: OrderedDict[int, ShardIndex | ShardError] = OrderedDict()
+
+    @property
+    def io(self) -> Counter[str]:
+        """Reads, bytes and retries of storage so far."""
+        return self.storage.counts
+
+    def read(self, chunk_N: np.ndarray, ordinal_N: np.ndarray) -> tuple[list[Columns], np.ndarray, Counter[str]]:
+        """Records of the entries, in their order.
+
+        Returns:
+            records, their numbers in the data set (int64), and the records skipped per reason.
+
+        Raises:
+            ShardError: damage, if ``on_error`` is ``raise``.
+        """
+        records, numbers, skipped = [], [], Counter[str]()
+        for chunk, ordinal in zip(chunk_N.tolist(), ordinal_N.tolist(), strict=True):
+            try:
+                record, number = self._record(chunk, ordinal)
+            except ShardError as error:
+                if self.config.on_error == "raise":
+                    raise
+                log.warning("skipped a record: %s", error)
+                skipped[error.reason] += 1
+                continue
+            records.append(record)
+            numbers.append(number)
+        return records, np.array(numbers, np.int64), skipped
+
+    def _record(self, chunk: int, ordinal: int) -> tuple[Columns, int]:
+        loaded = self._load(chunk)
+        index, data, damage = loaded.index, loaded.data, loaded.damage
+        if damage is not None and (index is None or data is None or self.config.on_error == "raise"):
+            raise damage
+        assert index is not None and data is not None, "a chunk without damage has both"
+        row = loaded.rows[ordinal]
+        shard, number, entry = self._place(chunk)
+        start, size, key = int(index.start_n[row]), int(index.size_n[row]), index.keys[row]
+        payload = data[start - entry.offset : start - entry.offset + size]
+        if damage is not None and zlib.crc32(payload) != int(index.crc_n[row]):
+            raise ShardError(
+                shard.name,
+                f"record {key}: wrong CRC-32",
+                chunk=number,
+                start=start,
+                end=start + size,
+                reason="checksum",
+            )
+        try:
+            return self.decoder.columns(payload, key), loaded.base + row
+        except RecordError as error:
+            raise ShardError(
+                shard.name, f"record {key}: {error}", chunk=number, start=start, end=start + size, reason=error.reason
+            ) from error
+
+    def _place(self, chunk: int) -> tuple[Shard, int, Chunk]:
+        shard_number, number, _ = self.manifest.chunk_table[chunk]
+        shard = self.manifest.shards[shard_number]
+        return shard, int(number), shard.chunks[number]
+
+    def _load(self, chunk: int) -> Loaded:
+        """The chunk from memory, or read and checked; the least recently used ones make room."""
+        if chunk in self._chunks:
+            self._chunks.move_to_end(chunk)
+            return self._chunks[chunk]
+        loaded = self._fetch(chunk)
+        self._chunks[chunk] = loaded
+        self.held_bytes += len(loaded.data or b"")
+        while self.held_bytes > self.config.memory_bytes and len(self._chunks) > 1:
+            _, oldest = self._chunks.popitem(last=False)
+            self.held_bytes -= len(oldest.data or b"")
+        return loaded
+
+    def _fetch(self, chunk: int) -> Loaded:
+        shard, number, entry = self._place(chunk)
+        try:
+            index = self._index(int(self.manifest.chunk_table[chunk, 0]))
+        except ShardError as error:
+            return Loaded(None, error, None, [], 0)
+        first = sum(earlier.records for earlier in shard.chunks[:number])
+        rows = list(range(first, first + entry.records))
+        if self.column is not None:
+            rows = (np.flatnonzero(index.members(self.column, first, first + entry.records)) + first).tolist()
+        base = int(self.manifest.chunk_table[chunk, 2]) - first
+        end = entry.offset + entry.length
+        place: dict[str, int] = {"chunk": number, "start": entry.offset, "end": end}
+        try:
+            data = memoryview(self._bytes(shard, entry))
+        except EOFError as error:
+            damage = ShardError(shard.name, f"cut short: {error}", reason="truncated", **place)  # type: ignore[arg-type]
+            return Loaded(None, damage, index, rows, base)
+        except OSError as error:
+            damage = ShardError(shard.name, f"cannot be read: {error}", reason="unreadable", **place)  # type: ignore[arg-type]
+            return Loaded(None, damage, index, rows, base)
+        problem = chunk_problem(data, entry, index, first)
+        found = ShardError(shard.name, problem[0], reason=problem[1], **place) if problem else None  # type: ignore[arg-type]
+        return Loaded(data, found, index, rows, base)
+
+    def _bytes(self, shard: Shard, entry: Chunk) -> bytes:
+        """The chunk's bytes; a wrong CRC-32 is read once more, from the origin, before it is believed."""
+        end = entry.offset + entry.length
+        if self.cache is not None and self.storage.scheme != "file":
+            data = self.cache.read(self.storage, shard, entry.offset, end)
+            if data is not None and zlib.crc32(data) == entry.crc32:
+                return data
+            self.cache.drop(shard)
+        data = self.storage.read(shard.name, entry.offset, end)
+        if zlib.crc32(data) != entry.crc32:
+            data = self.storage.read(shard.name, entry.offset, end)
+        return data
+
+    def _index(self, shard_number: int) -> ShardIndex:
+        """The shard's index; a failure is remembered, so that it is not tried again for every record."""
+        if shard_number not in self._indexes:
+            try:
+                self._indexes[shard_number] = read_index(self.manifest, shard_number, self.storage)
+            except ShardError as error:
+                self._indexes[shard_number] = error
+            if len(self._indexes) > _INDEXES:
+                self._indexes.popitem(last=False)
+        self._indexes.move_to_end(shard_number)
+        found = self._indexes[shard_number]
+        if isinstance(found, ShardError):
+            raise found
+        return found
+
+
+def chunk_problem(data: memoryview, entry: Chunk, index: ShardIndex, row: int) -> tuple[str, str] | None:
+    """(what, reason) if a chunk is not exactly what manifest and index say; ``row`` is its first index row."""
+    crc, end = zlib.crc32(data), row + entry.records
+    try:
+        for name, start, size in members(data):
+            if row == end:
+                raise RecordError(f"holds more than the {entry.records} records of the manifest", "tar")
+            wanted = (index.keys[row] + SUFFIX, int(index.start_n[row]), int(index.size_n[row]))
+            if (name, entry.offset + start, size) != wanted:
+                raise RecordError(f"member {name} ({size} bytes) where the index has {wanted[0]} ({wanted[2]})", "tar")
+            row += 1
+    except RecordError as error:
+        return str(error) + ("" if crc == entry.crc32 else "; the CRC-32 is wrong too"), error.reason
+    if row != end:
+        return f"holds {entry.records - end + row} records, the manifest says {entry.records}", "tar"
+    if crc != entry.crc32:
+        return f"CRC-32 {crc:#010x}, the manifest says {entry.crc32:#010x}", "checksum"
+    return None
+
+
+def read_index(manifest: Manifest, shard_number: int, storage: Storage | None = None) -> ShardIndex:
+    """Load and verify the index of one shard.
+
+    Raises:
+        ShardError: it cannot be read, or is not the file that the manifest names.
+    """
+    shard = manifest.shards[shard_number]
+    file, schema = shard.index, manifest.schema
+    try:
+        data = (storage or manifest.storage).read(file.name, 0, file.bytes)
+    except EOFError as error:
+        raise ShardError(file.name, f"the index is cut short: {error}", reason="truncated") from error
+    except OSError as error:
+        raise ShardError(file.name, f"the index cannot be read: {error}") from error
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise ShardError(file.name, "the index has another SHA-256 than the manifest says", reason="checksum")
+    width = schema.target_offsets[-1]
+    try:
+        index = load_index(data, shard.records, len(manifest.splits), len(schema.modalities), width)
+    except (RecordError, ValueError) as error:
+        raise ShardError(file.name, f"the index is malformed: {error}", reason="layout") from error
+    _check_ranges(index, shard)
+    return index
+
+
+def _check_ranges(index: ShardIndex, shard: Shard) -> None:
+    """Records must lie inside their chunks and parts must add up; otherwise slices would silently be short."""
+    row = 0
+    for number, chunk in enumerate(shard.chunks):
+        cut = slice(row, row + chunk.records)
+        start, size = index.start_n[cut], index.size_n[cut]
+        if (
+            (size < 0).any()
+            or (start < chunk.offset + BLOCK).any()
+            or (start + size > chunk.offset + chunk.length).any()
+        ):
+            raise ShardError(shard.index.name, "a record lies outside its chunk", chunk=number, reason="layout")
+        own = index.parts_nS[cut]
+        if not np.array_equal(np.bincount(own[own >= 0], minlength=len(chunk.parts)), chunk.parts):
+            raise ShardError(
+                shard.index.name, "counts per part differ from the manifest", chunk=number, reason="layout"
+            )
+        row += chunk.records

@@ -1,0 +1,1 @@
+"""MIMIC-IV with its notes, X-rays and ECGs as a source."""

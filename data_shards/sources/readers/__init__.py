@@ -1,0 +1,1 @@
+"""Files that several sources read: pictures, tables, pickles without executing them."""

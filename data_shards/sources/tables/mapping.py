@@ -1,0 +1,265 @@
+"""The mapping file of the source ``tables``: which columns of which files make up a record.
+
+Every section refuses keys it does not know; a mistake becomes one sentence with the place in the file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data_shards.records.schema import DatasetSchema, Kind, ModalitySpec, TaskKind, TaskSpec
+
+Policy = Literal["error", "skip"]
+_ABOUT_FILE = "file with the rows, or a pattern such as events/*.parquet; default: the file of the records"
+_ABOUT_KEY = "column that says which record a row belongs to; default: the one of the records"
+
+
+class Section(BaseModel):
+    """A part of the mapping file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+
+class Records(Section):
+    """One row per record."""
+
+    file: str = Field(description="CSV (also .gz) or Parquet file with one row per record")
+    key: str = Field(description="column that names the record: letters, digits, '_' and '-', unique")
+    group: str | None = Field(None, description="column that says what belongs together, e.g. a patient")
+    need_any: tuple[str, ...] = Field(
+        (), description="modalities of which a record must have at least one; records without any are left out, counted"
+    )
+
+
+class Split(Section):
+    """Parts of the data: by hash of the group (``shares``), or as columns of the records' file or another one say."""
+
+    shares: dict[str, float] = Field(
+        default_factory=dict, description="part -> share, e.g. {train: 0.8, val: 0.1, test: 0.1}; groups stay together"
+    )
+    seed: int = Field(0, description="another seed makes another division by shares")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="name of a split -> column with its parts; an empty cell leaves a record out"
+    )
+    file: str | None = Field(None, description="file with the columns, if not the one of the records")
+    key: str | None = Field(None, description="column of that file that names the record or, with by: group, the group")
+    by: Literal["record", "group"] = Field("record", description="what the key of that file names")
+    rename: dict[str, str] = Field(default_factory=dict, description="cell -> part, e.g. {valid: val}")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Split:
+        if bool(self.shares) == bool(self.columns):
+            raise ValueError("give either shares (part: share) or columns (split: column)")
+        if self.shares and abs(sum(self.shares.values()) - 1) > 1e-6:
+            raise ValueError(f"shares add up to {sum(self.shares.values()):g}, not to 1")
+        if self.file is not None and self.key is None:
+            raise ValueError("a split file needs the name of its key column (key)")
+        return self
+
+
+class Modality(Section):
+    """What all kinds share."""
+
+    file: str | None = Field(None, description=_ABOUT_FILE)
+    key: str | None = Field(None, description=_ABOUT_KEY)
+    unknown_keys: Policy = Field("error", description="rows of records that are not in the records' file")
+    unit: str = Field("", description="unit of the values")
+    description: str = Field("", description="for people")
+
+
+class SeriesTable(Modality):
+    """Irregular series: in long form one row an observation, in wide form (``columns``) one row a time."""
+
+    kind: Literal["series"] = Field(description="says that it is one")
+    time: str = Field(description="column with the time")
+    time_unit: str = Field("hours", description="unit of the times; for dates: seconds, minutes, hours or days")
+    origin: str | None = Field(
+        None, description="column of the records' file with the date that is time 0; the time column then holds dates"
+    )
+    horizon: float | None = Field(None, gt=0, description="length of the observation window, in time_unit")
+    outside: Policy = Field("error", description="observations before 0 or after the horizon")
+    channel: str | None = Field(None, description="long form: column with the name of the channel")
+    value: str | None = Field(None, description="long form: column with the value; empty = not observed")
+    channels: tuple[str, ...] = Field((), description="long form: the channels that belong to this modality")
+    other_channels: Policy = Field("error", description="long form: channels that no modality of this file lists")
+    columns: tuple[str, ...] = Field((), description="wide form: one column a channel; empty = not observed")
+    units: tuple[str, ...] = Field((), description="unit of each channel")
+    max_length: int | None = Field(None, description="most observations a record may hold")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> SeriesTable:
+        long = (self.channel is not None, self.value is not None, bool(self.channels))
+        if bool(self.columns) == any(long) or any(long) != all(long):
+            raise ValueError("a series has either channel, value and channels (long form) or columns (wide form)")
+        if self.origin is not None and self.time_unit not in SECONDS:
+            raise ValueError(f"time_unit {self.time_unit!r} of dates must be one of {', '.join(SECONDS)}")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Channel names in order."""
+        return self.columns or self.channels
+
+
+class VectorTable(Modality):
+    """A fixed number of features: one column each, or one column of lists (Parquet)."""
+
+    kind: Literal["vector"] = Field(description="says that it is one")
+    columns: tuple[str, ...] = Field((), description="one column a feature")
+    column: str | None = Field(
+        None, description="a Parquet column that holds a list of `size` numbers, e.g. embeddings"
+    )
+    size: int | None = Field(None, ge=1, description="length of those lists")
+    empty: Literal["error", "zero", "known", "absent"] = Field(
+        "error",
+        description="an empty cell: is an error, becomes 0, becomes 0 and is told by a further feature <column>_known, "
+        "or makes the whole vector absent; a row without any value is absent in any case but known and zero",
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> VectorTable:
+        if bool(self.columns) == (self.column is not None) or (self.column is None) != (self.size is None):
+            raise ValueError("a vector has either columns, or column and size")
+        return self
+
+
+class TextTable(Modality):
+    """Texts; several rows of one record are joined by line ends, in the order of the file."""
+
+    kind: Literal["text"] = Field(description="says that it is one")
+    column: str = Field(description="column with the text; empty = absent")
+    max_length: int = Field(65_536, ge=1, description="most bytes (UTF-8) a record may hold")
+    too_long: Literal["error", "cut"] = Field("error", description="longer texts: an error, or cut (counted)")
+
+
+class ImageTable(Modality):
+    """Pictures by path."""
+
+    kind: Literal["image"] = Field(description="says that it is one")
+    column: str = Field(description="column with the path of a picture; empty = absent")
+    folder: str = Field(".", description="folder that the paths are relative to, itself relative to the mapping file")
+    channels: Literal[1, 3] = Field(3, description="1 = grey, 3 = red, green, blue")
+    height: int = Field(ge=1, le=4096, description="pixels")
+    width: int = Field(ge=1, le=4096, description="pixels")
+    resize: bool = Field(False, description="pictures of another size are resized instead of refused")
+
+
+class WaveformTable(Modality):
+    """Evenly sampled signals by path: NumPy files of shape (samples, leads) or (samples,)."""
+
+    kind: Literal["waveform"] = Field(description="says that it is one")
+    column: str = Field(description="column with the path of a .npy file; empty = absent")
+    folder: str = Field(".", description="folder that the paths are relative to, itself relative to the mapping file")
+    leads: int | tuple[str, ...] = Field(1, description="number of leads, or their names")
+    rate: float | None = Field(None, gt=0, description="samples per second")
+    max_length: int | None = Field(None, ge=1, description="most samples a record may hold")
+
+
+class Task(Section):
+    """Something to predict. An empty cell is an unlabelled record."""
+
+    kind: TaskKind = Field(description="binary, multiclass, multilabel or regression")
+    column: str | None = Field(None, description="column with the label")
+    columns: tuple[str, ...] = Field((), description="multilabel and regression: one column a label or target")
+    classes: tuple[str, ...] = Field((), description="multiclass: the cells there are, in order; binary: (no, yes)")
+    file: str | None = Field(None, description=_ABOUT_FILE)
+    key: str | None = Field(None, description=_ABOUT_KEY)
+    unit: str = Field("", description="unit of a regression target")
+    description: str = Field("", description="for people")
+
+    @model_validator(mode="after")
+    def _columns_fit(self) -> Task:
+        many = self.kind == "multilabel" or (self.kind == "regression" and self.column is None)
+        if bool(self.columns) != many or (self.column is None) != many:
+            wanted = "columns (one a label)" if self.kind == "multilabel" else "column (regression: or columns)"
+            raise ValueError(f"a {self.kind} task has {wanted}")
+        return self
+
+
+AnyModality = Annotated[SeriesTable | VectorTable | TextTable | ImageTable | WaveformTable, Field(discriminator="kind")]
+SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
+
+
+class Mapping(Section):
+    """The whole file."""
+
+    name: str = Field(description="name of the data set")
+    description: str = Field("", description="for people")
+    records: Records = Field(description="one row per record")
+    split: Split = Field(
+        default_factory=lambda: Split(shares={"train": 0.8, "val": 0.1, "test": 0.1}),
+        description="parts of the data; default: 80/10/10 by hash of the group",
+    )
+    modalities: dict[str, AnyModality] = Field(min_length=1, description="name -> where it is")
+    tasks: dict[str, Task] = Field(default_factory=dict, description="name -> where its labels are")
+
+    def dataset_schema(self) -> DatasetSchema:
+        """Modalities and tasks in the order of the file; ValueError as the schema's own."""
+        modalities = [_spec(name, modality) for name, modality in self.modalities.items()]
+        tasks = [_task(name, task) for name, task in self.tasks.items()]
+        return DatasetSchema(self.name, tuple(modalities), tuple(tasks), self.description)
+
+
+def read_mapping(path: Path) -> Mapping:
+    """The mapping in a YAML file.
+
+    Raises:
+        ValueError: no such file, no YAML, an unknown or illegal entry; says where.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"mapping file {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"mapping file {path} is not YAML: {' '.join(str(error).split())}") from error
+    try:
+        mapping = Mapping.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(f"mapping file {path}: {_sentence(error)}") from None
+    unknown = sorted(set(mapping.records.need_any) - set(mapping.modalities))
+    if unknown:
+        raise ValueError(f"mapping file {path}: records.need_any names {', '.join(unknown)}, which is no modality")
+    return mapping
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    kinds = {"series", "vector", "text", "image", "waveform"}
+    # pydantic names the chosen kind as a step of the path; a modality may itself have such a name
+    place = [str(part) for i, part in enumerate(first["loc"]) if not (i == 2 and part in kinds)]
+    message = str(first["msg"]).removeprefix("Value error, ")
+    given = "" if first["type"] in ("missing", "value_error", "extra_forbidden") else f" (given: {first['input']!r})"
+    if first["type"] == "extra_forbidden":
+        message = "there is no such entry"
+    return f"{'.'.join(place) or 'the file'}: {message}{given}"
+
+
+def _spec(name: str, table: Any) -> ModalitySpec:
+    kind: Kind = table.kind
+    about = {"unit": table.unit, "description": table.description}
+    if isinstance(table, SeriesTable):
+        window = {"time_unit": table.time_unit, "horizon": table.horizon, "max_length": table.max_length}
+        return ModalitySpec(name, kind, channels=table.names, units=table.units, **window, **about)  # type: ignore[arg-type]
+    if isinstance(table, VectorTable):
+        known = tuple(f"{column}_known" for column in table.columns) if table.empty == "known" else ()
+        names = table.columns + known
+        return ModalitySpec(name, kind, channels=names, shape=(table.size or len(names),), **about)
+    if isinstance(table, TextTable):
+        return ModalitySpec(name, kind, max_length=table.max_length, **about)
+    if isinstance(table, ImageTable):
+        return ModalitySpec(name, kind, shape=(table.channels, table.height, table.width), dtype="uint8", **about)
+    leads = table.leads if isinstance(table.leads, tuple) else ()
+    shape = (len(leads) or table.leads,)
+    return ModalitySpec(
+        name, kind, channels=leads, shape=shape, rate=table.rate, max_length=table.max_length, **about
+    )  # fmt: skip
+
+
+def _task(name: str, task: Task) -> TaskSpec:
+    classes = task.columns if task.kind == "multilabel" else task.classes
+    dim = len(task.columns) or 1 if task.kind == "regression" else 0
+    return TaskSpec(name, task.kind, classes=classes, dim=dim, unit=task.unit, description=task.description)

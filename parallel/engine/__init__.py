@@ -1,0 +1,1 @@
+"""The boundary to DeepSpeed: engine, its configuration, gradient reduction, pieces of parameters."""

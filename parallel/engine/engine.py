@@ -1,0 +1,305 @@
+"""The boundary to DeepSpeed: process groups, sharded optimizer, mixed precision, and nothing else knows of it.
+
+DeepSpeed is imported inside functions, so importing this module is cheap. Three of its habits are corrected here:
+
+* It recognises mixture-of-experts layers by type. `_adopt` gives each of our layer *instances* a class that also
+  derives from DeepSpeed's, which is all it asks; `parallel.moe` stays free of it.
+* It reduces gradients as they come. Here they are reduced after the backward pass in one fixed order
+  (`parallel.engine.zero`).
+* On a CPU it compiles a shared-memory extension at start-up, for minutes. It is told that the extension is not
+  available.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from parallel.config import MoEConfig, ParallelConfig, Precision
+from parallel.engine import zero
+from parallel.engine.deepspeed_config import deepspeed_config, group_name, parameter_groups, refuse_scalars
+from parallel.engine.fragments import Fragment, collect_fragments
+from parallel.engine.import_guards import AdamW, keep_compiler_out, uncompiled, without
+from parallel.mesh import Mesh, MeshSpec
+from parallel.moe.dispatch import keep_in_step
+from parallel.moe.layer import MoELayer
+
+
+def init_distributed(
+    device: torch.device | str, timeout_s: float = 300.0, rank: int | None = None, world: int | None = None
+) -> None:
+    """Make the process group of this run, or wrap the one that exists.
+
+    A group made by a launcher is kept. Otherwise RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say how to meet
+    (torchrun sets them); without them the world is this one process.
+
+    Args:
+        device: where tensors live; cuda means NCCL, cpu means gloo.
+        timeout_s: seconds after which a collective that a peer never joins fails.
+        rank, world: override RANK and WORLD_SIZE.
+    """
+    device = torch.device(device)
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        timeout = timedelta(seconds=timeout_s)
+        rank = int(os.environ.get("RANK", 0)) if rank is None else rank
+        world = int(os.environ.get("WORLD_SIZE", 1)) if world is None else world
+        if world == 1 and "MASTER_ADDR" not in os.environ:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        else:
+            dist.init_process_group(backend, rank=rank, world_size=world, timeout=timeout)
+    _import_deepspeed(device).init_distributed(dist_backend=dist.get_backend(), verbose=False)
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, told its device before it looks for one, silent, and with nothing to compile."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    os.environ.setdefault("LOCAL_RANK", "0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with without("mlflow"):
+            import deepspeed
+        import deepspeed.ops
+        from deepspeed.utils.logging import set_log_level_from_string
+
+        # Needed by every reduction, though only to see that the optimizer is another one.
+        with uncompiled(deepspeed.runtime.compiler):
+            import deepspeed.runtime.zero.muon.muon_optimizer
+    set_log_level_from_string("error")
+    if device.type == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def create_mesh(parallel: ParallelConfig, moe: MoEConfig, device: torch.device | str = "cpu") -> Mesh:
+    """Process groups for these degrees. Needs `init_distributed`; every rank must call it.
+
+    Raises:
+        ValueError: if the degrees do not fit the world size or the experts.
+    """
+    from deepspeed.utils import groups
+
+    spec = MeshSpec(dist.get_world_size(), parallel.expert_parallel, moe.experts, moe.top_k).validate()
+    name = group_name(spec)
+    if name not in groups._get_expert_parallel_group_dict():
+        groups._create_expert_and_data_parallel(spec.expert_parallel)
+    ep_group = groups._get_expert_parallel_group(name)
+    return Mesh(spec, dist.get_rank(), ep_group, dist.group.WORLD, torch.device(device), parallel.timeout_s)
+
+
+def _limit_waiting(timeout_s: float) -> None:
+    """Collectives of every group give up after this time. DeepSpeed makes groups with torch's default, half an hour."""
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
+
+
+class Engine:
+    """A model with sharded optimizer state over a mesh.
+
+    One optimizer step is `accumulation` times `loss = ...engine(...)...; engine.backward(loss)`, then one
+    `engine.step()`. DeepSpeed divides every loss by `accumulation` and averages gradients over all ranks (experts too:
+    a gradient does not depend on the expert-parallel degree). Every rank must call the model equally often, with zero
+    tokens if it has none.
+
+    Args:
+        model: parameters in fp32; cast here if precision is bf16. Floating-point inputs are the caller's to cast.
+        mesh: from `create_mesh`; the model's MoE layers must use `mesh.dispatcher()`.
+        lr: base learning rate, see `set_lr_factor`. betas, eps, weight_decay: of AdamW.
+        no_decay: (name, parameter) -> whether to leave it out of weight decay.
+        zero_stage: 1 or 2. With 2 gradients are kept sharded between micro-batches.
+        clip: largest global gradient norm; 0 = no clipping.
+        accumulation: micro-batches of a step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mesh: Mesh,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        no_decay: Callable[[str, nn.Parameter], bool] | None = None,
+        zero_stage: int = 1,
+        precision: Precision = "fp32",
+        clip: float = 0.0,
+        accumulation: int = 1,
+    ) -> None:
+        refuse_scalars(model)
+        deepspeed = _import_deepspeed(mesh.device)
+        self.mesh, self.module, self.accumulation = mesh, model, accumulation
+        self._parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self._outputs: list[Tensor] = []
+        self._first_expert = _adopt(model, mesh.spec)
+        for layer in model.modules():
+            if isinstance(layer, MoELayer):
+                layer.register_forward_hook(self._remember_output)
+        groups = parameter_groups(model, mesh.spec, weight_decay, no_decay or (lambda name, parameter: False))
+        keep_compiler_out()
+        optimizer = AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+        self._base_lr = lr
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._engine = deepspeed.initialize(
+                model=model,
+                optimizer=optimizer,
+                config=deepspeed_config(model, mesh.device, zero_stage, precision, clip, accumulation),
+                dist_init_required=False,
+            )[0]
+        _limit_waiting(mesh.timeout_s)
+        self._zero = self._engine.optimizer
+        if precision == "bf16" and zero_stage == 1:
+            zero.accumulate_in_fp32(self._zero)
+        zero.remove_gradient_hooks(self._zero)
+        zero.create_moments(self._zero)
+        self._micro_batches = 0
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Forward pass of the model."""
+        return self._engine(*args, **kwargs)
+
+    def train(self) -> None:
+        self._engine.train()
+
+    def eval(self) -> None:
+        self._engine.eval()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of `loss` / accumulation; on the last micro-batch, reduce over ranks.
+
+        The loss may be a constant on a rank that had no data: its gradients are zeros. Call it on every rank.
+        """
+        loss = keep_in_step(loss, self._outputs)
+        engine = self._engine
+        engine.enable_backward_allreduce = False  # reduced below instead, in a fixed order
+        if loss.requires_grad:
+            engine.backward(loss)
+        self._outputs.clear()  # after the pass: recomputing activations calls the layers again
+        self._micro_batches += 1
+        last = self._micro_batches == self.accumulation
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            if self._zero.partition_gradients or last:
+                zero.queue_gradients(self._zero)
+                engine.allreduce_gradients()
+            if not last:
+                engine.step()  # advances the micro-batch counter, changes nothing
+
+    def step(self) -> bool:
+        """Clip and update. Returns False, and changes nothing, if a gradient was not finite on any rank.
+
+        Raises:
+            RuntimeError: if `backward` was not called `accumulation` times since the last step.
+        """
+        if self._micro_batches != self.accumulation:
+            raise RuntimeError(
+                f"Engine.step() after {self._micro_batches} of {self.accumulation} micro-batches: call backward() "
+                f"{self.accumulation} times, then step() once."
+            )
+        self._micro_batches = 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self._engine.step()
+        return not self._zero.overflow
+
+    def grad_norm(self) -> float:
+        """Global gradient norm of the last step before clipping, each expert counted once; inf if not finite."""
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    def set_lr_factor(self, factor: float) -> None:
+        """Learning rate of every group = base rate * factor."""
+        for group in self._zero.param_groups:
+            group["lr"] = self._base_lr * factor
+
+    def close(self) -> None:
+        """Release DeepSpeed's references to the model."""
+        self._engine.destroy()
+
+    def _remember_output(self, layer: nn.Module, args: Any, output: Any) -> None:
+        if torch.is_grad_enabled() and output[0].requires_grad:
+            self._outputs.append(output[0])
+
+    # --- state --------------------------------------------------------------------------------------------------------
+
+    def logical_parameters(self) -> dict[str, tuple[int, ...]]:
+        """Full shape of every trainable parameter; experts as (E, ...) over all ranks."""
+        shapes = {}
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                expert = name in self._first_expert
+                shapes[name] = (self.mesh.spec.experts, *parameter.shape[1:]) if expert else tuple(parameter.shape)
+        return shapes
+
+    def buffers(self) -> dict[str, Tensor]:
+        """State of the model that is not learned by gradient (persistent buffers), the live tensors; equal on all
+        ranks."""
+        return {name: tensor for name, tensor in self.module.state_dict().items() if name not in self._parameters}
+
+    def fragments(self) -> list[Fragment]:
+        """This rank's part of master weights and moments, without a collective (see `parallel.engine.fragments`)."""
+        return collect_fragments(self._zero, self.logical_parameters(), self._first_expert)
+
+    @property
+    def optimizer_step(self) -> int:
+        """Updates made so far, Adam's t."""
+        return int(zero.states(self._zero)[0]["step"])
+
+    @optimizer_step.setter
+    def optimizer_step(self, value: int) -> None:
+        for state in zero.states(self._zero):
+            state["step"].fill_(value)
+
+    def after_restore(self) -> None:
+        """Copy master weights that were written through `fragments` into the model on all ranks. Collective."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self._zero.update_lp_params()
+
+
+def _adopt(model: nn.Module, spec: MeshSpec) -> dict[str, int]:
+    """Make DeepSpeed see the MoE layers of the model; returns {name of an expert parameter: global id of its first
+    expert}.
+
+    Raises:
+        ValueError: if a layer was built with another dispatcher than the mesh's.
+    """
+    from deepspeed.moe.layer import MoE
+
+    first_expert = {}
+    for prefix, layer in model.named_modules():
+        if not isinstance(layer, MoELayer):
+            continue
+        if layer.dispatcher.size != spec.expert_parallel:
+            raise ValueError(
+                f"MoE layer '{prefix}' was built for {layer.dispatcher.size} expert-parallel ranks, but the mesh has "
+                f"{spec.expert_parallel}: build the model with mesh.dispatcher()."
+            )
+        group = group_name(spec)
+        for name, parameter in layer.experts.named_parameters():
+            parameter.allreduce = False  # type: ignore[attr-defined]
+            parameter.group_name = group  # type: ignore[attr-defined]
+            first_expert[f"{prefix}.experts.{name}" if prefix else f"experts.{name}"] = layer.experts.ids.start
+        if not any(parameter.requires_grad for parameter in layer.experts.parameters()):
+            continue  # frozen: nothing to optimise, and DeepSpeed insists on an optimizer group for a layer it knows of
+        layer.__class__ = type("MoELayer", (MoELayer, MoE), {"set_deepspeed_parallelism": _groups_exist})
+        for key, value in {
+            "num_experts": spec.experts,
+            "num_local_experts": spec.experts_per_rank,
+            "ep_size": spec.expert_parallel,
+            "expert_group_name": group,
+        }.items():
+            setattr(layer, key, value)
+    return first_expert
+
+
+def _groups_exist(layer: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """DeepSpeed asks its MoE layers to make their process groups; `create_mesh` has made them."""

@@ -1,0 +1,1 @@
+"""One mixture-of-experts layer: gates, routers, choice, dispatch, experts, balance."""

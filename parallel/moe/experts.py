@@ -1,0 +1,195 @@
+"""The experts of one layer that live on one rank: E_local two-layer MLPs in three stacked parameters.
+
+    expert e:  y = GELU(x @ w1[e] + b1[e]) @ w2[e] + b2[e]
+
+Rows come sorted by expert. `reference_experts` is the obvious loop and the oracle of the tests. On a CPU one hand-
+written autograd function takes portions of one expert's rows through the whole MLP: their hidden rows stay in the cache
+between the two products, only the pre-activations are kept for the backward pass, and no gradient of a stack is ever
+built from zero-filled parts. On a GPU the grouped kernels do the products.
+
+Every parameter takes part in every call, also with zero rows: an expert without a token gets a gradient of zeros, so no
+rank ever lacks a gradient its peers have.
+
+Shapes: R rows, L experts on this rank, D width, F hidden width, B = F + D biases.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from parallel.moe.grouped_matmul import fused_kernel_fits, grouped_matmul
+
+BLOCK = 16  # rows
+CACHE_BYTES = 2 << 20  # of a core
+
+gelu_out = torch.ops.aten.gelu.out
+gelu_backward_out = torch.ops.aten.gelu_backward.grad_input
+
+
+def generator_for(*key: object) -> torch.Generator:
+    """A CPU generator seeded by a key, so that weights depend on names and not on who is initialised first or where."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def reference_experts(x_RD: Tensor, counts_L: Tensor, w1_LDF: Tensor, w2_LFD: Tensor, w3_L1B: Tensor) -> Tensor:
+    """Oracle: one expert after the other."""
+    hidden = w1_LDF.shape[2]
+    outputs = []
+    for e, rows in enumerate(x_RD.split(counts_L.tolist())):
+        bias1, bias2 = w3_L1B[e, 0, :hidden], w3_L1B[e, 0, hidden:]
+        outputs.append(F.gelu(rows @ w1_LDF[e] + bias1) @ w2_LFD[e] + bias2)
+    return torch.cat(outputs)
+
+
+class _ExpertByExpert(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_RD: Tensor, w1_LDF: Tensor, w2_LFD: Tensor, w3_L1B: Tensor, counts: list[int]) -> Tensor:
+        hidden = w1_LDF.shape[2]
+        # The sum over portions is rounded once for each of them, which bf16 cannot afford.
+        fits = max(1, CACHE_BYTES // (4 * hidden)) if x_RD.dtype != torch.bfloat16 else max(1, *counts)
+        portions = cut_portions(counts, fits)
+        y_RD = torch.empty_like(x_RD)
+        scratch = x_RD.new_empty(max((n for _, n in portions), default=0), hidden)
+        sizes = [n for _, n in portions]
+        weights = list(zip(w1_LDF.unbind(0), w2_LFD.unbind(0), *_unpack(w3_L1B, hidden), strict=True))
+        kept = []
+        for (e, n), x, y in zip(portions, x_RD.split(sizes), y_RD.split(sizes), strict=True):
+            w1, w2, b1, b2 = weights[e]
+            u = torch.addmm(b1, x, w1)
+            torch.addmm(b2, gelu_out(u, out=scratch[:n]), w2, out=y)
+            kept.append(u)
+        ctx.save_for_backward(x_RD, w1_LDF, w2_LFD, *kept)
+        ctx.counts, ctx.portions = counts, portions
+        return y_RD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x_RD, w1_LDF, w2_LFD, *kept = ctx.saved_tensors
+        counts, portions, hidden = ctx.counts, ctx.portions, w1_LDF.shape[2]
+        sizes = [n for _, n in portions]
+        g_RD = grads[0].contiguous()
+        if not any(ctx.needs_input_grad[1:4]):
+            return _gradient_of_rows(x_RD, g_RD, w1_LDF, w2_LFD, kept, portions), None, None, None, None
+        gx_RD, gw1_LDF, gw2_LFD = torch.empty_like(x_RD), torch.empty_like(w1_LDF), torch.empty_like(w2_LFD)
+        gw3_L1B = w1_LDF.new_zeros(len(counts), 1, hidden + x_RD.shape[1])
+        scratch = x_RD.new_empty(2, max(sizes, default=0), hidden)
+        weights = list(zip(w1_LDF.transpose(1, 2).unbind(0), w2_LFD.transpose(1, 2).unbind(0), strict=True))
+        gradients = list(zip(gw1_LDF.unbind(0), gw2_LFD.unbind(0), *_unpack(gw3_L1B, hidden), strict=True))
+        for e, n in enumerate(counts):
+            if n == 0:
+                gradients[e][0].zero_()
+                gradients[e][1].zero_()
+        begun = -1
+        blocks = (x_RD.t().split(sizes, 1), g_RD.split(sizes), gx_RD.split(sizes))
+        for (e, n), u, xt, g, gx in zip(portions, kept, *blocks, strict=True):
+            (w1t, w2t), (gw1, gw2, gb1, gb2), gu = weights[e], gradients[e], scratch[1, :n]
+            first, begun = e != begun, e
+            _product(gelu_out(u, out=scratch[0, :n]).t(), g, gw2, first)
+            torch.mm(g, w2t, out=gu)
+            gelu_backward_out(gu, u, grad_input=gu)
+            _product(xt, gu, gw1, first)
+            torch.mm(gu, w1t, out=gx)
+            gb1 += gu.sum(0, keepdim=True)
+            gb2 += g.sum(0, keepdim=True)
+        return gx_RD, gw1_LDF, gw2_LFD, gw3_L1B, None
+
+
+def _gradient_of_rows(
+    x_RD: Tensor,
+    g_RD: Tensor,
+    w1_LDF: Tensor,
+    w2_LFD: Tensor,
+    kept: list[Tensor],
+    portions: list[tuple[int, int]],
+) -> Tensor:
+    """What frozen experts pass back: half of the backward pass."""
+    gx_RD, sizes = torch.empty_like(x_RD), [n for _, n in portions]
+    for (e, _), u, g, gx in zip(portions, kept, g_RD.split(sizes), gx_RD.split(sizes), strict=True):
+        gu = g @ w2_LFD[e].t()
+        gelu_backward_out(gu, u, grad_input=gu)
+        torch.mm(gu, w1_LDF[e].t(), out=gx)
+    return gx_RD
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor, first: bool) -> None:
+    """out = a @ b, or out += a @ b if it is not the first."""
+    if first:
+        torch.mm(a, b, out=out)
+    else:
+        out.addmm_(a, b)
+
+
+def cut_portions(counts: list[int], most: int) -> list[tuple[int, int]]:
+    """(expert, rows) in order: the rows of each expert in nearly equal portions of at most `most`."""
+    portions = []
+    for expert, n in enumerate(counts):
+        number = max(1, math.ceil(n / most))
+        sizes = [n // number + (i < n % number) for i in range(number)]
+        portions += [(expert, size) for size in sizes if size]
+    return portions
+
+
+def _unpack(w3_L1B: Tensor, hidden: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Biases (1, F) and (1, D) of every expert, as views."""
+    b1_L1F, b2_L1D = w3_L1B.split([hidden, w3_L1B.shape[2] - hidden], dim=2)
+    return b1_L1F.unbind(0), b2_L1D.unbind(0)
+
+
+class Experts(nn.Module):
+    """Stacked experts.
+
+    Args:
+        dim: width D.
+        hidden: hidden width F.
+        ids: global ids of the experts held here; each expert's initial weights depend on its id only.
+        seed_key: what else they depend on, e.g. (seed, layer).
+    """
+
+    def __init__(self, dim: int, hidden: int, ids: range, seed_key: tuple[object, ...] = ()) -> None:
+        super().__init__()
+        self.dim, self.hidden, self.ids = dim, hidden, ids
+        self.w1 = nn.Parameter(torch.empty(len(ids), dim, hidden))
+        self.w2 = nn.Parameter(torch.empty(len(ids), hidden, dim))
+        # Biases of the hidden and the output layer, packed.
+        self.w3 = nn.Parameter(torch.zeros(len(ids), 1, hidden + dim))
+        if self.w1.is_meta:
+            return
+        with torch.no_grad():
+            for local, expert in enumerate(ids):
+                generator = generator_for(*seed_key, "expert", expert)
+                for weight, fan_in in ((self.w1, dim), (self.w2, hidden)):
+                    block = torch.empty(weight.shape[1:]).uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+                    weight[local].copy_(block)
+
+    def forward(self, x_RD: Tensor, counts_L: Tensor) -> Tensor:
+        """Apply expert e to its `counts_L[e]` rows of `x_RD`, which is sorted by expert."""
+        if fused_kernel_fits(x_RD, self.w1):
+            bias_RB = self.w3[:, 0].repeat_interleave(counts_L, 0, output_size=len(x_RD))
+            hidden_RF = F.gelu(grouped_matmul(x_RD, self.w1, counts_L) + bias_RB[:, : self.hidden])
+            return grouped_matmul(hidden_RF, self.w2, counts_L) + bias_RB[:, self.hidden :]
+        weights = (self.w1, self.w2, self.w3)
+        if x_RD.dtype != torch.bfloat16:
+            return _ExpertByExpert.apply(x_RD.contiguous(), *weights, counts_L.tolist())
+        padded_L, place_R = pad_blocks(counts_L)
+        rows = int(padded_L.sum())
+        padded_RD = x_RD.new_zeros(rows, self.dim).index_copy(0, place_R, x_RD)
+        return _ExpertByExpert.apply(padded_RD, *weights, padded_L.tolist()).index_select(0, place_R)
+
+
+def pad_blocks(counts_L: Tensor) -> tuple[Tensor, Tensor]:
+    """(counts rounded up to multiples of BLOCK, place of every row among the padded ones).
+
+    The CPU's bf16 products compile a kernel for every new number of rows. Counts change in every step; a few round
+    sizes keep meeting the same kernels. Padding rows are zero and their results dropped, so they leave no gradient.
+    """
+    padded_L = (counts_L + BLOCK - 1) // BLOCK * BLOCK
+    shift_L = (padded_L - counts_L).cumsum(0) - (padded_L - counts_L)
+    rows = torch.arange(int(counts_L.sum()), device=counts_L.device)
+    return padded_L, rows + shift_L.repeat_interleave(counts_L)

@@ -1,0 +1,151 @@
+"""The mixture-of-experts layer: router -> dispatch -> experts -> combine.
+
+Tokens of any mix of modalities come packed in one matrix; the shape never changes, and there is no residual and no norm
+here. The layer knows a dispatcher, not a process group: with the local one it is an ordinary module for inference and
+export.
+
+What shares a routing decision is a choice (`granularity`): a token (default), all tokens of a time bin, or all of a
+sample (as in the FuseMoE code, where a patient's whole stay takes one decision). A shared decision is made from the
+mean of its tokens. With per-modality or disjoint routers a decision never spans modalities: a unit's tokens decide
+modality by modality. With `selection: expert` it is the experts that choose, among the tokens of each sample.
+
+Shapes: N tokens, D width, M modalities, E experts, K experts a decision, U decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from parallel.config import MoEConfig
+from parallel.moe.balance import RoutingStats, measure, tokens_per_decision
+from parallel.moe.choice import Choice, choice_of_experts, top_k_choice
+from parallel.moe.dispatch import Dispatcher, LocalDispatcher
+from parallel.moe.experts import Experts, generator_for
+from parallel.moe.routers import Router, Routing
+
+
+def decision_units(
+    config: MoEConfig, sample_N: Tensor, bin_N: Tensor, samples: int, bins: int
+) -> tuple[Tensor | None, int]:
+    """(unit_N, number of units) for `MoELayer.forward`: which tokens share one routing decision, or, where experts
+    choose, which tokens they choose among.
+
+    Args:
+        config: granularity and selection are read.
+        sample_N: int64, sample of each token, in [0, samples).
+        bin_N: int64, time bin of each token, in [0, bins).
+    """
+    if config.selection == "expert":
+        return sample_N, samples
+    if config.granularity == "token":
+        return None, 0
+    if config.granularity == "bin":
+        return sample_N * bins + bin_N, samples * bins
+    return sample_N, samples
+
+
+class MoELayer(nn.Module):
+    """Sparse mixture of experts over packed tokens.
+
+    Args:
+        dim: token width D.
+        config: experts, top_k, gate, router, ...
+        modalities: number of modalities M.
+        layer_id, seed: initial weights are a function of (seed, layer_id, global expert id) and nothing else.
+        dispatcher: how rows reach experts on other ranks; None keeps all experts here.
+
+    Raises:
+        ValueError: if top_k exceeds the experts in reach, or the experts do not divide by the dispatcher's ranks.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        config: MoEConfig,
+        modalities: int = 1,
+        layer_id: int = 0,
+        seed: int = 0,
+        dispatcher: Dispatcher | None = None,
+    ) -> None:
+        super().__init__()
+        self.dim, self.config, self.modalities = dim, config, modalities
+        self.dispatcher: Dispatcher = dispatcher or LocalDispatcher()
+        if config.experts % self.dispatcher.size:
+            raise ValueError(
+                f"moe.experts={config.experts} cannot be spread evenly over {self.dispatcher.size} "
+                "expert-parallel ranks: choose a multiple."
+            )
+        local = config.experts // self.dispatcher.size
+        ids = range(self.dispatcher.rank * local, (self.dispatcher.rank + 1) * local)
+        key = (seed, layer_id)
+        self.router = Router(dim, config, modalities, generator_for(*key, "router"))
+        self.experts = Experts(dim, config.hidden or 4 * dim, ids, key)
+        self.shared = (
+            Experts(dim, config.shared_expert_hidden, range(1), (*key, "shared"))
+            if config.shared_expert_hidden
+            else None
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.observer: Callable[[Choice], None] | None = None  # sees who serves which token
+
+    def forward(
+        self, x_ND: Tensor, modality_N: Tensor, unit_N: Tensor | None = None, units: int = 0
+    ) -> tuple[Tensor, RoutingStats]:
+        """Serve every token by its top-k experts.
+
+        Args:
+            x_ND: tokens; N may be 0.
+            modality_N: int64, modality of each token, in [0, M).
+            unit_N: int64, decision unit of each token in [0, units), or None if every token decides for itself.
+            units: number of units; some may have no token.
+
+        Returns:
+            Output (N, D) in the dtype of `x_ND`, and the routing statistics of these tokens.
+        """
+        x_UD, modality_U, unit_of_N = self._decisions(x_ND, modality_N, unit_N, units)
+        routing = self.router(x_UD, modality_U)
+        choice = self._choose(routing, unit_N, unit_of_N, units)
+        if self.observer is not None:
+            self.observer(choice)
+        tokens_MU = tokens_per_decision(modality_N, unit_of_N, self.modalities, len(x_UD))
+        stats = measure(routing, tokens_MU, choice, modality_N)
+        y_ND, shared_ND = self.dispatcher(x_ND, choice, self.experts, self.config.experts, self._beside(x_ND))
+        if shared_ND is not None:
+            y_ND = y_ND + shared_ND
+        return self.dropout(y_ND), stats
+
+    def _choose(self, routing: Routing, unit_N: Tensor | None, unit_of_N: Tensor | None, units: int) -> Choice:
+        """Who serves which token: `unit_N` are the units of the caller, `unit_of_N` those of the decisions."""
+        if self.config.selection == "expert":
+            if unit_N is None:
+                raise ValueError("moe.selection=expert chooses among the tokens of a sample: pass unit_N and units")
+            return choice_of_experts(routing.logits_UE.softmax(1), unit_N, units, self.config.top_k)
+        experts_NK, weights_NK = routing.experts_UK, routing.weights_UK
+        if unit_of_N is not None:
+            experts_NK, weights_NK = experts_NK[unit_of_N], weights_NK.index_select(0, unit_of_N)
+        return top_k_choice(experts_NK, weights_NK)
+
+    def _beside(self, x_ND: Tensor) -> Callable[[], Tensor] | None:
+        """What every token gets, wherever it is: the work to do while the tokens travel."""
+        shared = self.shared
+        if shared is None:
+            return None
+        return lambda: shared(x_ND, torch.full((1,), len(x_ND), device=x_ND.device))
+
+    def _decisions(
+        self, x_ND: Tensor, modality_N: Tensor, unit_N: Tensor | None, units: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What is routed: features (U, D), modality (U) and the decision of each token."""
+        if unit_N is None or self.config.selection == "expert":
+            return x_ND, modality_N, None
+        modality_U = torch.zeros(units, dtype=torch.int64, device=x_ND.device)
+        if self.config.router != "joint":
+            unit_N = unit_N * self.modalities + modality_N
+            modality_U = torch.arange(self.modalities, device=x_ND.device).repeat(units)
+            units *= self.modalities
+        sum_UD = torch.zeros(units, self.dim, device=x_ND.device).index_add(0, unit_N, x_ND.float())
+        count_U = torch.bincount(unit_N, minlength=units).clamp_min(1)
+        return sum_UD / count_U[:, None], modality_U, unit_N

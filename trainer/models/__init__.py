@@ -1,0 +1,1 @@
+"""The models of each job type, their layers and encoders."""
