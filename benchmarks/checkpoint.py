@@ -21,15 +21,15 @@ from pathlib import Path
 import numpy as np
 
 from data_shards import create_source, open_manifest, pack
-from trainer.checkpoint import committed_paths
-from trainer.checkpoint_writer import CheckpointWriter
-from trainer.config import load_recipe
-from trainer.context import SingleContext
-from trainer.describe import describe_run
-from trainer.loop import TrainingLoop
-from trainer.run_progress import Progress
+from trainer.checkpoints.find import committed_paths
+from trainer.checkpoints.writer import CheckpointWriter
+from trainer.config.recipe import load_recipe
+from trainer.jobs.train import describe_run
 from trainer.session import build_session
-from trainer.tracker import NullTracker
+from trainer.tracking.tracker import NullTracker
+from trainer.training.loop import TrainingLoop
+from trainer.training.progress import Progress
+from trainer.worker.context import SingleContext
 
 CASES = {"digits": (), "wide": ("model.dim=128", "model.moe.experts=64", "model.moe.hidden=256")}
 RATIOS = ("stall", "worst_stall", "while_writing", "bytes")

@@ -20,9 +20,9 @@ import torch
 from data_shards import Batch, DatasetSchema, ModalitySpec, SeriesGroup, TaskSpec, group_layout
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics, TaskStatistics
 from parallel import Engine, ParallelConfig, create_mesh, init_distributed
-from trainer.job_types import exempt_from_decay
-from trainer.models.fusemoe import FuseMoE
-from trainer.sections import ModelConfig
+from trainer.config.sections import ModelConfig
+from trainer.models.build import exempt_from_decay
+from trainer.models.fusemoe.model import FuseMoE
 
 Step = Callable[[], Any]
 CHANNELS, EVENTS = 4, 6  # of a series, and events a channel

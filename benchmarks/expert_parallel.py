@@ -37,9 +37,9 @@ from benchmarks.common import (
 )  # fmt: skip
 from parallel import Engine, MoEConfig, ParallelConfig, create_mesh, init_distributed
 from parallel.moe import dispatch as dispatch_module
-from trainer.job_types import exempt_from_decay
-from trainer.models.fusemoe import FuseMoE
-from trainer.sections import ModelConfig, SeriesEncoderConfig
+from trainer.config.sections import ModelConfig, SeriesEncoderConfig
+from trainer.models.build import exempt_from_decay
+from trainer.models.fusemoe.model import FuseMoE
 
 WORLD = 2
 

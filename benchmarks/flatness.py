@@ -27,7 +27,7 @@ from benchmarks.common import (
     take_turns,
 )  # fmt: skip
 from parallel import MoEConfig
-from trainer.sections import ModelConfig, SeriesEncoderConfig
+from trainer.config.sections import ModelConfig, SeriesEncoderConfig
 
 
 def config(dim: int, experts: int, router: str = "joint", missing: bool = False) -> ModelConfig:

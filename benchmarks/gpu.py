@@ -28,10 +28,10 @@ from benchmarks.common import last_line, plain_statistics, presence, random_batc
 from benchmarks.layer import LoopMoE
 from data_shards import Batch
 from parallel import LocalDispatcher, MoEConfig, MoELayer
-from trainer.devices import peak_flops
-from trainer.flops import FlopCounter
-from trainer.models.fusemoe import FuseMoE
-from trainer.sections import ModelConfig, SeriesEncoderConfig
+from trainer.config.sections import ModelConfig, SeriesEncoderConfig
+from trainer.models.flops import FlopCounter
+from trainer.models.fusemoe.model import FuseMoE
+from trainer.worker.devices import peak_flops
 
 ROWS_AN_EXPERT = 1024
 MOST_ROWS = 262_144

@@ -20,13 +20,13 @@ from benchmarks.common import Step, arguments, last_line, table, take_turns
 from data_shards import Step as DataStep
 from data_shards import create_source, open_manifest, pack
 from parallel import balance_losses, reduce_stats
-from trainer.checkpoint_writer import CheckpointWriter
-from trainer.config import RunConfig
-from trainer.context import SingleContext
-from trainer.loop import TrainingLoop
-from trainer.run_progress import Progress
+from trainer.checkpoints.writer import CheckpointWriter
+from trainer.config.run_config import RunConfig
 from trainer.session import Session, build_session
-from trainer.tracker import JsonLinesTracker
+from trainer.tracking.json_lines import JsonLinesTracker
+from trainer.training.loop import TrainingLoop
+from trainer.training.progress import Progress
+from trainer.worker.context import SingleContext
 
 TURN = 10
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from data_shards import create_source, pack
-from trainer.config import load_recipe
-from trainer.context import SingleContext
-from trainer.jobs import run
-from trainer.logs import show_logs
+from trainer.config.recipe import load_recipe
+from trainer.jobs.job import run
+from trainer.worker.console import show_logs
+from trainer.worker.context import SingleContext
 
 MADE_UP = {"records": 4000, "noise": 0.6, "modalities": "series:2,vector:2,text:1"}
 TASKS = {"digits": "digit", "made_up": "label"}

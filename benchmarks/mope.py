@@ -36,7 +36,8 @@ import torch
 from benchmarks.common import last_line, table
 from data_shards import Batch, DatasetSchema, Group, ImageGroup, ModalitySpec, TaskSpec, TextGroup, open_manifest
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics
-from trainer.config import RunConfig, load_recipe
+from trainer.config.recipe import load_recipe
+from trainer.config.run_config import RunConfig
 
 # width, layers, picture's side, patch, bytes of a text
 SIZES = {"small": (256, 6, 64, 8, 40), "large": (384, 12, 112, 16, 96)}
@@ -44,14 +45,14 @@ SIZES = {"small": (256, 6, 64, 8, 40), "large": (384, 12, 112, 16, 96)}
 
 def measured(config: RunConfig) -> dict[str, Any]:
     """Metrics of a finished run; from its folder if it has been run."""
-    from trainer import jobs
-    from trainer.context import SingleContext
+    from trainer.jobs.job import run
+    from trainer.worker.context import SingleContext
 
     done = Path(config.run_dir) / "measured.json"
     if done.is_file():
         return dict(json.loads(done.read_text()))
     start = time.process_time()
-    result = jobs.run(config, SingleContext())
+    result = run(config, SingleContext())
     facts = {**result["metrics"], "cpu_s": time.process_time() - start, "steps": result["step"]}
     facts |= logged(Path(config.run_dir), "parameters/trained", "parameters/total", "best/val/auroc")
     done.write_text(json.dumps(facts))
@@ -126,7 +127,7 @@ def vqa(chosen: argparse.Namespace) -> None:
 
 def prompt_parameters(chosen: argparse.Namespace) -> int:
     """What MoPE trains beside the head, at the settings of the recipe."""
-    from trainer.models.mope.tower_model import TowerModel
+    from trainer.models.mope.towers.model import TowerModel
 
     manifest, found = open_manifest(chosen.data), recipe("mope_easy_vqa", chosen, "count").mope
     assert found is not None
@@ -249,8 +250,8 @@ def cost(chosen: argparse.Namespace) -> None:
 
 def cost_model(method: str, size: str) -> Any:
     """A method on random towers; `..._cached`: what the text tower says about the records is known."""
-    from trainer.models.mope.tower_model import TowerModel
-    from trainer.mope_sections import MopeConfig
+    from trainer.config.mope import MopeConfig
+    from trainer.models.mope.towers.model import TowerModel
 
     width, layers, side, patch, length = SIZES[size]
     inside = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 64}
@@ -362,7 +363,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from trainer.logs import show_logs
+    from trainer.worker.console import show_logs
 
     show_logs(debug=False)
     main()

@@ -31,9 +31,10 @@ import psutil
 
 from data_shards import create_source, open_manifest, pack
 from data_shards.shards.reader import read_index
-from trainer.checkpoint import newest_checkpoint
-from trainer.trace import delivered, lost_and_repeated
-from trainer.tracking import metric_history, run_status
+from trainer.checkpoints.find import newest_checkpoint
+from trainer.tracking.mlflow_client import metric_history
+from trainer.tracking.mlflow_run import run_status
+from trainer.training.record_trace import delivered, lost_and_repeated
 
 logger = logging.getLogger("survive")
 

@@ -25,7 +25,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmarks.common import table
 from data_shards import Batch, DataConfig, DatasetSchema, Manifest, SeriesGroup, StepLoader, VectorGroup, open_manifest
-from trainer.models.missing import keyed_uniform
+from trainer.models.layers.missing import keyed_uniform
 
 STATISTICS, HALF, COPIES, DRAWS = 8, 0.5, 5, 3
 

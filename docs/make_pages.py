@@ -19,8 +19,8 @@ from pydantic.fields import FieldInfo
 from data_shards.config import MixtureEntry
 from data_shards.sources import SOURCES, source_class
 from data_shards.sources.tables import mapping as table_mapping
-from trainer.config import RunConfig
-from trainer.recipe_errors import section_of, takes_what
+from trainer.config.errors import section_of, takes_what
+from trainer.config.run_config import RunConfig
 
 HERE = Path(__file__).parent
 HEAD = """# Every recipe key

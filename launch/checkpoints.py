@@ -28,7 +28,7 @@ def verify_command(run: Run) -> None:
 def export_command(run: Run, out: Annotated[str, typer.Option(help="Folder or URL of the exported model.")]) -> None:
     """Write the model (of a run: its best) as safetensors, recipe and schema, for `trainer.load_model(OUT)`."""
     from launch.output import print_json_line, print_metrics
-    from trainer.export import export_model
+    from trainer.inference.export import export_model
 
     report = export_model(run, out)
     print_metrics(f"{report['checkpoint']} -> {out}", {key: report[key] for key in ("step", "parameters", "bytes")})
@@ -40,7 +40,7 @@ def _show(run: str, verify: bool) -> bool:
     from dataclasses import asdict
 
     from launch.output import print_json_line, print_table
-    from trainer.checkpoint_list import list_checkpoints
+    from trainer.checkpoints.listing import list_checkpoints
 
     listed = list_checkpoints(run, verify)
     word = "verified" if verify else "committed"

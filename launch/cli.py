@@ -276,7 +276,7 @@ app.add_typer(checkpoints.app, name="checkpoint")
 def main() -> None:
     """Run a verb and leave with its exit code; errors become one sentence unless --debug is given."""
     debug = "--debug" in sys.argv
-    from trainer.logs import show_logs
+    from trainer.worker.console import show_logs
 
     show_logs(debug=debug)
     try:

@@ -18,7 +18,7 @@ from pathlib import Path
 import ray
 
 from launch.environment import in_submitted_job, ray_address
-from trainer.config import RunConfig
+from trainer.config.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
 

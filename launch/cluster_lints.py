@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from launch import kuberay_lints
 from launch.cluster_file import ClusterFile
 from launch.lock import locked_version
-from trainer.config import RunConfig
-from trainer.layout import crossing
+from trainer.config.run_config import RunConfig
+from trainer.worker.seats import crossing
 
 Rule = Callable[[ClusterFile], Iterator[str]]
 

@@ -30,7 +30,8 @@ def check(
     from launch.cluster_file import read_cluster_file
     from launch.cluster_lints import find_problems
     from launch.output import people, print_json_line
-    from trainer.config import check_parallel, load_recipe
+    from trainer.config.recipe import load_recipe
+    from trainer.config.run_config import check_parallel
 
     described = read_cluster_file(file)
     config = load_recipe(recipe, overrides or []) if recipe else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from launch.errors import UsageError
 from launch.output import people, print_json_line, print_table
-from trainer.tracked_runs import find_runs
+from trainer.tracking.history import find_runs
 
 if TYPE_CHECKING:
     from launch.comparison import Comparison, Pair

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any
 
-from trainer.curves import larger_is_better, primary_metric
-from trainer.prediction_files import read_predictions
+from trainer.metrics.main_metric import larger_is_better, primary_metric
+from trainer.metrics.prediction_table import read_predictions
 from trainer.resampling import (
     Array,
     Difference,
@@ -25,7 +25,7 @@ from trainer.resampling import (
     seed_test,
     task_measures,
 )
-from trainer.tracked_runs import TrackedRun
+from trainer.tracking.history import TrackedRun
 
 # What may differ without making another variant: seeds, names, places, who did the work.
 SEEDS = ("training.seed", "data.seed")

@@ -1,8 +1,8 @@
 """Bytes, arithmetic, traffic and time of one training step, computed from a recipe and a schema without running it.
 
 Exact: bytes of parameters, master weights and moments (from the model's own shapes and the sharding's own padding).
-Counted: FLOPs, from expected numbers of tokens (`trainer.flops`). Modelled, and named so in the result: how many tokens
-there are (presence of modalities taken as independent), activations, buffers, traffic, time.
+Counted: FLOPs, from expected numbers of tokens (`trainer.models.flops`). Modelled, and named so in the result: how
+many tokens there are (presence of modalities taken as independent), activations, buffers, traffic, time.
 
 Shape legend: M modalities, T bins.
 """
@@ -18,11 +18,11 @@ import torch
 from data_shards import DatasetSchema
 from data_shards.records.statistics import SplitStatistics
 from parallel import LocalDispatcher, MeshSpec, MoEConfig
-from trainer.config import RunConfig
-from trainer.devices import Device
-from trainer.flops import FORWARD_AND_BACKWARD, FlopCounter, is_expert, parameter_counts
-from trainer.job_types import exempt_from_decay
-from trainer.models.fusemoe import FuseMoE, resolve_attention
+from trainer.config.run_config import RunConfig
+from trainer.models.build import exempt_from_decay
+from trainer.models.flops import FORWARD_AND_BACKWARD, FlopCounter, is_expert, parameter_counts
+from trainer.models.fusemoe.model import FuseMoE, resolve_attention
+from trainer.worker.devices import Device
 
 ALIGNMENT = 2  # DeepSpeed pads a flat group to a multiple of this times the ranks that share it
 BUCKET = 50_000_000  # elements of a reduction bucket (parallel.engine)

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from trainer.logs import LOGGERS
+from trainer.worker.console import LOGGERS
 
 POLL_SECONDS = 0.3
 

@@ -7,7 +7,8 @@ import os
 import secrets
 from pathlib import Path
 
-from trainer.config import RecipeError, RunConfig, absolute_paths, is_local
+from trainer.config.paths import _refuse_lost_tracking, absolute_paths, refuse_relative_paths
+from trainer.config.run_config import RunConfig
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -61,30 +62,3 @@ def settle_paths(config: RunConfig) -> RunConfig:
         refuse_relative_paths(config)
         _refuse_lost_tracking(config)
     return absolute_paths(config, Path.cwd())
-
-
-def refuse_relative_paths(config: RunConfig) -> None:
-    """Raise RecipeError if data or storage are relative: a submitted job works in a temporary copy of the folder,
-    which holds no data and vanishes with everything written to it."""
-    places = {f"data.mixture.{name}.url": entry.url for name, entry in config.data.mixture.items()}
-    places |= {"data.url": config.data.url} if config.data.url else {}
-    places["training.storage"] = config.training.storage
-    if config.mope is not None and config.mope.host is not None:
-        places["mope.host"] = config.mope.host
-    relative = {key: place for key, place in places.items() if "://" not in place and not place.startswith(("/", "~"))}
-    if relative:
-        instead = " ".join(f"{key}=$PWD/{place}" for key, place in relative.items())
-        raise RecipeError(
-            f"{' and '.join(relative)} must be absolute in a submitted job, which runs in a temporary copy of this "
-            f"folder: on one machine add {instead}, on a cluster give URLs or paths that every node reaches"
-        )
-
-
-def _refuse_lost_tracking(config: RunConfig) -> None:
-    tracking = config.tracking
-    somewhere = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or is_local(config.training.storage)
-    if tracking.mlflow and not somewhere:
-        raise RecipeError(
-            "tracking.uri is not set, so MLflow's database would vanish with the job's temporary folder: give "
-            "tracking.uri=http://HOST:5000 (`python -m launch ui --serve` starts that server), or tracking.mlflow=false"
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from trainer.config import RecipeError
+from trainer.config.errors import RecipeError
 
 
 class UsageError(ValueError):

@@ -22,10 +22,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from launch.environment import refuse_relative_paths
 from launch.errors import UsageError
 from launch.token import MAKE_ONE, answer_to_strangers, bring_token
-from trainer.config import RecipeError, RunConfig, check_parallel, load_recipe
+from trainer.config.errors import RecipeError
+from trainer.config.paths import refuse_relative_paths
+from trainer.config.recipe import load_recipe
+from trainer.config.run_config import RunConfig, check_parallel
 
 logger = logging.getLogger(__name__)
 

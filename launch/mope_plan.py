@@ -19,14 +19,14 @@ from launch.cost import HALF_WIDTH, PASSES_OF_ACTIVATIONS, RESERVE, activation_e
 from launch.errors import UsageError
 from launch.output import people, print_table
 from parallel import LocalDispatcher, MeshSpec
-from trainer.config import RunConfig
-from trainer.devices import Device
-from trainer.flops import FlopCounter, is_expert
-from trainer.job_types import build_model, exempt_from_decay, flop_counter, resolve
-from trainer.models.mope.fusemoe_host import PromptedFuseMoE
-from trainer.models.mope.segmentation import PromptedSegmenter
-from trainer.models.mope.tower_cost import passes, site_tokens
-from trainer.models.mope.tower_model import TowerModel
+from trainer.config.run_config import RunConfig
+from trainer.models.build import build_model, exempt_from_decay, flop_counter, resolve
+from trainer.models.flops import FlopCounter, is_expert
+from trainer.models.mope.host.model import PromptedFuseMoE
+from trainer.models.mope.towers.flops import passes, site_tokens
+from trainer.models.mope.towers.model import TowerModel
+from trainer.models.mope.towers.segmentation import PromptedSegmenter
+from trainer.worker.devices import Device
 
 MODELLED = ("activations", "flops", "step_s")
 

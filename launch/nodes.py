@@ -15,7 +15,7 @@ import ray
 import ray._private.state
 
 from parallel.config import ParallelConfig
-from trainer.layout import crossing
+from trainer.worker.seats import crossing
 
 CONNECT_SECONDS = 2.0
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from trainer.logs import json_line
+from trainer.worker.console import json_line
 
 people = Console(stderr=True, soft_wrap=True)
 

@@ -15,9 +15,10 @@ from launch.errors import UsageError
 from launch.output import people, print_json_line, print_table
 from parallel import largest_legal
 from parallel.mesh import divisors
-from trainer.config import RunConfig, load_recipe
-from trainer.devices import find_device, measured_device
-from trainer.layout import crossing, layout_lines, node_sizes, planned_seats
+from trainer.config.recipe import load_recipe
+from trainer.config.run_config import RunConfig
+from trainer.worker.devices import find_device, measured_device
+from trainer.worker.seats import crossing, layout_lines, node_sizes, planned_seats
 
 MOST_GPUS = 1 << 16
 

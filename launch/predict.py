@@ -21,12 +21,14 @@ from launch.environment import prepare_for_ray, settle_paths
 from launch.errors import RunFailedError, UsageError
 from launch.output import print_json_line
 from launch.run import check
-from trainer.config import RunConfig, absolute_url, apply_overrides, is_local
+from trainer.config.paths import absolute_url, is_local
+from trainer.config.recipe import apply_overrides
+from trainer.config.run_config import RunConfig
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from trainer.prediction import Request
+    from trainer.inference.request import Request
 
     Rows = Iterator[tuple[pa.Table, dict[str, int]]]
 
@@ -69,9 +71,9 @@ def predict_records(
 
 
 def _config(checkpoint: str, data: str | None, overrides: Sequence[str]) -> tuple[RunConfig, str]:
-    from trainer.checkpoint import open_checkpoint
-    from trainer.evaluation_job import evaluation_config
-    from trainer.prediction import choose_data
+    from trainer.checkpoints.evaluation_recipe import evaluation_config
+    from trainer.checkpoints.find import open_checkpoint
+    from trainer.inference.request import choose_data
 
     mixture = open_checkpoint(checkpoint).meta["config"]["data"].get("mixture")
     config = evaluation_config(checkpoint, None if mixture else data)
@@ -82,8 +84,8 @@ def _config(checkpoint: str, data: str | None, overrides: Sequence[str]) -> tupl
 
 
 def _request(config: RunConfig, member: str, part: str | None, explain: bool, calibrated: bool) -> Request:
-    from trainer.prediction import Request
-    from trainer.temperature import read_temperatures
+    from trainer.inference.request import Request
+    from trainer.metrics.temperature import read_temperatures
 
     assert config.evaluation is not None
     temperatures = read_temperatures(config.evaluation.checkpoint) if calibrated else {}
@@ -91,8 +93,8 @@ def _request(config: RunConfig, member: str, part: str | None, explain: bool, ca
 
 
 def _here(request: Request) -> Rows:
-    from trainer.context import default_device
-    from trainer.prediction import Predictor
+    from trainer.inference.predictor import Predictor
+    from trainer.worker.context import default_device
 
     predictor = Predictor(request, default_device(0))
     for piece in predictor.pieces():
@@ -107,7 +109,7 @@ def _on_ray(config: RunConfig, request: Request, debug: bool) -> Rows:
 
     from data_shards import open_manifest
     from launch.cluster import gpus_wanted, ray_session
-    from trainer.prediction import cut_pieces
+    from trainer.inference.predictor import cut_pieces
 
     pieces = cut_pieces(
         open_manifest(config.data.url, config.data.storage_options).counts(config.data.split, request.part)
@@ -136,8 +138,8 @@ class PredictWorker:
     def __init__(self, request: Request) -> None:
         import torch
 
-        from trainer.context import default_device
-        from trainer.prediction import Predictor
+        from trainer.inference.predictor import Predictor
+        from trainer.worker.context import default_device
 
         torch.set_num_threads(1)
         self._predictor = Predictor(request, default_device(0))

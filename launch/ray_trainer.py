@@ -1,6 +1,6 @@
 """A RunConfig on Ray Train: a group of workers, restarts, stopping, and a truthful end in MLflow.
 
-Ray places the workers and makes their process group; each then runs `trainer.jobs.run` like under any other
+Ray places the workers and makes their process group; each then runs `trainer.jobs.job.run` like under any other
 launcher. After a failure Ray starts a new group, and the job finds its newest checkpoint in the run's folder by
 itself, so nothing about checkpoints passes through Ray.
 """
@@ -28,12 +28,13 @@ from launch.environment import job_tags
 from launch.errors import RunFailedError, UsageError
 from launch.nodes import Sizes, fitting_workers, placement_problem, staying_nodes
 from launch.watch import NodeWatch
-from trainer.config import RunConfig, is_local
-from trainer.context import StopOnSignal
-from trainer.lifecycle import StartClock
-from trainer.provenance import source_tags
-from trainer.tracker import Status
-from trainer.tracking import close_run, open_run
+from trainer.config.paths import is_local
+from trainer.config.run_config import RunConfig
+from trainer.tracking.mlflow_run import close_run, open_run
+from trainer.tracking.tracker import Status
+from trainer.worker.context import StopOnSignal
+from trainer.worker.provenance import source_tags
+from trainer.worker.start_clock import StartClock
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class RegroupError(RuntimeError):
 
 
 class RayContext:
-    """A worker of Ray Train, as `trainer.context.Context`."""
+    """A worker of Ray Train, as `trainer.worker.context.Context`."""
 
     def __init__(self, start: StartClock, wishes: WishWatch | None) -> None:
         context = ray.train.get_context()
@@ -211,10 +212,10 @@ def _work(settings: dict[str, Any]) -> dict[str, Any] | None:
         start = _begin(desk) if rank == 0 else StartClock()
         world, node = ray.train.get_context().get_world_size(), ray.get_runtime_context().get_node_id()
         desk.sit.remote(rank, world, node)
-        from trainer import jobs
+        from trainer.jobs.job import run
 
         start.mark("imports")
-        result = jobs.run(RunConfig.model_validate(settings["config"]), RayContext(start, watch), settings["tags"])
+        result = run(RunConfig.model_validate(settings["config"]), RayContext(start, watch), settings["tags"])
         if result["status"] == "stopped" and ray.get(desk.end.remote()) == "regroup":
             raise RegroupError(f"rank {rank} ends at step {result['step']} with a checkpoint")
         return result if rank == 0 else None

@@ -8,7 +8,7 @@ from html import escape
 from launch import report_figures as figures
 from launch.comparison import Comparison
 from launch.html_page import html_page, picture, table
-from trainer.tracked_runs import TrackedRun
+from trainer.tracking.history import TrackedRun
 
 
 def page(comparison: Comparison) -> str:

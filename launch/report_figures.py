@@ -8,11 +8,12 @@ import torch
 from matplotlib.figure import Figure
 
 from launch.comparison import PREDICTIONS, Comparison, Variant
-from trainer.calibration import statements
-from trainer.curves import larger_is_better
-from trainer.figures import missing_figure, reliability_figure, routing_figure
-from trainer.prediction_files import read_predictions
-from trainer.tracked_runs import TrackedRun
+from trainer.figures.evaluation import missing_figure, reliability_figure
+from trainer.figures.routing import routing_figure
+from trainer.metrics.calibration import statements
+from trainer.metrics.main_metric import larger_is_better
+from trainer.metrics.prediction_table import read_predictions
+from trainer.tracking.history import TrackedRun
 
 
 def forest(comparison: Comparison) -> Figure:

@@ -9,7 +9,8 @@ from data_shards import ManifestError, open_data
 from launch.environment import prepare_for_ray, settle_paths
 from launch.errors import RunFailedError, UsageError
 from launch.output import print_json_line, print_metrics, print_table
-from trainer.config import RunConfig, apply_overrides, check_parallel, load_recipe
+from trainer.config.recipe import apply_overrides, load_recipe
+from trainer.config.run_config import RunConfig, check_parallel
 
 
 def train_recipe(recipe: str, overrides: Sequence[str], debug: bool) -> None:
@@ -24,7 +25,7 @@ def finetune_recipe(recipe: str, overrides: Sequence[str], debug: bool) -> None:
     config = settle_paths(load_recipe(recipe, overrides))
     if config.job != "mope":
         raise UsageError(f"recipe {recipe} has job: {config.job}, which is for train; finetune takes job: mope")
-    from trainer.job_types import resolve
+    from trainer.models.build import resolve
 
     check(resolve(config))
     _finish(config, _on_ray(config, debug))
@@ -45,7 +46,7 @@ def evaluate_checkpoint(
     if words and not drop:
         raise UsageError(f"unexpected {words[0]!r}: overrides are section.key=value, modalities follow --drop")
     changes = [word for word in overrides if "=" in word]
-    from trainer.evaluation_job import evaluation_config
+    from trainer.checkpoints.evaluation_recipe import evaluation_config
 
     config = evaluation_config(checkpoint, data, part, [*drop, *words], **wishes)
     # A checkpoint does not depend on how many workers wrote it, so one is enough unless more are asked for.
@@ -54,10 +55,10 @@ def evaluate_checkpoint(
     if config.parallel.workers > 1:
         _finish(config, _on_ray(config, debug))
         return
-    from trainer import jobs
-    from trainer.context import SingleContext
+    from trainer.jobs.job import run
+    from trainer.worker.context import SingleContext
 
-    _finish(config, jobs.run(config, SingleContext()))
+    _finish(config, run(config, SingleContext()))
 
 
 def _on_ray(config: RunConfig, debug: bool) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def _finish(config: RunConfig, result: Mapping[str, Any]) -> None:
 
 def _print_curve(curve: Mapping[str, Any]) -> None:
     """The tables behind the figure, for each task; it lies in the run's folder."""
-    from trainer.curves import by_rate, task_curves
+    from trainer.metrics.main_metric import by_rate, task_curves
 
     for task in task_curves(dict(curve)):
         metric = task["metric"]

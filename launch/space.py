@@ -24,9 +24,9 @@ import numpy as np
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from trainer.config import RecipeError, RunConfig
-from trainer.recipe_errors import unknown_key, validation_sentence
-from trainer.sections import Section
+from trainer.config.errors import RecipeError, unknown_key, validation_sentence
+from trainer.config.run_config import RunConfig
+from trainer.config.sections import Section
 
 SPACES = Path(__file__).resolve().parent / "spaces"
 

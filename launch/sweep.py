@@ -23,12 +23,15 @@ from launch.output import print_json_line, print_table
 from launch.run import check
 from launch.space import SpaceConfig, Trial, load_space, trials
 from launch.trial import evaluations, result_of, was_pruned
-from trainer.checkpoint import open_checkpoint
-from trainer.config import RunConfig, apply_overrides, check_parallel, load_recipe
-from trainer.provenance import source_tags
-from trainer.tracked_runs import PARENT
-from trainer.tracker import Tracker
-from trainer.tracking import create_tracker, open_run, register_checkpoint
+from trainer.checkpoints.find import open_checkpoint
+from trainer.config.recipe import apply_overrides, load_recipe
+from trainer.config.run_config import RunConfig, check_parallel
+from trainer.tracking.create import create_tracker
+from trainer.tracking.history import PARENT
+from trainer.tracking.mlflow_models import register_checkpoint
+from trainer.tracking.mlflow_run import open_run
+from trainer.tracking.tracker import Tracker
+from trainer.worker.provenance import source_tags
 
 logger = logging.getLogger("fleximoe")
 

@@ -22,7 +22,7 @@ from typing import Any
 import fsspec
 import yaml
 
-from trainer.config import RunConfig
+from trainer.config.run_config import RunConfig
 
 POLL_SECONDS = 0.5
 PR_SET_PDEATHSIG = 1

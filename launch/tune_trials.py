@@ -15,9 +15,9 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from launch.cluster import gpus_wanted, ray_session
 from launch.trial import failure_of, mark_pruned, read_json, result_of, run_trial, was_pruned
-from trainer.config import RunConfig
-from trainer.context import StopOnSignal
-from trainer.tracking import close_run
+from trainer.config.run_config import RunConfig
+from trainer.tracking.mlflow_run import close_run
+from trainer.worker.context import StopOnSignal
 
 if TYPE_CHECKING:
     from launch.sweep import Sweep

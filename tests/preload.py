@@ -22,11 +22,11 @@ for name in (
     "transformers.models.auto.modeling_auto",
     "transformers.models.bert.modeling_bert",
     "transformers.models.vit.modeling_vit",
-    "trainer.adapter",
-    "trainer.evaluation_job",
-    "trainer.jobs",
-    "trainer.look_inside",
-    "trainer.models.mope.tower_model",
+    "trainer.checkpoints.adapter",
+    "trainer.jobs.evaluate",
+    "trainer.jobs.train",
+    "trainer.evaluation.prompt_experts",
+    "trainer.models.mope.towers.model",
 ):
     importlib.import_module(name)
 # What is there stays: a rank's garbage collector does not look at it, so its pages stay shared.

@@ -17,7 +17,7 @@ import typer.core
 
 from data_shards.sources import source_class
 from launch.cli import app
-from trainer.config import load_recipe
+from trainer.config.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 WHERE = (

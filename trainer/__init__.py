@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.export import export_model, load_model
+    from trainer.inference.export import export_model, load_model
 
 __all__ = ["export_model", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from trainer import export
+        from trainer.inference import export
 
         return getattr(export, name)
     raise AttributeError(f"module 'trainer' has no attribute {name!r}")

@@ -7,19 +7,19 @@ recipe; torchrun turns any of the last two into its own 1.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from pathlib import Path
 
 from parallel import init_distributed
-from trainer.collectives import broadcast_json
-from trainer.config import RecipeError, RunConfig, absolute_paths, check_parallel, known_recipes, load_recipe
-from trainer.context import Context, SingleContext, StopOnSignal, TorchrunContext
-from trainer.logs import json_line, show_logs
-from trainer.provenance import source_tags
-
-logger = logging.getLogger(__name__)
+from trainer.config.errors import RecipeError
+from trainer.config.paths import absolute_paths
+from trainer.config.recipe import known_recipes, load_recipe
+from trainer.config.run_config import RunConfig, check_parallel
+from trainer.worker.collectives import broadcast_json
+from trainer.worker.console import json_line, show_logs
+from trainer.worker.context import Context, SingleContext, StopOnSignal, TorchrunContext
+from trainer.worker.provenance import source_tags
 
 
 def main() -> int:
@@ -31,9 +31,9 @@ def main() -> int:
         with StopOnSignal() as stop:
             context = TorchrunContext(stop) if "RANK" in os.environ else SingleContext(stop=stop)
             config = _config(arguments.recipe, arguments.overrides, context)
-            from trainer import jobs  # heavy, and not needed to refuse a wrong recipe
+            from trainer.jobs.job import run  # heavy, and not needed to refuse a wrong recipe
 
-            result = jobs.run(config, context, source_tags() if rank == 0 else {})
+            result = run(config, context, source_tags() if rank == 0 else {})
     except Exception as error:
         if arguments.debug:
             raise

@@ -16,14 +16,14 @@ from data_shards import DataSet, DatasetSchema, StepLoader, TaskSpec
 from data_shards.records.statistics import SplitStatistics
 from parallel import Engine, Mesh, MeshSpec, create_mesh, init_distributed
 from parallel.config import ParallelConfig
-from trainer.config import RunConfig
-from trainer.context import Context
-from trainer.devices import peak_flops
-from trainer.job_types import build_model, exempt_from_decay, flop_counter, resolve
-from trainer.layout import Seat, fitting_degree, gather_seats, layout_lines
-from trainer.models.fusemoe import compile_dense_parts, target_scale
-from trainer.models.heads import TaskLoss
-from trainer.progress import Meter
+from trainer.config.run_config import RunConfig
+from trainer.models.build import build_model, exempt_from_decay, flop_counter, resolve
+from trainer.models.fusemoe.model import compile_dense_parts
+from trainer.models.layers.heads import TaskLoss, target_scale
+from trainer.training.meter import Meter
+from trainer.worker.context import Context
+from trainer.worker.devices import peak_flops
+from trainer.worker.seats import Seat, fitting_degree, gather_seats, layout_lines
 
 logger = logging.getLogger(__name__)
 

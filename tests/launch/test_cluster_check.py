@@ -15,7 +15,7 @@ from launch.cluster_lints import find_problems
 from launch.kuberay import field_problems, published_fields
 from launch.lock import locked_version
 from tests.launch.commands import ROOT, python
-from trainer.config import load_recipe
+from trainer.config.recipe import load_recipe
 
 AWS, ONPREM, SLURM = "ray_cluster.yaml", "deploy/onprem.yaml", "deploy/slurm.sh"
 CLUSTER, JOB = "deploy/kuberay_cluster.yaml", "deploy/kuberay_job.yaml"

@@ -13,24 +13,25 @@ from launch.comparison import compare, group
 from launch.report import page
 from tests.browser import open_browser
 from tests.launch.commands import SMALL, last_json, python
-from trainer.tracked_runs import TrackedRun, UnknownRunError, find_runs
+from trainer.tracking.history import TrackedRun, UnknownRunError, find_runs
 
 pytestmark = pytest.mark.together
 RUN = """
 import sys
 from pathlib import Path
-from trainer import jobs
-from trainer.config import absolute_paths, load_recipe
-from trainer.context import SingleContext
-from trainer.evaluation_job import evaluation_config
+from trainer.jobs.job import run
+from trainer.config.paths import absolute_paths
+from trainer.config.recipe import load_recipe
+from trainer.worker.context import SingleContext
+from trainer.checkpoints.evaluation_recipe import evaluation_config
 folder, *common = sys.argv[1:]
 for gate in ("laplace", "softmax"):
     for seed in (0, 1):
         words = [f"name={gate}{seed}", f"model.moe.gate={gate}", f"training.seed={seed}", "optim.lr=0.01"]
         config = absolute_paths(load_recipe("synthetic_small", [*common, *words]), Path(folder))
-        jobs.run(config, SingleContext())
+        run(config, SingleContext())
 curve = evaluation_config(f"{folder}/runs/laplace0", missing_curve=True, missing_seeds=2, temperature=True)
-jobs.run(curve, SingleContext())
+run(curve, SingleContext())
 """
 
 

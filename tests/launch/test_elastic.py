@@ -14,7 +14,9 @@ from launch.desk import Attempt, Desk, Failure, Seats
 from launch.nodes import Sizes, fitting_workers, placement_problem
 from launch.watch import NodeWatch
 from parallel.config import ParallelConfig
-from trainer.config import RecipeError, check_parallel, load_recipe
+from trainer.config.errors import RecipeError
+from trainer.config.recipe import load_recipe
+from trainer.config.run_config import check_parallel
 
 CPU = {"CPU": 1.0}
 

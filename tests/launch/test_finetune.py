@@ -12,8 +12,8 @@ from launch.run import finetune_recipe
 from tests.launch.commands import last_json, python
 from tests.trainer.towers import FAMILIES
 from tests.trainer.vqa import packed_vqa
-from trainer.config import load_recipe
-from trainer.job_types import resolve
+from trainer.config.recipe import load_recipe
+from trainer.models.build import resolve
 
 
 def test_recipes_of_other_jobs_are_refused() -> None:

@@ -18,8 +18,8 @@ from benchmarks.survive import train_keys
 from data_shards import open_manifest
 from tests.launch.commands import SMALL, last_json, python
 from tests.launch.hosts import NEEDS_HOSTS, Hosts, hosts
-from trainer.checkpoint import committed_paths
-from trainer.trace import delivered, lost_and_repeated
+from trainer.checkpoints.find import committed_paths
+from trainer.training.record_trace import delivered, lost_and_repeated
 
 pytestmark = NEEDS_HOSTS
 

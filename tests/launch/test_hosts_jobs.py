@@ -15,7 +15,7 @@ import pytest
 from tests.launch.commands import SAME, STEPS, last_json, logged, overrides, python, wait_until
 from tests.launch.hosts import NEEDS_HOSTS, hosts
 from tests.ports import free_port
-from trainer.checkpoint import committed_paths
+from trainer.checkpoints.find import committed_paths
 
 pytestmark = NEEDS_HOSTS
 

@@ -14,7 +14,7 @@ from launch.job_log import what_it_said
 from launch.jobs import dashboard_url
 from tests.launch.commands import ROOT, SAME, STEPS, environment, last_json, logged, overrides, python, wait_until
 from tests.ports import free_port
-from trainer.config import load_recipe
+from trainer.config.recipe import load_recipe
 
 ENDLESS = {"training__max_steps": 10**6, "training__epochs": 10**5, "training__eval_every": 10**6}
 

@@ -23,11 +23,11 @@ from tests.trainer.test_step import Rank
 from tests.trainer.tiny import SCHEMA as TINY
 from tests.trainer.towers import SCHEMA, batch
 from tests.trainer.vqa import packed_vqa, recipe
-from trainer.config import RunConfig
-from trainer.devices import find_device
-from trainer.models.mope.tower_model import TowerModel
-from trainer.mope_sections import MopeConfig
+from trainer.config.mope import MopeConfig
+from trainer.config.run_config import RunConfig
+from trainer.models.mope.towers.model import TowerModel
 from trainer.session import build_session
+from trainer.worker.devices import find_device
 
 
 @pytest.fixture

@@ -21,11 +21,11 @@ from tests.ranks import run_ranks
 from tests.saved_activations import saved_bytes
 from tests.trainer.test_step import Rank
 from tests.trainer.tiny import config, packed
-from trainer.config import RunConfig
-from trainer.devices import find_device
-from trainer.flops import parameter_counts
-from trainer.models.fusemoe import FuseMoE
+from trainer.config.run_config import RunConfig
+from trainer.models.flops import parameter_counts
+from trainer.models.fusemoe.model import FuseMoE
 from trainer.session import build_session
+from trainer.worker.devices import find_device
 
 
 @pytest.fixture(scope="module")

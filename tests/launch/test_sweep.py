@@ -16,7 +16,8 @@ from mlflow import MlflowClient
 from launch.space import SpaceConfig, known_spaces, load_space, trials
 from launch.sweep import plan_sweep, summarise
 from tests.launch.commands import ROOT, SMALL, environment, last_json, python
-from trainer.config import RecipeError, apply_overrides, known_recipes, load_recipe
+from trainer.config.errors import RecipeError
+from trainer.config.recipe import apply_overrides, known_recipes, load_recipe
 
 SPACE = """
 metric: val/loss

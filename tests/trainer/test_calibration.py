@@ -10,9 +10,10 @@ import torch
 from torchmetrics.functional import classification
 
 from data_shards import TaskSpec
-from trainer.calibration import fit_temperature, nll, reliability, statements
-from trainer.metrics import Predictions, task_metrics
-from trainer.prediction_files import predictions_table, read_predictions, write_predictions
+from trainer.metrics.calibration import fit_temperature, nll, reliability, statements
+from trainer.metrics.prediction_table import predictions_table, read_predictions, write_predictions
+from trainer.metrics.predictions import Predictions
+from trainer.metrics.scores import task_metrics
 
 BINARY = TaskSpec("died", "binary")
 CLASSES = TaskSpec("kind", "multiclass", classes=("u", "v", "w"))

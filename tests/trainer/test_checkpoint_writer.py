@@ -13,9 +13,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from parallel import Fragment
 from tests.object_store import local_s3
-from trainer.checkpoint import committed_paths, newest_checkpoint
-from trainer.checkpoint_files import CheckpointError, PieceReader
-from trainer.checkpoint_writer import CheckpointWriter
+from trainer.checkpoints.find import committed_paths, newest_checkpoint
+from trainer.checkpoints.pieces import CheckpointError, PieceReader
+from trainer.checkpoints.writer import CheckpointWriter
 
 
 class StillEngine:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import RecipeError, RunConfig, absolute_paths, apply_overrides, known_recipes, load_recipe
-from trainer.recipe_errors import all_keys
+from trainer.config.errors import RecipeError, all_keys
+from trainer.config.paths import absolute_paths
+from trainer.config.recipe import apply_overrides, known_recipes, load_recipe
+from trainer.config.run_config import RunConfig
 
 
 def test_shipped_recipes_are_the_known_ones():

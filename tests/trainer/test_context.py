@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from trainer.context import Context, SingleContext, StopOnSignal, TorchrunContext
+from trainer.worker.context import Context, SingleContext, StopOnSignal, TorchrunContext
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

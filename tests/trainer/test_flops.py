@@ -13,9 +13,9 @@ from data_shards import StepLoader, open_manifest
 from data_shards.shards.manifest import Manifest
 from parallel import LocalDispatcher
 from tests.trainer.tiny import config, packed
-from trainer.devices import DEVICES, find_device, measured_peak
-from trainer.flops import FlopCounter, parameter_counts
-from trainer.models.fusemoe import FuseMoE, resolve_attention
+from trainer.models.flops import FlopCounter, parameter_counts
+from trainer.models.fusemoe.model import FuseMoE, resolve_attention
+from trainer.worker.devices import DEVICES, find_device, measured_peak
 
 WIDE: dict[str, Any] = {"model__dim": 64, "model__moe__hidden": 128, "model__moe__experts": 8}
 

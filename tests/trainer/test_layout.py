@@ -6,8 +6,8 @@ import pytest
 
 from parallel.config import ParallelConfig
 from tests.ranks import run_ranks
-from trainer.context import TorchrunContext
-from trainer.layout import Seat, fitting_degree, gather_seats, layout_lines, node_sizes, planned_seats
+from trainer.worker.context import TorchrunContext
+from trainer.worker.seats import Seat, fitting_degree, gather_seats, layout_lines, node_sizes, planned_seats
 
 
 def on(*nodes: str) -> list[Seat]:

@@ -9,24 +9,24 @@ import sys
 from pathlib import Path
 
 from tests.trainer.tiny import config, packed
-from trainer.lifecycle import StartClock
+from trainer.worker.start_clock import StartClock
 
 # Each takes as long as torch itself, and none is of use before the first step.
 LATE = ["mlflow", "matplotlib", "scipy", "sklearn", "sympy", "torch._dynamo", "torchmetrics"]
 
 FIRST_STEP = """
 import json, sys
-from trainer import jobs
-from trainer.config import RunConfig
-from trainer.context import SingleContext
-from trainer.lifecycle import StartClock
+from trainer.jobs.job import run
+from trainer.config.run_config import RunConfig
+from trainer.worker.context import SingleContext
+from trainer.worker.start_clock import StartClock
 
 def report(self, tracker, step):
     print(json.dumps({"step": step, "phases": self.phases, "modules": sorted(sys.modules)}), flush=True)
     raise SystemExit
 
 StartClock.report = report
-jobs.run(RunConfig.model_validate_json(sys.stdin.read()), SingleContext("cpu"))
+run(RunConfig.model_validate_json(sys.stdin.read()), SingleContext("cpu"))
 """
 
 
@@ -56,7 +56,7 @@ def test_phases_follow_each_other_without_a_gap_and_never_run_back(caplog):
     clock.mark("teardown", at=102.0)
     clock.mark("process", at=101.0)  # another host's clock is behind
     clock.mark("first step", at=102.5)
-    with caplog.at_level(logging.INFO, "trainer.lifecycle"):
+    with caplog.at_level(logging.INFO, "trainer.worker.start_clock"):
         clock.report(tracker, 41)
     assert clock.phases == {"teardown": 2.0, "process": 0.0, "first step": 0.5}
     assert (tracker.step, tracker.metrics["lifecycle/start_s"], tracker.metrics["lifecycle/attempt"]) == (41, 2.5, 3)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from trainer.look_inside import EXAMPLES, Gallery, class_table
-from trainer.mope_figures import class_figure, gallery_figure, site_figure
+from trainer.evaluation.prompt_experts import class_table
+from trainer.figures.gallery import EXAMPLES, Gallery, gallery_figure
+from trainer.figures.prompt_experts import class_figure, site_figure
 
 
 def gallery() -> Gallery:

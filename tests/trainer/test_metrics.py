@@ -9,9 +9,10 @@ from sklearn import metrics as reference
 
 from data_shards import TaskSpec
 from tests.ranks import run_ranks
-from trainer.collectives import broadcast_json, gather_rows
-from trainer.metrics import PredictionCollector, part_metrics, task_metrics
-from trainer.models.heads import TaskLoss
+from trainer.metrics.predictions import PredictionCollector
+from trainer.metrics.scores import part_metrics, task_metrics
+from trainer.models.layers.heads import TaskLoss
+from trainer.worker.collectives import broadcast_json, gather_rows
 
 RNG = np.random.default_rng(0)
 

@@ -13,11 +13,11 @@ from data_shards import open_manifest
 from data_shards.loading.loader import StepLoader
 from tests.trainer.test_run import job
 from tests.trainer.tiny import config, packed
-from trainer.curves import by_rate, larger_is_better, primary_metric, task_metrics
-from trainer.evaluation_job import evaluation_config
-from trainer.missing_curve import RATES
-from trainer.models.missing import drop_modalities
-from trainer.temperature import read_temperatures
+from trainer.checkpoints.evaluation_recipe import evaluation_config
+from trainer.evaluation.missing_curve import RATES
+from trainer.metrics.main_metric import by_rate, larger_is_better, primary_metric, task_metrics
+from trainer.metrics.temperature import read_temperatures
+from trainer.models.layers.missing import drop_modalities
 
 pytestmark = pytest.mark.together
 

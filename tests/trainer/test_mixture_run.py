@@ -13,15 +13,17 @@ from data_shards import StepLoader, create_source, open_data, open_manifest, pac
 from tests.data_shards.build import make_set
 from tests.trainer.test_run import STEADY, FixedContext, job, losses, weights
 from tests.trainer.tiny import config, packed
-from trainer.checkpoint import newest_checkpoint
-from trainer.checkpoint_files import CheckpointError
-from trainer.config import RunConfig, apply_overrides, load_recipe
-from trainer.curves import task_curves
-from trainer.evaluation_job import evaluation_config
-from trainer.export import export_model, load_model
-from trainer.jobs import run
-from trainer.prediction import Predictor, Request, choose_data
-from trainer.prediction_files import read_predictions
+from trainer.checkpoints.evaluation_recipe import evaluation_config
+from trainer.checkpoints.find import newest_checkpoint
+from trainer.checkpoints.pieces import CheckpointError
+from trainer.config.recipe import apply_overrides, load_recipe
+from trainer.config.run_config import RunConfig
+from trainer.inference.export import export_model, load_model
+from trainer.inference.predictor import Predictor
+from trainer.inference.request import Request, choose_data
+from trainer.jobs.job import run
+from trainer.metrics.main_metric import task_curves
+from trainer.metrics.prediction_table import read_predictions
 
 
 @pytest.fixture(scope="module")

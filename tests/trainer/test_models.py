@@ -13,13 +13,13 @@ from data_shards import Batch, StepLoader, open_manifest
 from data_shards.shards.manifest import Manifest
 from parallel import LocalDispatcher, balance_losses
 from tests.trainer.tiny import SCHEMA, config, packed
-from trainer.models.attention import attend_ragged, attend_spans, attention_reference
 from trainer.models.encoders.series import TimeEmbedding, mtand_reference
-from trainer.models.fusemoe import FuseMoE
-from trainer.models.grouped import GroupedLinear
-from trainer.models.missing import drop_modalities, keep_modalities, keyed_uniform
-from trainer.models.segments import ragged
-from trainer.models.tokens import Span
+from trainer.models.fusemoe.model import FuseMoE
+from trainer.models.layers.attention import attend_ragged, attend_spans, attention_reference
+from trainer.models.layers.grouped_linear import GroupedLinear
+from trainer.models.layers.missing import drop_modalities, keep_modalities, keyed_uniform
+from trainer.models.layers.ragged import ragged
+from trainer.models.layers.token_layout import Span
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.trainer.towers import FAMILIES, SCHEMA, STATISTICS, batch, build, model, section
-from trainer.models.mope.attention import prompted_attention
-from trainer.models.mope.importance import Importance, squared_variation
-from trainer.models.mope.router import Router, orthonormal_keys, routing_entropy
-from trainer.models.mope.sites import Flow
-from trainer.models.mope.tower_model import TowerModel
-from trainer.models.mope.tower_sources import BackboneError
-from trainer.mope_sections import MopeConfig
+from trainer.config.mope import MopeConfig
+from trainer.models.mope.prompts.frozen_backbone import BackboneError
+from trainer.models.mope.prompts.importance import Importance, squared_variation
+from trainer.models.mope.prompts.prompted_attention import prompted_attention
+from trainer.models.mope.prompts.router import Router, orthonormal_keys, routing_entropy
+from trainer.models.mope.towers.model import TowerModel
+from trainer.models.mope.towers.sites import Flow
 
 PAIRS = [
     ("vit", "bert"),

@@ -17,17 +17,17 @@ from data_shards.records.codec import Columns, Decoder, encode_record
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics
 from parallel import LocalDispatcher
 from tests.trainer.tiny import SCHEMA, Tiny, TinyOptions, config
-from trainer.models.fusemoe import FuseMoE
-from trainer.models.missing import keep_modalities
-from trainer.models.mope.alone import alone_entropy
-from trainer.models.mope.fusemoe_host import PromptedFuseMoE
-from trainer.models.mope.host_checkpoint import Host
-from trainer.models.mope.pairs import Pairs, pairs_of
-from trainer.models.mope.prompt_reader import PromptReader
-from trainer.models.mope.stream_context import ContextBuilder
-from trainer.models.mope.towers import digest_of
-from trainer.mope_sections import MopeConfig
-from trainer.sections import ModelConfig
+from trainer.config.mope import MopeConfig
+from trainer.config.sections import ModelConfig
+from trainer.models.fusemoe.model import FuseMoE
+from trainer.models.layers.missing import keep_modalities
+from trainer.models.mope.host.alone_entropy import alone_entropy
+from trainer.models.mope.host.backbone import Host
+from trainer.models.mope.host.context import ContextBuilder
+from trainer.models.mope.host.model import PromptedFuseMoE
+from trainer.models.mope.host.prompts import PromptReader
+from trainer.models.mope.host.streams import Pairs, pairs_of
+from trainer.models.mope.prompts.frozen_backbone import digest_of
 
 MODALITIES = len(SCHEMA.modalities)
 ATTENTIONS = ("joint", "per_modality", "factorized")

@@ -20,13 +20,14 @@ from tests.trainer.test_run import job, losses, weights
 from tests.trainer.tiny import config, packed
 from tests.trainer.towers import batch, model, section
 from tests.trainer.vqa import packed_vqa, recipe
-from trainer.checkpoint import newest_checkpoint
-from trainer.config import RunConfig
-from trainer.devices import find_device
-from trainer.evaluation_job import evaluation_config
-from trainer.models.mope.base import STATE
-from trainer.prediction import Predictor, Request
-from trainer.prediction_files import read_predictions
+from trainer.checkpoints.evaluation_recipe import evaluation_config
+from trainer.checkpoints.find import newest_checkpoint
+from trainer.config.run_config import RunConfig
+from trainer.inference.predictor import Predictor
+from trainer.inference.request import Request
+from trainer.metrics.prediction_table import read_predictions
+from trainer.models.mope.prompts.frozen_backbone import STATE
+from trainer.worker.devices import find_device
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from tests.trainer.test_mope_run import same
 from tests.trainer.test_run import job
 from tests.trainer.tiny import changed
 from tests.trainer.towers import FAMILIES, SCHEMA, SIDE, STATISTICS, build, section
-from trainer.config import RunConfig
-from trainer.evaluation_job import evaluation_config
-from trainer.models.mope.segmentation import UNLABELLED, PromptedSegmenter, agreement, mask_loss
-from trainer.models.mope.tower_sources import BackboneError
+from trainer.checkpoints.evaluation_recipe import evaluation_config
+from trainer.config.run_config import RunConfig
+from trainer.models.mope.prompts.frozen_backbone import BackboneError
+from trainer.models.mope.towers.segmentation import UNLABELLED, PromptedSegmenter, agreement, mask_loss
 
 MARKED = DatasetSchema(
     "marked", (*SCHEMA.modalities, ModalitySpec("mask", "image", shape=(1, SIDE, SIDE), dtype="uint8"))

@@ -12,15 +12,16 @@ import torch
 from data_shards import DatasetSchema, pack
 from tests.trainer.test_run import job
 from tests.trainer.tiny import SCHEMA, Tiny, TinyOptions, config, packed
-from trainer.checkpoint import open_checkpoint
-from trainer.checkpoint_files import CheckpointError
-from trainer.evaluation_job import evaluation_config
-from trainer.explain import answer, modality_shares, watched_forward
-from trainer.export import checkpoint_model
-from trainer.models.missing import keep_modalities
-from trainer.prediction import Predictor, Request, cut_pieces
-from trainer.prediction_files import read_predictions
-from trainer.temperature import read_temperatures, write_temperatures
+from trainer.checkpoints.evaluation_recipe import evaluation_config
+from trainer.checkpoints.find import open_checkpoint
+from trainer.checkpoints.pieces import CheckpointError
+from trainer.inference.explain import answer, modality_shares, watched_forward
+from trainer.inference.export import checkpoint_model
+from trainer.inference.predictor import Predictor, cut_pieces
+from trainer.inference.request import Request
+from trainer.metrics.prediction_table import read_predictions
+from trainer.metrics.temperature import read_temperatures, write_temperatures
+from trainer.models.layers.missing import keep_modalities
 
 pytestmark = pytest.mark.together
 

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from data_shards import TaskSpec
-from trainer.metrics import task_metrics
+from trainer.metrics.scores import task_metrics
 from trainer.resampling import difference, draw_weights, interval, seed_test, task_measures
 
 TASKS = [

@@ -15,15 +15,15 @@ from data_shards.shards.reader import read_index
 from tests.object_store import local_s3
 from tests.ranks import run_ranks
 from tests.trainer.tiny import config, packed
-from trainer.checkpoint import committed_paths, newest_checkpoint, open_checkpoint
-from trainer.checkpoint_files import CheckpointError
-from trainer.checkpoint_list import list_checkpoints
-from trainer.config import RunConfig
-from trainer.evaluation_job import evaluation_config
-from trainer.export import export_model, load_model
-from trainer.jobs import run
-from trainer.lifecycle import StartClock
-from trainer.metrics import task_metrics
+from trainer.checkpoints.evaluation_recipe import evaluation_config
+from trainer.checkpoints.find import committed_paths, newest_checkpoint, open_checkpoint
+from trainer.checkpoints.listing import list_checkpoints
+from trainer.checkpoints.pieces import CheckpointError
+from trainer.config.run_config import RunConfig
+from trainer.inference.export import export_model, load_model
+from trainer.jobs.job import run
+from trainer.metrics.scores import task_metrics
+from trainer.worker.start_clock import StartClock
 
 STEADY = {"model__dropout": 0.0, "model__moe__noise": 0.0, "training__epochs": 3}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.models.segments import offsets_to_ids, ragged, segment_softmax, segment_sum
+from trainer.models.layers.ragged import offsets_to_ids, ragged, segment_softmax, segment_sum
 
 
 @pytest.mark.parametrize("rows", [0, 1, 23, 300])

@@ -12,9 +12,9 @@ import torch
 
 from tests.ranks import run_ranks
 from tests.trainer.tiny import config, packed
-from trainer.config import RunConfig
-from trainer.context import SingleContext
-from trainer.jobs import run
+from trainer.config.run_config import RunConfig
+from trainer.jobs.job import run
+from trainer.worker.context import SingleContext
 
 
 class Rank(SingleContext):

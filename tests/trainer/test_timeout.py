@@ -10,10 +10,10 @@ import torch
 
 from tests.ranks import RankError, run_ranks
 from tests.trainer.tiny import config, packed
-from trainer.collectives import PeerError, named_failures
-from trainer.config import RunConfig
-from trainer.context import SingleContext
-from trainer.jobs import run
+from trainer.config.run_config import RunConfig
+from trainer.jobs.job import run
+from trainer.worker.collectives import PeerError, named_failures
+from trainer.worker.context import SingleContext
 
 TIMEOUT_S, HANGS_AT = 4.0, 3
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tests.trainer.towers import FAMILIES, SCHEMA, SIDE, STATISTICS, batch, model, section
-from trainer.models.mope.tower_sources import BackboneError
-from trainer.models.mope.towers import digest_of, load_tower
-from trainer.mope_sections import MopeConfig, TowerConfig
+from trainer.config.mope import MopeConfig, TowerConfig
+from trainer.models.mope.prompts.frozen_backbone import BackboneError, digest_of
+from trainer.models.mope.towers.tower import load_tower
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "blue", "shape", "[MASK]"]
 
@@ -46,7 +46,7 @@ def test_folders_give_the_models_that_were_saved(tmp_path: Path) -> None:
         update={"image": TowerConfig(source=str(image)), "text": TowerConfig(source=str(text), readout="cls")}
     )
     torch.manual_seed(0)
-    from trainer.models.mope.tower_model import TowerModel
+    from trainer.models.mope.towers.model import TowerModel
 
     network = TowerModel(SCHEMA, ["answer"], STATISTICS, config, 0).eval()
     records = batch(2)

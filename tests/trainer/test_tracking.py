@@ -12,11 +12,13 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
 from tests.ports import free_port
-from trainer.queued_tracker import QueuedTracker, RefusedError
-from trainer.sections import TrackingConfig
-from trainer.spool import Spool
-from trainer.tracker import JsonLinesTracker, MultiTracker, NullTracker, flatten
-from trainer.tracking import close_run, create_tracker, open_run
+from trainer.config.sections import TrackingConfig
+from trainer.tracking.create import create_tracker
+from trainer.tracking.json_lines import JsonLinesTracker
+from trainer.tracking.mlflow_run import close_run, open_run
+from trainer.tracking.queued import QueuedTracker, RefusedError
+from trainer.tracking.spool import Spool
+from trainer.tracking.tracker import MultiTracker, NullTracker, flatten
 
 pytestmark = pytest.mark.together
 
@@ -199,7 +201,7 @@ def values(store):
 
 
 def test_an_outage_in_the_middle_keeps_order_and_loses_nothing(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("trainer.queued_tracker.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("trainer.tracking.queued.RETRY_SECONDS", 0.0)
     store, spool = FlakyStore(), Spool(tmp_path / "spool")
     tracker = QueuedTracker(store, spool, flush_seconds=60)
     with caplog.at_level(logging.WARNING):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.ranks import run_ranks
-from trainer.provenance import environment_lock, source_tags
-from trainer.usage import HOST, NodeUsage
+from trainer.training.node_usage import HOST, NodeUsage
+from trainer.worker.provenance import environment_lock, source_tags
 
 
 def _read(rank: int, world: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_shards import DatasetSchema, ModalitySpec, Record, Series, TaskSpec, pack
 from data_shards.sources.base import Source, SourceOptions
-from trainer.config import RunConfig
+from trainer.config.run_config import RunConfig
 
 SCHEMA = DatasetSchema(
     "tiny",

@@ -9,8 +9,8 @@ import torch
 
 from data_shards import Batch, DatasetSchema, ImageGroup, ModalitySpec, TaskSpec, TextGroup
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics, TaskStatistics
-from trainer.models.mope.tower_model import TowerModel
-from trainer.mope_sections import MopeConfig
+from trainer.config.mope import MopeConfig
+from trainer.models.mope.towers.model import TowerModel
 
 SIDE = 16
 _SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

@@ -14,7 +14,7 @@ from PIL import Image
 from data_shards import create_source, pack
 from tests.trainer.tiny import changed
 from tests.trainer.towers import FAMILIES
-from trainer.config import RunConfig
+from trainer.config.run_config import RunConfig
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from data_shards import ImageGroup
-from trainer.models.grouped import GroupedMLP
-from trainer.models.standardise import Standardiser
+from trainer.models.layers.grouped_linear import GroupedMLP
+from trainer.models.layers.standardise import Standardiser
 
 
 class ImageEncoder(nn.Module):

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from data_shards import SeriesGroup
-from trainer.models.grouped import GroupedLinear
-from trainer.models.segments import offsets_to_ids, segment_sum
-from trainer.models.standardise import Constant, Standardiser
-from trainer.sections import SeriesEncoderConfig
+from trainer.config.sections import SeriesEncoderConfig
+from trainer.models.layers.grouped_linear import GroupedLinear
+from trainer.models.layers.ragged import offsets_to_ids, segment_sum
+from trainer.models.layers.standardise import Constant, Standardiser
 
 # Scores of the time attention are kept within +-30, so that sums of their exponentials need no running maximum in fp32.
 SCORE_LIMIT = 30.0

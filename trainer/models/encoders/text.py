@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from data_shards import TextGroup
-from trainer.models.attention import attend_ragged
-from trainer.models.segments import Ragged, offsets_to_ids, ragged, segment_softmax, segment_sum
-from trainer.sections import TextEncoderConfig
+from trainer.config.sections import TextEncoderConfig
+from trainer.models.layers.attention import attend_ragged
+from trainer.models.layers.ragged import Ragged, offsets_to_ids, ragged, segment_softmax, segment_sum
 
 BYTES = 256
 

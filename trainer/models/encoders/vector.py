@@ -8,8 +8,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from data_shards import VectorGroup
-from trainer.models.grouped import GroupedMLP
-from trainer.models.standardise import Standardiser
+from trainer.models.layers.grouped_linear import GroupedMLP
+from trainer.models.layers.standardise import Standardiser
 
 
 class VectorEncoder(nn.Module):

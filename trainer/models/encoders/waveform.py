@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from data_shards import WaveformGroup
-from trainer.models.grouped import GroupedMLP
-from trainer.models.segments import offsets_to_ids, segment_sum
-from trainer.models.standardise import Standardiser
+from trainer.models.layers.grouped_linear import GroupedMLP
+from trainer.models.layers.ragged import offsets_to_ids, segment_sum
+from trainer.models.layers.standardise import Standardiser
 
 
 class WaveformEncoder(nn.Module):

@@ -1,0 +1,1 @@
+"""Topology-free checkpoints: written while training goes on, found, verified, restored, handed on as adapters."""

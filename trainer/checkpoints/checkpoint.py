@@ -1,0 +1,89 @@
+"""Topology-free checkpoints: valid only when committed, readable at any world size.
+
+A checkpoint is a folder `checkpoints/step-NNNNNNNNNN` of a run: one safetensors file of pieces per rank, their
+description, `checkpoint.json` (everything that is not a tensor) and, last of all, `COMMIT` with the digest of that
+description. A folder without `COMMIT` is not a checkpoint, whatever it holds. Here they are found and read; they are
+written by `checkpoint_writer.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.checkpoints.pieces import CheckpointError, Piece, PieceReader, read_json
+
+FORMAT = 1
+FOLDER = "checkpoints"
+ADAPTER = "adapter"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint. `meta` is the content of checkpoint.json."""
+
+    fs: fsspec.AbstractFileSystem
+    path: str
+    meta: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.meta["step"])
+
+    @property
+    def score(self) -> float | None:
+        """Value of the metric that ranks checkpoints; larger is better; None before the first evaluation."""
+        score = self.meta["score"]
+        return None if score is None else float(score)
+
+    @property
+    def url(self) -> str:
+        """Its folder, as any command takes it: a path on this machine, else a URL."""
+        return address(self.fs, self.path)
+
+    @property
+    def run_dir(self) -> str:
+        """Folder of the run that it belongs to, on `fs`."""
+        return self.path.rsplit("/", 2)[0]
+
+    def pieces(self) -> list[Piece]:
+        """Descriptions of all pieces, checked against the committed digests."""
+        rows: list[Piece] = []
+        for file, digest in self.meta["ranks"].items():
+            rows += [Piece(**row) for row in read_json(self.fs, f"{self.path}/{file}", digest)["pieces"]]
+        return rows
+
+    def reader(self) -> PieceReader:
+        return PieceReader(self.fs, self.path, self.pieces())
+
+
+def address(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    """A folder of `fs` as any command takes it: a path on this machine, else a URL."""
+    return path if path.startswith("/") else str(fs.unstrip_protocol(path))
+
+
+def read_checkpoint(fs: fsspec.AbstractFileSystem, path: str) -> Checkpoint:
+    meta = read_json(fs, f"{path}/checkpoint.json", fs.cat_file(f"{path}/COMMIT").decode().strip())
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {meta.get('format')}, not {FORMAT}: use the version that wrote it"
+        )
+    return Checkpoint(fs, path, meta)
+
+
+def checkpoint_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Every parameter of a checkpoint as one float32 tensor under its logical name, and the persistent buffers.
+
+    Raises CheckpointError.
+    """
+    reader = checkpoint.reader()
+    weights = {
+        name: reader.read(name, "master", 0, int(np.prod(shape))).view(tuple(shape))
+        for name, shape in checkpoint.meta["parameters"].items()
+    }
+    return weights | {name: torch.tensor(value) for name, value in checkpoint.meta.get("buffers", {}).items()}

@@ -1,0 +1,38 @@
+"""What a checkpoint says about itself besides tensors, and whether two data sets describe the same thing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from data_shards import DatasetSchema, ModalitySpec, TaskSpec
+from data_shards.records.statistics import SplitStatistics
+
+_STATISTICS = TypeAdapter(SplitStatistics)
+
+
+def statistics_from_json(value: dict[str, Any]) -> SplitStatistics:
+    """Inverse of what `describe_run` stores."""
+    return _STATISTICS.validate_python(value)
+
+
+def schema_difference(expected: DatasetSchema, found: DatasetSchema, tasks: bool = True) -> str | None:
+    """The first difference that matters to a model, as a clause; None if the schemas agree.
+
+    Without `tasks` only the modalities count: predictions need no labels.
+    """
+    pairs: list[tuple[str, tuple[ModalitySpec | TaskSpec, ...], tuple[ModalitySpec | TaskSpec, ...]]] = [
+        ("modalities", expected.modalities, found.modalities),
+        ("tasks", expected.tasks, found.tasks),
+    ]
+    for kind, before, after in pairs if tasks else pairs[:1]:
+        names_before, names_after = [item.name for item in before], [item.name for item in after]
+        if names_before != names_after:
+            return f"its {kind} are {', '.join(names_after)}, the model was trained on {', '.join(names_before)}"
+        for old, new in zip(before, after, strict=True):
+            for field, value in asdict(old).items():
+                if field != "description" and asdict(new)[field] != value:
+                    return f"{kind} {old.name}: {field} is {asdict(new)[field]!r}, the model was trained with {value!r}"
+    return None

@@ -1,0 +1,79 @@
+"""A checkpoint into a live engine, of any number of ranks and any expert-parallel degree."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import fsspec
+import torch
+
+from parallel import Engine
+from trainer.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from trainer.checkpoints.pieces import ROLES, CheckpointError, ForeignCheckpointError
+
+logger = logging.getLogger(__name__)
+
+
+def load_engine(checkpoint: Checkpoint, engine: Engine, moments: bool = True) -> None:
+    """Put a checkpoint into a live engine of any topology; each rank reads what it owns.
+
+    Raises CheckpointError: damaged, incomplete, or written by a model of other parameters (names the first one).
+    """
+    check_parameters(checkpoint, engine.logical_parameters())
+    reader = checkpoint.reader()
+    roles = ROLES if moments else ROLES[:1]
+    values = [
+        (getattr(fragment, role), reader.read(fragment.name, role, fragment.start, fragment.numel))
+        for fragment in engine.fragments()
+        for role in roles
+    ]
+    for target, value in values:
+        target.copy_(value)
+    _load_buffers(checkpoint, engine)
+    if moments:
+        engine.optimizer_step = checkpoint.step
+    engine.after_restore()
+
+
+def _load_buffers(checkpoint: Checkpoint, engine: Engine) -> None:
+    stored, live = checkpoint.meta.get("buffers", {}), engine.buffers()
+    for name in sorted(stored.keys() ^ live.keys()):
+        raise ForeignCheckpointError(
+            f"{checkpoint.path} does not fit this model: {name} is only in "
+            f"{'the checkpoint' if name in stored else 'the model'}; use the recipe it was written with"
+        )
+    for name, tensor in live.items():
+        tensor.copy_(torch.tensor(stored[name], dtype=tensor.dtype).view_as(tensor))
+
+
+def check_parameters(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> None:
+    """Raises CheckpointError if the model's parameters are not the checkpoint's."""
+    stored = {name: tuple(shape) for name, shape in checkpoint.meta["parameters"].items()}
+    for name in sorted(stored.keys() | expected.keys()):
+        if stored.get(name) != expected.get(name):
+            raise ForeignCheckpointError(
+                f"{checkpoint.path} does not fit this model: parameter {name} is {stored.get(name, 'absent')} in the "
+                f"checkpoint and {expected.get(name, 'absent')} in the model; use the recipe it was written with"
+            )
+
+
+def restore(run_dir: str, paths: list[str], engine: Engine, agree: Callable[[bool], bool]) -> Checkpoint | None:
+    """Continue from the first of `paths` (the same list on every rank) that every rank can read; None if none can be.
+
+    `agree(ok)` tells whether all ranks are fine: a piece that one rank finds damaged rules the checkpoint out for all.
+    """
+    fs, _ = fsspec.url_to_fs(run_dir)
+    for path in paths:
+        checkpoint, error = None, None
+        try:
+            checkpoint = read_checkpoint(fs, path)
+            load_engine(checkpoint, engine)
+        except ForeignCheckpointError:
+            raise
+        except CheckpointError as problem:
+            error = problem
+        if agree(error is None):
+            return checkpoint
+        logger.warning("%s; the checkpoint before it is used", error or f"another rank cannot read {path}")
+    return None

@@ -1,0 +1,114 @@
+"""A YAML recipe and `section.key=value` overrides -> RunConfig.
+
+Recipes are the files of `launch/recipes`; both `python -m launch train` and `torchrun -m trainer` read them here.
+A mistake is reported as a `RecipeError`: one sentence that names the key, the value and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from trainer.config.errors import RecipeError, section_of, unknown_key, validation_sentence
+from trainer.config.run_config import RunConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = ROOT / "launch" / "recipes"
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The recipe of this name (or YAML path) with overrides `section.key=value` applied in order.
+
+    Raises RecipeError: unknown recipe (lists the known ones), unknown key (names the nearest one), wrong value
+    (names the key, the value and what it takes).
+    """
+    path = _find(recipe)
+    tree = _parse(path.read_text(encoding="utf-8"), f"recipe {path}")
+    if not isinstance(tree, dict):
+        raise RecipeError(f"recipe {path} must be a mapping of sections, not {type(tree).__name__}")
+    tree.setdefault("name", f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}")
+    _refuse_unknown_keys(tree, RunConfig, "", f"recipe {path}")
+    return _validated(tree, overrides, f"recipe {path.name}")
+
+
+def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The run with overrides `section.key=value` applied in order. Raises RecipeError."""
+    return _validated(config.model_dump(mode="json"), overrides, f"run {config.name}")
+
+
+def known_recipes() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def _validated(tree: dict[str, Any], overrides: Sequence[str], where: str) -> RunConfig:
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {validation_sentence(error, RunConfig)}") from None
+
+
+def _find(recipe: str) -> Path:
+    is_path = recipe.endswith((".yaml", ".yml")) or "/" in recipe
+    path = Path(recipe) if is_path else RECIPES / f"{recipe}.yaml"
+    if path.is_file():
+        return path
+    known = ", ".join(known_recipes())
+    if is_path:
+        raise RecipeError(f"recipe file {recipe} does not exist; shipped recipes: {known}")
+    near = difflib.get_close_matches(recipe, known_recipes(), n=1)
+    hint = f", did you mean {near[0]}?" if near else ""
+    raise RecipeError(f"unknown recipe {recipe!r}{hint}; shipped recipes: {known}")
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set one `section.key=value` in the tree; the value is YAML, so lists and null work."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise RecipeError(f"override {override!r} has no value: write section.key=value, e.g. optim.lr=0.001")
+    _refuse_unknown_path(key.split("."), override)
+    value = _parse(text, f"value of override {override!r}")
+    *sections, last = key.split(".")
+    for section in sections:
+        child = tree.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise RecipeError(f"override {override!r}: {section} is {child!r} in the recipe, not a section")
+        tree = child
+    tree[last] = value
+
+
+def _refuse_unknown_path(parts: list[str], where: str) -> None:
+    model: Any = RunConfig
+    for depth, part in enumerate(parts):
+        if model is None:
+            raise RecipeError(f"override {where!r}: {'.'.join(parts[:depth])} is a value and has no keys of its own")
+        if model is dict:
+            return
+        if part not in model.model_fields:
+            raise RecipeError(f"override {where!r}: {unknown_key('.'.join(parts), RunConfig)}")
+        model = section_of(model.model_fields[part].annotation)
+
+
+def _refuse_unknown_keys(tree: dict[Any, Any], model: type[BaseModel], prefix: str, where: str) -> None:
+    for key, value in tree.items():
+        if key not in model.model_fields:
+            raise RecipeError(f"{where}: {unknown_key(f'{prefix}{key}', RunConfig)}")
+        section = section_of(model.model_fields[key].annotation)
+        if isinstance(section, type) and issubclass(section, BaseModel) and isinstance(value, dict):
+            _refuse_unknown_keys(value, section, f"{prefix}{key}.", where)

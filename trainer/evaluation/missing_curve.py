@@ -1,0 +1,103 @@
+"""What absent modalities cost: a metric with each modality removed, and with a growing share of all of them missing.
+
+Which modalities a record loses is a function of (seed, record) only, and what is lost at one rate is also lost at
+every higher one; at least one modality of a record always stays. The data are read once for all variants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from data_shards import Batch
+from data_shards.loading.mixture import Mixture
+from trainer.evaluation.part import part_results, predict_variants
+from trainer.metrics.main_metric import primary_metric, task_metrics
+from trainer.models.layers.missing import drop_modalities, keep_modalities
+from trainer.session import Session
+from trainer.worker.collectives import broadcast_json, sum_over_ranks
+
+RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to look at the data: without one modality, or with a share of them missing."""
+
+    modality: str | None = None
+    rate: float = 0.0
+    seed: int = 0
+
+
+def variants(modalities: tuple[str, ...], seeds: int) -> list[Variant]:
+    """Everything as it is, without each modality, and each rate with each seed."""
+    without = [Variant(modality=name) for name in modalities]
+    return [Variant(), *without, *(Variant(rate=rate, seed=seed) for rate in RATES[1:] for seed in range(seeds))]
+
+
+def missing_curve(session: Session, part: str, seeds: int, metric: str | None = None) -> dict[str, Any]:
+    """Metrics of a part under all variants. Collective; the same on every rank.
+
+    Args:
+        seeds: draws of what is missing at each rate.
+        metric: name after the part, e.g. `auroc`, that stands for the run; None = the usual one of the task.
+
+    Returns:
+        `part`, `metric`, `tasks` (the metric of each task: modalities that its records can have), `whole` (all
+        metrics), `without` (a row per modality), `missing` (a row per rate and seed, with `hidden`, the share of the
+        present modalities that was taken away).
+    """
+    chosen = variants(session.schema.modality_names, seeds)
+    counts = torch.zeros(2, len(chosen), dtype=torch.float64, device=session.device)  # modalities present, and kept
+    hides = [_hide(session, variant, counts[:, number]) for number, variant in enumerate(chosen)]
+    everything = predict_variants(session, part, hides)
+    sum_over_ranks(counts)
+    hidden = (1 - counts[1] / counts[0].clamp_min(1)).tolist()
+    result: dict[str, Any] = {}
+    if session.context.rank == 0:
+        rows = [part_results(session, part, predictions) for predictions in everything]
+        result = _table(part, chosen, rows, hidden, metric)
+        result["tasks"] = {name: _modalities(session, name) for name in task_metrics(part, rows[0])}
+    found: dict[str, Any] = broadcast_json(result, session.device)
+    return found
+
+
+def _modalities(session: Session, metric: str) -> list[str]:
+    """Modalities that can have a part in a metric: in a mixture those of the task's own data set."""
+    members = session.manifest.members if isinstance(session.manifest, Mixture) else []
+    schemas = [member.schema for member in members if metric.split("/")[1] in member.schema.task_names]
+    return list((schemas or [session.schema])[0].modality_names)
+
+
+def _hide(session: Session, variant: Variant, counts: torch.Tensor) -> Callable[[Batch], Batch]:
+    keep_M = torch.ones(len(session.schema.modalities), dtype=torch.bool, device=session.device)
+    if variant.modality is not None:
+        keep_M[session.schema.numbers[variant.modality]] = False
+
+    def hide(batch: Batch) -> Batch:
+        kept = batch
+        if variant.modality is not None:
+            kept = keep_modalities(batch, keep_M.expand_as(batch.present_BM))
+        elif variant.rate:
+            kept = drop_modalities(batch, variant.rate, variant.seed)
+        counts.add_(torch.stack([batch.present_BM.sum(), kept.present_BM.sum()]))
+        return kept
+
+    return hide
+
+
+def _table(
+    part: str, chosen: list[Variant], rows: list[dict[str, float]], hidden: list[float], metric: str | None
+) -> dict[str, Any]:
+    whole = rows[0]
+    without, missing = [], [{"rate": 0.0, "seed": 0, "hidden": 0.0, "metrics": whole}]
+    for variant, row, share in zip(chosen[1:], rows[1:], hidden[1:], strict=True):
+        if variant.modality is not None:
+            without.append({"modality": variant.modality, "hidden": share, "metrics": row})
+        else:
+            missing.append({"rate": variant.rate, "seed": variant.seed, "hidden": share, "metrics": row})
+    name = primary_metric(part, whole, metric)
+    return {"part": part, "metric": name, "whole": whole, "without": without, "missing": missing}

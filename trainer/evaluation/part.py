@@ -1,0 +1,82 @@
+"""Evaluation of a part of the data, spread over the ranks and exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from data_shards import Batch
+from trainer.config.errors import RecipeError
+from trainer.metrics.predictions import PredictionCollector, Predictions
+from trainer.metrics.scores import part_metrics
+from trainer.models.layers.missing import keep_modalities
+from trainer.session import Session
+from trainer.worker.collectives import broadcast_json
+
+
+def predict(session: Session, part: str, drop: list[str] | None = None) -> Predictions:
+    """Predictions for every record of a part, on every rank. Collective.
+
+    Args:
+        drop: modalities to hide, as if they had never been recorded.
+    Raises:
+        RecipeError: an unknown modality. ValueError: an unknown part.
+    """
+    if not drop:
+        return predict_variants(session, part, [lambda batch: batch])[0]
+    keep_M = torch.ones(len(session.schema.modalities), dtype=torch.bool, device=session.device)
+    for name in drop:
+        if name not in session.schema.numbers:
+            raise RecipeError(
+                f"there is no modality {name!r}; the model knows {', '.join(session.schema.modality_names)}"
+            )
+        keep_M[session.schema.numbers[name]] = False
+    return predict_variants(session, part, [lambda batch: keep_modalities(batch, keep_M.expand_as(batch.present_BM))])[
+        0
+    ]
+
+
+def predict_variants(session: Session, part: str, hides: Sequence[Callable[[Batch], Batch]]) -> list[Predictions]:
+    """Predictions for every record of a part, once for each way to hide something; data are read once. Collective."""
+    names = getattr(session.engine.module, "measures", ())
+    collectors = [PredictionCollector(session.tasks, names) for _ in hides]
+    session.engine.eval()
+    with torch.no_grad():
+        for step in session.loader(part, shuffle=False).steps(0):
+            for batch in step.micro_batches:
+                batch = batch.to(session.device)
+                for hide, collector in zip(hides, collectors, strict=True):
+                    output = session.engine(hide(batch))
+                    collector.add(batch.index_B, output.logits, batch.targets, output.measures)
+    session.engine.train()
+    return [collector.gather(session.device) for collector in collectors]
+
+
+def evaluate(session: Session, part: str, drop: list[str] | None = None) -> tuple[dict[str, float], Predictions]:
+    """Metrics of a part, keyed `part/...`, the same on every rank, and the predictions behind them. Collective."""
+    predictions = predict(session, part, drop)
+    metrics: dict[str, float] = {}
+    if session.context.rank == 0:
+        metrics = part_results(session, part, predictions)
+    return broadcast_json(metrics, session.device), predictions
+
+
+def part_results(session: Session, part: str, predictions: Predictions) -> dict[str, float]:
+    """Metrics, loss and number of records of a part's predictions, keyed `part/...`."""
+    metrics = part_metrics(part, session.tasks, predictions)
+    metrics |= {f"{part}/{name}": float(value_B.nanmean()) for name, value_B in predictions.measures.items()}
+    metrics[f"{part}/loss"] = _loss(session, predictions) + metrics.get(f"{part}/loss", 0.0)
+    metrics[f"{part}/records"] = float(len(predictions))
+    return metrics
+
+
+def _loss(session: Session, predictions: Predictions) -> float:
+    """Mean task loss, weighted as in training."""
+    total = 0.0
+    for task in session.tasks:
+        loss, target_Bt = session.losses[task.name], predictions.targets[task.name].to(session.device)
+        count = loss.labelled(target_Bt).sum().clamp_min(1)
+        weight = session.config.training.task_weights.get(task.name, 1.0)
+        total += weight * float(loss(predictions.logits[task.name].to(session.device), target_Bt) / count)
+    return total

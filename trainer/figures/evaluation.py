@@ -1,0 +1,107 @@
+"""Figures of a run: which expert serves which modality, confusion matrices, ROC curves, reliability diagrams.
+
+They are drawn without a display and handed to the tracker, which stores them as artifacts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchmetrics.functional import classification
+
+from data_shards import TaskSpec
+from trainer.metrics.calibration import reliability
+from trainer.metrics.main_metric import by_rate, task_curves
+
+
+def roc_figure(task: TaskSpec, probability_B: Tensor, truth_B: Tensor) -> Figure:
+    """Receiver operating characteristic with its area."""
+    false_rate, true_rate, _ = classification.binary_roc(probability_B, truth_B)
+    area = float(torch.trapezoid(true_rate, false_rate))
+    figure = Figure(figsize=(4.5, 4.5))
+    axes = figure.add_subplot()
+    axes.plot(false_rate.numpy(), true_rate.numpy())
+    axes.plot([0, 1], [0, 1], linestyle=":", color="gray")
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", title=f"{task.name}: AUROC {area:.3f}")
+    figure.tight_layout()
+    return figure
+
+
+def reliability_figure(statements_by_name: dict[str, tuple[Tensor, Tensor]]) -> Figure:
+    """How often statements came true (above) and how many there were (below), by stated probability."""
+    figure = Figure(figsize=(4.8, 5.4))
+    axes, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
+    axes.plot([0, 1], [0, 1], linestyle=":", color="gray")
+    for name, (probability_X, true_X) in statements_by_name.items():
+        bins = reliability(probability_X, true_X)
+        filled = bins.count > 0
+        label = f"{name}: ECE {bins.error:.3f}"
+        axes.plot(bins.stated[filled].numpy(), bins.true[filled].numpy(), marker="o", markersize=4, label=label)
+        below.step(torch.linspace(0, 1, len(bins.count) + 1)[:-1].numpy(), bins.count.numpy(), where="post")
+    axes.set(ylabel="share that came true", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(fontsize=8)
+    below.set(xlabel="stated probability", ylabel="number", yscale="symlog")
+    figure.tight_layout()
+    return figure
+
+
+def missing_figure(curves: dict[str, dict[str, Any]]) -> Figure:
+    """What absent modalities cost, for one or several runs: by share missing (left), and one at a time (right).
+
+    A row for each task; several runs must have the same ones.
+    """
+    tasks = {name: task_curves(curve) for name, curve in curves.items()}
+    rows = len(next(iter(tasks.values())))
+    figure = Figure(figsize=(11, 4.6 * rows))
+    panels = figure.subplots(rows, 2, squeeze=False)
+    for row, (left, right) in enumerate(panels):
+        own = {name: found[row] for name, found in tasks.items()}
+        metric = next(iter(own.values()))["metric"]
+        for name, curve in own.items():
+            rate, middle, low, high = zip(*by_rate(curve), strict=True)
+            left.plot(rate, middle, marker="o", markersize=4, label=name)
+            left.fill_between(rate, low, high, alpha=0.2)
+        left.set(xlabel="share of the present modalities hidden", ylabel=metric, title="mean and range over draws")
+        left.legend(fontsize=8)
+        _without_bars(right, own, metric)
+    figure.tight_layout()
+    return figure
+
+
+def _without_bars(axes: Axes, curves: dict[str, dict[str, Any]], metric: str, most: int = 15) -> None:
+    """How much the metric falls without each modality; those that matter most in the first run, at most `most`."""
+    lost: dict[str, dict[str, float]] = {}
+    for name, curve in curves.items():
+        whole = curve["whole"].get(metric, 0.0)
+        lost[name] = {row["modality"]: whole - row["metrics"].get(metric, whole) for row in curve["without"]}
+    first = next(iter(lost.values()))
+    shown = sorted(first, key=lambda modality: abs(first[modality]), reverse=True)[:most][::-1]
+    height = 0.8 / len(lost)
+    for number, (name, values) in enumerate(lost.items()):
+        places = [row + number * height for row in range(len(shown))]
+        axes.barh(places, [values.get(modality, 0) for modality in shown], height=height, label=name)
+    axes.set_yticks([row + 0.4 - height / 2 for row in range(len(shown))], shown, fontsize=8)
+    axes.axvline(0, color="gray", linewidth=0.8)
+    axes.set(xlabel=f"{metric} lost without it", title="one modality removed")
+
+
+def confusion_figure(task: TaskSpec, logits_BC: Tensor, truth_B: Tensor) -> Figure:
+    """Counts of true class (row) against predicted class (column)."""
+    classes = logits_BC.shape[1]
+    table = classification.multiclass_confusion_matrix(logits_BC.argmax(dim=1), truth_B, classes)
+    side = max(4.0, 0.45 * classes + 1)
+    figure = Figure(figsize=(side, side))
+    axes = figure.add_subplot()
+    axes.imshow(table.float().log1p().numpy(), cmap="Blues")
+    if classes <= 30:
+        for row, column in table.nonzero().tolist():
+            axes.text(column, row, str(int(table[row, column])), ha="center", va="center", fontsize=7)
+    axes.set_xticks(range(classes), task.classes, rotation=90, fontsize=8)
+    axes.set_yticks(range(classes), task.classes, fontsize=8)
+    axes.set(xlabel="predicted", ylabel="true", title=task.name)
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,1 @@
+"""A trained model without engine or process group: exports, predictions, explanations."""

@@ -1,0 +1,109 @@
+"""A trained model as plain files, and back: no DeepSpeed, no Ray, no MLflow, no pickle.
+
+An export is a folder with `model.safetensors` (every parameter under its logical name, all experts in global order)
+and `model.json` (recipe, schema, statistics, tasks, where it comes from). `load_model` rebuilds the model from it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import fsspec
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from data_shards import DatasetSchema
+from parallel import LocalDispatcher
+from trainer.checkpoints.checkpoint import Checkpoint, checkpoint_weights
+from trainer.checkpoints.description import statistics_from_json
+from trainer.checkpoints.find import open_checkpoint
+from trainer.checkpoints.pieces import CheckpointError
+from trainer.config.run_config import RunConfig
+from trainer.models.build import build_model, resolve
+from trainer.models.mope.prompts.frozen_backbone import check_backbone
+
+FORMAT = "fleximoe-model-1"
+
+
+def export_model(checkpoint_url: str, out_url: str) -> dict[str, Any]:
+    """Write the model of a checkpoint (or of a run's best one) to a folder; `model.json` last.
+
+    Raises:
+        CheckpointError: no such checkpoint, or a damaged one.
+    """
+    checkpoint = open_checkpoint(checkpoint_url)
+    weights = checkpoint_weights(checkpoint)
+    data = safetensors.torch.save(weights, metadata={"format": FORMAT})
+    keys = ("config", "schema", "statistics", "schema_digest", "data_digest", "mlflow_run_id", "step", "backbone")
+    about = {"format": FORMAT, "checkpoint": checkpoint.url, **{key: checkpoint.meta.get(key) for key in keys}}
+    fs, root = fsspec.url_to_fs(out_url)
+    fs.makedirs(root, exist_ok=True)
+    fs.pipe_file(f"{root}/model.safetensors", data)
+    fs.pipe_file(f"{root}/model.json", json.dumps(about, indent=1).encode())
+    return {
+        "model": out_url,
+        "checkpoint": checkpoint.url,
+        "step": checkpoint.step,
+        "parameters": sum(weights[name].numel() for name in checkpoint.meta["parameters"]),
+        "bytes": len(data),
+    }
+
+
+def load_model(url: str, device: torch.device | str = "cpu") -> nn.Module:
+    """The model of an export folder, in evaluation mode, with all its experts on one device.
+
+    A fine-tuned model finds its backbone where its recipe says.
+
+    Raises:
+        CheckpointError: not an export, or one whose parameters do not fit its own recipe.
+        ValueError: the backbone is missing, or another one.
+    """
+    fs, root = fsspec.url_to_fs(url)
+    try:
+        about = json.loads(fs.cat_file(f"{root}/model.json"))
+        data = fs.cat_file(f"{root}/model.safetensors")
+    except FileNotFoundError:
+        raise CheckpointError(f"{url} holds no exported model: make one with `checkpoint export`") from None
+    if about.get("format") != FORMAT:
+        raise CheckpointError(f"{url} has format {about.get('format')!r}; this version reads {FORMAT!r}")
+    return _filled(RunConfig.model_validate(about["config"]), about, safetensors.torch.load(data), url).to(device)
+
+
+def checkpoint_model(
+    checkpoint: Checkpoint, device: torch.device | str = "cpu", config: RunConfig | None = None
+) -> nn.Module:
+    """The model of a checkpoint in evaluation mode, all its experts on one device, without an engine around it.
+
+    Args:
+        config: its recipe with other places of the backbone, for one that was moved.
+
+    Raises:
+        CheckpointError: damaged, or its parameters do not fit its own recipe.
+        ValueError: the backbone is missing, or another one.
+    """
+    config = config or RunConfig.model_validate(checkpoint.meta["config"])
+    return _filled(config, checkpoint.meta, checkpoint_weights(checkpoint), checkpoint.path).to(device)
+
+
+def _filled(config: RunConfig, about: dict[str, Any], weights: dict[str, Tensor], where: str) -> nn.Module:
+    """The model with the recipe, schema and statistics that a checkpoint or an export describes, and its weights."""
+    schema = DatasetSchema.from_json(json.dumps(about["schema"]))
+    tasks = config.training.tasks or list(schema.task_names)
+    # What a recipe draws and then freezes is in no checkpoint: it is drawn again, as when the run was built.
+    with torch.random.fork_rng():
+        torch.manual_seed(config.training.seed)
+        model = build_model(
+            resolve(config), schema, tasks, statistics_from_json(about["statistics"]), LocalDispatcher()
+        )
+    check_backbone(where, about.get("backbone"), model)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    expected = {name for name in model.state_dict() if name not in parameters}  # buffers
+    expected |= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name in sorted(expected ^ weights.keys()):
+        raise CheckpointError(
+            f"{where} does not fit its own recipe: {name} is only in the {'model' if name in expected else 'file'}"
+        )
+    model.load_state_dict(weights, strict=False)
+    return model.eval()

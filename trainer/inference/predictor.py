@@ -1,0 +1,138 @@
+"""A checkpoint applied to records: a model without engine or process group, and tables of what it says.
+
+A data set is cut into pieces at chunk boundaries; a piece is predicted on its own, so pieces may be handed to any
+number of processes in any order, and put together again in the order of the data set. A model of a mixture predicts
+one data set at a time, in the place of the one that it was trained on; the answers are to that one's tasks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from data_shards import Batch, EpochOrder, open_manifest
+from data_shards.loading.collate import Collator
+from data_shards.loading.schema_map import place_of
+from data_shards.shards.reader import Reader
+from trainer.checkpoints.find import open_checkpoint
+from trainer.inference.explain import check_explainable, explain
+from trainer.inference.export import checkpoint_model
+from trainer.inference.request import Request, checkpoint_schema, model_tasks
+from trainer.metrics.prediction_table import predictions_table
+from trainer.metrics.predictions import Predictions
+
+PIECE_RECORDS = 1024
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Records [start, stop) of the part, in storage order."""
+
+    start: int
+    stop: int
+
+
+def cut_pieces(counts_C: np.ndarray, records: int = PIECE_RECORDS) -> list[Piece]:
+    """Whole chunks, together about `records` records each; `counts_C` are the part's records in each chunk."""
+    pieces, start, stop = [], 0, 0
+    for count in counts_C.tolist():
+        stop += count
+        if stop - start >= records:
+            pieces.append(Piece(start, stop))
+            start = stop
+    return [*pieces, Piece(start, stop)] if stop > start else pieces
+
+
+class Predictor:
+    """A loaded model, ready for pieces.
+
+    Raises:
+        CheckpointError: no such checkpoint, or data with other modalities. ManifestError: no such data.
+    """
+
+    def __init__(self, request: Request, device: torch.device | str = "cpu") -> None:
+        self.request, self.device, data = request, torch.device(device), request.config.data
+        checkpoint = open_checkpoint(request.checkpoint)
+        self.manifest = open_manifest(data.url, data.storage_options)
+        schema = checkpoint_schema(checkpoint)
+        self.tasks = model_tasks(checkpoint, self.manifest, request.member)
+        self.model = checkpoint_model(checkpoint, device, request.config)
+        if request.explain:
+            check_explainable(self.model)
+        self._reader = Reader(self.manifest, data, request.part)
+        self._place = place_of(self.manifest.schema, schema, request.member)
+        self._collate = Collator(schema)
+        self._order = EpochOrder(
+            self.manifest.counts(data.split, request.part), 0, 0, data.window_chunks, shuffle=False
+        )
+
+    def pieces(self) -> list[Piece]:
+        """All of the part."""
+        return cut_pieces(self.manifest.counts(self.request.config.data.split, self.request.part))
+
+    def __call__(self, piece: Piece) -> tuple[pa.Table, dict[str, int]]:
+        """The piece's rows, in storage order, and how many records were skipped for which reason.
+
+        Raises ShardError for damaged records, unless the data section says to skip them.
+        """
+        tables: list[pa.Table] = []
+        skipped: Counter[str] = Counter()
+        for start in range(piece.start, piece.stop, self.request.batch_size):
+            stop = min(start + self.request.batch_size, piece.stop)
+            records, numbers, lost = self._reader.read(*self._order.take(start, stop))
+            skipped.update(lost)
+            batch = self._collate([self._place.put(r) for r in records], numbers, self._place.known(len(records)))
+            with torch.no_grad():
+                tables.append(self._rows(batch.to(self.device)))
+        return pa.concat_tables(tables), dict(skipped)
+
+    def _rows(self, batch: Batch) -> pa.Table:
+        explained = explain(self.model, batch, self.tasks) if self.request.explain else None
+        output = explained.output if explained is not None else self.model(batch)
+        logits = {
+            task.name: (output.logits[task.name] / self.request.temperatures.get(task.name, 1.0)).cpu()
+            for task in self.tasks
+        }
+        targets = {task.name: batch.targets[task.name].cpu() for task in self.tasks}
+        table = predictions_table(self.tasks, Predictions(batch.index_B.cpu(), logits, targets), batch.keys)
+        if explained is None:
+            return table
+        for name, share_BM in explained.modalities.items():
+            table = table.append_column(f"{name}.modality_share", self._by_modality(share_BM, batch))
+        if explained.experts_BLE is not None:
+            table = table.append_column("expert_share", _nested(explained.experts_BLE))
+        if output.experts:
+            table = table.append_column("prompt_share", _by_site(output.experts))
+        return table
+
+    def _by_modality(self, share_BM: torch.Tensor, batch: Batch) -> pa.Array:
+        """One named number per modality; null where the record does not have it."""
+        own = slice(self._place.first, self._place.first + self._place.count)
+        share_BM, absent_BM = share_BM[:, own].cpu(), ~batch.present_BM[:, own].cpu()
+        names = self.manifest.schema.modality_names
+        columns = [
+            pa.array(share_BM[:, m].numpy(), pa.float32(), mask=absent_BM[:, m].numpy()) for m in range(len(names))
+        ]
+        return pa.StructArray.from_arrays(columns, list(names))
+
+
+def _nested(share_BLE: torch.Tensor) -> pa.Array:
+    """A list of blocks, each a list of experts, per record."""
+    _, layers, experts = share_BLE.shape
+    flat: Any = pa.array(share_BLE.cpu().reshape(-1).numpy(), pa.float32())
+    return pa.FixedSizeListArray.from_arrays(pa.FixedSizeListArray.from_arrays(flat, experts), layers)
+
+
+def _by_site(weights: dict[str, torch.Tensor]) -> pa.StructArray:
+    """For each place of prompts a list of K weights; null for a record without the modality that is prompted there."""
+    columns = []
+    for weight_BK in weights.values():
+        flat = pa.array(weight_BK.float().cpu().reshape(-1).numpy(), pa.float32())
+        absent = pa.array(weight_BK.isnan().any(1).cpu().numpy())
+        columns.append(pa.FixedSizeListArray.from_arrays(flat, weight_BK.shape[1], mask=absent))
+    return pa.StructArray.from_arrays(columns, list(weights))

@@ -1,0 +1,110 @@
+"""The job `evaluate`: metrics of a checkpoint, what absent modalities cost it, and whether its probabilities hold.
+
+What is found beside the metrics is added to the run that the checkpoint comes from: files in its folder and in MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from data_shards import DatasetSchema, open_data
+from trainer.checkpoints.checkpoint import Checkpoint
+from trainer.checkpoints.description import schema_difference, statistics_from_json
+from trainer.checkpoints.find import open_checkpoint
+from trainer.checkpoints.pieces import CheckpointError
+from trainer.checkpoints.restore import load_engine
+from trainer.config.run_config import RunConfig
+from trainer.evaluation.missing_curve import missing_curve
+from trainer.evaluation.part import evaluate, part_results, predict
+from trainer.metrics.main_metric import by_rate, task_curves
+from trainer.metrics.predictions import Predictions
+from trainer.metrics.temperature import fit_temperatures, scaled, write_temperatures
+from trainer.models.mope.prompts.frozen_backbone import check_backbone
+from trainer.run_folder import stored_run_id
+from trainer.session import Session, build_session
+from trainer.tracking.mlflow_run import add_to_run
+from trainer.worker.collectives import broadcast_json
+from trainer.worker.context import Context
+
+
+def evaluate_checkpoint(config: RunConfig, context: Context) -> dict[str, Any]:
+    """Metrics of a checkpoint on one part of its data, or of other data of the same schema."""
+    request = config.evaluation
+    assert request is not None
+    checkpoint = open_checkpoint(request.checkpoint)
+    manifest = open_data(config.data)
+    schema = DatasetSchema.from_json(json.dumps(checkpoint.meta["schema"]))
+    difference = schema_difference(schema, manifest.schema)
+    if difference:
+        raise CheckpointError(f"{manifest.url} does not fit checkpoint {checkpoint.path}: {difference}")
+    session = build_session(config, context, manifest, schema, statistics_from_json(checkpoint.meta["statistics"]))
+    check_backbone(checkpoint.path, checkpoint.meta.get("backbone"), session.engine.module)
+    load_engine(checkpoint, session.engine, moments=False)
+    try:
+        metrics, predictions = evaluate(session, request.part, request.drop)
+        result = {
+            "run_id": _run_id(session, checkpoint),
+            "checkpoint": checkpoint.url,
+            "status": "finished",
+            "part": request.part,
+            "drop": request.drop,
+            "metrics": metrics,
+            "samples": len(predictions),
+        }
+        if request.temperature:
+            result |= _calibrate(session, checkpoint, predictions)
+        if request.missing_curve:
+            result["missing_curve"] = _missing_curve(session, checkpoint)
+        return result
+    finally:
+        session.close()
+
+
+def _run_id(session: Session, checkpoint: Checkpoint) -> str | None:
+    """The MLflow run of a checkpoint. It may have been written before the run had its id; the folder knows."""
+    stored: str | None = checkpoint.meta["mlflow_run_id"]
+    return stored or stored_run_id(session.config.tracking, checkpoint.fs, checkpoint.run_dir)
+
+
+def _calibrate(session: Session, checkpoint: Checkpoint, predictions: Predictions) -> dict[str, Any]:
+    """Temperatures fitted on the validation part, kept with the run, and the metrics that they give."""
+    request = session.config.evaluation
+    assert request is not None
+    temperatures = fit_temperatures(session.tasks, predict(session, "val", request.drop))
+    metrics: dict[str, float] = {}
+    if session.context.rank == 0:
+        write_temperatures(checkpoint, temperatures)
+        metrics = part_results(session, request.part, scaled(predictions, temperatures))
+        metrics = {f"calibrated/{name}": value for name, value in metrics.items()}
+        found = {f"temperature/{name}": value for name, value in temperatures.items()}
+        add_to_run(session.config.tracking, _run_id(session, checkpoint), {checkpoint.step: {**metrics, **found}})
+    return {"temperatures": temperatures, "calibrated": broadcast_json(metrics, session.device)}
+
+
+def _missing_curve(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The curve, also as a table and a figure with the run; the step of `missing/...` in MLflow is per cent missing."""
+    request = session.config.evaluation
+    assert request is not None
+    curve = missing_curve(session, request.part, request.missing_seeds)
+    if session.context.rank == 0:
+        from trainer.figures.evaluation import missing_figure
+
+        points: dict[int, dict[str, float]] = {}
+        for task in task_curves(curve):
+            name = f"missing/{task['metric'].removeprefix(f'{request.part}/')}"
+            for rate, middle, _, _ in by_rate(task):
+                points.setdefault(round(100 * rate), {})[name] = middle
+        with tempfile.TemporaryDirectory() as folder:
+            files = Path(folder)
+            (files / "figures").mkdir()
+            (files / "missing_curve.json").write_text(json.dumps(curve, indent=1))
+            missing_figure({session.config.name: curve}).savefig(files / "figures" / "missing_curve.png")
+            for file in ("missing_curve.json", "figures/missing_curve.png"):
+                target = f"{checkpoint.run_dir}/{file}"
+                checkpoint.fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+                checkpoint.fs.put_file(str(files / file), target)
+            add_to_run(session.config.tracking, _run_id(session, checkpoint), points, files)
+    return curve

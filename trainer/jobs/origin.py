@@ -1,0 +1,80 @@
+"""What another person needs to repeat a run: recipe, data, packages, sizes, backbone."""
+
+from __future__ import annotations
+
+import logging
+
+import yaml
+
+from data_shards.loading.mixture import Mixture
+from trainer.checkpoints.checkpoint import Checkpoint
+from trainer.models.flops import parameter_counts
+from trainer.models.mope.prompts.frozen_backbone import backbone_of
+from trainer.session import Session
+from trainer.tracking.tracker import Tracker
+from trainer.worker.provenance import environment_lock
+
+logger = logging.getLogger("fleximoe")
+
+
+def _log_origin(session: Session, tracker: Tracker) -> None:
+    """The recipe with everything in it, the data, the packages: what another person needs to repeat the run."""
+    config, manifest = session.config, session.manifest
+    whole = config.model_dump(mode="json", exclude={"evaluation"})
+    data = {"name": manifest.schema.name, "digest": manifest.digest, "records": manifest.records}
+    # MLflow's compare page shows what differs; of these two that is no news, as the run has that name.
+    told = config.model_dump(mode="json", exclude={"evaluation": True, "name": True, "tracking": {"spool"}})
+    tracker.log_params({**told, "dataset": data})
+    tracker.log_json("config.json", whole)
+    for one in [member.manifest for member in manifest.members] if isinstance(manifest, Mixture) else [manifest]:
+        tracker.log_dataset(one.schema.name, one.url, one.digest, "training")
+    backbone = backbone_of(session.engine.module)
+    if backbone is not None:
+        runs = {"backbone.runs": ",".join(backbone["runs"])} if backbone["runs"] else {}
+        tracker.set_tags({"job": config.job, "backbone.digest": backbone["digest"], **runs})
+    tracker.set_tags({"job_type": config.job, "dataset.name": manifest.schema.name, "dataset.digest": manifest.digest})
+    if session.context.rank == 0:
+        tracker.log_text("recipe.yaml", yaml.safe_dump(whole, sort_keys=False))
+        tracker.log_text("requirements.txt", environment_lock())
+
+
+def _lineage(session: Session, checkpoint: Checkpoint) -> dict[str, str]:
+    """What a model says about where it comes from."""
+    own = {"format": "fleximoe-checkpoint", "step": str(checkpoint.step), "data.digest": session.manifest.digest}
+    tags = session.config.tracking.tags
+    parent = tags.get("mlflow.parentRunId")
+    backbone = backbone_of(session.engine.module)
+    if backbone is not None:
+        own |= {"backbone.digest": backbone["digest"], "backbone.runs": ",".join(backbone["runs"])}
+    return {**own, "data.url": session.manifest.url, **({"parent_run": parent} if parent else {})}
+
+
+def _model_size(session: Session, tracker: Tracker) -> dict[str, float]:
+    """Metrics: parameters in all, of experts, and met by one token (logged as parameters of the run here, too), and the
+    peak of a worker that `perf/mfu` is measured against: no parameter, as a measured one differs from run to run."""
+    counts = parameter_counts(session.engine.logical_parameters(), session.config.model.moe.top_k)
+    tracker.log_params({"parameters": counts, "peak": {"source": session.peak_source}})
+    shares = {name: float(number) for name, number in counts.items()} | _backbone_share(session)
+    if session.context.rank == 0:
+        logger.info(
+            "%s parameters, %s of them in experts, %s active a token; peak %.3g TFLOP/s a worker (%s)",
+            *(f"{counts[name]:,}" for name in ("total", "experts", "active")),
+            session.peak / 1e12,
+            session.peak_source,
+        )
+    sizes = {f"parameters/{name}": number for name, number in shares.items()}
+    return {**sizes, "perf/peak_tflops": session.peak / 1e12}
+
+
+def _backbone_share(session: Session) -> dict[str, float]:
+    """Trained and frozen parameters of a job with a frozen backbone."""
+    if backbone_of(session.engine.module) is None:
+        return {}
+    share: dict[str, float] = session.engine.module.parameter_share()  # type: ignore[operator]
+    if session.context.rank == 0:
+        logger.info("%d trained parameters are %.3g %% of %d frozen ones", *_percent(share))
+    return share
+
+
+def _percent(share: dict[str, float]) -> tuple[int, float, int]:
+    return int(share["trained"]), 100 * share["share"], int(share["frozen"])

@@ -1,0 +1,100 @@
+"""What a finished run leaves: test metrics, figures, predictions, an adapter."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import fsspec
+import torch
+from torch import Tensor
+
+from data_shards import DatasetSchema, TaskSpec
+from trainer.checkpoints.checkpoint import ADAPTER, Checkpoint
+from trainer.evaluation.part import evaluate
+from trainer.figures.evaluation import confusion_figure, reliability_figure, roc_figure
+from trainer.figures.routing import routing_figure
+from trainer.metrics.calibration import statements
+from trainer.metrics.predictions import Predictions
+from trainer.session import Session
+from trainer.tracking.tracker import Tracker
+
+
+def log_adapter(tracker: Tracker, url: str) -> None:
+    """Copies of an adapter's files as artifacts of the run."""
+    fs, root = fsspec.url_to_fs(url)
+    with tempfile.TemporaryDirectory() as folder:
+        for suffix in ("safetensors", "json"):
+            path = Path(folder) / f"{ADAPTER}.{suffix}"
+            path.write_bytes(fs.cat_file(f"{root}/{path.name}"))
+            tracker.log_file(f"adapter/{path.name}", path)
+
+
+def log_routing_figures(tracker: Tracker, schema: DatasetSchema, counts: list[Tensor]) -> None:
+    """Expert x modality heat map per layer, and the table behind it."""
+    if not counts:
+        return
+    names = list(schema.modality_names)
+    tracker.log_json(
+        "routing/expert_by_modality.json", {"modalities": names, "layers": [count.tolist() for count in counts]}
+    )
+    tracker.log_figure("figures/expert_by_modality.png", routing_figure(names, counts))
+
+
+def log_test_figures(tracker: Tracker, tasks: list[TaskSpec], predictions: Predictions) -> None:
+    """ROC curve of binary tasks, confusion matrix of multi-class ones, reliability of both, of the test part."""
+    for task in tasks:
+        stated = statements(task, predictions.logits[task.name], predictions.targets[task.name])
+        if stated is not None and len(stated[0]):
+            tracker.log_figure(f"figures/reliability_{task.name}.png", reliability_figure({task.name: stated}))
+        target_Bt = predictions.targets[task.name]
+        known_B = ~target_Bt.isnan().any(dim=1)
+        logits_BC, truth_B = predictions.logits[task.name][known_B], target_Bt[known_B][:, 0].long()
+        if task.kind == "binary" and 0 < int(truth_B.sum()) < len(truth_B):
+            tracker.log_figure(f"figures/roc_{task.name}.png", roc_figure(task, logits_BC[:, 0].sigmoid(), truth_B))
+        if task.kind == "multiclass" and len(truth_B):
+            tracker.log_figure(f"figures/confusion_{task.name}.png", confusion_figure(task, logits_BC, truth_B))
+
+
+def _save_adapter(session: Session, tracker: Tracker, best: Checkpoint) -> dict[str, str]:
+    """Beside the checkpoints of a job with a frozen backbone: what was trained, as one small file to hand on."""
+    if best.meta.get("backbone") is None:
+        return {}
+    from trainer.checkpoints.adapter import write_adapter
+    from trainer.evaluation.prompt_experts import look_inside
+    from trainer.jobs.results import log_adapter
+
+    url = f"{session.config.run_dir}/adapter"
+    if session.context.rank == 0:
+        write_adapter(best, url)
+        log_adapter(tracker, url)
+    look_inside(session, tracker)
+    return {"adapter": url}
+
+
+def _test(session: Session, tracker: Tracker, step: int, routing: list[torch.Tensor]) -> dict[str, float]:
+    """Metrics of the test part (of no part, if there is none), with figures."""
+    metrics: dict[str, float] = {}
+    predictions = None
+    if "test" in session.manifest.splits[session.config.data.split]:
+        metrics, predictions = evaluate(session, "test")
+        tracker.log_metrics(metrics, step)
+    if session.context.rank == 0:
+        # Imported late: a restarted worker has no time for a plotting library.
+        from trainer.jobs.results import log_routing_figures, log_test_figures
+
+        log_routing_figures(tracker, session.schema, routing)
+        if predictions is not None:
+            log_test_figures(tracker, session.tasks, predictions)
+            _log_predictions(tracker, session, predictions)
+    return metrics
+
+
+def _log_predictions(tracker: Tracker, session: Session, predictions: Predictions) -> None:
+    """What was said about each test record: intervals and paired comparisons are made from it."""
+    from trainer.metrics.prediction_table import write_predictions
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "test.parquet"
+        write_predictions(path, session.tasks, predictions)
+        tracker.log_file("predictions/test.parquet", path)

@@ -1,0 +1,193 @@
+"""What a worker does: train, or evaluate. Every launcher ends here, with the same arguments.
+
+`run` is called on every rank. Rank 0's answer is what the command prints as its last line; it is also written to
+`result.json` in the run's folder.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+import torch
+
+from data_shards import DataSet, Manifest, open_data
+from data_shards.inspection.presence import first_without
+from trainer.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from trainer.checkpoints.description import _STATISTICS
+from trainer.checkpoints.find import committed_paths
+from trainer.checkpoints.pieces import CheckpointError
+from trainer.checkpoints.restore import load_engine, restore
+from trainer.checkpoints.writer import CheckpointWriter
+from trainer.config.run_config import RunConfig
+from trainer.jobs.origin import _lineage, _log_origin, _model_size
+from trainer.jobs.results import _save_adapter, _test
+from trainer.models.mope.prompts.frozen_backbone import FrozenBackbone, backbone_of, check_backbone
+from trainer.session import Session, build_session
+from trainer.tracking.create import create_tracker
+from trainer.tracking.tracker import Tracker
+from trainer.training.loop import TrainingLoop
+from trainer.training.progress import Progress
+from trainer.worker.collectives import broadcast_json, sum_over_ranks
+from trainer.worker.context import Context
+
+if TYPE_CHECKING:
+    from trainer.session import Session
+
+logger = logging.getLogger("fleximoe")
+
+
+def train(config: RunConfig, context: Context, tags: dict[str, str]) -> dict[str, Any]:
+    """Train a model, or continue the run of this name; then evaluate its best checkpoint on the test part."""
+    manifest = open_data(config.data)
+    session = build_session(config, context, manifest, manifest.schema, _statistics(manifest, config))
+    check_records(session)
+    context.start.mark("model")
+    tracker = create_tracker(config.tracking, config.name, config.tracking.run_id, tags, context.rank, config.run_dir)
+    status = "FAILED"
+    try:
+        result = _train(session, tracker)
+        status = "FINISHED" if result["status"] == "finished" else "KILLED"
+        return result
+    finally:
+        tracker.finish(status)  # type: ignore[arg-type]
+        session.close()
+
+
+def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
+    config, context = session.config, session.context
+    _log_origin(session, tracker)
+    size = _model_size(session, tracker)
+    checkpoint = _restore(session)
+    context.start.mark("restore")
+    progress = Progress(**checkpoint.meta["progress"]) if checkpoint else Progress()
+    if checkpoint and context.rank == 0:
+        logger.info("continuing %s at step %d", config.name, progress.step)
+    attempt = broadcast_json(uuid.uuid4().hex, session.device)
+    keep = config.training.checkpoint
+    writer = CheckpointWriter(
+        config.run_dir,
+        context.rank,
+        context.world,
+        attempt,
+        keep.keep_last,
+        keep.keep_best,
+        _agree(session),
+        tracker.flush,
+    )
+    _prepare(session)
+    loop = TrainingLoop(session, tracker, writer, describe_run(session, tracker.run_id), progress, size)
+    progress = loop.run()
+    result: dict[str, Any] = {
+        "run_id": broadcast_json(tracker.run_id, session.device),
+        "name": config.name,
+        "status": "stopped" if loop.stopped else "finished",
+        "step": progress.step,
+        "samples": progress.samples_seen,
+        "metrics": {},
+    }
+    if loop.stopped:
+        return {**result, "checkpoint": writer.url(progress.step)}
+    best = _load_best(session, progress)
+    result["metrics"] = _test(session, tracker, progress.step, loop.routing_total)
+    made = _save_adapter(session, tracker, best)
+    tracker.log_model(made.get("adapter", best.url), _lineage(session, best), result["metrics"])
+    return {**result, "checkpoint": best.url, **made}
+
+
+def _prepare(session: Session) -> None:
+    """What a frozen tower says about the training records, once, where the recipe asks for it. Collective."""
+    mope = session.config.mope
+    if session.config.job != "mope" or mope is None or not mope.cache or mope.host is not None:
+        return
+    steps = session.loader("train", shuffle=False).steps(0)
+    batches = (batch.to(session.device) for step in steps for batch in step.micro_batches)
+    prepare: Callable[..., None] = session.engine.module.prepare  # type: ignore[assignment]
+    prepare(batches, session.manifest.records)
+    if session.context.rank == 0:
+        logger.info("features of the frozen towers are read")
+
+
+def _statistics(manifest: DataSet, config: RunConfig):  # type: ignore[no-untyped-def]
+    split = config.data.split
+    manifest.column(split, "train")
+    return manifest.statistics[split]
+
+
+def _agree(session: Session) -> Callable[[bool], bool]:
+    """Collective: whether all ranks are fine."""
+
+    def agree(ok: bool) -> bool:
+        return float(sum_over_ranks(torch.tensor(float(not ok), device=session.device))) == 0
+
+    return agree
+
+
+def _restore(session: Session) -> Checkpoint | None:
+    config = session.config
+    paths = broadcast_json(committed_paths(config.run_dir) if session.context.rank == 0 else None, session.device)
+    checkpoint = restore(config.run_dir, paths, session.engine, _agree(session))
+    if checkpoint is None:
+        return None
+    check_backbone(checkpoint.path, checkpoint.meta.get("backbone"), session.engine.module)
+    if checkpoint.meta["data_digest"] != session.manifest.digest:
+        raise CheckpointError(
+            f"run {config.name} was trained on data with digest {checkpoint.meta['data_digest'][:12]}, and "
+            f"{session.manifest.url} has {session.manifest.digest[:12]}: the data changed; give the run another name"
+        )
+    return checkpoint
+
+
+def _load_best(session: Session, progress: Progress) -> Checkpoint:
+    """Weights of the best evaluated step, or of the last one where nothing was evaluated."""
+    paths = broadcast_json(
+        committed_paths(session.config.run_dir) if session.context.rank == 0 else None, session.device
+    )
+    fs, _ = fsspec.url_to_fs(session.config.run_dir)
+    wanted = progress.best_step if progress.best_step is not None else progress.step
+    for path in paths:
+        if int(path.rsplit("-", 1)[1]) == wanted:
+            checkpoint = read_checkpoint(fs, path)
+            load_engine(checkpoint, session.engine, moments=False)
+            return checkpoint
+    raise CheckpointError(f"the checkpoint of step {wanted} of run {session.config.name} is gone; there are {paths}")
+
+
+def describe_run(session: Session, run_id: str | None) -> dict[str, Any]:
+    """Everything needed to rebuild the model elsewhere: recipe, schema, statistics, digests."""
+    return {
+        "config": session.config.model_dump(mode="json"),
+        "schema": json.loads(session.schema.to_json()),
+        "schema_digest": session.schema.digest(),
+        "statistics": _STATISTICS.dump_python(session.statistics, mode="json"),
+        "data_digest": session.manifest.digest,
+        "mlflow_run_id": run_id,
+        "backbone": backbone_of(session.engine.module),
+    }
+
+
+def check_records(session: Session) -> None:
+    """Before anything is trained or written: has every record what the model cannot do without? Collective.
+
+    Raises ValueError: a record of any part has not.
+    """
+    model, manifest, split = session.engine.module, session.manifest, session.config.data.split
+    needed = model.needed_modalities() if isinstance(model, FrozenBackbone) else []
+    if not needed or not isinstance(manifest, Manifest):
+        return  # of a mixture, a record says so itself when it is met
+    problem = None
+    for part, modality in itertools.product(manifest.splits[split], needed) if session.context.rank == 0 else ():
+        found = first_without(manifest, split, part, modality)
+        if found is not None and problem is None:
+            problem = (
+                f"{found[1]} records of part {part}, the first is {found[0]}, have no {modality}, which a tower reads: "
+                "leave them out when packing, or set mope.missing=learned"
+            )
+    problem = broadcast_json(problem, session.device)
+    if problem is not None:
+        raise ValueError(problem)

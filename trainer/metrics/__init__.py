@@ -1,0 +1,1 @@
+"""Numbers from predictions; nothing here knows a model."""

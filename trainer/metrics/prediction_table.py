@@ -1,0 +1,98 @@
+"""Predictions as Parquet: what the model said about each record, readable by anything and by `compare`.
+
+One row a record: its number in the data set, its key where known, and for each task the prediction, its probability,
+the raw output and the label, if there is one. The tasks are in the file's metadata, so a file explains itself.
+
+Shape legend: B records, C logits of a task, t targets of a task.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from data_shards import TaskSpec
+from trainer.metrics.predictions import Predictions
+
+META = b"fleximoe.tasks"
+_TASKS = TypeAdapter(list[TaskSpec])
+
+
+def predictions_table(tasks: list[TaskSpec], predictions: Predictions, keys: list[str] | None = None) -> pa.Table:
+    """Columns `record`, `key`, and per task `TASK.prediction`, `.probability`, `.logits` (`.value`), `.target`.
+
+    `prediction` is a class name, 0 or 1, a list of label names, or the value in the target's unit; `probability` is
+    that of class 1 (binary) or of every class or label in the order of the task.
+    """
+    columns: dict[str, pa.Array] = {"record": pa.array(predictions.index_B.numpy())}
+    if keys is not None:
+        columns["key"] = pa.array(keys, pa.string())
+    for task in tasks:
+        target_Bt = predictions.targets[task.name]
+        columns |= {f"{task.name}.{name}": array for name, array in said(task, predictions.logits[task.name]).items()}
+        columns[f"{task.name}.target"] = _floats(target_Bt, null_nan=True)
+    columns |= {name: _floats(value_B[:, None], null_nan=True) for name, value_B in predictions.measures.items()}
+    described = json.dumps([asdict(task) for task in tasks])
+    return pa.table(columns).replace_schema_metadata({META: described.encode()})
+
+
+def said(task: TaskSpec, logits_BC: Tensor) -> dict[str, pa.Array]:
+    """What the model says for one task: columns without the task's name."""
+    if task.kind == "regression":
+        return {"value": _floats(logits_BC)}
+    if task.kind == "binary":
+        probability_BC = logits_BC.sigmoid()
+        prediction = pa.array((probability_BC[:, 0] > 0.5).to(torch.int8).numpy())
+    elif task.kind == "multiclass":
+        probability_BC = logits_BC.softmax(dim=1)
+        prediction = pa.array([task.classes[number] for number in probability_BC.argmax(dim=1).tolist()], pa.string())
+    else:
+        probability_BC = logits_BC.sigmoid()
+        rows = (probability_BC > 0.5).tolist()
+        names = [[name for name, yes in zip(task.classes, row, strict=True) if yes] for row in rows]
+        prediction = pa.array(names, pa.list_(pa.string()))
+    return {"prediction": prediction, "probability": _floats(probability_BC), "logits": _floats(logits_BC)}
+
+
+def _floats(x_BC: Tensor, null_nan: bool = False) -> pa.Array:
+    """A float32 column; a list column where there are several values a record. NaN becomes null where asked for."""
+    flat = x_BC.float().numpy().reshape(-1)
+    values = pa.array(flat, pa.float32(), mask=np.isnan(flat) if null_nan else None)
+    return values if x_BC.shape[1] == 1 else pa.FixedSizeListArray.from_arrays(values, x_BC.shape[1])
+
+
+def write_predictions(path: Path, tasks: list[TaskSpec], predictions: Predictions) -> None:
+    """One Parquet file."""
+    pyarrow.parquet.write_table(predictions_table(tasks, predictions), path)
+
+
+def read_predictions(path: Path) -> tuple[list[TaskSpec], Predictions]:
+    """Inverse of `write_predictions`. Raises ValueError for a file that is none of ours."""
+    try:
+        table = pyarrow.parquet.read_table(path)
+        tasks = _TASKS.validate_json(table.schema.metadata[META])
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no predictions: {error}") from None
+    logits, targets = {}, {}
+    for task in tasks:
+        output = "value" if task.kind == "regression" else "logits"
+        logits[task.name] = _tensor(table[f"{task.name}.{output}"])
+        targets[task.name] = _tensor(table[f"{task.name}.target"])
+    return tasks, Predictions(torch.from_numpy(table["record"].to_numpy().copy()), logits, targets)
+
+
+def _tensor(column: Any) -> Tensor:
+    """(B, C) float32; null becomes NaN."""
+    array = column.combine_chunks()
+    width = array.type.list_size if pa.types.is_fixed_size_list(array.type) else 1
+    values = array.flatten() if width > 1 else array
+    return torch.from_numpy(values.to_numpy(zero_copy_only=False).astype(np.float32)).view(-1, width)

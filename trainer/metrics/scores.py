@@ -1,0 +1,104 @@
+"""Exact metrics over a whole part of the data, whichever rank saw which record.
+
+Ranks gather logits and targets, put them in the order of the data set, and one of them computes. Nothing is averaged
+over batches or ranks, nothing is padded or counted twice, so the figures do not depend on the world size.
+
+Torchmetrics takes as long to import as torch itself, so it is imported where it is used: a restarted worker trains
+before it evaluates.
+
+Shape legend: B records, C logits of a task, t targets of a task.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from data_shards import TaskSpec
+from trainer.metrics.calibration import reliability
+from trainer.metrics.predictions import Predictions
+
+
+def task_metrics(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> dict[str, float]:
+    """Metrics of one task over its labelled records; those that need both classes are left out where one is missing.
+
+    binary: auroc, auprc, f1, accuracy (threshold 0.5), brier, ece. multiclass: accuracy, f1 (macro), auroc (macro, one
+    against the rest), brier (summed over classes), ece (of the chosen class). multilabel: those of binary, macro over
+    labels. regression: mae, rmse, r2, in the target's unit.
+    """
+    labelled_B = (~target_Bt.isnan()).any(dim=1)
+    # In double precision probabilities tie only where logits do, so ranking metrics do not depend on rounding.
+    logits_BC, target_Bt = logits_BC[labelled_B].double(), target_Bt[labelled_B].double()
+    if not len(target_Bt):
+        return {}
+    compute = {"binary": _binary, "multiclass": _multiclass, "multilabel": _multilabel, "regression": _regression}
+    return {name: float(value) for name, value in compute[task.kind](logits_BC, target_Bt).items()}
+
+
+def _binary(logits_B1: Tensor, target_B1: Tensor) -> dict[str, Tensor]:
+    from torchmetrics.functional import classification
+
+    probability_B, truth_B = logits_B1[:, 0].sigmoid(), target_B1[:, 0].long()
+    metrics = {
+        "accuracy": classification.binary_accuracy(probability_B, truth_B),
+        "f1": classification.binary_f1_score(probability_B, truth_B),
+        "brier": (probability_B - truth_B).square().mean(),
+        "ece": torch.tensor(reliability(probability_B, truth_B).error),
+    }
+    if 0 < int(truth_B.sum()) < len(truth_B):
+        metrics["auroc"] = classification.binary_auroc(probability_B, truth_B)
+        metrics["auprc"] = classification.binary_average_precision(probability_B, truth_B)
+    return metrics
+
+
+def _multiclass(logits_BC: Tensor, target_B1: Tensor) -> dict[str, Tensor]:
+    from torchmetrics.functional import classification
+
+    classes, truth_B = logits_BC.shape[1], target_B1[:, 0].long()
+    probability_BC = logits_BC.softmax(dim=1)
+    stated_B, chosen_B = probability_BC.max(dim=1)
+    metrics = {
+        "accuracy": (chosen_B == truth_B).float().mean(),
+        "f1": classification.multiclass_f1_score(probability_BC, truth_B, classes, average="macro"),
+        "brier": (probability_BC - functional.one_hot(truth_B, classes)).square().sum(dim=1).mean(),
+        "ece": torch.tensor(reliability(stated_B, chosen_B == truth_B).error),
+    }
+    if len(truth_B.unique()) == classes:
+        metrics["auroc"] = classification.multiclass_auroc(probability_BC, truth_B, classes, average="macro")
+    return metrics
+
+
+def _multilabel(logits_BL: Tensor, target_BL: Tensor) -> dict[str, Tensor]:
+    """Each label over the records that have it; macro means over the labels for which a figure exists."""
+    rows: dict[str, list[Tensor]] = {}
+    for label in range(logits_BL.shape[1]):
+        known_B = ~target_BL[:, label].isnan()
+        if known_B.any():
+            for name, value in _binary(logits_BL[known_B, label, None], target_BL[known_B, label, None]).items():
+                rows.setdefault(name, []).append(value)
+    return {name: torch.stack(values).mean() for name, values in rows.items()}
+
+
+def _regression(value_Bn: Tensor, target_Bn: Tensor) -> dict[str, Tensor]:
+    from torchmetrics.functional import regression
+
+    known_Bn = ~target_Bn.isnan()
+    value_X, target_X = value_Bn[known_Bn], target_Bn[known_Bn]
+    metrics = {
+        "mae": regression.mean_absolute_error(value_X, target_X),
+        "rmse": regression.mean_squared_error(value_X, target_X).sqrt(),
+    }
+    if len(target_X) > 1 and float(target_X.var()) > 0:
+        metrics["r2"] = regression.r2_score(value_X, target_X)
+    return metrics
+
+
+def part_metrics(part: str, tasks: list[TaskSpec], predictions: Predictions) -> dict[str, float]:
+    """`test/auroc` for a single task, `test/<task>/auroc` for several."""
+    metrics: dict[str, float] = {}
+    for task in tasks:
+        prefix = part if len(tasks) == 1 else f"{part}/{task.name}"
+        values = task_metrics(task, predictions.logits[task.name], predictions.targets[task.name])
+        metrics.update({f"{prefix}/{name}": value for name, value in values.items()})
+    return metrics

@@ -1,0 +1,70 @@
+"""Encoders by modality kind. One encoder serves all modalities of a batch group, with parameters per modality.
+
+Every encoder takes (group, block_P, counts_M): the packed group, the index of each pair's modality within the group
+(sorted) and the pairs of each modality; it gives (P, tokens, D) and says how many `tokens` a pair becomes. All of them
+accept zero pairs.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from data_shards import DatasetSchema, ModalitySpec
+from data_shards.records.statistics import SplitStatistics
+from trainer.config.sections import ModelConfig
+from trainer.models.encoders.image import ImageEncoder
+from trainer.models.encoders.series import SeriesEncoder
+from trainer.models.encoders.text import TextEncoder
+from trainer.models.encoders.vector import VectorEncoder
+from trainer.models.encoders.waveform import WaveformEncoder
+from trainer.models.layers.standardise import Standardiser
+
+
+def build_encoder(
+    indices: list[int], schema: DatasetSchema, statistics: SplitStatistics, config: ModelConfig
+) -> nn.Module:
+    """The encoder of one batch group (its modalities' numbers in `indices`).
+
+    Raises:
+        ValueError: a series without horizon, or a shape that the recipe's patch does not divide.
+    """
+    specs = [schema.modalities[index] for index in indices]
+    first, blocks, dim = specs[0], len(specs), config.dim
+    match first.kind:
+        case "series":
+            return SeriesEncoder(
+                [spec.width for spec in specs],
+                [_horizon(spec) for spec in specs],
+                _standardiser(specs, statistics, config.series.clip),
+                config.series,
+                config.bins,
+                dim,
+            )
+        case "vector":
+            return VectorEncoder(
+                first.width, _standardiser(specs, statistics, config.series.clip), config.vector.tokens, dim, blocks
+            )
+        case "image":
+            return ImageEncoder(
+                first.shape, _standardiser(specs, statistics, config.series.clip), config.image.patch, dim, blocks
+            )
+        case "waveform":
+            longest = max(spec.max_length or 1 for spec in specs)
+            standardiser = _standardiser(specs, statistics, config.series.clip)
+            return WaveformEncoder(
+                first.width, longest, standardiser, config.waveform.patch, config.waveform.tokens, dim, blocks
+            )
+        case "text":
+            longest = max(spec.max_length or 1 for spec in specs)
+            return TextEncoder(longest, config.text, dim, blocks)
+
+
+def _standardiser(specs: list[ModalitySpec], statistics: SplitStatistics, clip: float) -> Standardiser:
+    tables = [statistics.modalities[spec.name] for spec in specs]
+    return Standardiser([list(table.mean) for table in tables], [list(table.std) for table in tables], clip)
+
+
+def _horizon(spec: ModalitySpec) -> float:
+    if spec.horizon is None:
+        raise ValueError(f"series {spec.name} has no horizon: declare the length of its observation window")
+    return spec.horizon

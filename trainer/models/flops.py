@@ -1,0 +1,234 @@
+"""How much arithmetic a batch asks for, counted from its layout and the recipe; the numerator of MFU.
+
+Only matrix products of the model count (attention scores and sums included), with active parameters only: k experts a
+token, the encoders of what is present. Forward plus backward is three times forward. The count is linear in a handful
+of features of a batch (pairs, events, indicator tokens, squares of attention lengths), so the loop adds features up on
+the device and nothing waits for them; the cost model uses the same coefficients with expected features.
+
+Shape legend: B records, M modalities, T bins, X features of a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from data_shards import Batch, DatasetSchema, group_layout
+from trainer.config.sections import ModelConfig
+
+FORWARD_AND_BACKWARD = 3
+
+
+@dataclass
+class FlopCounter:
+    """FLOPs of one model. Features are: records, pairs of each group, indicators, events, positions, squares.
+
+    `positions` are byte groups of all texts and `text_squares` the sum of their squared numbers per text; `squares` is
+    the sum of squared lengths of the sequences that attend across modalities (samples, or bins of a sample).
+
+    Args:
+        schema: of the data. tasks: logits of each task that has a head. config: of the model.
+        attention: the resolved kind (per_modality, joint or factorized).
+    """
+
+    schema: DatasetSchema
+    tasks: dict[str, int]
+    config: ModelConfig
+    attention: str
+    features: tuple[str, ...] = field(init=False)
+    tokens: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.layout = group_layout(self.schema)
+        self.tokens = {name: self._tokens(name) for name in self.layout}
+        pairs = tuple(f"pairs/{name}" for name in self.layout)
+        self.features = ("records", *pairs, "indicators", "events", "positions", "text_squares", "squares")
+        self._bins_MT = self._tokens_by_bin()
+
+    def measure(self, batch: Batch) -> Tensor:
+        """Features (X,) of a batch, float64, on its device and without waiting for it."""
+        present_BM = batch.present_BM.double()
+        number = {f"pairs/{name}": float(group.pairs) for name, group in batch.groups.items()}
+        number["records"] = float(len(batch))
+        number["indicators"] = len(batch) * len(self.schema.modalities) - sum(g.pairs for g in batch.groups.values())
+        number["indicators"] *= self.config.missing_embedding
+        absent_BM = batch.absent()
+        tensors: dict[str, Tensor] = {"squares": self._squares(present_BM, absent_BM.double())}
+        if batch.known_BM is not None:
+            tensors["indicators"] = absent_BM.sum() * self.config.missing_embedding
+        groups: dict[str, Any] = batch.groups
+        if "series" in groups:
+            number["events"] = float(len(groups["series"].values_O))
+        if "text" in groups:
+            length_P = -(-groups["text"].offsets.diff() // self.config.text.stride)
+            tensors |= {"positions": length_P.sum(), "text_squares": length_P.square().sum()}
+        known = torch.tensor([number.get(name, 0.0) for name in self.features], dtype=torch.float64)
+        features_X = known.to(batch.device, non_blocking=True)
+        for name, value in tensors.items():
+            features_X[self.features.index(name)] = value.double()
+        return features_X
+
+    def forward_flops(self, features_X: Tensor | list[float]) -> dict[str, float]:
+        """FLOPs of a forward pass by part (encoders, attention, router, experts, heads) for these features."""
+        values = dict(zip(self.features, torch.as_tensor(features_X).tolist(), strict=True))
+        tokens = self.count_tokens(values)
+        encoded = tokens - values["indicators"]
+        dim, layers, moe = self.config.dim, self.config.layers, self.config.moe
+        experts = moe.top_k * 2 * (moe.hidden or 4 * dim) + 2 * moe.shared_expert_hidden + 2 * self.config.ffn_hidden
+        decisions = self.count_decisions(values)
+        return {
+            "encoders": sum(self._encoder(name, values) for name in self.layout),
+            "attention": layers * self._attention(values, tokens, encoded),
+            "router": layers * decisions * 2 * dim * moe.experts * (2 if moe.noise else 1),
+            "experts": layers * tokens * 2 * dim * experts,
+            "heads": tokens * 2 * dim * (dim + self._latents()) + values["records"] * self._heads(),
+        }
+
+    def step_flops(self, features_X: Tensor | list[float]) -> float:
+        """FLOPs of forward and backward."""
+        return FORWARD_AND_BACKWARD * sum(self.forward_flops(features_X).values())
+
+    def count_tokens(self, values: dict[str, float]) -> float:
+        """Tokens that the fusion blocks see."""
+        return sum(values[f"pairs/{name}"] * tokens for name, tokens in self.tokens.items()) + values["indicators"]
+
+    def count_decisions(self, values: dict[str, float]) -> float:
+        """Routing decisions of a layer."""
+        moe = self.config.moe
+        if moe.granularity == "token":
+            return self.count_tokens(values)
+        units = values["records"] * (self.config.bins if moe.granularity == "bin" else 1)
+        return units * (1 if moe.router == "joint" else len(self.schema.modalities))
+
+    def _tokens(self, name: str) -> int:
+        spec = self.schema.modalities[self.layout[name][0]]
+        config = self.config
+        match spec.kind:
+            case "series":
+                return config.bins
+            case "vector":
+                return config.vector.tokens
+            case "image":
+                return (spec.shape[1] // config.image.patch) * (spec.shape[2] // config.image.patch)
+            case "waveform":
+                return min(config.waveform.tokens, self._patches(name))
+            case "text":
+                return config.text.tokens
+
+    def _patches(self, name: str) -> int:
+        longest = max(self.schema.modalities[index].max_length or 1 for index in self.layout[name])
+        return -(-longest // self.config.waveform.patch)
+
+    def _tokens_by_bin(self) -> Tensor:
+        """(M, T): tokens of each modality in each bin, as `token_layout` places them."""
+        bins_MT = torch.zeros(len(self.schema.modalities), self.config.bins, dtype=torch.float64)
+        for name, indices in self.layout.items():
+            number = self.tokens[name]
+            place = (torch.arange(1, number + 1) * self.config.bins // number - 1).clamp_min(0)
+            bins_MT[indices] = torch.bincount(place, minlength=self.config.bins).double()
+        return bins_MT
+
+    def _squares(self, present_BM: Tensor, absent_BM: Tensor) -> Tensor:
+        """Sum of squared lengths of the sequences that attend across modalities."""
+        if self.attention == "per_modality":
+            return present_BM.new_zeros(())
+        length_BT = present_BM @ self._bins_MT.to(present_BM.device)
+        if self.config.missing_embedding:
+            length_BT[:, -1] += absent_BM.sum(1)
+        return (length_BT if self.attention == "factorized" else length_BT.sum(1)).square().sum()
+
+    def expected_squares(self, presence_M: Tensor) -> float:
+        """Mean of `squares` of one record whose modalities are present independently with these probabilities."""
+        if self.attention == "per_modality":
+            return 0.0
+        bins_MT = self._bins_MT if self.attention == "factorized" else self._bins_MT.sum(1, keepdim=True)
+        absent_MT = torch.zeros_like(bins_MT)
+        absent_MT[:, -1] = float(self.config.missing_embedding)
+        presence_M1 = presence_M[:, None].double()
+        mean_T = (presence_M1 * bins_MT + (1 - presence_M1) * absent_MT).sum(0)
+        variance_T = (presence_M1 * (1 - presence_M1) * (bins_MT - absent_MT).square()).sum(0)
+        return float((mean_T.square() + variance_T).sum())
+
+    def _attention(self, values: dict[str, float], tokens: float, encoded: float) -> float:
+        """Projections of a token cost 8 D², scores and sums 4 D for each pair of tokens that see each other."""
+        dim = self.config.dim
+        within = sum(values[f"pairs/{name}"] * number**2 for name, number in self.tokens.items())
+        across = tokens * 8 * dim * dim + values["squares"] * 4 * dim
+        inside = encoded * 8 * dim * dim + within * 4 * dim
+        return {"per_modality": inside, "joint": across, "factorized": inside + across}[self.attention]
+
+    def _encoder(self, name: str, values: dict[str, float]) -> float:
+        spec, config, dim = self.schema.modalities[self.layout[name][0]], self.config, self.config.dim
+        pairs, number = values[f"pairs/{name}"], self.tokens[name]
+        match spec.kind:
+            case "vector":
+                return pairs * 2 * (spec.width * 2 * dim + 2 * dim * number * dim)
+            case "image":
+                return pairs * number * 2 * 2 * dim * (spec.shape[0] * config.image.patch**2 + dim)
+            case "waveform":
+                return pairs * self._patches(name) * 2 * 2 * dim * (spec.width * config.waveform.patch + dim)
+            case "text":
+                per_position = config.text.layers * 24 * dim * dim + 2 * dim * dim
+                return values["positions"] * per_position + values["text_squares"] * config.text.layers * 4 * dim
+            case "series":
+                return self._series(name, pairs * number, values["events"])
+
+    def _series(self, name: str, rows: float, events: float) -> float:
+        config, dim = self.config.series, self.config.dim
+        widest = max(self.schema.modalities[index].width for index in self.layout[name])
+        imputation = rows * 2 * config.kernel * widest * 5 * dim
+        queries = self.config.bins * config.heads * config.time_dim
+        attention = rows * 2 * widest * (config.heads + 1) * dim
+        attention += 2 * queries * config.time_dim + events * 2 * queries
+        match config.irregularity:
+            case "imputation":
+                return imputation
+            case "mtand":
+                return attention
+            case "utde":
+                return imputation + attention + rows * 4 * dim * dim
+
+    def _latents(self) -> int:
+        return self.config.latents if self.config.pooling == "attention" else 0
+
+    def _heads(self) -> float:
+        dim = self.config.dim
+        inputs = dim * (self.config.latents if self.config.pooling == "attention" else 1)
+        return sum(2 * 2 * dim * (inputs + logits) for logits in self.tasks.values())
+
+
+def parameter_counts(shapes: dict[str, tuple[int, ...]], top_k: int) -> dict[str, int]:
+    """Parameters in all, of experts, and `active`: those that one token meets (k experts of each layer).
+
+    `shapes` are full logical shapes by name; expert weights are (E, ...) and called `...moe.experts...`.
+    """
+    total = expert = active = 0
+    for name, shape in shapes.items():
+        number = int(torch.Size(shape).numel())
+        total += number
+        if is_expert(name):
+            expert += number
+            active += number // shape[0] * min(top_k, shape[0])
+        else:
+            active += number
+    return {"total": total, "experts": expert, "active": active}
+
+
+def is_expert(name: str) -> bool:
+    """Whether a parameter of this name belongs to the routed experts."""
+    return ".moe.experts." in name
+
+
+class Counter(Protocol):
+    """Counts the arithmetic of batches."""
+
+    features: tuple[str, ...]
+
+    def measure(self, batch: Batch) -> Tensor:
+        """Features (X,) of a batch, float64."""
+
+    def step_flops(self, features_X: Tensor) -> float:
+        """FLOPs of forward and backward for these features."""

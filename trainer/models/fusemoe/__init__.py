@@ -1,0 +1,1 @@
+"""FuseMoE (arXiv 2402.03226): any modalities, fused by mixture-of-experts blocks."""

@@ -1,0 +1,156 @@
+"""FuseMoE: encoders -> fusion blocks -> heads, built from the data's schema (arXiv 2402.03226, made to scale).
+
+Nothing here knows a modality by name. Encoders work on groups of modalities of one kind, blocks on packed tokens, so
+the cost of a step follows the tokens that are present. Where the recipe asks for it, an absent modality is one
+learned indicator token; otherwise it is nothing at all.
+
+Shape legend: B samples, M modalities, P pairs (sample, modality), N tokens, T tokens of a pair, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from data_shards import Batch, DatasetSchema, Group, group_layout
+from data_shards.records.statistics import SplitStatistics
+from parallel import Dispatcher, RoutingStats
+from trainer.config.sections import ModelConfig
+from trainer.models.encoders.build import build_encoder
+from trainer.models.fusemoe.block import FusionBlock, Pooling
+from trainer.models.layers.heads import Head, target_scale
+from trainer.models.layers.token_layout import EncodedGroup, TokenLayout, token_layout
+from trainer.models.output import Fused
+
+FACTORIZED_ABOVE = 8
+
+
+class FuseMoE(nn.Module):
+    """The model of a data set.
+
+    Args:
+        schema: modalities and tasks. `tasks`: names of the tasks that get a head.
+        statistics: training-part statistics of the chosen split, as the manifest holds them.
+        dispatcher: carries tokens to their experts (local, or all-to-all over the expert-parallel group).
+        seed: of the initial expert weights, which are drawn per global expert.
+    """
+
+    def __init__(
+        self,
+        schema: DatasetSchema,
+        tasks: list[str],
+        statistics: SplitStatistics,
+        config: ModelConfig,
+        dispatcher: Dispatcher,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        modalities = len(schema.modalities)
+        self.config, self.bins = config, config.bins
+        self.recompute = False  # compute blocks again in the backward pass instead of keeping their activations
+        self.attention = resolve_attention(config, modalities)
+        self.layout = group_layout(schema)
+        self.encoders = nn.ModuleDict(
+            {_safe(name): build_encoder(indices, schema, statistics, config) for name, indices in self.layout.items()}
+        )
+        self.tokens = {name: int(self.encoders[_safe(name)].tokens) for name in self.layout}  # type: ignore[arg-type]
+        for name, indices in self.layout.items():
+            block_of = torch.full((modalities,), -1)
+            block_of[indices] = torch.arange(len(indices))
+            self.register_buffer(f"block_{_safe(name)}", block_of, persistent=False)
+        self.modality = nn.Embedding(modalities, config.dim)
+        self.bin = nn.Embedding(config.bins, config.dim)
+        self.missing = nn.Embedding(modalities, config.dim) if config.missing_embedding else None
+        for embedding in (self.modality, self.bin, self.missing):
+            if embedding is not None:
+                nn.init.normal_(embedding.weight, std=0.02 if embedding is self.bin else 0.3)
+        blocks = sum(len(indices) for indices in self.layout.values())
+        self.blocks = nn.ModuleList(
+            FusionBlock(config, self.attention, blocks, modalities, layer, seed, dispatcher)
+            for layer in range(config.layers)
+        )
+        self.pooling = Pooling(config.pooling, config.dim, config.latents)
+        self.heads = nn.ModuleDict(
+            {
+                task.name: Head(
+                    task, self.pooling.width, 2 * config.dim, config.dropout, *target_scale(statistics, task.name)
+                )
+                for task in schema.tasks
+                if task.name in tasks
+            }
+        )
+
+    def forward(self, batch: Batch) -> Fused:
+        return self.fuse(*self.embed(batch))
+
+    def fuse(self, x_ND: Tensor, layout: TokenLayout) -> Fused:
+        """What follows the encoders: blocks, pooling, heads."""
+        routing = []
+        for block in self.blocks:
+            x_ND, stats = self._block(block, x_ND, layout)
+            routing.append(stats)
+        pooled_BX = self.pooling(x_ND, layout)
+        return Fused({name: head(pooled_BX) for name, head in self.heads.items()}, routing, pooled_BX)
+
+    def _block(self, block: nn.Module, x_ND: Tensor, layout: TokenLayout) -> tuple[Tensor, RoutingStats]:
+        """One fusion block. Every rank recomputes every block, in the same order, so collectives in it stay matched."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, x_ND, layout, use_reentrant=False)  # type: ignore[return-value]
+        return block(x_ND, layout)  # type: ignore[no-any-return]
+
+    def embed(self, batch: Batch) -> tuple[Tensor, TokenLayout]:
+        """Tokens of what is present, then one indicator per absent modality if the model has them."""
+        tokens, groups = [], []
+        for name, indices in self.layout.items():
+            group = batch.groups[name]
+            block_P = getattr(self, f"block_{_safe(name)}")[group.modality_P]
+            counts_M = torch.bincount(block_P, minlength=len(indices))
+            tokens.append(self.encode(name, group, block_P, counts_M).flatten(0, 1))
+            groups.append(EncodedGroup(group.modality_P, group.sample_P, counts_M, self.tokens[name]))
+        absent = None
+        if self.missing is not None:
+            sample_X, modality_X = batch.absent().nonzero(as_tuple=True)
+            absent = (sample_X, modality_X)
+        layout = token_layout(groups, absent, len(batch.present_BM), self.bins, self.attention)
+        if self.missing is not None and absent is not None:
+            tokens.append(self.missing(absent[1]))
+        x_ND = torch.cat(tokens) + self.modality(layout.modality_N) + self.bin(layout.bin_N)
+        return x_ND, layout
+
+    def encode(self, name: str, group: Group, block_P: Tensor, counts_M: Tensor) -> Tensor:
+        """(P, T, D) tokens of one encoder group."""
+        return self.encoders[_safe(name)](group, block_P, counts_M).to(self.modality.weight.dtype)
+
+
+def compile_dense_parts(model: nn.Module) -> None:
+    """Compile in place what has no data-dependent control flow: heads and feed-forward parts. Names stay as they are.
+
+    Packed attention, routing and grouped layers are left alone: their shapes and launches follow the batch.
+
+    Raises:
+        ValueError: this host cannot compile.
+    """
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(2))
+    except Exception as error:  # whatever a missing compiler raises
+        reason = str(error).strip().split("\n")[0][:200]
+        raise ValueError(
+            f"training.compile=true, but torch.compile does not work here ({reason}): install a C++ compiler and "
+            "Python's headers, or set training.compile=false"
+        ) from error
+    for module in model.modules():
+        if isinstance(module, nn.Sequential):
+            module.compile(dynamic=True)
+
+
+def resolve_attention(config: ModelConfig, modalities: int) -> str:
+    """`auto` is joint attention up to 8 modalities and factorized above, where joint grows too costly."""
+    if config.attention != "auto":
+        return config.attention
+    return "factorized" if modalities > FACTORIZED_ABOVE else "joint"
+
+
+def _safe(name: str) -> str:
+    """Group ids contain slashes and sizes (`image/1x8x8`); module names must not contain dots."""
+    return name.replace("/", "_").replace(".", "_")

@@ -1,0 +1,82 @@
+"""Heads and losses, one per task: binary, multi-class, multi-label, regression.
+
+A label may be missing (NaN): the record then takes no part in that task's loss. Losses are returned as sums over
+labelled records, so that the caller can divide by the count over all ranks and micro-batches: a rank without any
+labelled record contributes exactly 0, and the result does not depend on how records were spread over ranks.
+
+Shape legend: B records, C logits of a task, t targets of a task (1 for binary and multi-class).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from data_shards import TaskSpec
+from data_shards.records.statistics import SplitStatistics
+from trainer.models.layers.standardise import Constant
+
+
+class Head(nn.Module):
+    """Pooled vector -> logits of one task; a regression head answers in the target's own unit."""
+
+    def __init__(
+        self, task: TaskSpec, inputs: int, hidden: int, dropout: float, mean: list[float], std: list[float]
+    ) -> None:
+        super().__init__()
+        self.regression = task.kind == "regression"
+        self.network = nn.Sequential(
+            nn.LayerNorm(inputs), nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, task.dim)
+        )
+        self.mean, self.std = Constant(torch.tensor(mean)), Constant(torch.tensor(std))
+
+    def forward(self, pooled_BX: Tensor) -> Tensor:
+        """(B, X) -> float32 (B, C)."""
+        logits_BC = self.network(pooled_BX).float()
+        return logits_BC * self.std() + self.mean() if self.regression else logits_BC
+
+
+class TaskLoss(nn.Module):
+    """Sum of a task's loss over labelled records, and their number.
+
+    Args:
+        class_weight: C weights (multi-class), or 2 weights of the classes 0 and 1 (binary); None = all 1.
+        scale: standard deviation of the targets (regression); the loss is in units of it.
+    """
+
+    def __init__(self, task: TaskSpec, class_weight: list[float] | None, scale: list[float]) -> None:
+        super().__init__()
+        self.kind = task.kind
+        self.weight = Constant(torch.tensor(class_weight)) if class_weight is not None else None
+        self.scale = Constant(torch.tensor(scale))
+
+    def labelled(self, target_Bt: Tensor) -> Tensor:
+        """(B, t) targets -> (B,) bool: has any label."""
+        return (~target_Bt.isnan()).any(dim=1)
+
+    def forward(self, logits_BC: Tensor, target_Bt: Tensor) -> Tensor:
+        present_Bt = ~target_Bt.isnan()
+        target_Bt = torch.where(present_Bt, target_Bt, torch.zeros_like(target_Bt))
+        each_Bt = self._each(logits_BC, target_Bt) * present_Bt
+        # Several targets of one record are averaged: a record counts once.
+        return (each_Bt.sum(1) / present_Bt.sum(1).clamp_min(1)).sum()
+
+    def _each(self, logits_BC: Tensor, target_Bt: Tensor) -> Tensor:
+        if self.kind == "regression":
+            return functional.smooth_l1_loss(logits_BC / self.scale(), target_Bt / self.scale(), reduction="none")
+        if self.kind == "multiclass":
+            weight = self.weight() if self.weight is not None else None
+            chosen_B = target_Bt[:, 0].long()
+            return functional.cross_entropy(logits_BC, chosen_B, weight=weight, reduction="none")[:, None]
+        loss_Bt = functional.binary_cross_entropy_with_logits(logits_BC, target_Bt, reduction="none")
+        if self.weight is not None:
+            loss_Bt = loss_Bt * self.weight()[target_Bt.long()]
+        return loss_Bt
+
+
+def target_scale(statistics: SplitStatistics, task: str) -> tuple[list[float], list[float]]:
+    """Mean and deviation of a task's training targets (0 and 1 where there are none)."""
+    table = statistics.tasks.get(task)
+    mean, std = (table.mean, table.std) if table is not None else ((0.0,), (1.0,))
+    return list(mean), [value if value > 1e-12 else 1.0 for value in std]

@@ -1,0 +1,1 @@
+"""MoPE on a FuseMoE model that `train` made (`mope.host`)."""

@@ -1,0 +1,97 @@
+"""A FuseMoE model that `train` made, as a host: its architecture, its weights, and whether it fits the data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from data_shards import DatasetSchema
+from data_shards.records.statistics import SplitStatistics
+from parallel import MoELayer
+from trainer.config.sections import ModelConfig
+from trainer.models.mope.prompts.frozen_backbone import BackboneError, digest_of
+from trainer.run_folder import run_of
+
+
+@dataclass(frozen=True)
+class Host:
+    """Weights by logical name (all experts in global order), without the heads of the host's own tasks."""
+
+    weights: dict[str, Tensor]
+    statistics: SplitStatistics
+    digest: str
+    run_id: str | None
+
+    def put_into(self, model: nn.Module) -> None:
+        """Load the weights; of the experts, those that this rank holds."""
+        local: dict[str, Tensor] = dict(self.weights)
+        for prefix, layer in model.named_modules():
+            if isinstance(layer, MoELayer):
+                ids = layer.experts.ids
+                for name, _ in layer.experts.named_parameters():
+                    full = f"{prefix}.experts.{name}"
+                    local[full] = local[full][ids.start : ids.stop]
+        missing = set(dict(model.named_parameters())) - set(local)
+        if missing:
+            raise BackboneError(f"the host's checkpoint has no weight {sorted(missing)[0]}")
+        model.load_state_dict(local, strict=False)
+
+
+def host_architecture(url: str, modality_dropout: float) -> ModelConfig:
+    """The section `model` that the host was trained with; only `modality_dropout` is the fine-tuning's own.
+
+    Balance losses are switched off: a frozen router cannot follow them, and prompts should not.
+    """
+    recipe = _open(url).meta["config"]
+    model = ModelConfig.model_validate(recipe["model"])
+    moe = model.moe.model_copy(update={"balance": 0.0, "entropy": 0.0, "z": 0.0})
+    return model.model_copy(update={"moe": moe, "modality_dropout": modality_dropout})
+
+
+def load_host(url: str, schema: DatasetSchema, weights: bool = True) -> Host:
+    """The host's weights, or, without `weights`, their shapes.
+
+    Raises BackboneError: not there, damaged, or of other modalities than `schema`.
+    """
+    from trainer.checkpoints.checkpoint import checkpoint_weights
+    from trainer.checkpoints.description import schema_difference, statistics_from_json
+    from trainer.checkpoints.pieces import CheckpointError
+
+    checkpoint = _open(url)
+    trained_on = DatasetSchema.from_json(json.dumps(checkpoint.meta["schema"]))
+    difference = schema_difference(
+        DatasetSchema("host", trained_on.modalities), DatasetSchema("host", schema.modalities)
+    )
+    if difference:
+        raise BackboneError(f"data set {schema.name} does not fit host {checkpoint.path}: {difference}")
+    statistics = statistics_from_json(checkpoint.meta["statistics"])
+    if not weights:
+        shapes = {name: torch.empty(size, device="meta") for name, size in checkpoint.meta["parameters"].items()}
+        return Host(_without_heads(shapes), statistics, "", run_of(checkpoint))
+    try:
+        found = checkpoint_weights(checkpoint)
+    except CheckpointError as error:
+        raise BackboneError(f"mope.host: {error}") from error
+    kept = _without_heads(found)
+    return Host(kept, statistics, digest_of(kept), run_of(checkpoint))
+
+
+def _without_heads(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in weights.items() if not name.startswith("heads.")}
+
+
+def _open(url: str):  # type: ignore[no-untyped-def]
+    from trainer.checkpoints.find import open_checkpoint
+    from trainer.checkpoints.pieces import CheckpointError
+
+    try:
+        checkpoint = open_checkpoint(url)
+    except (CheckpointError, FileNotFoundError) as error:
+        raise BackboneError(f"mope.host: {error}") from error
+    job = checkpoint.meta["config"]["job"]
+    if job != "fusemoe":
+        raise BackboneError(f"mope.host={url} was trained with job={job}; a host is a checkpoint of job=fusemoe")
+    return checkpoint

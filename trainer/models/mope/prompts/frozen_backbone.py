@@ -1,0 +1,99 @@
+"""What models with a frozen backbone share: what they say about it, what of their state a checkpoint must hold.
+
+A trained parameter is in the optimiser and in checkpoints; a frozen one is in neither. Frozen routing keys and the
+running importance are small: checkpoints hold them beside the tensors.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from trainer.models.mope.host.model import PromptedFuseMoE
+    from trainer.models.mope.towers.model import TowerModel
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+import hashlib
+
+STATE = ("keys_QK", "keys_MQK", "mean_LK", "steps_1")
+
+
+def keep_out_of_checkpoints(model: nn.Module) -> None:
+    """Buffers of a backbone are its own: they come with it, and checkpoints of a fine-tuning job leave them out."""
+    for module in model.modules():
+        module._non_persistent_buffers_set.update(module._buffers)
+
+
+class FrozenBackbone(nn.Module):
+    """Base class. `backbone_digest` is None while nothing is frozen."""
+
+    backbone_digest: str | None = None
+    recompute = False
+
+    def backbone_runs(self) -> list[str]:
+        """MLflow ids of the runs that made the backbone."""
+        raise NotImplementedError
+
+    def needed_modalities(self) -> list[str]:
+        """Modalities that every record must have."""
+        return []
+
+    def state_names(self) -> list[str]:
+        """Buffers that go into a checkpoint."""
+        return [name for name, _ in self.named_buffers() if name.rsplit(".", 1)[-1] in STATE]
+
+    def adapter_tensors(self) -> dict[str, Tensor]:
+        """Everything that was trained, and the frozen keys."""
+        trained = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        buffers = dict(self.named_buffers())
+        return trained | {name: buffers[name] for name in self.state_names()}
+
+    def describe_backbone(self) -> dict[str, Any]:
+        """Digest, runs, parameters."""
+        counts = self.parameter_share()
+        return {"digest": self.backbone_digest, "runs": self.backbone_runs(), "parameters": int(counts["frozen"])}
+
+    def parameter_share(self) -> dict[str, float]:
+        """Numbers of trained and frozen parameters, and the trained ones over all of the backbone's."""
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        frozen = sum(p.numel() for p in self.parameters() if not p.requires_grad)
+        return {"trained": trained, "frozen": frozen, "share": trained / max(1, frozen or trained)}
+
+
+def backbone_of(model: nn.Module) -> dict[str, Any] | None:
+    """Digest, runs and size of the frozen backbone; None where there is none."""
+    described: TowerModel | PromptedFuseMoE = model  # type: ignore[assignment]
+    if getattr(model, "backbone_digest", None) is None:
+        return None
+    return described.describe_backbone()
+
+
+def check_backbone(where: str, stored: dict[str, Any] | None, model: nn.Module) -> None:
+    """Raise ValueError if what `where` holds was trained on another backbone than the model's."""
+    own = backbone_of(model)
+    if stored is None or own is None or stored["digest"] == own["digest"]:
+        return
+    raise ValueError(
+        f"{where} was trained on a backbone with digest {stored['digest'][:12]}, and the one that was loaded has "
+        f"{own['digest'][:12]}: give the backbone that it was trained on (mope.host, or mope.image.source and "
+        "mope.text.source)"
+    )
+
+
+class BackboneError(ValueError):
+    """A backbone is missing, cannot be loaded, or is another one than it should be. The text is one sentence."""
+
+
+def digest_of(weights: dict[str, Tensor]) -> str:
+    """SHA-256 of names, shapes and fp32 values."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name}|{tuple(value.shape)}|".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()

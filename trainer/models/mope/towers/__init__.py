@@ -1,0 +1,1 @@
+"""MoPE on pretrained encoders of pictures and texts (`mope.image`, `mope.text`)."""

@@ -1,0 +1,159 @@
+"""A pretrained encoder of pictures or of text: its inputs, its hidden states, the vector that is read out.
+
+Shapes: B samples, C channels, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data_shards.records.statistics import ModalityStatistics
+from trainer.config.mope import TowerConfig
+from trainer.models.layers.standardise import Constant
+from trainer.models.mope.prompts.frozen_backbone import BackboneError
+from trainer.models.mope.towers.sites import KINDS, Site, find_sites, pooled, register_attention
+from trainer.models.mope.towers.sources import PICTURES, Loaded, from_pretrained, random_tower, tower_from
+from trainer.models.mope.towers.tokenizers import VOCABULARY, ByteTokenizer, FolderTokenizer, Tokenizer
+
+
+class Tower(nn.Module):
+    """One encoder: pictures or texts of a batch -> hidden states -> one vector.
+
+    Args:
+        what: image or text. loaded: the model. config: readout, longest text.
+        statistics: of the modality, for pictures whose source has no normalisation of its own.
+    """
+
+    def __init__(self, what: str, loaded: Loaded, config: TowerConfig, statistics: ModalityStatistics | None) -> None:
+        super().__init__()
+        self.what, self.family, self.readout = what, loaded.family, config.readout
+        self.model, self.run_id = loaded.model, loaded.run_id
+        self.sites: list[Site] = find_sites(loaded.model, loaded.family)
+        self.tokenizer: Tokenizer | None = None
+        self.mean = self.scale = None
+        if what == "text":
+            self.tokenizer = None if loaded.shapes_only else _tokenizer(loaded, config)
+        else:
+            mean, std = loaded.mean, loaded.std
+            if config.normalise == "data" or mean is None or std is None:
+                assert statistics is not None
+                mean, std = list(statistics.mean), list(statistics.std)
+            self.mean = Constant(torch.tensor(mean)[:, None, None])
+            self.scale = Constant(1 / torch.tensor(std).clamp_min(1e-6)[:, None, None])
+        self.trained = False
+
+    @property
+    def width(self) -> int:
+        """D of the vector that is read out."""
+        return self.sites[-1].width
+
+    def train(self, mode: bool = True) -> Tower:
+        """A frozen tower stays in evaluation mode: no dropout, no dropped path, no statistics that move."""
+        return super().train(mode and self.trained)
+
+    def pictures(self, values_BCHW: Tensor) -> Tensor:
+        """Raw pictures (B, C, H, W) -> hidden states (B, N, D)."""
+        assert self.mean is not None and self.scale is not None
+        x_BCHW = (values_BCHW.float() - self.mean()) * self.scale()
+        hidden_BND: Tensor = self.model(pixel_values=x_BCHW.to(self.dtype)).last_hidden_state
+        return hidden_BND
+
+    def feature_maps(self, values_BCHW: Tensor) -> list[Tensor]:
+        """Raw pictures -> maps (B, D, H, W) after each stage, of a tower whose stages shrink the picture (swin)."""
+        assert self.mean is not None and self.scale is not None
+        x_BCHW = ((values_BCHW.float() - self.mean()) * self.scale()).to(self.dtype)
+        output = self.model(pixel_values=x_BCHW, output_hidden_states=True)
+        return list(output.reshaped_hidden_states[1:])
+
+    def texts(self, texts: list[bytes], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Token numbers (B, N) and which of them are the text's own."""
+        assert self.tokenizer is not None
+        numbers_BN, valid_BN = self.tokenizer(texts)
+        return numbers_BN.to(device), valid_BN.to(device)
+
+    def encode_tokens(self, numbers_BN: Tensor, valid_BN: Tensor) -> Tensor:
+        """Hidden states (B, N, D) of texts."""
+        hidden_BND: Tensor = self.model(input_ids=numbers_BN, attention_mask=valid_BN.long()).last_hidden_state
+        return hidden_BND
+
+    def read(self, hidden_BND: Tensor, valid_BN: Tensor | None, tail_BPD: Tensor | None = None) -> Tensor:
+        """(B, D); prompts that were tokens in the last layer (`tail_BPD`) count among the tokens of a mean."""
+        if self.readout == "cls":
+            if self.family == "clip_text_model":
+                assert valid_BN is not None
+                return hidden_BND[torch.arange(len(hidden_BND), device=hidden_BND.device), valid_BN.sum(1) - 1]
+            return hidden_BND[:, 0]
+        if tail_BPD is not None:
+            hidden_BND = torch.cat([hidden_BND, tail_BPD], 1)
+            if valid_BN is not None:
+                valid_BN = torch.cat([valid_BN, valid_BN.new_ones(tail_BPD.shape[:2])], 1)
+        return pooled(hidden_BND, valid_BN)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) that the architecture takes."""
+        config: Any = self.model.config
+        side = config.image_size
+        height, width = (side, side) if isinstance(side, int) else side
+        return int(config.num_channels), int(height), int(width)
+
+    @property
+    def patches(self) -> int:
+        """Tokens of a picture in the first layer."""
+        config: Any = self.model.config
+        _, height, width = self.picture_shape
+        return (height // int(config.patch_size)) * (width // int(config.patch_size))
+
+
+def _tokenizer(loaded: Loaded, config: TowerConfig) -> Tokenizer:
+    settings: Any = loaded.model.config
+    longest = min(config.max_tokens, int(settings.max_position_embeddings))
+    words = loaded.tokenizer if config.tokenizer == "auto" else None
+    if config.tokenizer not in ("auto", "bytes"):
+        words = from_pretrained("tokenizer", "text", config.tokenizer)
+    if words is not None:
+        _check_vocabulary(words, int(settings.vocab_size))
+        return FolderTokenizer(words, longest)
+    if int(settings.vocab_size) < VOCABULARY:
+        raise BackboneError(
+            f"tower text has a vocabulary of {settings.vocab_size} tokens, and bytes need {VOCABULARY}: give its "
+            "tokenizer's folder in mope.text.tokenizer, or vocab_size in mope.text.config"
+        )
+    return ByteTokenizer(longest)
+
+
+def _check_vocabulary(words: Any, embedded: int) -> None:
+    """The library makes an empty tokenizer where its files are gone, and an embedding is asked for any number."""
+    known = len(words)
+    if known <= len(words.all_special_tokens):
+        raise BackboneError(
+            "tower text: its tokenizer knows no words (are vocab.txt or tokenizer.json gone from its folder?); give "
+            "another folder in mope.text.tokenizer, or bytes"
+        )
+    if known > embedded:
+        raise BackboneError(
+            f"tower text: its tokenizer knows {known} tokens, and the model embeds {embedded}: give the tokenizer that "
+            "the model was trained with in mope.text.tokenizer"
+        )
+
+
+def load_tower(
+    what: str, config: TowerConfig, statistics: ModalityStatistics | None = None, weights: bool = True
+) -> Tower:
+    """The tower `what` (image or text); without `weights`, of its source only the configuration is read.
+
+    Raises BackboneError.
+    """
+    register_attention()
+    loaded = random_tower(what, config) if config.source is None else tower_from(what, config.source, weights)
+    if loaded.family not in KINDS or (loaded.family in PICTURES) != (what == "image"):
+        fit = [name for name in KINDS if (name in PICTURES) == (what == "image")]
+        raise BackboneError(f"tower {what}: family {loaded.family!r} is none of {', '.join(fit)}")
+    return Tower(what, loaded, config, statistics)

@@ -1,0 +1,27 @@
+"""What every model gives for a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from parallel import RoutingStats
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Output of a model: float32 logits (B, C) per task, routing sums per block, the pooled vector.
+
+    `losses` are further terms of the loss, with their coefficients, the same value on every rank and with gradients
+    for this rank's share only (as balance losses); `experts` are weights of prompt experts (B, K) by site, NaN for
+    records without the site's modality; `measures` are numbers (B,) of each record, NaN for none, whose means are
+    metrics.
+    """
+
+    logits: dict[str, Tensor]
+    routing: list[RoutingStats]
+    pooled_BX: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    experts: dict[str, Tensor] = field(default_factory=dict)
+    measures: dict[str, Tensor] = field(default_factory=dict)

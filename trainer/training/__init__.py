@@ -1,0 +1,1 @@
+"""The training loop and what it keeps: schedule, progress, meter, usage, trace."""

@@ -1,0 +1,332 @@
+"""The training loop. There is one; every job type that learns uses it.
+
+A step is: take this rank's share of a global batch, agree with the other ranks on how many labels there are (and
+whether anyone was asked to stop), forward, backward, step. Randomness is a function of (seed, rank, step) and data
+order of (seed, epoch), so the whole state of a run is its weights, its moments and a handful of integers: a run that
+is stopped anywhere continues as if it had not been.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_shards import Batch, Step
+from data_shards.errors import REASONS
+from parallel import biased_routers, reduce_stats
+from trainer.checkpoints.pieces import CheckpointError
+from trainer.checkpoints.writer import CheckpointWriter
+from trainer.evaluation.part import evaluate
+from trainer.models.layers.missing import drop_modalities
+from trainer.session import Session
+from trainer.tracking.tracker import Tracker
+from trainer.training.lr_schedule import lr_factor
+from trainer.training.meter import logger, routing_metrics, step_line
+from trainer.training.node_usage import NodeUsage
+from trainer.training.profiler import StepProfiler
+from trainer.training.progress import Progress
+from trainer.training.record_trace import RecordTrace
+from trainer.training.step_loss import step_loss
+from trainer.worker.collectives import named_failures, sum_over_ranks
+from trainer.worker.console import progress as bar
+
+FINAL_RETRIES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
+
+
+def mixed_seed(*parts: int | str) -> int:
+    """A 63-bit seed that is a fixed function of its parts."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class TrainingLoop:
+    """Trains a session's engine until its recipe says stop.
+
+    Args:
+        describe: what a checkpoint says beside progress (config, schema, statistics, digests).
+        size: metrics of the model itself, logged once, after those of the first step: MLflow's compare page draws the
+            metric that a run logged first, and that should be the loss.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        tracker: Tracker,
+        writer: CheckpointWriter,
+        describe: dict[str, Any],
+        progress: Progress,
+        size: Mapping[str, float],
+    ) -> None:
+        self.session, self.tracker, self.writer, self.describe = session, tracker, writer, describe
+        self.config, self.engine, self.context = session.config, session.engine, session.context
+        self.progress, self._size = progress, size
+        self.loader = session.loader("train", shuffle=True)
+        training = self.config.training
+        self.total_steps = training.epochs * self.loader.steps_per_epoch
+        if training.max_steps is not None:
+            self.total_steps = min(self.total_steps, training.max_steps)
+        self.meter = session.meter()
+        self.profiler = StepProfiler(training.profile if session.context.rank == 0 else 0, tracker)
+        self.stopped, self._starting, self._save_wanted = False, True, False
+        self.routing_total: list[Tensor] = []
+        self._biased = biased_routers(self.engine.module)
+        self._step_counts: list[Tensor] = []
+        place = (self.config.run_dir, self.context.rank, self.context.world)
+        self._usage = NodeUsage(*place[1:], session.context.local_rank, session.device)
+        self._trace = RecordTrace(*place) if training.trace_records else None
+
+    def run(self) -> Progress:
+        """Train to the end, or until asked to stop (`stopped`). Collective.
+
+        Raises:
+            PeerError: another rank died or hung.
+        """
+        self.engine.train()
+        self.meter = self.session.meter()
+        named = named_failures(self.context.rank, lambda: self.progress.step + 1, self.config.parallel.timeout_s)
+        with self.profiler, named:
+            if self.progress.step:
+                self._catch_up()
+            while not self.progress.finished and not self.stopped:
+                self._epoch()
+        self._settle()
+        return self.progress
+
+    def _catch_up(self) -> None:
+        """What the checkpoint's step still owed when the run was stopped right after it: its evaluation, its end."""
+        progress = self.progress
+        owed = self._evaluation_due() and progress.evaluated_step < progress.step
+        if owed:
+            self._evaluate()
+        progress.finished = self._at_the_end()
+        if owed:
+            self._save()
+
+    def _settle(self) -> None:
+        """The last checkpoint is there. If its storage is away, try for a while: everything else is done."""
+        for delay in FINAL_RETRIES_S:
+            if self.writer.settle():
+                return
+            if self.context.rank == 0:
+                logger.warning("the last checkpoint is tried again in %.0f s", delay)
+            time.sleep(delay)
+            self._save()
+        if not self.writer.settle():
+            raise CheckpointError(
+                f"the last checkpoint could not be written: {self.writer.failed or 'on another rank'}"
+            )
+
+    def _epoch(self) -> None:
+        progress = self.progress
+        for step in self._timed(self.loader.steps(progress.epoch, progress.offset)):
+            if self._train_step(step):
+                self.stopped = True
+                self._save()
+                return
+            due = self._evaluation_due()
+            if due:
+                self._evaluate()
+            progress.finished = self._at_the_end()
+            if due or self._checkpoint_due() or progress.finished or self._save_wanted:
+                self._save()
+            if progress.finished:
+                return
+
+    def _timed(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """Count the time that the loop waits for data."""
+        while True:
+            start = time.perf_counter()
+            step = next(steps, None)
+            self.meter.waited += time.perf_counter() - start
+            if step is None:
+                return
+            yield step
+
+    def _train_step(self, step: Step) -> bool:
+        """One optimiser step. True if the run is to stop after it."""
+        progress = self.progress
+        torch.manual_seed(mixed_seed(self.config.training.seed, "step", self.context.rank, progress.step))
+        self.engine.set_lr_factor(lr_factor(self.config.optim, progress.step, self.total_steps))
+        batches = [self._prepare(batch) for batch in step.micro_batches]
+        counts, stop = self._agree(batches, step.skipped)
+        for batch in batches:
+            self.engine.backward(self._loss(batch, counts))
+        if not self.engine.step():
+            self._not_finite(batches)
+        for router, count_E in zip(self._biased, self._step_counts, strict=False):
+            router.nudge(count_E)
+        self._step_counts = []
+        progress.step += 1
+        if self._trace is not None:
+            self._trace.write(progress.step, progress.epoch, [key for batch in batches for key in batch.keys])
+        progress.samples_seen += step.records
+        progress.epoch, progress.offset = step.position.epoch, step.position.offset
+        if progress.offset >= self.loader.records:
+            progress.close_epoch(self.loader.records)
+        self.profiler.step()
+        self.meter.steps += 1
+        self.meter.records += step.records
+        if progress.step % self.config.training.log_every == 0 or progress.step in (1, self.total_steps):
+            self._log()
+        if self._starting:
+            self._report_start()
+        return stop
+
+    def _report_start(self) -> None:
+        self._starting = False
+        self.context.start.mark("first step")
+        self.tracker.log_metrics(self._size, 0)
+        if self.context.rank == 0:
+            self.context.start.report(self.tracker, self.progress.step)
+
+    def _prepare(self, batch: Batch) -> Batch:
+        batch = batch.to(self.session.device)
+        probability = self.config.model.modality_dropout
+        if probability:
+            key = mixed_seed(self.config.training.seed, "modalities", self.progress.epoch)
+            batch = drop_modalities(batch, probability, key)
+        return batch
+
+    def _agree(self, batches: list[Batch], skipped: dict[str, int]) -> tuple[dict[str, Tensor], bool]:
+        """One exchange: labels of the global step per task, records delivered and skipped, wishes of any rank.
+
+        Raises:
+            ShardError: more than `data.max_skipped` records were skipped in this run, over all ranks.
+        """
+        own = [
+            sum(
+                (self.session.losses[task.name].labelled(b.targets[task.name]).sum() for b in batches),
+                torch.tensor(0.0),
+            )
+            for task in self.session.tasks
+        ]
+        counted = [float(sum(len(batch) for batch in batches)), *(float(skipped.get(name, 0)) for name in REASONS)]
+        wishes = [float(self.context.should_stop()), float(self.context.should_save())]
+        mine = torch.tensor([*wishes, *counted])
+        labels = torch.tensor([float(count) for count in own], device=self.session.device)
+        shared = sum_over_ranks(torch.cat([labels, mine.to(self.session.device)]))
+        stop, save, delivered, *lost = shared[len(own) :].tolist()
+        self._save_wanted = bool(save)
+        gone = {name: int(n) for name, n in zip(REASONS, lost, strict=True) if n}
+        self.progress.account(int(delivered), gone, self.config.data.max_skipped)
+        return {task.name: shared[i].clamp_min(1) for i, task in enumerate(self.session.tasks)}, bool(stop)
+
+    def _not_finite(self, batches: list[Batch]) -> None:
+        """The engine refused a step whose gradient is not finite. Weights are as before it.
+
+        Raises:
+            FloatingPointError: unless such steps are to be skipped; names this rank's records of the step.
+        """
+        keys = [key for batch in batches for key in batch.keys]
+        problem = (
+            f"the gradient of step {self.progress.step + 1} is not finite (rank {self.context.rank}: {', '.join(keys)})"
+        )
+        if self.config.training.on_nonfinite == "stop":
+            raise FloatingPointError(f"{problem}; lower optim.lr, or look at the values of these records")
+        self.progress.nonfinite_steps += 1
+        logger.warning("%s; the step is skipped", problem)
+
+    def _loss(self, batch: Batch, counts: dict[str, Tensor]) -> Tensor:
+        """Forward, and what is remembered of it."""
+        self.meter.add_batch(batch)
+        output = self.engine(batch)
+        stats = reduce_stats(output.routing, self.session.mesh.world_group)
+        total, parts = step_loss(self.session, batch, output, stats, counts)
+        self.meter.add_losses(parts)
+        self.meter.add_routing(stats)
+        if self._biased:
+            chosen = [layer.count_ME.sum(0) for layer in stats]
+            before = self._step_counts or [torch.zeros_like(count_E) for count_E in chosen]
+            self._step_counts = [a + b for a, b in zip(before, chosen, strict=True)]
+        return total
+
+    def _log(self) -> None:
+        tokens = self.meter.tokens
+        self.progress.tokens_seen += int(tokens) if tokens is not None else 0
+        metrics, counts = self.meter.read()
+        metrics = {"train/loss": metrics["train/loss"]} | metrics | routing_metrics(counts)
+        self.routing_total = counts
+        metrics["train/lr"] = self.config.optim.lr * lr_factor(
+            self.config.optim, self.progress.step - 1, self.total_steps
+        )
+        metrics["train/grad_norm"] = float(self.engine.grad_norm())
+        metrics |= {
+            "train/epoch": self.progress.epoch + self.progress.offset / max(1, self.loader.records),
+            "train/samples_seen": self.progress.samples_seen,
+            "train/tokens_seen": self.progress.tokens_seen,
+            "data/skipped": sum(self.progress.skipped.values()),
+        }
+        metrics |= self._usage.read()
+        if self.context.rank == 0:
+            line = step_line(self.progress.step, self.total_steps, self.progress.epoch, metrics)
+            logger.info(line, extra=bar(self.progress.step, self.total_steps))
+        self.tracker.log_metrics(metrics, self.progress.step)
+
+    def _at_the_end(self) -> bool:
+        """By the recipe as it is now: a run that had ended goes on if it is given more epochs, steps or patience."""
+        patience = self.config.training.early_stopping.patience
+        impatient = patience is not None and self.progress.bad_evaluations >= patience
+        return impatient or self.progress.step >= self.total_steps
+
+    def _evaluation_due(self) -> bool:
+        every = self.config.training.eval_every
+        if "val" not in self.session.manifest.splits[self.config.data.split]:
+            return False
+        if self.progress.step >= self.total_steps:
+            return True
+        return self.progress.offset == 0 if every == "epoch" else self.progress.step % every == 0
+
+    def _checkpoint_due(self) -> bool:
+        every = self.config.training.checkpoint.every
+        return self.progress.step % every == 0 if every is not None else self.progress.offset == 0
+
+    def _evaluate(self) -> None:
+        """Validation metrics, the best one so far, and early stopping."""
+        stopping, progress = self.config.training.early_stopping, self.progress
+        start = time.perf_counter()
+        metrics, _ = evaluate(self.session, "val")
+        self.meter.since += time.perf_counter() - start
+        score = _score(metrics, stopping.metric, stopping.mode)
+        progress.score, progress.evaluated_step = score, progress.step
+        if progress.best_score is None or score > progress.best_score:
+            progress.best_score, progress.best_step, progress.bad_evaluations = score, progress.step, 0
+            progress.best_metrics = metrics
+        else:
+            progress.bad_evaluations += 1
+        best = progress.best_score if stopping.mode == "max" else -progress.best_score
+        if self.context.rank == 0:
+            text = " ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
+            logger.info(
+                f"step {progress.step} evaluation: {text} | best {stopping.metric} {best:.4f} at {progress.best_step}"
+            )
+        bests = {f"best/{name}": value for name, value in progress.best_metrics.items()}
+        bests |= {f"best/{stopping.metric}": best, "best/step": float(progress.best_step or 0)}
+        self.tracker.log_metrics({**metrics, **bests}, progress.step)
+        if self.routing_total:
+            table = [count.tolist() for count in self.routing_total]
+            self.tracker.log_json(f"routing/by_step/{progress.step:08d}.json", {"step": progress.step, "layers": table})
+
+    def _save(self) -> None:
+        """Checkpoint of this very step."""
+        progress = self.progress
+        score = progress.score if progress.evaluated_step == progress.step else None
+        self.writer.save(
+            self.engine, {**self.describe, "step": progress.step, "score": score, "progress": asdict(progress)}
+        )
+
+
+def _score(metrics: dict[str, float], name: str, mode: str) -> float:
+    """The metric, turned so that larger is better. Raises ValueError if it was not computed."""
+    if name not in metrics:
+        raise ValueError(
+            f"training.early_stopping.metric = {name!r} is not computed; there are {', '.join(sorted(metrics))}"
+        )
+    value = metrics[name] if mode == "max" else -metrics[name]
+    return value if not math.isnan(value) else -math.inf

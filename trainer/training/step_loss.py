@@ -1,0 +1,47 @@
+"""The loss of a micro-batch, scaled so that the engine's averages give the mean over the global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from data_shards import Batch
+from parallel import RoutingStats, balance_losses
+from trainer.models.output import Fused
+from trainer.session import Session
+
+
+def step_loss(
+    session: Session, batch: Batch, output: Fused, stats: list[RoutingStats], counts: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """This rank's loss of one micro-batch, and its parts as they are logged.
+
+    The engine averages gradients over ranks and micro-batches; task sums are divided by the labels of the whole step,
+    so they are multiplied by both numbers. Balance losses are computed from global sums on every rank, whose gradients
+    reach only this rank's own tokens: they are multiplied by the number of ranks.
+
+    Args:
+        stats: routing of this micro-batch, summed over ranks. counts: task -> labels of the whole step.
+    """
+    world, micro = session.context.world, session.config.training.accumulation
+    parts = {}
+    total = torch.zeros((), device=session.device)
+    for task in session.tasks:
+        value = session.losses[task.name](output.logits[task.name], batch.targets[task.name])
+        parts[task.name] = value / counts[task.name]
+        total = total + session.config.training.task_weights.get(task.name, 1.0) * parts[task.name] * world * micro
+    task_total = total / (world * micro)
+    moe = session.config.model.moe
+    for name, value in balance_losses(stats, moe).items():
+        coefficient = getattr(moe, name)
+        if coefficient and stats:
+            total = total + coefficient * value * world
+            parts[name] = coefficient * value / (world * micro)
+    for name, value in output.losses.items():
+        total = total + value * world
+        parts[name] = value / (world * micro)
+    extra = ("balance", "entropy", "z", *output.losses)
+    parts["loss"] = task_total + sum(parts[name] for name in extra if name in parts)
+    return total, parts

@@ -1,0 +1,1 @@
+"""One rank and its surroundings: world, device, seats, exchange, console, provenance."""
