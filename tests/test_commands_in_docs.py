@@ -26,7 +26,7 @@ WHERE = (
     "benchmarks/*.md",
     "launch/recipes/*.yaml",
     "launch/cli.py",
-    "launch/*_verbs.py",
+    "launch/verbs/*.py",
     "*.yaml",
 )
 PLACEHOLDERS = ("...", "...]", "[section.key=value")

@@ -9,14 +9,14 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from launch.cluster.nodes import staying_nodes
 from launch.doctor import mlflow_server, storage
-from launch.doctor.doors import ask_ports
-from launch.doctor.exchange import exchange_between
+from launch.doctor.all_to_all import exchange_between
 from launch.doctor.facts import gather
 from launch.doctor.findings import Finding
 from launch.doctor.machine import judge_machine
-from launch.doctor.wanted import Wanted
-from launch.nodes import staying_nodes
+from launch.doctor.open_ports import ask_ports
+from launch.doctor.targets import Wanted
 
 PATIENCE_S = 120.0
 GPUS_A_NODE = 8  # that take part in the exchange

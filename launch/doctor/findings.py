@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from launch.output import people
+from launch.output.tables import people
 
 State = Literal["ok", "warn", "fail"]
 ORDER: tuple[State, ...] = ("ok", "warn", "fail")

@@ -6,9 +6,9 @@ import ipaddress
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from launch.cluster.token import MAKE_ONE, readable_by_others, token_path, token_source
 from launch.doctor.findings import Finding
-from launch.lock import locked_version
-from launch.token import MAKE_ONE, readable_by_others, token_path, token_source
+from launch.versions import locked_version
 
 GIB = 1 << 30
 FULL = 0.95  # from here on Ray refuses to work

@@ -13,7 +13,7 @@ from data_shards.inspection.leakage import association
 from data_shards.inspection.sampling import sample_records
 from data_shards.shards.index import dump_index, group_code, load_index
 from data_shards.shards.reader import read_index
-from launch.data_page import data_page
+from launch.datasets.page import data_page
 from tests.browser import open_browser
 from tests.data_shards.build import ListSource, make_set
 

@@ -135,7 +135,7 @@ def test_a_submitted_job_refuses_paths_that_would_be_lost(packed):
 
 
 def test_job_tags_name_submission_and_metadata(monkeypatch):
-    from launch.environment import job_tags
+    from launch.cluster.environment import job_tags
 
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"job_submission_id": "s1", "team": "icu"}}')
     assert job_tags() == {"ray.submission_id": "s1", "ray.metadata.team": "icu"}
@@ -144,7 +144,7 @@ def test_job_tags_name_submission_and_metadata(monkeypatch):
 
 
 def test_results_with_numbers_that_json_lacks(capsys):
-    from launch.output import print_json_line
+    from launch.output.tables import print_json_line
 
     print_json_line({"metrics": {"a": float("nan"), "b": [float("inf"), 1.5]}})
     assert json.loads(capsys.readouterr().out) == {"metrics": {"a": None, "b": [None, 1.5]}}

@@ -10,10 +10,10 @@ import tomllib
 import pytest
 import yaml
 
-from launch.cluster_file import read_cluster_file
-from launch.cluster_lints import find_problems
-from launch.kuberay import field_problems, published_fields
-from launch.lock import locked_version
+from launch.cluster_files.kuberay import field_problems, published_fields
+from launch.cluster_files.lints import find_problems
+from launch.cluster_files.read import read_cluster_file
+from launch.versions import locked_version
 from tests.launch.commands import ROOT, python
 from trainer.config.recipe import load_recipe
 

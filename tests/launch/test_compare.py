@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from launch.comparison import compare, group
-from launch.report import page
+from launch.compare.report import page
+from launch.compare.variants import compare, group
 from tests.browser import open_browser
 from tests.launch.commands import SMALL, last_json, python
 from trainer.tracking.history import TrackedRun, UnknownRunError, find_runs

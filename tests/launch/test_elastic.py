@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from launch import watch
-from launch.desk import Attempt, Desk, Failure, Seats
-from launch.nodes import Sizes, fitting_workers, placement_problem
-from launch.watch import NodeWatch
+from launch.cluster.nodes import Sizes, fitting_workers, placement_problem
+from launch.ray_train import node_watch as watch
+from launch.ray_train.mailbox import Attempt, Desk, Failure, Seats
+from launch.ray_train.node_watch import NodeWatch
 from parallel.config import ParallelConfig
 from trainer.config.errors import RecipeError
 from trainer.config.recipe import load_recipe

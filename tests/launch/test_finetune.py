@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.errors import UsageError
-from launch.run import finetune_recipe
+from launch.runs.train import finetune_recipe
 from tests.launch.commands import last_json, python
 from tests.trainer.towers import FAMILIES
 from tests.trainer.vqa import packed_vqa

@@ -9,9 +9,9 @@ import urllib.request
 import pytest
 from mlflow import MlflowClient
 
-from launch import jobs
-from launch.job_log import what_it_said
-from launch.jobs import dashboard_url
+from launch.cluster import job_board as jobs
+from launch.cluster.job_board import dashboard_url
+from launch.cluster.job_log import what_it_said
 from tests.launch.commands import ROOT, SAME, STEPS, environment, last_json, logged, overrides, python, wait_until
 from tests.ports import free_port
 from trainer.config.recipe import load_recipe

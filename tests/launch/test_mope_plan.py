@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from data_shards import DatasetSchema, ModalitySpec, TaskSpec, open_manifest
 from launch.cli import app
-from launch.mope_plan import activations_of_record, plan_frozen
-from launch.plan import stated_statistics
+from launch.plan.frozen import activations_of_record, plan_frozen
+from launch.plan.statistics import stated_statistics
 from tests.ranks import run_ranks
 from tests.saved_activations import saved_bytes
 from tests.trainer.test_mope_host import batch as host_batch

@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 from data_shards import StepLoader, open_manifest
 from data_shards.shards.manifest import Manifest
 from launch.cli import app
-from launch.cost import CostModel, Layout, padded_group, ranks_of_a_token
-from launch.plan import make_plan, stated_statistics
+from launch.plan.activations import padded_group
+from launch.plan.cost import CostModel, Layout, ranks_of_a_token
+from launch.plan.layouts import make_plan
+from launch.plan.statistics import stated_statistics
 from parallel import LocalDispatcher, MoEConfig
 from tests.ranks import run_ranks
 from tests.saved_activations import saved_bytes

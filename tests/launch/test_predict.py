@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from launch.errors import UsageError
-from launch.predict import write_whole
+from launch.runs.predict import write_whole
 from tests.launch.commands import ROOT, SMALL, environment, last_json, python
 
 

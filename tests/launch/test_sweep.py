@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from launch.space import SpaceConfig, known_spaces, load_space, trials
-from launch.sweep import plan_sweep, summarise
+from launch.sweep.definition import plan_sweep
+from launch.sweep.results import summarise
+from launch.sweep.space import SpaceConfig, known_spaces, load_space, trials
 from tests.launch.commands import ROOT, SMALL, environment, last_json, python
 from trainer.config.errors import RecipeError
 from trainer.config.recipe import apply_overrides, known_recipes, load_recipe
@@ -112,7 +113,7 @@ def test_a_trial_of_several_workers_takes_no_core_itself_yet_asks_for_something(
     """Its workers need every core; and a request for nothing is refused by Tune."""
     from ray.tune.execution.placement_groups import resource_dict_to_pg_factory
 
-    from launch.tune_trials import needs
+    from launch.sweep.tune import needs
 
     found = resource_dict_to_pg_factory(needs(load_recipe("digits", ["parallel.workers=2"])))
     assert found.bundles and found.required_resources.get("CPU", 0) == 0

@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from launch.errors import UsageError
-from launch.ui import Server
+from launch.mlflow_ui import Server
 from tests.launch.commands import ROOT, environment, python
 from tests.ports import free_port
 
@@ -92,7 +92,7 @@ def test_a_port_that_is_taken_is_said(tmp_path):
 
 
 def test_where_it_listens(tmp_path, monkeypatch):
-    monkeypatch.setattr("launch.ui.own_address", lambda: "127.0.0.2")
+    monkeypatch.setattr("launch.mlflow_ui.own_address", lambda: "127.0.0.2")
     port = free_port()
     assert Server(str(tmp_path), False, None, port).allowed_hosts() == [f"localhost:{port}", f"127.0.0.1:{port}"]
     served = Server(str(tmp_path), True, None, port, ["tracker"])

@@ -15,7 +15,7 @@ import torch
 
 from data_shards import Manifest, Record, create_source, open_manifest, pack
 from data_shards.shards.reader import read_index
-from launch.mope_plan import plan_frozen
+from launch.plan.frozen import plan_frozen
 from tests.trainer.test_run import job, losses, weights
 from tests.trainer.tiny import config, packed
 from tests.trainer.towers import batch, model, section

@@ -13,8 +13,14 @@ from data_shards.records.statistics import SplitStatistics
 _STATISTICS = TypeAdapter(SplitStatistics)
 
 
+def statistics_to_json(statistics: SplitStatistics) -> dict[str, Any]:
+    """Plain values, as a checkpoint stores them."""
+    stored: dict[str, Any] = _STATISTICS.dump_python(statistics, mode="json")
+    return stored
+
+
 def statistics_from_json(value: dict[str, Any]) -> SplitStatistics:
-    """Inverse of what `describe_run` stores."""
+    """Inverse of `statistics_to_json`."""
     return _STATISTICS.validate_python(value)
 
 

@@ -28,7 +28,7 @@ def refuse_relative_paths(config: RunConfig) -> None:
         )
 
 
-def _refuse_lost_tracking(config: RunConfig) -> None:
+def refuse_lost_tracking(config: RunConfig) -> None:
     tracking = config.tracking
     somewhere = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or is_local(config.training.storage)
     if tracking.mlflow and not somewhere:

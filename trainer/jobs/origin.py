@@ -17,7 +17,7 @@ from trainer.worker.provenance import environment_lock
 logger = logging.getLogger("fleximoe")
 
 
-def _log_origin(session: Session, tracker: Tracker) -> None:
+def log_origin(session: Session, tracker: Tracker) -> None:
     """The recipe with everything in it, the data, the packages: what another person needs to repeat the run."""
     config, manifest = session.config, session.manifest
     whole = config.model_dump(mode="json", exclude={"evaluation"})
@@ -38,7 +38,7 @@ def _log_origin(session: Session, tracker: Tracker) -> None:
         tracker.log_text("requirements.txt", environment_lock())
 
 
-def _lineage(session: Session, checkpoint: Checkpoint) -> dict[str, str]:
+def lineage(session: Session, checkpoint: Checkpoint) -> dict[str, str]:
     """What a model says about where it comes from."""
     own = {"format": "fleximoe-checkpoint", "step": str(checkpoint.step), "data.digest": session.manifest.digest}
     tags = session.config.tracking.tags
@@ -49,7 +49,7 @@ def _lineage(session: Session, checkpoint: Checkpoint) -> dict[str, str]:
     return {**own, "data.url": session.manifest.url, **({"parent_run": parent} if parent else {})}
 
 
-def _model_size(session: Session, tracker: Tracker) -> dict[str, float]:
+def model_size(session: Session, tracker: Tracker) -> dict[str, float]:
     """Metrics: parameters in all, of experts, and met by one token (logged as parameters of the run here, too), and the
     peak of a worker that `perf/mfu` is measured against: no parameter, as a measured one differs from run to run."""
     counts = parameter_counts(session.engine.logical_parameters(), session.config.model.moe.top_k)

@@ -1,4 +1,4 @@
-"""What a finished run leaves: test metrics, figures, predictions, an adapter."""
+"""What a finished run leaves: test metrics, figures, predictions, an adapter. Imports a plotting library."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from data_shards import DatasetSchema, TaskSpec
+from trainer.checkpoints.adapter import write_adapter
 from trainer.checkpoints.checkpoint import ADAPTER, Checkpoint
 from trainer.evaluation.part import evaluate
+from trainer.evaluation.prompt_experts import look_inside
 from trainer.figures.evaluation import confusion_figure, reliability_figure, roc_figure
 from trainer.figures.routing import routing_figure
 from trainer.metrics.calibration import statements
+from trainer.metrics.prediction_table import write_predictions
 from trainer.metrics.predictions import Predictions
 from trainer.session import Session
 from trainer.tracking.tracker import Tracker
@@ -56,14 +59,10 @@ def log_test_figures(tracker: Tracker, tasks: list[TaskSpec], predictions: Predi
             tracker.log_figure(f"figures/confusion_{task.name}.png", confusion_figure(task, logits_BC, truth_B))
 
 
-def _save_adapter(session: Session, tracker: Tracker, best: Checkpoint) -> dict[str, str]:
+def save_adapter(session: Session, tracker: Tracker, best: Checkpoint) -> dict[str, str]:
     """Beside the checkpoints of a job with a frozen backbone: what was trained, as one small file to hand on."""
     if best.meta.get("backbone") is None:
         return {}
-    from trainer.checkpoints.adapter import write_adapter
-    from trainer.evaluation.prompt_experts import look_inside
-    from trainer.jobs.results import log_adapter
-
     url = f"{session.config.run_dir}/adapter"
     if session.context.rank == 0:
         write_adapter(best, url)
@@ -72,7 +71,7 @@ def _save_adapter(session: Session, tracker: Tracker, best: Checkpoint) -> dict[
     return {"adapter": url}
 
 
-def _test(session: Session, tracker: Tracker, step: int, routing: list[torch.Tensor]) -> dict[str, float]:
+def test_best(session: Session, tracker: Tracker, step: int, routing: list[torch.Tensor]) -> dict[str, float]:
     """Metrics of the test part (of no part, if there is none), with figures."""
     metrics: dict[str, float] = {}
     predictions = None
@@ -80,9 +79,6 @@ def _test(session: Session, tracker: Tracker, step: int, routing: list[torch.Ten
         metrics, predictions = evaluate(session, "test")
         tracker.log_metrics(metrics, step)
     if session.context.rank == 0:
-        # Imported late: a restarted worker has no time for a plotting library.
-        from trainer.jobs.results import log_routing_figures, log_test_figures
-
         log_routing_figures(tracker, session.schema, routing)
         if predictions is not None:
             log_test_figures(tracker, session.tasks, predictions)
@@ -92,8 +88,6 @@ def _test(session: Session, tracker: Tracker, step: int, routing: list[torch.Ten
 
 def _log_predictions(tracker: Tracker, session: Session, predictions: Predictions) -> None:
     """What was said about each test record: intervals and paired comparisons are made from it."""
-    from trainer.metrics.prediction_table import write_predictions
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "test.parquet"
         write_predictions(path, session.tasks, predictions)

@@ -1,8 +1,4 @@
-"""What a worker does: train, or evaluate. Every launcher ends here, with the same arguments.
-
-`run` is called on every rank. Rank 0's answer is what the command prints as its last line; it is also written to
-`result.json` in the run's folder.
-"""
+"""The job `train`: train a model, or continue a run; then measure its best checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ import json
 import logging
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fsspec
 import torch
@@ -19,14 +15,13 @@ import torch
 from data_shards import DataSet, Manifest, open_data
 from data_shards.inspection.presence import first_without
 from trainer.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from trainer.checkpoints.description import _STATISTICS
+from trainer.checkpoints.description import statistics_to_json
 from trainer.checkpoints.find import committed_paths
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.checkpoints.restore import load_engine, restore
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config.run_config import RunConfig
-from trainer.jobs.origin import _lineage, _log_origin, _model_size
-from trainer.jobs.results import _save_adapter, _test
+from trainer.jobs.origin import lineage, log_origin, model_size
 from trainer.models.mope.prompts.frozen_backbone import FrozenBackbone, backbone_of, check_backbone
 from trainer.session import Session, build_session
 from trainer.tracking.create import create_tracker
@@ -35,9 +30,6 @@ from trainer.training.loop import TrainingLoop
 from trainer.training.progress import Progress
 from trainer.worker.collectives import broadcast_json, sum_over_ranks
 from trainer.worker.context import Context
-
-if TYPE_CHECKING:
-    from trainer.session import Session
 
 logger = logging.getLogger("fleximoe")
 
@@ -61,8 +53,8 @@ def train(config: RunConfig, context: Context, tags: dict[str, str]) -> dict[str
 
 def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
     config, context = session.config, session.context
-    _log_origin(session, tracker)
-    size = _model_size(session, tracker)
+    log_origin(session, tracker)
+    size = model_size(session, tracker)
     checkpoint = _restore(session)
     context.start.mark("restore")
     progress = Progress(**checkpoint.meta["progress"]) if checkpoint else Progress()
@@ -94,9 +86,12 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
     if loop.stopped:
         return {**result, "checkpoint": writer.url(progress.step)}
     best = _load_best(session, progress)
-    result["metrics"] = _test(session, tracker, progress.step, loop.routing_total)
-    made = _save_adapter(session, tracker, best)
-    tracker.log_model(made.get("adapter", best.url), _lineage(session, best), result["metrics"])
+    # Imported late: a restarted worker has no time for a plotting library.
+    from trainer.jobs.results import save_adapter, test_best
+
+    result["metrics"] = test_best(session, tracker, progress.step, loop.routing_total)
+    made = save_adapter(session, tracker, best)
+    tracker.log_model(made.get("adapter", best.url), lineage(session, best), result["metrics"])
     return {**result, "checkpoint": best.url, **made}
 
 
@@ -164,7 +159,7 @@ def describe_run(session: Session, run_id: str | None) -> dict[str, Any]:
         "config": session.config.model_dump(mode="json"),
         "schema": json.loads(session.schema.to_json()),
         "schema_digest": session.schema.digest(),
-        "statistics": _STATISTICS.dump_python(session.statistics, mode="json"),
+        "statistics": statistics_to_json(session.statistics),
         "data_digest": session.manifest.digest,
         "mlflow_run_id": run_id,
         "backbone": backbone_of(session.engine.module),

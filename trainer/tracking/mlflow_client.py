@@ -28,7 +28,7 @@ def tracking_client(uri: str | None) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
     return str(error).strip().split("\n")[0].split(" failed with exception")[0][:200]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from trainer.config.sections import TrackingConfig
-from trainer.tracking.mlflow_client import _brief, tracking_client
+from trainer.tracking.mlflow_client import brief, tracking_client
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,5 +40,5 @@ def register_checkpoint(config: TrackingConfig, name: str, run_id: str, about: M
                 return f"{name} version {known.version}"
         return f"{name} version {register_version(client, name, run_id, about)}"
     except Exception as error:
-        logger.warning("model %s could not be registered (%s)", name, _brief(error))
+        logger.warning("model %s could not be registered (%s)", name, brief(error))
         return None

@@ -19,7 +19,7 @@ import fsspec
 
 from trainer.config.sections import TrackingConfig
 from trainer.run_folder import RUN_FILE, stored_run_id
-from trainer.tracking.mlflow_client import _brief, tracking_client
+from trainer.tracking.mlflow_client import brief, tracking_client
 from trainer.tracking.mlflow_models import register_version
 from trainer.tracking.queued import QueuedTracker, RefusedError
 from trainer.tracking.spool import Operation, Spool
@@ -46,7 +46,7 @@ def open_run(config: TrackingConfig, run_name: str, tags: Mapping[str, str], run
     try:
         return store.open()
     except Exception as error:  # whatever fails here, training must go on
-        logger.warning("MLflow at %s cannot be reached (%s); training goes on", config.uri, _brief(error))
+        logger.warning("MLflow at %s cannot be reached (%s); training goes on", config.uri, brief(error))
         return None
 
 
@@ -57,7 +57,7 @@ def close_run(config: TrackingConfig, run_id: str | None, status: Status) -> Non
     try:
         tracking_client(config.uri).set_terminated(run_id, status)
     except Exception as error:
-        logger.warning("MLflow run %s could not be marked %s (%s)", run_id, status, _brief(error))
+        logger.warning("MLflow run %s could not be marked %s (%s)", run_id, status, brief(error))
 
 
 def add_to_run(
@@ -93,7 +93,7 @@ def add_to_run(
         for key, text in (tags or {}).items():
             client.set_tag(run_id, key, text)
     except Exception as error:
-        logger.warning("nothing could be added to MLflow run %s (%s)", run_id, _brief(error))
+        logger.warning("nothing could be added to MLflow run %s (%s)", run_id, brief(error))
 
 
 class MLflowTracker(QueuedTracker):
@@ -178,7 +178,7 @@ class RunStore:
             self._apply(operations)
         except MlflowException as error:
             if error.error_code in REJECTIONS:
-                raise RefusedError(_brief(error)) from None
+                raise RefusedError(brief(error)) from None
             raise
 
     def _apply(self, operations: Sequence[Operation]) -> None:

@@ -1,7 +1,7 @@
 """What a worker needs from whatever started it: who am I, where do I compute, should I stop.
 
 Training code knows only the `Context` protocol. This file holds the two versions that need no cluster; the one for Ray
-is in `launch.ray_trainer`, so that nothing here imports Ray.
+is in `launch.ray_train.worker`, so that nothing here imports Ray.
 """
 
 from __future__ import annotations

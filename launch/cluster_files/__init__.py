@@ -1,0 +1,1 @@
+"""Checks of cluster files that nobody has started yet."""

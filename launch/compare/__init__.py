@@ -1,0 +1,1 @@
+"""Runs compared: intervals, paired tests, a report."""

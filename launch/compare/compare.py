@@ -1,0 +1,99 @@
+"""The verb `compare`: a table of runs in the terminal, and a report that is one HTML file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.errors import UsageError
+from launch.output.tables import people, print_json_line, print_table
+from trainer.tracking.history import find_runs
+
+if TYPE_CHECKING:
+    from launch.compare.variants import Comparison, Pair
+
+
+def compare_runs(
+    wanted: Sequence[str], experiment: str | None, metric: str | None, html: str | None, uri: str | None
+) -> None:
+    """Compare runs; prints tables, then the same as one JSON line.
+
+    Raises:
+        UsageError: neither runs nor an experiment given. ValueError: a run that cannot be found or compared.
+    """
+    if not wanted and experiment is None:
+        raise UsageError("name the runs to compare (folders, MLflow ids or names), or --experiment NAME")
+    from launch.compare.variants import compare, table_rows
+
+    found = find_runs(uri or default_uri(), wanted, experiment)
+    comparison = compare(found, metric)
+    _print(comparison)
+    result = {
+        "metric": comparison.metric,
+        "variants": table_rows(comparison),
+        "pairs": [
+            {
+                "first": pair.first.label,
+                "second": pair.second.label,
+                "difference": None if pair.records is None else vars(pair.records),
+                "seeds_p": pair.seeds_p,
+                "shared_seeds": pair.shared_seeds,
+                "verdict": pair.verdict,
+            }
+            for pair in comparison.pairs
+        ],
+        "notes": comparison.notes,
+        "html": html,
+    }
+    if html is not None:
+        from launch.compare.report import page
+        from launch.output.html import write_page
+
+        write_page(page(comparison), Path(html))
+    print_json_line(result)
+
+
+def default_uri() -> str | None:
+    """MLFLOW_TRACKING_URI, else the database that runs started in this folder write to, if it is there."""
+    if "MLFLOW_TRACKING_URI" in os.environ:
+        return os.environ["MLFLOW_TRACKING_URI"]
+    database = Path.cwd() / "mlflow.db"
+    return f"sqlite:///{database}" if database.exists() else None
+
+
+def _print(comparison: Comparison) -> None:
+    names = comparison.metrics[:2]
+    rows = []
+    for variant in comparison.variants:
+        cells = []
+        for name in names:
+            middle, spread = variant.spread(name)
+            cells.append(f"{middle:.4f}" + (f" ± {spread:.4f}" if spread is not None else ""))
+        found = variant.interval(comparison.metric)
+        cells.insert(1, f"{found.low:.4f} to {found.high:.4f}" if found else "")
+        rows.append((variant.label, len(variant.runs), *cells))
+    head = ("variant", "runs", names[0], "95 % over records", *names[1:])
+    print_table(f"{len(comparison.runs)} runs, best {comparison.metric} first; ± over seeds", head, rows)
+    if comparison.pairs:
+        rows = [_pair_row(pair) for pair in comparison.pairs]
+        head = ("pair", "difference, 95 % over records", "p over", "verdict")
+        print_table(f"pairs, by {comparison.metric}", head, rows)
+    for note in comparison.notes:
+        people.print(note)
+
+
+def _pair_row(pair: Pair) -> tuple[str, ...]:
+    """Two lines a cell, so that a pair fits into a narrow terminal."""
+    names = f"{pair.first.label}\n- {pair.second.label}"
+    seeds = "" if pair.seeds_p is None else f"seeds {pair.seeds_p:.3f} ({pair.shared_seeds})"
+    found = pair.records
+    if found is None:
+        return (names, "", seeds, pair.verdict)
+    return (
+        names,
+        f"{found.value:+.4f}\n{found.low:+.4f} to {found.high:+.4f}",
+        f"records {found.p:.3f}\n{seeds}",
+        pair.verdict,
+    )

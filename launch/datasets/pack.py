@@ -1,0 +1,64 @@
+"""A source, from its name and options, packed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from data_shards import create_source, pack
+from data_shards.sources import SOURCES, source_class
+from launch.errors import UsageError
+from launch.output.tables import print_json_line, print_table
+
+logger = logging.getLogger(__name__)
+
+
+def pack_source(
+    name: str,
+    folder: str | None,
+    out: str,
+    splits: str | None,
+    options: Sequence[str],
+    workers: int,
+    shard_mb: int,
+    overwrite: bool,
+) -> None:
+    """Pack a source; prints the report as the last line."""
+    settings = _source_options(name, {"path": folder, "splits": splits}, options)
+    try:
+        source = create_source(name, settings)
+    except ImportError as error:
+        raise UsageError(f"source {name} needs a library that is not installed: {error}") from error
+    logger.info("packing %s into %s", name, out)
+    report = pack(
+        source, out, workers=workers or os.cpu_count() or 1, shard_bytes=shard_mb << 20, overwrite=overwrite
+    )  # fmt: skip
+    rows = [(key, report[key]) for key in ("records", "observations", "shards", "bytes", "seconds")]
+    notes = [note for note in sorted(report["source"].get("notes", {}).items()) if note not in rows]
+    print_table(f"packed {report['url']}", ("what", "how much"), rows + notes)
+    print_json_line(report)
+
+
+def _source_options(name: str, flags: dict[str, str | None], options: Sequence[str]) -> dict[str, Any]:
+    """Flags and `key=value` pairs as options of this source. Raises UsageError."""
+    if name not in SOURCES:
+        raise UsageError(f"unknown source {name!r}; sources are {', '.join(sorted(SOURCES))}")
+    fields = source_class(name).Options.model_fields
+    shown = {"path": "--source", "splits": "--splits"}
+    settings: dict[str, Any] = {}
+    for key, value in flags.items():
+        if value is not None and key not in fields:
+            raise UsageError(f"source {name} takes no {shown[key]}")
+        if value is not None:
+            settings[key] = value
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or key not in fields:
+            raise UsageError(f"-o {option!r}: write KEY=VALUE; source {name} takes {', '.join(fields) or 'no options'}")
+        settings[key] = value
+    for key, field in fields.items():
+        if field.is_required() and key not in settings:
+            raise UsageError(f"source {name} needs {shown.get(key, f'-o {key}=...')}: {field.description}")
+    return settings

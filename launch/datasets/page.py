@@ -1,0 +1,174 @@
+"""A data set as one HTML page of tables and pictures.
+
+It shows numbers about records, never a record itself, so it can be handed on where the data cannot.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from launch.datasets.tables import VALUE_COLUMNS, label_text, value_table
+from launch.output.html import html_page, picture, table
+
+MODALITY_COLUMNS = ("modality", "kind", "present", "share", "median length", "longest", "channels or shape")
+BLUE, GREY = "#2f6db5", "#c9d1d9"
+
+
+def data_page(facts: dict[str, Any]) -> str:
+    """The page of what `data_shards.inspection.summary` found."""
+    title = str(facts["name"])
+    head = (
+        f"{facts['records']:,} records, {facts['observations']:,} observations, {facts['bytes'] / 2**20:,.1f} MiB in "
+        f"{facts['shards']} shards"
+    )
+    body = [
+        f"<h1>{escape(title)}</h1><p>{head}</p>",
+        f'<p class="quiet">{escape(str(facts["url"]))}<br>digest {escape(facts["digest"])}</p>',
+        _warnings(facts),
+        "<h2>Modalities</h2>",
+        table(MODALITY_COLUMNS, _modality_rows(facts)),
+        picture(presence_figure(facts), "which modalities records have, by pattern"),
+        picture(length_figure(facts), "lengths"),
+        "<h2>Sampling of series</h2>",
+        f'<p class="quiet">From {facts["sampling"]["records"]:,} records taken evenly over the data set.</p>',
+        picture(when_figure(facts), "when observations are made"),
+        table(("series", "channel", "records with it", "values each", "median gap", "unit"), _sampling_rows(facts)),
+        *(_split(split, parts) for split, parts in facts["splits"].items()),
+        *(_values(split, rows) for split, rows in facts["values"].items()),
+    ]  # fmt: skip
+    return html_page(title, body)
+
+
+def _warnings(facts: dict[str, Any]) -> str:
+    rows = [f"<li>{escape(text)}</li>" for text in facts["warnings"]]
+    if rows:
+        return f'<h2>Look at this first</h2><div class="alarm"><ul>{"".join(rows)}</ul></div>'
+    groups = (
+        "no group is in two parts"
+        if facts["groups_known"]
+        else "no record names a group (e.g. its patient), so whether one is in two parts was not looked at"
+    )
+    return f'<p class="fine">Nothing suspicious was found: {groups}, and no modality tells a label by being there.</p>'
+
+
+def _modality_rows(facts: dict[str, Any]) -> list[tuple[Any, ...]]:
+    rows = []
+    for row in facts["modalities"]:
+        length, what = row["length"] or {}, ", ".join(row["channels"]) or " x ".join(map(str, row["shape"]))
+        short = what if len(what) < 120 else f"{what[:110]} ... ({len(row['channels'])})"
+        share = f"{row['share']:.1%}"
+        rows.append((row["name"], row["kind"], row["present"], share, length.get("p50"), length.get("p100"), short))
+    return rows
+
+
+def _sampling_rows(facts: dict[str, Any]) -> list[tuple[Any, ...]]:
+    return [
+        (name, channel, f"{own['share']:.1%}", own["per_record"], own["median_gap"], series["time_unit"])
+        for name, series in facts["sampling"]["series"].items()
+        for channel, own in series["channels"].items()
+    ]
+
+
+def _split(split: str, parts: dict[str, Any]) -> str:
+    rows = [
+        (part, facts["records"], facts["groups"] or None, task, labels["labelled"], label_text(labels))
+        for part, facts in parts.items()
+        for task, labels in facts["tasks"].items()
+    ]
+    figure = picture(label_figure(parts), f"labels of split {split}")
+    return (
+        f"<h2>Split {escape(split)}</h2>"
+        + table(("part", "records", "groups", "task", "labelled", "labels"), rows)
+        + figure
+    )
+
+
+def _values(split: str, rows: list[dict[str, Any]]) -> str:
+    head = f"<h2>Values in the train part of split {escape(split)}</h2>"
+    note = '<p class="quiet">farthest: the value farthest from the mean, in standard deviations</p>'
+    return head + note + table(VALUE_COLUMNS, value_table(rows))
+
+
+def presence_figure(facts: dict[str, Any]) -> Figure | None:
+    """Most frequent patterns (rows) by modality (columns)."""
+    names = [row["name"] for row in facts["modalities"]]
+    patterns = facts["patterns"]["most_frequent"]
+    if len(names) < 2 or not patterns:
+        return None
+    grid = np.array([[name not in pattern["absent"] for name in names] for pattern in patterns], float)
+    figure = Figure(figsize=(10, 1.6 + 0.3 * len(patterns)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(grid, aspect="auto", cmap=ListedColormap([GREY, BLUE]), vmin=0, vmax=1)
+    share = [f"{pattern['records']:,} ({pattern['records'] / facts['records']:.1%})" for pattern in patterns]
+    axes.set_yticks(range(len(patterns)), share, fontsize=8)
+    axes.set_xticks(range(len(names)), names, rotation=60 if len(names) > 6 else 0, fontsize=8)
+    axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(patterns) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="both", length=0)
+    axes.set_title(f"what records have (blue); {facts['patterns']['count']} patterns in all", fontsize=10, loc="left")
+    return figure
+
+
+def length_figure(facts: dict[str, Any]) -> Figure | None:
+    """Histogram of lengths of each ragged modality."""
+    rows = [row for row in facts["modalities"] if row["histogram"]]
+    unit = {"series": "observations", "text": "bytes", "waveform": "samples"}
+    panels = [(row["name"], unit[row["kind"]], row["histogram"]["counts"], row["histogram"]["edges"]) for row in rows]
+    return _histograms(panels)
+
+
+def when_figure(facts: dict[str, Any]) -> Figure | None:
+    """Observations over the window, of each series."""
+    panels = []
+    for name, series in facts["sampling"]["series"].items():
+        edges = np.linspace(0, series["window"], len(series["when"]) + 1).tolist()
+        panels.append((name, series["time_unit"] or "time", series["when"], edges))
+    return _histograms(panels)
+
+
+def _histograms(panels: list[tuple[str, str, list[float], list[float]]]) -> Figure | None:
+    if not panels:
+        return None
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(10, 1.9 * rows), layout="constrained")
+    for place, (name, unit, counts, edges) in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=BLUE)
+        axes.set_title(name, fontsize=9, loc="left")
+        axes.set_xlabel(unit, fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def label_figure(parts: dict[str, Any]) -> Figure | None:
+    """Shares of classes per part, one panel a task."""
+    tasks = [task for task, labels in next(iter(parts.values()))["tasks"].items() if "counts" in labels]
+    if not tasks:
+        return None
+    figure = Figure(figsize=(10, len(tasks) * (0.8 + 0.3 * len(parts))), layout="constrained")
+    for place, task in enumerate(tasks):
+        axes = figure.add_subplot(len(tasks), 1, place + 1)
+        for row, facts in enumerate(parts.values()):
+            labels = facts["tasks"][task]
+            shares = np.array(list(labels["counts"].values()), float) / max(labels["labelled"], 1)
+            if labels["kind"] == "multilabel":
+                axes.scatter(shares, np.full(len(shares), row), color=BLUE, s=18)
+                continue
+            colours = [f"C{n % 10}" for n in range(len(shares))]
+            axes.barh(np.full(len(shares), row), shares, left=np.cumsum(shares) - shares, color=colours, height=0.7)
+        axes.set_yticks(range(len(parts)), list(parts), fontsize=8)
+        axes.set_xlim(0, 1)
+        axes.invert_yaxis()
+        names = ", ".join(next(iter(parts.values()))["tasks"][task]["counts"])
+        axes.set_title(f"{task}: share of {names if len(names) < 100 else 'each class'}", fontsize=9, loc="left")
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure

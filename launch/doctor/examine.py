@@ -1,0 +1,89 @@
+"""Where the doctor goes: this machine, a Ray that can be joined, or a cluster behind its dashboard.
+
+A laptop reaches a cluster by its dashboard only. There the doctor is sent as a job, which is also the best proof that
+jobs work; what it finds inside comes back as JSON.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from launch.cluster.environment import SETTINGS, in_submitted_job
+from launch.cluster.token import token_source
+from launch.doctor import mlflow_server, storage
+from launch.doctor.facts import gather
+from launch.doctor.findings import Finding, worst
+from launch.doctor.machine import judge_machine, token
+from launch.doctor.open_ports import ask_dashboard
+from launch.doctor.targets import Wanted
+
+
+def examine_all(cluster: str | None, wanted: Wanted) -> Iterator[Finding]:
+    """Every finding, this machine's first."""
+    cluster = cluster or os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if not in_submitted_job():
+        yield from _here(wanted, cluster is None)
+    if cluster is None:
+        text = "neither --cluster nor RAY_ADDRESS nor RAY_API_SERVER_ADDRESS is set: `train` starts a local Ray"
+        yield Finding("Ray", "ok", text)
+    elif cluster.startswith(("http://", "https://")):
+        yield from _behind_dashboard(cluster.rstrip("/"), wanted)
+    else:
+        yield from _joined(cluster, wanted)
+
+
+def wanted(storage: str | None, mlflow: str | None) -> Wanted:
+    """With absolute paths, and MLflow's own setting as the default."""
+    if storage and "://" not in storage:
+        storage = str(Path(storage).expanduser().absolute())
+    return Wanted(storage, mlflow or os.environ.get("MLFLOW_TRACKING_URI"))
+
+
+def _here(wanted: Wanted, alone: bool) -> Iterator[Finding]:
+    yield from judge_machine(gather(wanted.folders()))
+    yield from token(alone)
+    if alone and wanted.storage:
+        yield storage.judge(wanted.storage, storage.use(wanted.storage, ""), "")
+    if alone and wanted.mlflow:
+        yield mlflow_server.judge(wanted.mlflow, mlflow_server.reach(wanted.mlflow), "", False)
+
+
+def _joined(address: str, wanted: Wanted) -> Iterator[Finding]:
+    os.environ.update(SETTINGS)
+    if token_source() is not None:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from launch.cluster.ray_session import connected
+    from launch.doctor.cluster import examine
+
+    try:
+        with connected(address):
+            yield from examine(wanted)
+    except ConnectionError as error:
+        yield Finding("Ray", "fail", str(error), "is it running? `ray status --address ADDRESS` on its head tells more")
+
+
+def _behind_dashboard(url: str, wanted: Wanted) -> Iterator[Finding]:
+    doors = ask_dashboard(url)
+    yield from doors
+    if any(finding.check == "Ray" for finding in doors):
+        return  # nobody there
+    if worst(doors) == "fail":
+        os.environ["RAY_AUTH_MODE"] = "disabled"  # open, as has been said; the rest is worth knowing too
+    from launch.cluster.job_board import JobBoard
+
+    try:
+        board = JobBoard(url)
+        said = board.run_doctor(wanted.arguments())
+    except (ValueError, ConnectionError, RuntimeError, TimeoutError) as error:
+        yield Finding("jobs", "fail", " ".join(str(error).split())[:500], "see `python -m launch list`")
+        return
+    yield Finding("jobs", "ok", "a job was submitted and ran")
+    for finding in said:
+        yield Finding(**_known(finding))
+
+
+def _known(finding: dict[str, Any]) -> dict[str, Any]:
+    return {key: finding[key] for key in Finding.__dataclass_fields__ if key in finding}

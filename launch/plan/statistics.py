@@ -1,0 +1,49 @@
+"""What a plan knows of the data: statistics of packed data, or of a schema and a stated presence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_shards import DatasetSchema, open_data
+from data_shards.errors import ManifestError
+from data_shards.records.statistics import ModalityStatistics, SplitStatistics, TaskStatistics
+from launch.errors import UsageError
+from trainer.config.run_config import RunConfig
+
+
+def data_statistics(
+    config: RunConfig, schema: str | None, presence: float
+) -> tuple[DatasetSchema, SplitStatistics, str]:
+    """Schema, presence and lengths: of the packed data if it is there, else of a schema file and a stated presence."""
+    if schema is None:
+        try:
+            manifest = open_data(config.data)
+        except ManifestError as error:
+            raise UsageError(f"{error}; pack the data, or give --schema FILE (and --presence) instead") from None
+        manifest.column(config.data.split, "train")
+        return manifest.schema, manifest.statistics[config.data.split], "manifest"
+    try:
+        described = DatasetSchema.from_json(Path(schema).read_bytes())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--schema {schema}: {' '.join(str(error).split())}") from None
+    return described, stated_statistics(described, presence), f"schema, {presence:g} of all modalities present"
+
+
+def stated_statistics(schema: DatasetSchema, presence: float, records: int = 1000) -> SplitStatistics:
+    """Statistics of data that nobody has packed: every modality in this share of the records, texts at full length.
+
+    A series is taken to have 10 events a channel.
+    """
+    if not 0 < presence <= 1:
+        raise UsageError(f"--presence {presence} must lie in (0, 1]")
+    present = round(presence * records)
+    modalities = {}
+    for spec in schema.modalities:
+        count = 10 * present if spec.kind == "series" else present
+        mean = float(spec.max_length or 0) if spec.kind == "text" else 0.0
+        zeros = (0.0,) * spec.width
+        modalities[spec.name] = ModalityStatistics(
+            present, (count,) * spec.width, (mean,) * spec.width, zeros, zeros, zeros
+        )
+    tasks = {task.name: TaskStatistics(records, (), (0.0,) * task.dim, (1.0,) * task.dim) for task in schema.tasks}
+    return SplitStatistics(records, modalities, tasks)

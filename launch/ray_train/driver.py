@@ -1,0 +1,172 @@
+"""A RunConfig on Ray Train: a group of workers, restarts, stopping, and a truthful end in MLflow.
+
+Ray places the workers and makes their process group; each then runs `trainer.jobs.job.run` like under any other
+launcher. After a failure Ray starts a new group, and the job finds its newest checkpoint in the run's folder by
+itself, so nothing about checkpoints passes through Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+import fsspec
+import pyarrow.fs
+import ray
+import ray.train
+import ray.train.torch
+from ray.train import FailureConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from launch.cluster.environment import job_tags
+from launch.cluster.nodes import Sizes, fitting_workers, placement_problem, staying_nodes
+from launch.cluster.ray_session import gpus_wanted, ray_session
+from launch.errors import RunFailedError, UsageError
+from launch.ray_train.controller import FailurePolicy, RightSize, first_line
+from launch.ray_train.mailbox import POLL_SECONDS, Failure, open_desk, print_lines
+from launch.ray_train.node_watch import NodeWatch
+from launch.ray_train.worker import work
+from trainer.config.paths import is_local
+from trainer.config.run_config import RunConfig
+from trainer.tracking.mlflow_run import close_run, open_run
+from trainer.tracking.tracker import Status
+from trainer.worker.context import StopOnSignal
+from trainer.worker.provenance import source_tags
+
+logger = logging.getLogger(__name__)
+
+
+# Ray's own resizing kills workers; ours asks them first.
+NEVER_S = 1e9
+
+
+def train_on_ray(config: RunConfig, debug: bool = False) -> dict[str, Any]:
+    """Run the job on Ray and return rank 0's result; every path in `config` must be absolute.
+
+    SIGTERM or SIGINT asks the workers for a checkpoint and an end; the result's `status` is then "stopped".
+
+    Raises:
+        RunFailedError: with the worker's own sentence if it raised one.
+    """
+    tags = {**source_tags(), **job_tags()}
+    tracked = config.job != "evaluate"
+    status: Status = "FAILED"
+    with StopOnSignal(gentle=False):
+        run_id = open_run(config.tracking, config.name, tags, config.run_dir) if tracked else None
+        config.tracking.run_id = run_id
+        if run_id is not None:
+            logger.info("run %s is MLflow run %s at %s", config.name, run_id, config.tracking.uri)
+        try:
+            # Ray replaces signal handlers when it starts, so those for the run itself are set after that.
+            with ray_session(config, debug), StopOnSignal() as signals:
+                result = _Fit(config, tags, signals).wait()
+            stopped = result["status"] == "stopped"
+            status = "KILLED" if stopped else "FINISHED"
+            return {**result, "signal": signals.received} if stopped else result
+        except (KeyboardInterrupt, RunFailedError) as error:
+            if isinstance(error, KeyboardInterrupt) or error.stopped_by:
+                status = "KILLED"
+            raise
+        finally:
+            if tracked:
+                close_run(config.tracking, run_id, status)
+
+
+class _Fit:
+    """`TorchTrainer.fit` in a thread, so that the main one can print, and pass on a signal, meanwhile."""
+
+    def __init__(self, config: RunConfig, tags: dict[str, str], signals: StopOnSignal) -> None:
+        self._signals = signals
+        self._desk = open_desk()
+        sizes = _sizes(config)
+        _check_nodes(config, sizes)
+        self._trainer = _torch_trainer(config, tags, self._desk, sizes)
+        self._nodes = NodeWatch(self._desk, sizes)
+        self._result: Any = None
+        self._error: Exception | None = None
+
+    def _run(self) -> None:
+        try:
+            self._result = self._trainer.fit()
+        except Exception as error:  # raised again in the main thread
+            self._error = error
+
+    def wait(self) -> dict[str, Any]:
+        thread = threading.Thread(target=self._run, name="fit", daemon=True)
+        thread.start()
+        asked = False
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            print_lines(self._desk)
+            if self._signals.received is not None and not asked:
+                ray.get(self._desk.ask.remote("stop", f"signal {self._signals.received}"))
+                asked = True
+            self._nodes.look()
+        print_lines(self._desk)
+        if self._error is not None:
+            failure: Failure | None = ray.get(self._desk.worst_failure.remote())
+            text = failure.text if failure is not None else first_line(self._error)
+            raise RunFailedError(text, self._signals.received) from self._error
+        result: dict[str, Any] = self._result.return_value
+        return result
+
+
+def _needs(config: RunConfig) -> dict[str, float]:
+    """Resources of one worker."""
+    return {"CPU": config.cluster.cpus_per_worker, **({"GPU": 1.0} if gpus_wanted(config) else {})}
+
+
+def _sizes(config: RunConfig) -> Sizes:
+    parallel, experts = config.parallel, config.model.moe.experts
+    degrees = [d for d in range(parallel.expert_parallel, 0, -1) if experts % d == 0]
+    least = config.cluster.min_workers or parallel.workers
+    return Sizes(_needs(config), least, parallel.workers, (1,) if parallel.experts_across_nodes else tuple(degrees))
+
+
+def _check_nodes(config: RunConfig, sizes: Sizes) -> None:
+    """Raises UsageError if the cluster's nodes cannot hold whole expert-parallel groups; elastic runs adapt.
+
+    Warns of a database that is a file where there are several nodes.
+    """
+    fitting = [fitting_workers({name: node}, sizes.needs) for name, node in staying_nodes().items()]
+    places = [count for count in fitting if count]
+    problem = None if sizes.elastic else placement_problem(config.parallel, places)
+    if problem:
+        raise UsageError(problem)
+    uri = config.tracking.uri or ""
+    if config.tracking.mlflow and uri.startswith("sqlite:") and len(fitting) > 1:
+        logger.warning(
+            "MLflow at %s is a file, and this Ray has %d nodes: unless they share it, start a server "
+            "(python -m launch ui --serve) and set tracking.uri=http://HOST:5000",
+            uri,
+            len(fitting),
+        )
+
+
+def _scaling(sizes: Sizes) -> ScalingConfig:
+    workers: dict[str, Any] = {"num_workers": sizes.most}
+    if sizes.elastic:
+        workers = {"num_workers": (sizes.least, sizes.most), "elastic_resize_monitor_interval_s": NEVER_S}
+    return ScalingConfig(use_gpu="GPU" in sizes.needs, resources_per_worker=dict(sizes.needs), **workers)
+
+
+def _torch_trainer(config: RunConfig, tags: dict[str, str], desk: Any, sizes: Sizes) -> TorchTrainer:
+    resize = [RightSize(desk, sizes)] if sizes.elastic else []
+    fs, root = fsspec.url_to_fs(config.run_dir)
+    # Ray keeps a few small files of its own beside ours.
+    place: dict[str, Any] = {"storage_path": root}
+    if not is_local(config.run_dir):
+        place["storage_filesystem"] = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
+    return TorchTrainer(
+        work,  # type: ignore[arg-type]  # what it returns becomes Result.return_value
+        train_loop_config={"config": config.model_dump(mode="json"), "tags": tags, "desk": desk},
+        torch_config=TorchConfig(timeout_s=int(config.parallel.timeout_s)),
+        scaling_config=_scaling(sizes),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            failure_config=FailureConfig(max_failures=-1),  # FailurePolicy counts
+            callbacks=[FailurePolicy(desk, config.cluster.max_failures), *resize],  # type: ignore[list-item]
+            **place,
+        ),
+    )

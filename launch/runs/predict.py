@@ -1,0 +1,184 @@
+"""The verb `predict`: predictions of a checkpoint for every record of a data set, as one Parquet file.
+
+One process, or several over Ray with parallel.workers=N. Workers take pieces of the data set; the driver puts their
+rows in the order of the data set and writes them, so the file does not depend on how many workers there were. The file
+appears when the last row is in it, and not at all if anything fails.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+
+from launch.cluster.environment import prepare_for_ray, settle_paths
+from launch.errors import RunFailedError, UsageError
+from launch.output.tables import print_json_line
+from launch.runs.checks import check
+from trainer.config.paths import absolute_url, is_local
+from trainer.config.recipe import apply_overrides
+from trainer.config.run_config import RunConfig
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from trainer.inference.request import Request
+
+    Rows = Iterator[tuple[pa.Table, dict[str, int]]]
+
+
+def predict_records(
+    checkpoint: str,
+    data: str | None,
+    out: str,
+    part: str | None,
+    explain: bool,
+    calibrated: bool,
+    overrides: Sequence[str],
+    overwrite: bool,
+    debug: bool,
+) -> None:
+    """Predict, write `out`, print what was done as the last line.
+
+    Raises:
+        UsageError: `out` exists. RunFailedError: a worker failed for good. ValueError: wrong checkpoint or data.
+    """
+    started = time.perf_counter()
+    config, member = _config(checkpoint, data, overrides)
+    out = str(Path.cwd() / Path(out).expanduser()) if is_local(out) and "://" not in out else out
+    fs, path = fsspec.url_to_fs(out)
+    if fs.exists(path) and not overwrite:
+        raise UsageError(f"{out} exists: give another name, or --overwrite")
+    request = _request(config, member, part, explain, calibrated)
+    rows = _on_ray(config, request, debug) if config.parallel.workers > 1 else _here(request)
+    written, skipped = write_whole(rows, out)
+    print_json_line(
+        {
+            "out": out,
+            "records": written,
+            "skipped": dict(skipped),
+            "checkpoint": request.checkpoint,
+            "workers": config.parallel.workers,
+            "seconds": round(time.perf_counter() - started, 2),
+        }
+    )
+
+
+def _config(checkpoint: str, data: str | None, overrides: Sequence[str]) -> tuple[RunConfig, str]:
+    from trainer.checkpoints.evaluation_recipe import evaluation_config
+    from trainer.checkpoints.find import open_checkpoint
+    from trainer.inference.request import choose_data
+
+    mixture = open_checkpoint(checkpoint).meta["config"]["data"].get("mixture")
+    config = evaluation_config(checkpoint, None if mixture else data)
+    config = settle_paths(apply_overrides(config, ["parallel.workers=1", "parallel.expert_parallel=1", *overrides]))
+    config, member = choose_data(config, None if data is None else absolute_url(data, Path.cwd()))
+    check(config)
+    return config, member
+
+
+def _request(config: RunConfig, member: str, part: str | None, explain: bool, calibrated: bool) -> Request:
+    from trainer.inference.request import Request
+    from trainer.metrics.temperature import read_temperatures
+
+    assert config.evaluation is not None
+    temperatures = read_temperatures(config.evaluation.checkpoint) if calibrated else {}
+    return Request(config, part, member, explain, temperatures)
+
+
+def _here(request: Request) -> Rows:
+    from trainer.inference.predictor import Predictor
+    from trainer.worker.context import default_device
+
+    predictor = Predictor(request, default_device(0))
+    for piece in predictor.pieces():
+        yield predictor(piece)
+
+
+def _on_ray(config: RunConfig, request: Request, debug: bool) -> Rows:
+    """Rows piece by piece in the order of the data set. A worker that dies is started again, and its piece with it."""
+    prepare_for_ray(config)
+    import ray
+    from ray.util import ActorPool
+
+    from data_shards import open_manifest
+    from launch.cluster.ray_session import gpus_wanted, ray_session
+    from trainer.inference.predictor import cut_pieces
+
+    pieces = cut_pieces(
+        open_manifest(config.data.url, config.data.storage_options).counts(config.data.split, request.part)
+    )
+    with ray_session(config, debug):
+        retries = config.cluster.max_failures
+        worker = ray.remote(PredictWorker).options(
+            num_cpus=config.cluster.cpus_per_worker,
+            num_gpus=1 if gpus_wanted(config) else 0,
+            max_restarts=retries,
+            max_task_retries=retries,
+        )
+        number = min(config.parallel.workers, len(pieces))
+        pool = ActorPool([worker.remote(request) for _ in range(number)])
+        try:
+            yield from pool.map(lambda actor, piece: actor.predict.remote(piece), pieces)
+        except ray.exceptions.RayTaskError as error:
+            raise RunFailedError(f"{type(error.cause).__name__}: {error.cause}") from error
+        except ray.exceptions.RayError as error:
+            raise RunFailedError(str(error).strip().split("\n")[0]) from error
+
+
+class PredictWorker:
+    """A Ray actor around a predictor."""
+
+    def __init__(self, request: Request) -> None:
+        import torch
+
+        from trainer.inference.predictor import Predictor
+        from trainer.worker.context import default_device
+
+        torch.set_num_threads(1)
+        self._predictor = Predictor(request, default_device(0))
+
+    def predict(self, piece: Any) -> tuple[Any, dict[str, int]]:
+        """Rows of one piece."""
+        return self._predictor(piece)
+
+
+def write_whole(rows: Rows, url: str) -> tuple[int, Counter[str]]:
+    """Write tables as one Parquet file that appears complete or not at all; (rows written, records skipped).
+
+    Rows go to a temporary file first: beside the target, or on local disk if the target is in an object store.
+    """
+    import pyarrow.parquet
+
+    fs, path = fsspec.url_to_fs(url)
+    local = is_local(url)
+    folder = Path(path).parent if local else Path(tempfile.gettempdir())
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{Path(path).name}.{os.getpid()}.tmp"
+    skipped: Counter[str] = Counter()
+    written, writer = 0, None
+    try:
+        for table, lost in rows:
+            if writer is None:
+                writer = pyarrow.parquet.ParquetWriter(temporary, table.schema)
+            writer.write_table(table)
+            written += len(table)
+            skipped.update(lost)
+        if writer is None:
+            raise UsageError("there is no record to predict")
+        writer.close()
+        if local:
+            temporary.replace(path)
+        else:
+            fs.put_file(str(temporary), path)
+    finally:
+        if writer is not None:
+            writer.close()
+        temporary.unlink(missing_ok=True)
+    return written, skipped

@@ -1,0 +1,99 @@
+"""The verbs `train`, `finetune` and `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from launch.cluster.environment import prepare_for_ray, settle_paths
+from launch.errors import RunFailedError, UsageError
+from launch.output.tables import print_json_line, print_metrics, print_table
+from launch.runs.checks import check
+from trainer.config.recipe import apply_overrides, load_recipe
+from trainer.config.run_config import RunConfig
+
+
+def train_recipe(recipe: str, overrides: Sequence[str], debug: bool) -> None:
+    """Train a recipe on Ray; prints the result as the last line. Leaves with 128 + n if signal n stopped it."""
+    config = settle_paths(load_recipe(recipe, overrides))
+    check(config)
+    _finish(config, _on_ray(config, debug))
+
+
+def finetune_recipe(recipe: str, overrides: Sequence[str], debug: bool) -> None:
+    """Fine-tune prompts on a frozen backbone, on Ray like training."""
+    config = settle_paths(load_recipe(recipe, overrides))
+    if config.job != "mope":
+        raise UsageError(f"recipe {recipe} has job: {config.job}, which is for train; finetune takes job: mope")
+    from trainer.models.build import resolve
+
+    check(resolve(config))
+    _finish(config, _on_ray(config, debug))
+
+
+def evaluate_checkpoint(
+    checkpoint: str,
+    data: str | None,
+    part: str,
+    drop: Sequence[str],
+    overrides: Sequence[str],
+    debug: bool,
+    **wishes: bool,
+) -> None:
+    """Evaluate a checkpoint in this process, or on Ray with parallel.workers=N; prints the result as the last line."""
+    # `--drop a b` reads naturally, and leaves `b` among the overrides.
+    words = [word for word in overrides if "=" not in word]
+    if words and not drop:
+        raise UsageError(f"unexpected {words[0]!r}: overrides are section.key=value, modalities follow --drop")
+    changes = [word for word in overrides if "=" in word]
+    from trainer.checkpoints.evaluation_recipe import evaluation_config
+
+    config = evaluation_config(checkpoint, data, part, [*drop, *words], **wishes)
+    # A checkpoint does not depend on how many workers wrote it, so one is enough unless more are asked for.
+    config = settle_paths(apply_overrides(config, ["parallel.workers=1", "parallel.expert_parallel=1", *changes]))
+    check(config)
+    if config.parallel.workers > 1:
+        _finish(config, _on_ray(config, debug))
+        return
+    from trainer.jobs.job import run
+    from trainer.worker.context import SingleContext
+
+    _finish(config, run(config, SingleContext()))
+
+
+def _on_ray(config: RunConfig, debug: bool) -> dict[str, Any]:
+    prepare_for_ray(config)
+    from launch.ray_train.driver import train_on_ray
+
+    return train_on_ray(config, debug)
+
+
+def _finish(config: RunConfig, result: Mapping[str, Any]) -> None:
+    """Table, JSON line, and the exit code of a stopped run."""
+    if result["metrics"]:
+        print_metrics(f"{config.name}  {result.get('checkpoint') or ''}", result["metrics"])
+    if result.get("calibrated"):
+        print_metrics(f"with temperatures {result['temperatures']}, fitted on val", result["calibrated"])
+    if result.get("missing_curve"):
+        _print_curve(result["missing_curve"])
+    print_json_line(result)
+    if result.get("status") == "stopped":
+        raise RunFailedError(
+            f"stopped at step {result.get('step')} with a checkpoint; the same command with name={config.name} "
+            "continues the run",
+            stopped_by=result["signal"],
+        )
+
+
+def _print_curve(curve: Mapping[str, Any]) -> None:
+    """The tables behind the figure, for each task; it lies in the run's folder."""
+    from trainer.metrics.main_metric import by_rate, task_curves
+
+    for task in task_curves(dict(curve)):
+        metric = task["metric"]
+        rows = [(f"{rate:.0%}", *values) for rate, *values in by_rate(task)]
+        print_table("modalities missing at test time", ("missing", f"{metric}, mean", "smallest", "largest"), rows)
+        whole = task["whole"][metric]
+        left = [(row["modality"], row["metrics"].get(metric, whole)) for row in task["without"]]
+        changes = sorted([(name, value, value - whole) for name, value in left], key=lambda row: row[2])
+        print_table("one modality removed", ("without", metric, "change"), changes)

@@ -1,0 +1,76 @@
+"""What a sweep is: recipe, space, trials, folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+
+from launch.cluster.environment import settle_paths
+from launch.errors import UsageError
+from launch.sweep.space import SpaceConfig, Trial, load_space, trials
+from trainer.config.recipe import apply_overrides, load_recipe
+from trainer.config.run_config import RunConfig, check_parallel
+
+logger = logging.getLogger("fleximoe")
+
+
+FILE = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A space around a recipe, and the runs that it is made of.
+
+    Attributes:
+        config: of the whole; its run_dir is the sweep's folder. runs: the run of each trial.
+    """
+
+    config: RunConfig
+    space: SpaceConfig
+    metric: str
+    mode: str
+    trials: list[Trial]
+    runs: list[RunConfig]
+
+
+def plan_sweep(recipe: str, space_name: str, overrides: Sequence[str]) -> Sweep:
+    """Everything about a sweep before anything is started; mistakes in any trial's recipe are found here."""
+    space = load_space(space_name)
+    named = any(word.startswith("name=") for word in overrides)
+    default = f"name={Path(recipe).stem}-{Path(space_name).stem}"
+    config = settle_paths(load_recipe(recipe, [*([] if named else [default]), *overrides]))
+    stopping = config.training.early_stopping
+    metric, mode = space.metric or stopping.metric, space.mode or stopping.mode
+    found = trials(space, config)
+    runs = []
+    for trial in found:
+        name = f"name={config.name}-{trial.number:03d}"
+        run = apply_overrides(config, [*trial.overrides, name, f"training.storage={config.run_dir}"])
+        run.tracking.json_lines = True  # how a trial is followed
+        run.tracking.spool = None
+        run = settle_paths(run)
+        check_parallel(run)
+        runs.append(run)
+    return Sweep(config, space, metric, mode, found, runs)
+
+
+def claim(sweep: Sweep) -> None:
+    """Write down what this sweep is, or see that the folder holds this very sweep."""
+    fs, root = fsspec.url_to_fs(sweep.config.run_dir)
+    recipe = sweep.config.model_dump(mode="json", exclude={"tracking", "cluster", "evaluation"})
+    words = [list(trial.overrides) for trial in sweep.trials]
+    mine = {"metric": sweep.metric, "mode": sweep.mode, "trials": words, "recipe": recipe}
+    if fs.exists(f"{root}/{FILE}"):
+        if json.loads(fs.cat_file(f"{root}/{FILE}")) != mine:
+            raise UsageError(
+                f"{sweep.config.run_dir} holds a sweep of another recipe or space: give this one another name="
+            )
+        logger.info("continuing sweep %s", sweep.config.name)
+        return
+    fs.makedirs(root, exist_ok=True)
+    fs.pipe_file(f"{root}/{FILE}", json.dumps(mine, indent=1).encode())

@@ -1,0 +1,136 @@
+"""One trial of a sweep: an ordinary run in a process of its own, watched through the metrics that it writes.
+
+A trial of one worker is `python -m trainer`, on the CPUs and the GPU that Ray set aside for it; a trial of several
+workers is `python -m launch train`, whose workers Ray places. Either is the run that one would start by hand, with the
+checkpoints, the MLflow run and the continuation of one: a trial that is started again goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import yaml
+
+from launch.versions import ROOT
+from trainer.config.run_config import RunConfig
+
+POLL_SECONDS = 0.5
+PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)  # looked up before a process forks, not in between
+PRUNED = "pruned.json"
+FAILED = "failed.json"
+
+
+class TrialError(RuntimeError):
+    """A trial ended without a result. The text is its own sentence."""
+
+
+def evaluations(config: RunConfig, metric: str) -> dict[int, float]:
+    """Step -> value of a validation metric, as far as the run has written it."""
+    fs, root = fsspec.url_to_fs(config.run_dir)
+    fs.invalidate_cache(root)
+    if not fs.exists(f"{root}/metrics.jsonl"):
+        return {}
+    found = {}
+    for line in fs.cat_file(f"{root}/metrics.jsonl").decode().split("\n")[:-1]:  # the last one may be half written
+        row = json.loads(line)
+        if metric in row.get("metrics", {}):
+            found[int(row["step"])] = float(row["metrics"][metric])
+    return dict(sorted(found.items()))
+
+
+def result_of(config: RunConfig) -> dict[str, Any] | None:
+    """What a finished run wrote; None if it has not finished."""
+    stored = read_json(config, "result.json")
+    return stored if stored is not None and stored["status"] == "finished" else None
+
+
+def was_pruned(config: RunConfig) -> bool:
+    """Whether an earlier go of the sweep has stopped this trial for good."""
+    return read_json(config, PRUNED) is not None
+
+
+def mark_pruned(config: RunConfig, evaluation: int) -> None:
+    """Remember it, so that a sweep that is started again does not continue the trial."""
+    fs, root = fsspec.url_to_fs(config.run_dir)
+    fs.pipe_file(f"{root}/{PRUNED}", json.dumps({"evaluations": evaluation}).encode())
+
+
+def failure_of(config: RunConfig) -> str | None:
+    """Why its last go failed."""
+    stored = read_json(config, FAILED)
+    return None if stored is None else str(stored["error"])
+
+
+def read_json(config: RunConfig, name: str) -> dict[str, Any] | None:
+    """A JSON file of the run's folder; None if it is not there."""
+    fs, root = fsspec.url_to_fs(config.run_dir)
+    fs.invalidate_cache(root)
+    if not fs.exists(f"{root}/{name}"):
+        return None
+    value: dict[str, Any] = json.loads(fs.cat_file(f"{root}/{name}"))
+    return value
+
+
+def run_trial(config: RunConfig, metric: str, address: str) -> Iterator[tuple[int, float]]:
+    """Start or continue the run and yield (step, value) of each evaluation, earlier ones first, while it goes on.
+
+    Raises TrialError if it fails.
+    """
+    done = 0
+    if result_of(config) is None and not was_pruned(config):
+        with tempfile.TemporaryDirectory(prefix="trial_") as folder:
+            fs, root = fsspec.url_to_fs(config.run_dir)
+            if fs.exists(f"{root}/{FAILED}"):
+                fs.rm_file(f"{root}/{FAILED}")
+            process = _start(config, Path(folder), address)
+            while process.poll() is None:
+                for step, value in list(evaluations(config, metric).items())[done:]:
+                    done += 1
+                    yield step, value
+                time.sleep(POLL_SECONDS)
+            if process.returncode != 0:
+                text = _last_words(Path(folder) / "log", process.returncode)
+                fs.makedirs(root, exist_ok=True)
+                fs.pipe_file(f"{root}/{FAILED}", json.dumps({"error": text}).encode())
+                raise TrialError(text)
+    yield from list(evaluations(config, metric).items())[done:]
+
+
+def _start(config: RunConfig, folder: Path, address: str) -> subprocess.Popen[bytes]:
+    recipe = folder / f"{config.name}.yaml"
+    recipe.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude={"evaluation"}), sort_keys=False))
+    if config.parallel.workers == 1:
+        command = [sys.executable, "-m", "trainer", str(recipe)]
+    else:
+        command = [sys.executable, "-m", "launch", "train", str(recipe), f"cluster.address={address}"]
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": str(config.parallel.threads_per_worker)},
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            preexec_fn=_end_with_parent,
+        )
+
+
+def _end_with_parent() -> None:
+    """In the child: be killed when the trial's own process ends, however it ends. What it had saved is continued."""
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _last_words(log: Path, code: int) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("error: ") if lines else f"the run ended with code {code} and said nothing"

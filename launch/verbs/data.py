@@ -1,0 +1,62 @@
+"""The verbs `pack` and `inspect`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from launch.verbs.options import Debug
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command()
+def pack(
+    source: Annotated[str, typer.Argument(help="Where records come from: digits, physionet2012, tables, ...")],
+    out: Annotated[str, typer.Option(help="Folder or URL (s3://, gs://, ...) of the new data set.")],
+    folder: Annotated[
+        str | None,
+        typer.Option("--source", metavar="PATH", help="The original files: a folder, or the mapping file of tables."),
+    ] = None,
+    splits: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Table of named splits, e.g. raindrop_splits.csv.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="Any other option of the source.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read and encode; 0 = one per CPU.")] = 0,
+    shard_mb: Annotated[int, typer.Option(min=1, help="Size at which a shard is closed, in MiB.")] = 64,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set that is there.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Turn original data into shards: WebDataset tars with a manifest. Done once per data set.
+
+    \b
+    python -m launch pack digits --out data/digits
+    python -m launch pack physionet2012 --source DIR --out data/physionet2012 --splits DIR/raindrop_splits.csv
+    python -m launch pack tables --source mapping.yaml --out data/mine
+    python -m launch pack synthetic --out data/made_up -o records=2000 -o modalities=series:20,image:4
+    """
+    from launch.datasets.pack import pack_source
+
+    pack_source(source, folder, out, splits, option or [], workers, shard_mb, overwrite)
+
+
+@app.command()
+def inspect(
+    url: Annotated[str, typer.Argument(help="Folder or URL of a packed data set.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    html: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Also write a page with pictures; it shows no record.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Show what a packed data set holds: presence, sampling, lengths, labels, values, and what looks like leakage.
+
+    \b
+    python -m launch inspect data/digits --html digits.html
+    """
+    from launch.datasets.inspect import inspect_data
+
+    inspect_data(url, as_json, html)
