@@ -15,7 +15,7 @@ import numpy as np
 
 from data_shards.errors import RecordError
 from data_shards.records.arrays import Limits, dump_tensors, load_tensors
-from data_shards.records.record import KEY, Record, Series, target_row
+from data_shards.records.record import KEY, Record, Series, target_row, validate
 from data_shards.records.schema import DatasetSchema
 
 SUFFIX = ".st"
@@ -57,8 +57,8 @@ class Columns:
 
 
 def encode_record(record: Record, schema: DatasetSchema) -> bytes:
-    """Validated record -> member bytes. Raises ValueError as ``schema.validate_record`` does."""
-    schema.validate_record(record)
+    """Validated record -> member bytes. Raises ValueError as ``validate`` does."""
+    validate(schema, record)
     by_number = {schema.numbers[name]: value for name, value in sorted(record.values.items())}
     series = {n: v for n, v in sorted(by_number.items()) if isinstance(v, Series)}
     texts = {n: v.encode() for n, v in sorted(by_number.items()) if isinstance(v, str)}

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from data_shards.records.schema import DatasetSchema, ModalitySpec
+from data_shards.records.schema import DatasetSchema, ModalitySpec
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
 PART = re.compile(r"[A-Za-z0-9_-]{1,32}")

@@ -1,4 +1,4 @@
-"""What a record may hold: modalities, tasks, and the record itself.
+"""What a record may hold: modalities and tasks.
 
 A data set declares its modalities once. A record then holds *any subset* of them. Three cases stay apart everywhere:
 a modality that is **absent** (no key in ``Record.values``), one that is **present but empty** (a series without events)
@@ -16,10 +16,6 @@ from typing import ClassVar, Literal, get_args
 
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter
-
-from data_shards.records.record import Record, Series
-
-__all__ = ["DatasetSchema", "Kind", "ModalitySpec", "Record", "Series", "TaskKind", "TaskSpec", "group_layout"]
 
 Kind = Literal["series", "vector", "image", "text", "waveform"]
 TaskKind = Literal["binary", "multiclass", "multilabel", "regression"]
@@ -243,12 +239,6 @@ class DatasetSchema:
     def digest(self) -> str:
         """SHA-256 of the canonical JSON."""
         return self._digest
-
-    def validate_record(self, record: Record) -> None:
-        """Raise ValueError (key, modality, what) if the record does not fit this schema."""
-        from data_shards.records.record import validate
-
-        validate(self, record)
 
 
 def group_layout(schema: DatasetSchema) -> dict[str, list[int]]:

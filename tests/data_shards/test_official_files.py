@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from data_shards import Record, Series, create_source, pack
+from data_shards.records.record import validate
 from data_shards.sources.mimic4.recordings import read_ecg
 from data_shards.sources.readers.plain_pickle import RefusedError, read_plain_npy, read_plain_pickle
 
@@ -24,7 +25,7 @@ def read(name: str, options: dict[str, Any]) -> tuple[dict[str, Record], Counter
     source, notes = create_source(name, options), Counter[str]()
     records = {record.key: record for unit in source.units() for record in source.read(unit, notes)}
     for record in records.values():
-        source.schema.validate_record(record)
+        validate(source.schema, record)
     return records, Counter({key: count for key, count in notes.items() if count})
 
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from data_shards import Record, create_source, open_manifest, pack
+from data_shards.records.record import validate
 from data_shards.sources.base import Source
 from data_shards.sources.readers.pictures import PictureError, decode_picture
 from tests.trainer.vqa import archive
@@ -44,7 +45,7 @@ def read(source: Source) -> tuple[dict[str, Record], Counter[str]]:
     notes: Counter[str] = Counter()
     records = {record.key: record for unit in source.units() for record in source.read(unit, notes)}
     for record in records.values():
-        source.schema.validate_record(record)
+        validate(source.schema, record)
     return records, notes
 
 

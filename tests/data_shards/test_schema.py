@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data_shards import DatasetSchema, ModalitySpec, Record, Series, TaskSpec, group_layout
+from data_shards.records.record import validate
 from tests.data_shards.build import SCHEMA, make_record
 
 
@@ -109,7 +110,7 @@ def events(**changes: object) -> Series:
 )
 def test_illegal_values_name_key_and_modality(values: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
-        SCHEMA.validate_record(Record("k1", values))  # type: ignore[arg-type]
+        validate(SCHEMA, Record("k1", values))  # type: ignore[arg-type]
     assert "k1" in str(caught.value)
 
 
@@ -127,19 +128,19 @@ def test_illegal_values_name_key_and_modality(values: dict[str, object], words: 
 )
 def test_illegal_targets(targets: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        SCHEMA.validate_record(Record("k1", {}, targets))  # type: ignore[arg-type]
+        validate(SCHEMA, Record("k1", {}, targets))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("key", ["", "a.b", "a/b", "../a", "x" * 91, "ä"])
 def test_illegal_keys(key: str) -> None:
     with pytest.raises(ValueError, match="record key"):
-        SCHEMA.validate_record(Record(key, {}))
+        validate(SCHEMA, Record(key, {}))
 
 
 def test_legal_records_pass() -> None:
     for number in range(50):
-        SCHEMA.validate_record(make_record(number))
-    SCHEMA.validate_record(Record("nothing", {}))
+        validate(SCHEMA, make_record(number))
+    validate(SCHEMA, Record("nothing", {}))
 
 
 def test_dense_table_becomes_observed_events_only() -> None:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from benchmarks.tables import compare
 from data_shards import Record, Series, create_source, open_manifest, pack
+from data_shards.records.record import validate
 from data_shards.sources.tables import source as tables
 from tests.data_shards.test_sources import OUTCOMES, lay_out
 
@@ -90,7 +91,7 @@ def read(path: str) -> tuple[dict[str, Record], Counter[str]]:
     source, notes = create_source("tables", {"path": path}), Counter[str]()
     records = {record.key: record for unit in source.units() for record in source.read(unit, notes)}
     for record in records.values():
-        source.schema.validate_record(record)
+        validate(source.schema, record)
     return records, notes
 
 
