@@ -42,7 +42,8 @@ FLOORS = {
         ("session", "inference", "figures"),
         ("models", "metrics"),
         ("checkpoints", "tracking"),
-        ("config", "worker", "run_folder"),
+        ("config", "worker"),
+        ("run_folder",),
     ),
     "trainer/models": (
         ("build",),

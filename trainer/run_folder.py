@@ -1,35 +1,123 @@
-"""Names and shapes of what a run leaves behind in its folder, for those who write it and those who read it."""
+"""Names and shapes of what a run leaves behind, for those who write it and those who read it.
+
+A run's folder (`config.run_dir`, a path or a URL) holds `checkpoints/`, and the files named here; the same names, where
+they are artifacts, are those of its MLflow run. Nothing else may spell them.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypedDict
 
 import fsspec
 
-from trainer.config.sections import TrackingConfig
+# Written by the job.
+MLFLOW_RUN = "mlflow_run.json"  # which MLflow run this is: `MLflowRun`
+METRICS = "metrics.jsonl"  # one object a line: `params`, `step` with `metrics`, `dataset`, `model`, `tags`, `status`
+RESULT = "result.json"  # what the command printed as its last line: `Result`
+CHECKPOINTS = "checkpoints"
+ADAPTER = "adapter"  # a folder, and the stem of the two files in it
+TEMPERATURE = "temperature.json"
+SPOOL = "mlflow_spool"  # what MLflow could not take yet
+# Written by the job, and artifacts of its MLflow run.
+CONFIG = "config.json"
+RECIPE = "recipe.yaml"
+REQUIREMENTS = "requirements.txt"
+TEST_PREDICTIONS = "predictions/test.parquet"
+MISSING_CURVE = "missing_curve.json"
+MISSING_FIGURE = "figures/missing_curve.png"
+ROUTING = "routing/expert_by_modality.json"
+ROUTING_FIGURE = "figures/expert_by_modality.png"
+# Written by a sweep: into its own folder, and into those of its trials.
+SWEEP = "sweep.json"
+SWEEP_RESULTS = "sweep_results.json"
+PRUNED = "pruned.json"
+FAILED = "failed.json"
 
-if TYPE_CHECKING:
-    from trainer.checkpoints.checkpoint import Checkpoint
 
-RUN_FILE = "mlflow_run.json"
+class MLflowRun(TypedDict):
+    """Which run of which MLflow a folder belongs to."""
 
-
-def stored_run_id(config: TrackingConfig, fs: fsspec.AbstractFileSystem, folder: str) -> str | None:
-    """The MLflow run that a run's folder belongs to; None if it has none in this store."""
-    if not fs.exists(f"{folder}/{RUN_FILE}"):
-        return None
-    stored = json.loads(fs.cat_file(f"{folder}/{RUN_FILE}"))
-    return str(stored["run_id"]) if stored["uri"] == config.uri else None
+    uri: str
+    run_id: str
 
 
-def run_of(checkpoint: Checkpoint) -> str | None:
-    """The MLflow run that wrote a checkpoint: as the checkpoint says, or as the run's folder does.
+class Result(TypedDict, total=False):
+    """What a job that trains returns: `status` is finished or stopped, `metrics` are those of the test part."""
+
+    run_id: str | None
+    name: str
+    status: str
+    step: int
+    samples: int
+    metrics: dict[str, float]
+    checkpoint: str
+    adapter: str
+    seconds: float
+
+
+def read_json(run_dir: str, name: str) -> Any:
+    """A JSON file of a run's folder; None if it is not there (yet)."""
+    fs, root = fsspec.url_to_fs(run_dir)
+    fs.invalidate_cache(root)
+    return json.loads(fs.cat_file(f"{root}/{name}")) if fs.exists(f"{root}/{name}") else None
+
+
+def write_json(run_dir: str, name: str, value: Any) -> None:
+    """Write a JSON file into a run's folder, which is made if it is not there."""
+    fs, root = fsspec.url_to_fs(run_dir)
+    fs.makedirs(root, exist_ok=True)
+    fs.pipe_file(f"{root}/{name}", json.dumps(value, indent=1).encode())
+
+
+def remove(run_dir: str, name: str) -> None:
+    """Take a file out of a run's folder, if it is there."""
+    fs, root = fsspec.url_to_fs(run_dir)
+    if fs.exists(f"{root}/{name}"):
+        fs.rm_file(f"{root}/{name}")
+
+
+def put_file(run_dir: str, name: str, path: Path) -> None:
+    """Copy a local file into a run's folder."""
+    fs, root = fsspec.url_to_fs(run_dir)
+    target = f"{root}/{name}"
+    fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+    fs.put_file(str(path), target)
+
+
+def metric_lines(run_dir: str) -> Iterator[dict[str, Any]]:
+    """Whole lines of a run's metrics, as far as they are written."""
+    fs, root = fsspec.url_to_fs(run_dir)
+    fs.invalidate_cache(root)
+    if fs.exists(f"{root}/{METRICS}"):
+        for line in fs.cat_file(f"{root}/{METRICS}").decode().split("\n")[:-1]:  # the last one may be half written
+            yield json.loads(line)
+
+
+def stored_result(run_dir: str) -> Result | None:
+    """What a finished run wrote; None if it has not finished."""
+    stored: Result | None = read_json(run_dir, RESULT)
+    return stored if stored is not None and stored["status"] == "finished" else None
+
+
+def stored_run(run_dir: str) -> MLflowRun | None:
+    """The MLflow run of a folder; None if it has none."""
+    stored: MLflowRun | None = read_json(run_dir, MLFLOW_RUN)
+    return stored
+
+
+def stored_run_id(run_dir: str, uri: str | None) -> str | None:
+    """The id of a folder's run in the MLflow at `uri`; None if it has none there."""
+    stored = stored_run(run_dir)
+    return stored["run_id"] if stored is not None and stored["uri"] == (uri or "") else None
+
+
+def run_of(run_dir: str, known: str | None) -> str | None:
+    """The MLflow run that wrote a checkpoint: the one that it knows, or the one of its run's folder.
 
     A run that was started without a driver has its first checkpoints before the server has named it.
     """
-    stored = checkpoint.meta["mlflow_run_id"]
-    path = f"{checkpoint.path.rsplit('/', 2)[0]}/{RUN_FILE}"
-    if stored is None and checkpoint.fs.exists(path):
-        stored = json.loads(checkpoint.fs.cat_file(path))["run_id"]
-    return stored  # type: ignore[no-any-return]
+    stored = stored_run(run_dir) if known is None else None
+    return known if stored is None else stored["run_id"]

@@ -17,10 +17,9 @@ from data_shards.records.statistics import SplitStatistics
 from parallel import Engine, Mesh, MeshSpec, create_mesh, init_distributed
 from parallel.config import ParallelConfig
 from trainer.config.run_config import RunConfig
-from trainer.models.build import build_model, exempt_from_decay, flop_counter, resolve
+from trainer.models.build import build_model, exempt_from_decay, resolve
 from trainer.models.fusemoe.model import compile_dense_parts
 from trainer.models.layers.heads import TaskLoss, target_scale
-from trainer.training.meter import Meter
 from trainer.worker.context import Context
 from trainer.worker.devices import peak_flops
 from trainer.worker.seats import Seat, fitting_degree, gather_seats, layout_lines
@@ -49,11 +48,6 @@ class Session:
     @property
     def device(self) -> torch.device:
         return self.context.device
-
-    def meter(self) -> Meter:
-        """A fresh meter of steps."""
-        counter = flop_counter(self.config, self.schema, self.tasks, self.engine.module)
-        return Meter(self.device, counter, self.context.world, self.peak * self.context.world)
 
     def loader(self, part: str, shuffle: bool) -> StepLoader:
         """Batches of one part of the split: shuffled training steps, or evaluation in storage order.

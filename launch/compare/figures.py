@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from launch.compare.variants import PREDICTIONS, Comparison, Variant
+from launch.compare.variants import Comparison, Variant
 from trainer.figures.evaluation import missing_figure, reliability_figure
 from trainer.figures.routing import routing_figure
 from trainer.metrics.calibration import statements
 from trainer.metrics.main_metric import larger_is_better
 from trainer.metrics.prediction_table import read_predictions
+from trainer.run_folder import MISSING_CURVE, ROUTING, TEST_PREDICTIONS
 from trainer.tracking.history import TrackedRun
 
 
@@ -76,7 +77,7 @@ def calibration(comparison: Comparison) -> Figure | None:
 
 
 def _statements(run: TrackedRun) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    file = run.artifact(PREDICTIONS)
+    file = run.artifact(TEST_PREDICTIONS)
     if file is None:
         return []
     tasks, predictions = read_predictions(file)
@@ -87,7 +88,7 @@ def _statements(run: TrackedRun) -> list[tuple[torch.Tensor, torch.Tensor]]:
 def routing(variant: Variant) -> Figure | None:
     """Expert x modality of the variant's first run that kept it."""
     for run in variant.runs:
-        table = run.json("routing/expert_by_modality.json")
+        table = run.json(ROUTING)
         if table is not None:
             return routing_figure(table["modalities"], [torch.tensor(layer) for layer in table["layers"]])
     return None
@@ -99,7 +100,7 @@ def missing(comparison: Comparison) -> tuple[Figure | None, list[dict[str, Any]]
         f"{variant.label} ({run.name})": curve
         for variant in comparison.variants
         for run in variant.runs
-        if (curve := run.json("missing_curve.json")) is not None
+        if (curve := run.json(MISSING_CURVE)) is not None
     }
     if len({tuple(curve["tasks"]) for curve in found.values()}) != 1:
         return None, []

@@ -25,12 +25,12 @@ from launch.compare.bootstrap import (
 )
 from trainer.metrics.main_metric import larger_is_better, primary_metric
 from trainer.metrics.prediction_table import read_predictions
+from trainer.run_folder import TEST_PREDICTIONS
 from trainer.tracking.history import TrackedRun
 
 # What may differ without making another variant: seeds, names, places, who did the work.
 SEEDS = ("training.seed", "data.seed")
 IGNORED = ("name", "tracking.", "training.storage", "cluster.", "peak.", "data.url", "data.cache_dir", "parameters.")
-PREDICTIONS = "predictions/test.parquet"
 MOST_KEYS = 4  # of parameters in a variant's label
 
 
@@ -188,7 +188,7 @@ def _resample(variants: list[Variant]) -> list[str]:
     for variant in variants:
         rows = []
         for run in variant.runs:
-            file = run.artifact(PREDICTIONS)
+            file = run.artifact(TEST_PREDICTIONS)
             if file is None:
                 notes.append(f"Run {run.name} kept no test predictions, so it has no interval.")
                 continue

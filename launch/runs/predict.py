@@ -28,6 +28,7 @@ from trainer.config.run_config import RunConfig
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from trainer.checkpoints.checkpoint import Checkpoint
     from trainer.inference.request import Request
 
     Rows = Iterator[tuple[pa.Table, dict[str, int]]]
@@ -50,13 +51,16 @@ def predict_records(
         UsageError: `out` exists. RunFailedError: a worker failed for good. ValueError: wrong checkpoint or data.
     """
     started = time.perf_counter()
-    config, member = _config(checkpoint, data, overrides)
+    from trainer.checkpoints.find import open_checkpoint
+
+    opened = open_checkpoint(checkpoint)
+    config, member = _config(opened, data, overrides)
     out = str(Path.cwd() / Path(out).expanduser()) if is_local(out) and "://" not in out else out
     fs, path = fsspec.url_to_fs(out)
     if fs.exists(path) and not overwrite:
         raise UsageError(f"{out} exists: give another name, or --overwrite")
-    request = _request(config, member, part, explain, calibrated)
-    rows = _on_ray(config, request, debug) if config.parallel.workers > 1 else _here(request)
+    request = _request(config, opened, member, part, explain, calibrated)
+    rows = _on_ray(config, request, debug) if config.parallel.workers > 1 else _here(request, opened)
     written, skipped = write_whole(rows, out)
     print_json_line(
         {
@@ -70,33 +74,33 @@ def predict_records(
     )
 
 
-def _config(checkpoint: str, data: str | None, overrides: Sequence[str]) -> tuple[RunConfig, str]:
+def _config(checkpoint: Checkpoint, data: str | None, overrides: Sequence[str]) -> tuple[RunConfig, str]:
     from trainer.checkpoints.evaluation_recipe import evaluation_config
-    from trainer.checkpoints.find import open_checkpoint
     from trainer.inference.request import choose_data
 
-    mixture = open_checkpoint(checkpoint).meta["config"]["data"].get("mixture")
+    mixture = checkpoint.meta["config"]["data"].get("mixture")
     config = evaluation_config(checkpoint, None if mixture else data)
     config = settle_paths(apply_overrides(config, ["parallel.workers=1", "parallel.expert_parallel=1", *overrides]))
-    config, member = choose_data(config, None if data is None else absolute_url(data, Path.cwd()))
+    config, member = choose_data(config, checkpoint, None if data is None else absolute_url(data, Path.cwd()))
     check(config)
     return config, member
 
 
-def _request(config: RunConfig, member: str, part: str | None, explain: bool, calibrated: bool) -> Request:
+def _request(
+    config: RunConfig, checkpoint: Checkpoint, member: str, part: str | None, explain: bool, calibrated: bool
+) -> Request:
     from trainer.inference.request import Request
     from trainer.metrics.temperature import read_temperatures
 
-    assert config.evaluation is not None
-    temperatures = read_temperatures(config.evaluation.checkpoint) if calibrated else {}
+    temperatures = read_temperatures(checkpoint) if calibrated else {}
     return Request(config, part, member, explain, temperatures)
 
 
-def _here(request: Request) -> Rows:
+def _here(request: Request, checkpoint: Checkpoint) -> Rows:
     from trainer.inference.predictor import Predictor
     from trainer.worker.context import default_device
 
-    predictor = Predictor(request, default_device(0))
+    predictor = Predictor(request, checkpoint, default_device(0))
     for piece in predictor.pieces():
         yield predictor(piece)
 
@@ -138,11 +142,12 @@ class PredictWorker:
     def __init__(self, request: Request) -> None:
         import torch
 
+        from trainer.checkpoints.find import open_checkpoint
         from trainer.inference.predictor import Predictor
         from trainer.worker.context import default_device
 
         torch.set_num_threads(1)
-        self._predictor = Predictor(request, default_device(0))
+        self._predictor = Predictor(request, open_checkpoint(request.checkpoint), default_device(0))
 
     def predict(self, piece: Any) -> tuple[Any, dict[str, int]]:
         """Rows of one piece."""

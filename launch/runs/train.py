@@ -47,8 +47,9 @@ def evaluate_checkpoint(
         raise UsageError(f"unexpected {words[0]!r}: overrides are section.key=value, modalities follow --drop")
     changes = [word for word in overrides if "=" in word]
     from trainer.checkpoints.evaluation_recipe import evaluation_config
+    from trainer.checkpoints.find import open_checkpoint
 
-    config = evaluation_config(checkpoint, data, part, [*drop, *words], **wishes)
+    config = evaluation_config(open_checkpoint(checkpoint), data, part, [*drop, *words], **wishes)
     # A checkpoint does not depend on how many workers wrote it, so one is enough unless more are asked for.
     config = settle_paths(apply_overrides(config, ["parallel.workers=1", "parallel.expert_parallel=1", *changes]))
     check(config)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import fsspec
 
 from launch.cluster.environment import settle_paths
 from launch.errors import UsageError
 from launch.sweep.space import SpaceConfig, Trial, load_space, trials
 from trainer.config.recipe import apply_overrides, load_recipe
 from trainer.config.run_config import RunConfig, check_parallel
+from trainer.run_folder import SWEEP, read_json, write_json
 
 logger = logging.getLogger("fleximoe")
-
-
-FILE = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -61,16 +56,15 @@ def plan_sweep(recipe: str, space_name: str, overrides: Sequence[str]) -> Sweep:
 
 def claim(sweep: Sweep) -> None:
     """Write down what this sweep is, or see that the folder holds this very sweep."""
-    fs, root = fsspec.url_to_fs(sweep.config.run_dir)
     recipe = sweep.config.model_dump(mode="json", exclude={"tracking", "cluster", "evaluation"})
     words = [list(trial.overrides) for trial in sweep.trials]
     mine = {"metric": sweep.metric, "mode": sweep.mode, "trials": words, "recipe": recipe}
-    if fs.exists(f"{root}/{FILE}"):
-        if json.loads(fs.cat_file(f"{root}/{FILE}")) != mine:
-            raise UsageError(
-                f"{sweep.config.run_dir} holds a sweep of another recipe or space: give this one another name="
-            )
+    known = read_json(sweep.config.run_dir, SWEEP)
+    if known is None:
+        write_json(sweep.config.run_dir, SWEEP, mine)
+    elif known != mine:
+        raise UsageError(
+            f"{sweep.config.run_dir} holds a sweep of another recipe or space: give this one another name="
+        )
+    else:
         logger.info("continuing sweep %s", sweep.config.name)
-        return
-    fs.makedirs(root, exist_ok=True)
-    fs.pipe_file(f"{root}/{FILE}", json.dumps(mine, indent=1).encode())

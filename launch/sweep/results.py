@@ -7,8 +7,9 @@ from typing import Any
 
 from launch.sweep.definition import Sweep
 from launch.sweep.space import Trial
-from launch.sweep.trial import evaluations, result_of, was_pruned
+from launch.sweep.trial import evaluations, was_pruned
 from trainer.config.run_config import RunConfig
+from trainer.run_folder import stored_result
 
 
 def summarise(sweep: Sweep, failures: dict[int, str]) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def summarise(sweep: Sweep, failures: dict[int, str]) -> dict[str, Any]:
 
 def _trial_row(sweep: Sweep, trial: Trial, run: RunConfig, failures: dict[int, str]) -> dict[str, Any]:
     values = list(evaluations(run, sweep.metric).values())
-    result = result_of(run)
+    result = stored_result(run.run_dir)
     failed = failures.get(trial.number)
     status = "finished" if result else "stopped" if was_pruned(run) else "failed" if failed else "unfinished"
     pick = max if sweep.mode == "max" else min

@@ -18,6 +18,7 @@ from launch.runs.checks import check
 from launch.sweep.definition import Sweep, claim, plan_sweep
 from launch.sweep.results import summarise
 from trainer.checkpoints.find import open_checkpoint
+from trainer.run_folder import SWEEP_RESULTS
 from trainer.tracking.create import create_tracker
 from trainer.tracking.history import PARENT
 from trainer.tracking.mlflow_models import register_checkpoint
@@ -77,7 +78,7 @@ def sweep_recipe(recipe: str, space_name: str, overrides: Sequence[str], debug: 
 def _keep(sweep: Sweep, result: dict[str, Any], tracker: Tracker, parent: str | None) -> None:
     """What a complete sweep leaves in MLflow; adds `registered` to the result."""
     result["registered"] = _register(sweep, result, parent)
-    tracker.log_json("sweep_results.json", result)
+    tracker.log_json(SWEEP_RESULTS, result)
     if result["best"]:
         tracker.log_metrics({f"best/{sweep.metric}": result["best"]["score"]}, 0)
 

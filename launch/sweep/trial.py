@@ -8,7 +8,6 @@ checkpoints, the MLflow run and the continuation of one: a trial that is started
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import signal
 import subprocess
@@ -17,19 +16,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import fsspec
 import yaml
 
 from launch.versions import ROOT
 from trainer.config.run_config import RunConfig
+from trainer.run_folder import FAILED, PRUNED, metric_lines, read_json, remove, stored_result, write_json
 
 POLL_SECONDS = 0.5
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)  # looked up before a process forks, not in between
-PRUNED = "pruned.json"
-FAILED = "failed.json"
 
 
 class TrialError(RuntimeError):
@@ -38,49 +34,25 @@ class TrialError(RuntimeError):
 
 def evaluations(config: RunConfig, metric: str) -> dict[int, float]:
     """Step -> value of a validation metric, as far as the run has written it."""
-    fs, root = fsspec.url_to_fs(config.run_dir)
-    fs.invalidate_cache(root)
-    if not fs.exists(f"{root}/metrics.jsonl"):
-        return {}
-    found = {}
-    for line in fs.cat_file(f"{root}/metrics.jsonl").decode().split("\n")[:-1]:  # the last one may be half written
-        row = json.loads(line)
-        if metric in row.get("metrics", {}):
-            found[int(row["step"])] = float(row["metrics"][metric])
+    rows = metric_lines(config.run_dir)
+    found = {int(row["step"]): float(row["metrics"][metric]) for row in rows if metric in row.get("metrics", {})}
     return dict(sorted(found.items()))
-
-
-def result_of(config: RunConfig) -> dict[str, Any] | None:
-    """What a finished run wrote; None if it has not finished."""
-    stored = read_json(config, "result.json")
-    return stored if stored is not None and stored["status"] == "finished" else None
 
 
 def was_pruned(config: RunConfig) -> bool:
     """Whether an earlier go of the sweep has stopped this trial for good."""
-    return read_json(config, PRUNED) is not None
+    return read_json(config.run_dir, PRUNED) is not None
 
 
 def mark_pruned(config: RunConfig, evaluation: int) -> None:
     """Remember it, so that a sweep that is started again does not continue the trial."""
-    fs, root = fsspec.url_to_fs(config.run_dir)
-    fs.pipe_file(f"{root}/{PRUNED}", json.dumps({"evaluations": evaluation}).encode())
+    write_json(config.run_dir, PRUNED, {"evaluations": evaluation})
 
 
 def failure_of(config: RunConfig) -> str | None:
     """Why its last go failed."""
-    stored = read_json(config, FAILED)
+    stored = read_json(config.run_dir, FAILED)
     return None if stored is None else str(stored["error"])
-
-
-def read_json(config: RunConfig, name: str) -> dict[str, Any] | None:
-    """A JSON file of the run's folder; None if it is not there."""
-    fs, root = fsspec.url_to_fs(config.run_dir)
-    fs.invalidate_cache(root)
-    if not fs.exists(f"{root}/{name}"):
-        return None
-    value: dict[str, Any] = json.loads(fs.cat_file(f"{root}/{name}"))
-    return value
 
 
 def run_trial(config: RunConfig, metric: str, address: str) -> Iterator[tuple[int, float]]:
@@ -89,11 +61,9 @@ def run_trial(config: RunConfig, metric: str, address: str) -> Iterator[tuple[in
     Raises TrialError if it fails.
     """
     done = 0
-    if result_of(config) is None and not was_pruned(config):
+    if stored_result(config.run_dir) is None and not was_pruned(config):
         with tempfile.TemporaryDirectory(prefix="trial_") as folder:
-            fs, root = fsspec.url_to_fs(config.run_dir)
-            if fs.exists(f"{root}/{FAILED}"):
-                fs.rm_file(f"{root}/{FAILED}")
+            remove(config.run_dir, FAILED)
             process = _start(config, Path(folder), address)
             while process.poll() is None:
                 for step, value in list(evaluations(config, metric).items())[done:]:
@@ -102,8 +72,7 @@ def run_trial(config: RunConfig, metric: str, address: str) -> Iterator[tuple[in
                 time.sleep(POLL_SECONDS)
             if process.returncode != 0:
                 text = _last_words(Path(folder) / "log", process.returncode)
-                fs.makedirs(root, exist_ok=True)
-                fs.pipe_file(f"{root}/{FAILED}", json.dumps({"error": text}).encode())
+                write_json(config.run_dir, FAILED, {"error": text})
                 raise TrialError(text)
     yield from list(evaluations(config, metric).items())[done:]
 

@@ -14,8 +14,9 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from launch.cluster.ray_session import gpus_wanted, ray_session
-from launch.sweep.trial import failure_of, mark_pruned, read_json, result_of, run_trial, was_pruned
+from launch.sweep.trial import failure_of, mark_pruned, run_trial, was_pruned
 from trainer.config.run_config import RunConfig
+from trainer.run_folder import stored_result, stored_run
 from trainer.tracking.mlflow_run import close_run
 from trainer.worker.context import StopOnSignal
 
@@ -118,7 +119,7 @@ class _Watcher(tune.Callback):
         """Finished by itself, or stopped by the scheduler; one that a signal cut off may go on another time."""
         number = trial.config["run"]["number"]
         run, last = self._sweep.runs[number], trial.last_result
-        finished = result_of(run) is not None
+        finished = stored_result(run.run_dir) is not None
         if self._signals.received is not None and not finished:
             return
         if not finished and not was_pruned(run):
@@ -145,10 +146,10 @@ class _Watcher(tune.Callback):
 def _close_cut_off(sweep: Sweep, failures: dict[int, str]) -> None:
     """MLflow shows the runs that a signal ended as killed, until they go on."""
     for number, run in enumerate(sweep.runs):
-        if number not in failures and _run_id(run) and result_of(run) is None and not was_pruned(run):
+        if number not in failures and _run_id(run) and stored_result(run.run_dir) is None and not was_pruned(run):
             close_run(run.tracking, _run_id(run), "KILLED")
 
 
 def _run_id(run: RunConfig) -> str | None:
-    stored = read_json(run, "mlflow_run.json")
+    stored = stored_run(run.run_dir)
     return stored["run_id"] if stored else None

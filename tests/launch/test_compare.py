@@ -24,13 +24,15 @@ from trainer.config.paths import absolute_paths
 from trainer.config.recipe import load_recipe
 from trainer.worker.context import SingleContext
 from trainer.checkpoints.evaluation_recipe import evaluation_config
+from trainer.checkpoints.find import open_checkpoint
 folder, *common = sys.argv[1:]
 for gate in ("laplace", "softmax"):
     for seed in (0, 1):
         words = [f"name={gate}{seed}", f"model.moe.gate={gate}", f"training.seed={seed}", "optim.lr=0.01"]
         config = absolute_paths(load_recipe("synthetic_small", [*common, *words]), Path(folder))
         run(config, SingleContext())
-curve = evaluation_config(f"{folder}/runs/laplace0", missing_curve=True, missing_seeds=2, temperature=True)
+checkpoint = open_checkpoint(f"{folder}/runs/laplace0")
+curve = evaluation_config(checkpoint, missing_curve=True, missing_seeds=2, temperature=True)
 run(curve, SingleContext())
 """
 

@@ -21,7 +21,7 @@ from trainer.config.run_config import RunConfig
 from trainer.worker.context import SingleContext
 from trainer.worker.start_clock import StartClock
 
-def report(self, tracker, step):
+def report(self, step):
     print(json.dumps({"step": step, "phases": self.phases, "modules": sorted(sys.modules)}), flush=True)
     raise SystemExit
 
@@ -44,23 +44,16 @@ def test_nothing_superfluous_is_imported_before_the_first_step(tmp_path):
     assert list(first["phases"]) == ["model", "restore", "first step"]
 
 
-class Recorder:
-    """A tracker that only keeps metrics."""
-
-    def log_metrics(self, metrics, step):
-        self.metrics, self.step = metrics, step
-
-
 def test_phases_follow_each_other_without_a_gap_and_never_run_back(caplog):
-    clock, tracker = StartClock(since=100.0, attempt=3), Recorder()
+    clock = StartClock(since=100.0, attempt=3)
     clock.mark("teardown", at=102.0)
     clock.mark("process", at=101.0)  # another host's clock is behind
     clock.mark("first step", at=102.5)
     with caplog.at_level(logging.INFO, "trainer.worker.start_clock"):
-        clock.report(tracker, 41)
+        metrics = clock.report(41)
     assert clock.phases == {"teardown": 2.0, "process": 0.0, "first step": 0.5}
-    assert (tracker.step, tracker.metrics["lifecycle/start_s"], tracker.metrics["lifecycle/attempt"]) == (41, 2.5, 3)
-    assert tracker.metrics["lifecycle/first_step_s"] == 0.5
+    assert (metrics["lifecycle/start_s"], metrics["lifecycle/attempt"]) == (2.5, 3)
+    assert metrics["lifecycle/first_step_s"] == 0.5
     assert caplog.messages == [
         "step 41 is the first of attempt 3, after 2.5 s: teardown 2.0, process 0.0, first step 0.5"
     ]

@@ -14,6 +14,7 @@ from data_shards.loading.loader import StepLoader
 from tests.trainer.test_run import job
 from tests.trainer.tiny import config, packed
 from trainer.checkpoints.evaluation_recipe import evaluation_config
+from trainer.checkpoints.find import open_checkpoint
 from trainer.evaluation.missing_curve import RATES
 from trainer.metrics.main_metric import by_rate, larger_is_better, primary_metric, task_metrics
 from trainer.metrics.temperature import read_temperatures
@@ -29,7 +30,7 @@ def curved(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, dict]:
     data = packed(folder / "data", records=60)
     job(1, config(data, folder, training__epochs=1))
     wishes = {"missing_curve": True, "missing_seeds": 2, "temperature": True}
-    wanted = evaluation_config(str(folder / "run"), **wishes)
+    wanted = evaluation_config(open_checkpoint(str(folder / "run")), **wishes)
     wanted.parallel.workers = wanted.parallel.expert_parallel = 2
     return data, folder / "run", job(2, wanted)
 
@@ -38,7 +39,7 @@ def test_each_modality_removed_is_what_drop_gives(curved: tuple[str, Path, dict]
     _, run, result = curved
     rows = {row["modality"]: row for row in result["missing_curve"]["without"]}
     assert len(rows) == 7 and result["missing_curve"]["whole"] == result["metrics"]
-    alone = job(1, evaluation_config(str(run), drop=["scan"]))["metrics"]
+    alone = job(1, evaluation_config(open_checkpoint(str(run)), drop=["scan"]))["metrics"]
     assert rows["scan"]["metrics"] == pytest.approx(alone, rel=1e-4, abs=1e-5)
 
 
@@ -69,7 +70,7 @@ def test_table_and_figure_lie_with_the_run(curved: tuple[str, Path, dict]) -> No
 def test_temperatures_are_fitted_on_validation_and_kept(curved: tuple[str, Path, dict]) -> None:
     _, run, result = curved
     assert set(result["temperatures"]) == {"died", "kind", "codes"}
-    assert read_temperatures(str(run)) == result["temperatures"]
+    assert read_temperatures(open_checkpoint(str(run))) == result["temperatures"]
     scaled = result["calibrated"]
     assert scaled["calibrated/test/kind/accuracy"] == result["metrics"]["test/kind/accuracy"]
     assert scaled["calibrated/test/kind/brier"] != result["metrics"]["test/kind/brier"]

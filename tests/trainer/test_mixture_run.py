@@ -12,14 +12,13 @@ import torch
 from data_shards import StepLoader, create_source, open_data, open_manifest, pack
 from tests.data_shards.build import make_set
 from tests.trainer.test_run import STEADY, FixedContext, job, losses, weights
-from tests.trainer.tiny import config, packed
+from tests.trainer.tiny import config, packed, predictor_of
 from trainer.checkpoints.evaluation_recipe import evaluation_config
-from trainer.checkpoints.find import newest_checkpoint
+from trainer.checkpoints.find import newest_checkpoint, open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.config.recipe import apply_overrides, load_recipe
 from trainer.config.run_config import RunConfig
 from trainer.inference.export import export_model, load_model
-from trainer.inference.predictor import Predictor
 from trainer.inference.request import Request, choose_data
 from trainer.jobs.job import run
 from trainer.metrics.main_metric import task_curves
@@ -57,7 +56,9 @@ def test_a_stopped_mixture_continues_to_the_same_bits_and_evaluates(mixture: dic
     assert not any("other-death" in name for name in whole["metrics"])
     checkpoint = newest_checkpoint(broken.run_dir)
     assert checkpoint is not None
-    again = run(evaluation_config(broken.run_dir, missing_curve=True, missing_seeds=1), FixedContext(0, 1))
+    again = run(
+        evaluation_config(open_checkpoint(broken.run_dir), missing_curve=True, missing_seeds=1), FixedContext(0, 1)
+    )
     assert again["metrics"] == pytest.approx(whole["metrics"], abs=1e-5)
     curves = {curve["metric"]: curve for curve in task_curves(again["missing_curve"])}
     assert {"test/tiny-days/r2", "test/other-ward/accuracy"} <= set(curves)
@@ -68,7 +69,7 @@ def test_a_stopped_mixture_continues_to_the_same_bits_and_evaluates(mixture: dic
     assert rows["tiny-scan"]["test/loss"] != again["metrics"]["test/loss"]
     assert (Path(broken.run_dir) / "figures" / "missing_curve.png").exists()
     with pytest.raises(CheckpointError, match=r"instead of --data give data.mixture.NAME.url=... for tiny or other"):
-        evaluation_config(broken.run_dir, "elsewhere")
+        evaluation_config(open_checkpoint(broken.run_dir), "elsewhere")
 
 
 def test_a_mixture_continues_at_another_world_size_and_not_with_other_weights(
@@ -105,13 +106,14 @@ def test_a_record_has_tokens_of_its_own_data_set_only(mixture: dict[str, Any], t
 def test_a_mixture_predicts_one_data_set_at_a_time(mixture: dict[str, Any], tmp_path: Path) -> None:
     run_config = mixed(mixture, tmp_path, **STEADY, training__max_steps=2)
     run(run_config, FixedContext(0, 1))
-    recipe = evaluation_config(run_config.run_dir)
+    checkpoint = open_checkpoint(run_config.run_dir)
+    recipe = evaluation_config(checkpoint)
     with pytest.raises(CheckpointError, match=r"give --data .*tiny \(tiny\) or --data .*other \(other\)"):
-        choose_data(recipe, None)
+        choose_data(recipe, checkpoint, None)
     other = mixture["other"]["url"]
-    chosen, member = choose_data(recipe, other)
+    chosen, member = choose_data(recipe, checkpoint, other)
     assert member == "other" and chosen.data.url == other and not chosen.data.mixture
-    predictor = Predictor(Request(chosen, "test", member, explain=True))
+    predictor = predictor_of(Request(chosen, "test", member, explain=True))
     (table,) = [predictor(piece)[0] for piece in predictor.pieces()]
     names = predictor.manifest.schema.modality_names
     assert {name.split(".")[0] for name in table.column_names} == {"record", "key", "other-ward", "expert_share"}
@@ -134,15 +136,16 @@ def test_data_for_a_mixture_must_fit_one_of_its_data_sets(mixture: dict[str, Any
     twice = {**mixture, "again": {"url": packed(tmp_path / "again"), "tasks": ["kind"]}}
     run_config = mixed(twice, tmp_path, **STEADY, training__max_steps=1)
     run(run_config, FixedContext(0, 1))
-    recipe, new = evaluation_config(run_config.run_dir), packed(tmp_path / "new")
-    assert choose_data(recipe, mixture["tiny"]["url"])[1] == "tiny"
+    checkpoint, new = open_checkpoint(run_config.run_dir), packed(tmp_path / "new")
+    recipe = evaluation_config(checkpoint)
+    assert choose_data(recipe, checkpoint, mixture["tiny"]["url"])[1] == "tiny"
     with pytest.raises(CheckpointError, match=r"has the modalities of tiny and of again: say which .*tiny.url="):
-        choose_data(recipe, new)
+        choose_data(recipe, checkpoint, new)
     named = apply_overrides(recipe, [f"data.mixture.again.url={new}"])
-    assert choose_data(named, new)[1] == "again"
+    assert choose_data(named, checkpoint, new)[1] == "again"
     pack(create_source("synthetic", {"records": 8, "modalities": "vector:1"}), str(tmp_path / "strange"))
     with pytest.raises(CheckpointError, match="fits no data set of the mixture"):
-        choose_data(recipe, str(tmp_path / "strange"))
+        choose_data(recipe, checkpoint, str(tmp_path / "strange"))
 
 
 def test_the_shipped_recipe_names_both_data_sets() -> None:

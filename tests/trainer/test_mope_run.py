@@ -17,13 +17,12 @@ from data_shards import Manifest, Record, create_source, open_manifest, pack
 from data_shards.shards.reader import read_index
 from launch.plan.frozen import plan_frozen
 from tests.trainer.test_run import job, losses, weights
-from tests.trainer.tiny import config, packed
+from tests.trainer.tiny import config, packed, predictor_of
 from tests.trainer.towers import batch, model, section
 from tests.trainer.vqa import packed_vqa, recipe
 from trainer.checkpoints.evaluation_recipe import evaluation_config
-from trainer.checkpoints.find import newest_checkpoint
+from trainer.checkpoints.find import newest_checkpoint, open_checkpoint
 from trainer.config.run_config import RunConfig
-from trainer.inference.predictor import Predictor
 from trainer.inference.request import Request
 from trainer.metrics.prediction_table import read_predictions
 from trainer.models.mope.prompts.frozen_backbone import STATE
@@ -99,15 +98,15 @@ def test_a_stopped_run_on_a_host_ends_with_the_same_bits(icu: tuple[str, str], t
     assert run("broken")["metrics"] == expected["metrics"]
     same(tmp_path, "whole", "broken")
     assert not any(name.startswith("backbone.") for name in weights(tmp_path / "whole"))
-    again = job(1, evaluation_config(str(expected["checkpoint"])))
+    again = job(1, evaluation_config(open_checkpoint(str(expected["checkpoint"]))))
     metrics = expected["metrics"]
     assert isinstance(metrics, dict) and again["metrics"] == pytest.approx(metrics, rel=1e-5)
 
 
 def predicted(run_dir: str, result: dict[str, object], **changes: Any) -> Any:
     """The test part by its adapter, after a look that it says what the run said."""
-    recipe = evaluation_config(str(result["adapter"]))
-    predictor = Predictor(Request(recipe, "test", **changes))
+    recipe = evaluation_config(open_checkpoint(str(result["adapter"])))
+    predictor = predictor_of(Request(recipe, "test", **changes))
     (table,) = [predictor(piece)[0] for piece in predictor.pieces()]
     tasks, logged = read_predictions(Path(run_dir) / "predictions" / "test.parquet")
     assert table["record"].to_pylist() == logged.index_B.tolist()
@@ -130,11 +129,11 @@ def test_an_adapter_on_a_host_predicts_and_says_why(icu: tuple[str, str], tmp_pa
             assert len(shares) == 3 and sum(shares) == pytest.approx(1, abs=1e-5)
         assert np.sum(row["expert_share"], 1) == pytest.approx([1, 1])
     with pytest.raises(ValueError, match="was trained on a backbone with digest"):
-        moved = evaluation_config(recipe.run_dir)
+        moved = evaluation_config(open_checkpoint(recipe.run_dir))
         job(1, config(icu[0], tmp_path / "other", training__max_steps=1))
         assert moved.mope is not None
         moved.mope.host = str(tmp_path / "other" / "run")
-        Predictor(Request(moved))
+        predictor_of(Request(moved))
 
 
 def test_an_adapter_on_towers_predicts_and_says_why(vqa: str, tmp_path: Path) -> None:
@@ -171,14 +170,14 @@ def test_a_tower_that_was_trained_here_is_a_tower(vqa: str, tmp_path: Path) -> N
     image = {"source": str(tmp_path / "picture")}
     tuned = job(1, recipe(vqa, tmp_path, "tuned", mope__image=image))
     assert "test/accuracy" in tuned["metrics"]
-    again = job(1, evaluation_config(tuned["checkpoint"]))
+    again = job(1, evaluation_config(open_checkpoint(tuned["checkpoint"])))
     assert again["metrics"] == tuned["metrics"]
     # The same name with other weights is another backbone.
     (tmp_path / "picture").rename(tmp_path / "old")
     tree["training"]["seed"] = 1
     assert job(1, RunConfig.model_validate(tree))["metrics"] != trained["metrics"]
     with pytest.raises(AssertionError, match=r"was trained on a backbone with digest \w{12}, and the one"):
-        job(1, evaluation_config(tuned["checkpoint"]))
+        job(1, evaluation_config(open_checkpoint(tuned["checkpoint"])))
     with pytest.raises(AssertionError, match=r"trained job=mope and has no image tower; train one with job: tower"):
         job(1, recipe(vqa, tmp_path, "wrong", mope__image={"source": str(tmp_path / "tuned")}))
 
@@ -187,7 +186,7 @@ def test_a_tower_that_was_trained_here_is_a_tower(vqa: str, tmp_path: Path) -> N
 def test_baselines_run_as_the_same_job(vqa: str, tmp_path: Path, method: str) -> None:
     result = job(1, recipe(vqa, tmp_path, mope__method=method, training__epochs=1))
     assert result["status"] == "finished" and "test/accuracy" in result["metrics"]
-    again = job(1, evaluation_config(result["checkpoint"]))
+    again = job(1, evaluation_config(open_checkpoint(result["checkpoint"])))
     assert again["metrics"] == result["metrics"]
 
 
@@ -287,9 +286,9 @@ def test_an_adapter_stands_for_its_checkpoint(vqa: str, tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) < 200_000
     tensors = safetensors.torch.load_file(folder / "adapter.safetensors")
     assert any(name.endswith("keys_QK") for name in tensors) and not any(name.startswith("towers.") for name in tensors)
-    again = job(1, evaluation_config(str(folder)))
+    again = job(1, evaluation_config(open_checkpoint(str(folder))))
     assert again["metrics"] == result["metrics"]
-    one_by_one = evaluation_config(str(folder))
+    one_by_one = evaluation_config(open_checkpoint(str(folder)))
     one_by_one.training.eval_batch_size = 1
     assert job(1, one_by_one)["metrics"] == pytest.approx(result["metrics"], abs=1e-5), "neighbours do not help"
     shown = {path.name for path in (tmp_path / "run" / "mope").iterdir()}
@@ -300,12 +299,12 @@ def test_an_adapter_stands_for_its_checkpoint(vqa: str, tmp_path: Path) -> None:
     data[-1] ^= 1
     (folder / "adapter.safetensors").write_bytes(bytes(data))
     with pytest.raises(AssertionError, match=r"adapter.safetensors does not match its digest"):
-        job(1, evaluation_config(str(folder)))
+        job(1, evaluation_config(open_checkpoint(str(folder))))
     about = json.loads((folder / "adapter.json").read_text())
     about["backbone"]["digest"] = "0" * 64
     (folder / "adapter.json").write_text(json.dumps(about))
     with pytest.raises(AssertionError, match=r"trained on a backbone with digest 000000000000"):
-        job(1, evaluation_config(str(folder)))
+        job(1, evaluation_config(open_checkpoint(str(folder))))
 
 
 def test_mlflow_knows_the_job_its_backbone_and_a_registered_version(icu: tuple[str, str], tmp_path: Path) -> None:

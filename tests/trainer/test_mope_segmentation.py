@@ -18,6 +18,7 @@ from tests.trainer.test_run import job
 from tests.trainer.tiny import changed
 from tests.trainer.towers import FAMILIES, SCHEMA, SIDE, STATISTICS, build, section
 from trainer.checkpoints.evaluation_recipe import evaluation_config
+from trainer.checkpoints.find import open_checkpoint
 from trainer.config.run_config import RunConfig
 from trainer.models.mope.prompts.frozen_backbone import BackboneError
 from trainer.models.mope.towers.segmentation import UNLABELLED, PromptedSegmenter, agreement, mask_loss
@@ -204,5 +205,5 @@ def test_a_run_marks_pixels_stops_continues_and_is_evaluated_by_its_adapter(tmp_
     last = job(2, recipe(data, tmp_path / "broken", parallel__workers=2))
     assert last["metrics"] == whole["metrics"]
     same(tmp_path, "whole", "broken")
-    again = job(1, evaluation_config(whole["adapter"]))
+    again = job(1, evaluation_config(open_checkpoint(whole["adapter"])))
     assert again["metrics"] == pytest.approx(whole["metrics"], rel=1e-4)

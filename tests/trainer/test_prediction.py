@@ -11,7 +11,7 @@ import torch
 
 from data_shards import DatasetSchema, pack
 from tests.trainer.test_run import job
-from tests.trainer.tiny import SCHEMA, Tiny, TinyOptions, config, packed
+from tests.trainer.tiny import SCHEMA, Tiny, TinyOptions, config, packed, predictor_of
 from trainer.checkpoints.evaluation_recipe import evaluation_config
 from trainer.checkpoints.find import open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
@@ -37,13 +37,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 
 
 def request_for(trained: tuple[str, Path], **changes: object) -> Request:
-    recipe = evaluation_config(str(trained[1]), str(changes.pop("data", trained[0])))
+    recipe = evaluation_config(open_checkpoint(str(trained[1])), str(changes.pop("data", trained[0])))
     recipe.training.eval_batch_size = 5
     return Request(**{"config": recipe, **changes})  # type: ignore[arg-type]
 
 
 def whole(request: Request) -> tuple[Predictor, pa.Table]:
-    predictor = Predictor(request)
+    predictor = predictor_of(request)
     return predictor, pa.concat_tables([predictor(piece)[0] for piece in predictor.pieces()])
 
 
@@ -90,7 +90,7 @@ def test_shares_are_what_they_say(trained: tuple[str, Path]) -> None:
 
 
 def test_expert_shares_agree_with_the_routing_counts(trained: tuple[str, Path]) -> None:
-    predictor = Predictor(request_for(trained))
+    predictor = predictor_of(request_for(trained))
     records, numbers, _ = predictor._reader.read(*predictor._order.take(0, 8))
     batch = predictor._collate(records, numbers)
     with torch.no_grad():
@@ -127,21 +127,21 @@ def test_no_labels_are_needed_and_other_modalities_refused(trained: tuple[str, P
 
     pack(Fewer(TinyOptions()), str(tmp_path / "fewer"), chunk_records=6)
     with pytest.raises(CheckpointError, match="its modalities are vital"):
-        Predictor(request_for(trained, data=tmp_path / "fewer"))
+        predictor_of(request_for(trained, data=tmp_path / "fewer"))
 
 
 def test_temperatures_are_kept_and_used(trained: tuple[str, Path]) -> None:
     checkpoint = open_checkpoint(str(trained[1]))
     with pytest.raises(CheckpointError, match=r"evaluate .* --temperature"):
-        read_temperatures(str(trained[1]))
+        read_temperatures(open_checkpoint(str(trained[1])))
     write_temperatures(checkpoint, {"died": 2.0})
-    assert read_temperatures(str(trained[1])) == {"died": 2.0}
+    assert read_temperatures(open_checkpoint(str(trained[1]))) == {"died": 2.0}
     plain, cooled = (whole(request_for(trained, temperatures=t))[1] for t in ({}, {"died": 2.0}))
     np.testing.assert_allclose(np.array(cooled["died.logits"]) * 2, np.array(plain["died.logits"]), rtol=1e-5)
     assert cooled["kind.logits"] == plain["kind.logits"]
     (trained[1] / "temperature.json").write_text('{"step": 1, "temperatures": {}}')
     with pytest.raises(CheckpointError, match="temperatures of step 1, not"):
-        read_temperatures(str(trained[1]))
+        read_temperatures(open_checkpoint(str(trained[1])))
 
 
 def test_the_model_of_a_checkpoint_needs_no_engine(trained: tuple[str, Path]) -> None:

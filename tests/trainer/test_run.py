@@ -129,14 +129,14 @@ def test_a_run_continues_at_another_world_size(data: str, tmp_path: Path, world:
 def test_evaluate_repeats_the_test_metrics_and_hides_modalities(data: str, tmp_path: Path) -> None:
     result = job(1, config(data, tmp_path))
     url = str(tmp_path / "run")
-    again = job(1, evaluation_config(result["checkpoint"]))
+    again = job(1, evaluation_config(open_checkpoint(result["checkpoint"])))
     assert again["metrics"] == result["metrics"] and again["samples"] == 8
-    hidden = job(1, evaluation_config(url, drop=["lab", "scan"]))
+    hidden = job(1, evaluation_config(open_checkpoint(url), drop=["lab", "scan"]))
     assert hidden["metrics"]["test/loss"] != result["metrics"]["test/loss"]
-    elsewhere = job(1, evaluation_config(url, data_url=packed(tmp_path / "other", seed=5), part="val"))
+    elsewhere = job(1, evaluation_config(open_checkpoint(url), data_url=packed(tmp_path / "other", seed=5), part="val"))
     assert "val/loss" in elsewhere["metrics"]
     with pytest.raises(AssertionError, match="no modality 'nose'; the model knows lab, vital"):
-        job(1, evaluation_config(url, drop=["nose"]))
+        job(1, evaluation_config(open_checkpoint(url), drop=["nose"]))
 
 
 def test_damaged_checkpoints_are_passed_over(data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -308,7 +308,7 @@ def test_a_run_in_an_object_store_is_the_run_on_a_disk(
         assert open_checkpoint(stopped["checkpoint"]).step == stopped["step"] == 3
         finished = run(far, FixedContext(0, 1))
         assert finished["metrics"] == disk["metrics"] and finished["checkpoint"].startswith(f"{bucket}/runs/run/")
-        again = run(evaluation_config(finished["checkpoint"]), FixedContext(0, 1))
+        again = run(evaluation_config(open_checkpoint(finished["checkpoint"])), FixedContext(0, 1))
         assert again["checkpoint"] == finished["checkpoint"]
         assert again["metrics"] == pytest.approx(finished["metrics"], rel=1e-6)
         model = export_model(finished["checkpoint"], f"{bucket}/model")

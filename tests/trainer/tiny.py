@@ -11,7 +11,10 @@ import numpy as np
 
 from data_shards import DatasetSchema, ModalitySpec, Record, Series, TaskSpec, pack
 from data_shards.sources.base import Source, SourceOptions
+from trainer.checkpoints.find import open_checkpoint
 from trainer.config.run_config import RunConfig
+from trainer.inference.predictor import Predictor
+from trainer.inference.request import Request
 
 SCHEMA = DatasetSchema(
     "tiny",
@@ -139,3 +142,8 @@ def changed(tree: dict[str, Any], changes: dict[str, Any]) -> RunConfig:
             node = node.setdefault(part, {})
         node[last] = value
     return RunConfig.model_validate(tree)
+
+
+def predictor_of(request: Request) -> Predictor:
+    """The predictor of a request, as a command makes it."""
+    return Predictor(request, open_checkpoint(request.checkpoint))

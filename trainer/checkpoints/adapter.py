@@ -17,8 +17,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from trainer.checkpoints.checkpoint import ADAPTER, Checkpoint, checkpoint_weights
+from trainer.checkpoints.checkpoint import Checkpoint, address, checkpoint_weights
 from trainer.checkpoints.pieces import CheckpointError, PieceReader
+from trainer.run_folder import ADAPTER
 
 FORMAT = "fleximoe-adapter-1"
 KEPT = (
@@ -62,6 +63,11 @@ def write_adapter(checkpoint: Checkpoint, url: str) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Adapter(Checkpoint):
     """An adapter in the place of a checkpoint. It has no moments: training cannot continue from it."""
+
+    @property
+    def run_dir(self) -> str:
+        """Folder that the adapter lies in: its run's, or wherever it was taken."""
+        return address(self.fs, self.path.rsplit("/", 1)[0])
 
     def reader(self) -> PieceReader:
         return _AdapterReader(self)

@@ -2,8 +2,8 @@
 
 A checkpoint is a folder `checkpoints/step-NNNNNNNNNN` of a run: one safetensors file of pieces per rank, their
 description, `checkpoint.json` (everything that is not a tensor) and, last of all, `COMMIT` with the digest of that
-description. A folder without `COMMIT` is not a checkpoint, whatever it holds. Here they are found and read; they are
-written by `checkpoint_writer.py`.
+description. A folder without `COMMIT` is not a checkpoint, whatever it holds. Here they are read; `find.py` finds
+them, and `writer.py` writes them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoints.pieces import CheckpointError, Piece, PieceReader, read_json
+from trainer.run_folder import run_of
 
 FORMAT = 1
-FOLDER = "checkpoints"
-ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,13 @@ class Checkpoint:
 
     @property
     def run_dir(self) -> str:
-        """Folder of the run that it belongs to, on `fs`."""
-        return self.path.rsplit("/", 2)[0]
+        """Folder of the run that it belongs to, as any command takes it."""
+        return address(self.fs, self.path.rsplit("/", 2)[0])
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run that wrote it."""
+        return run_of(self.run_dir, self.meta["mlflow_run_id"])
 
     def pieces(self) -> list[Piece]:
         """Descriptions of all pieces, checked against the committed digests."""

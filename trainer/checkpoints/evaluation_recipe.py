@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.checkpoints.find import open_checkpoint
+from trainer.checkpoints.checkpoint import Checkpoint
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.config.run_config import RunConfig
 
 
 def evaluation_config(
-    checkpoint_url: str, data_url: str | None = None, part: str = "test", drop: list[str] | None = None, **wishes: Any
+    checkpoint: Checkpoint,
+    data_url: str | None = None,
+    part: str = "test",
+    drop: list[str] | None = None,
+    **wishes: Any,
 ) -> RunConfig:
     """The recipe that a checkpoint was trained with, turned into an evaluation of it. Raises CheckpointError.
 
     Args:
         wishes: further fields of the evaluation section.
     """
-    checkpoint = open_checkpoint(checkpoint_url)
     tree = dict(checkpoint.meta["config"])
     tree["job"] = "evaluate"
     of = checkpoint.meta["config"]["job"]

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import fsspec
 
-from trainer.checkpoints.checkpoint import ADAPTER, FOLDER, Checkpoint, read_checkpoint
+from trainer.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
+from trainer.run_folder import ADAPTER, CHECKPOINTS
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ def open_checkpoint(url: str) -> Checkpoint:
     usable = list(_usable(url))
     if not usable:
         raise CheckpointError(
-            f"{url} holds no committed checkpoint: give the folder of a run, or one of its {FOLDER}/step-... folders"
+            f"{url} holds no committed checkpoint: give the folder of a run, or one of its {CHECKPOINTS}/step-... "
+            "folders"
         )
     scored = [entry for entry in usable if entry.score is not None]
     return max(scored, key=lambda entry: (entry.score or 0.0, -entry.step)) if scored else usable[0]
@@ -61,5 +63,5 @@ def checkpoint_folders(fs: fsspec.AbstractFileSystem, root: str) -> list[str]:
 def committed_paths(run_dir: str) -> list[str]:
     """Folders of a run's committed checkpoints, newest first."""
     fs, root = fsspec.url_to_fs(run_dir)
-    folders = reversed(checkpoint_folders(fs, f"{root.rstrip('/')}/{FOLDER}"))
+    folders = reversed(checkpoint_folders(fs, f"{root.rstrip('/')}/{CHECKPOINTS}"))
     return [path for path in folders if fs.exists(f"{path}/COMMIT")]

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import fsspec
 import numpy as np
 
-from trainer.checkpoints.checkpoint import FOLDER, Checkpoint, read_checkpoint
+from trainer.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from trainer.checkpoints.find import checkpoint_folders
 from trainer.checkpoints.pieces import ROLES, CheckpointError
+from trainer.run_folder import CHECKPOINTS
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ def list_checkpoints(run_dir: str, verify: bool = False) -> list[Listed]:
     """
     fs, root = fsspec.url_to_fs(run_dir)
     root = root.rstrip("/")
-    folders = [root] if "/step-" in root else checkpoint_folders(fs, f"{root}/{FOLDER}")
+    folders = [root] if "/step-" in root else checkpoint_folders(fs, f"{root}/{CHECKPOINTS}")
     if not folders:
-        raise CheckpointError(f"{run_dir} has no {FOLDER}/step-... folder: give the folder of a run")
+        raise CheckpointError(f"{run_dir} has no {CHECKPOINTS}/step-... folder: give the folder of a run")
     return [_listed(fs, path, verify) for path in folders]
 
 

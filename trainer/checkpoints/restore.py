@@ -58,16 +58,26 @@ def check_parameters(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]
             )
 
 
-def restore(run_dir: str, paths: list[str], engine: Engine, agree: Callable[[bool], bool]) -> Checkpoint | None:
+def restore(
+    run_dir: str,
+    paths: list[str],
+    engine: Engine,
+    agree: Callable[[bool], bool],
+    belongs: Callable[[Checkpoint], None],
+) -> Checkpoint | None:
     """Continue from the first of `paths` (the same list on every rank) that every rank can read; None if none can be.
 
-    `agree(ok)` tells whether all ranks are fine: a piece that one rank finds damaged rules the checkpoint out for all.
+    Args:
+        agree: tells whether all ranks are fine: a piece that one rank finds damaged rules the checkpoint out for all.
+        belongs: looks at a description before any tensor is read; raises for a checkpoint of other data or of another
+            backbone, which ends the run.
     """
     fs, _ = fsspec.url_to_fs(run_dir)
     for path in paths:
         checkpoint, error = None, None
         try:
             checkpoint = read_checkpoint(fs, path)
+            belongs(checkpoint)
             load_engine(checkpoint, engine)
         except ForeignCheckpointError:
             raise

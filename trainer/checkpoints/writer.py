@@ -16,9 +16,10 @@ from typing import Any
 import fsspec
 
 from parallel import Engine
-from trainer.checkpoints.checkpoint import FOLDER, FORMAT, Checkpoint, address, read_checkpoint
+from trainer.checkpoints.checkpoint import FORMAT, Checkpoint, address, read_checkpoint
 from trainer.checkpoints.find import checkpoint_folders
 from trainer.checkpoints.pieces import CheckpointError, Snapshot, piece_rows, snapshot, write_json, write_pieces
+from trainer.run_folder import CHECKPOINTS
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class CheckpointWriter:
         before_commit: Callable[[], None] = lambda: None,
     ) -> None:
         self._fs, root = fsspec.url_to_fs(run_dir)
-        self._root = f"{root.rstrip('/')}/{FOLDER}"
+        self._root = f"{root.rstrip('/')}/{CHECKPOINTS}"
         self._rank, self._world, self._attempt = rank, world, attempt
         self._keep_last, self._keep_best, self._before_commit = keep_last, keep_best, before_commit
         self._agree = agree

@@ -9,6 +9,7 @@ from pathlib import Path
 from trainer.config.errors import RecipeError
 from trainer.config.mope import MopeConfig
 from trainer.config.run_config import RunConfig
+from trainer.run_folder import SPOOL
 
 
 def refuse_relative_paths(config: RunConfig) -> None:
@@ -67,7 +68,7 @@ def absolute_paths(config: RunConfig, root: Path) -> RunConfig:
         tracking.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{beside / 'mlflow.db'}"
     elif tracking.uri.startswith("sqlite:///"):
         tracking.uri = "sqlite:///" + absolute_url(tracking.uri.removeprefix("sqlite:///"), root)
-    spool = f"{config.run_dir}/mlflow_spool" if is_local(storage) else f"mlflow_spool/{config.name}"
+    spool = f"{config.run_dir}/{SPOOL}" if is_local(storage) else f"{SPOOL}/{config.name}"
     tracking.spool = absolute_url(tracking.spool or spool, root)
     return config
 

@@ -19,7 +19,7 @@ from data_shards import Batch, EpochOrder, open_manifest
 from data_shards.loading.collate import Collator
 from data_shards.loading.schema_map import place_of
 from data_shards.shards.reader import Reader
-from trainer.checkpoints.find import open_checkpoint
+from trainer.checkpoints.checkpoint import Checkpoint
 from trainer.inference.explain import check_explainable, explain
 from trainer.inference.export import checkpoint_model
 from trainer.inference.request import Request, checkpoint_schema, model_tasks
@@ -51,13 +51,15 @@ def cut_pieces(counts_C: np.ndarray, records: int = PIECE_RECORDS) -> list[Piece
 class Predictor:
     """A loaded model, ready for pieces.
 
+    Args:
+        checkpoint: the one that `request` names, opened.
+
     Raises:
-        CheckpointError: no such checkpoint, or data with other modalities. ManifestError: no such data.
+        CheckpointError: data with other modalities. ManifestError: no such data.
     """
 
-    def __init__(self, request: Request, device: torch.device | str = "cpu") -> None:
+    def __init__(self, request: Request, checkpoint: Checkpoint, device: torch.device | str = "cpu") -> None:
         self.request, self.device, data = request, torch.device(device), request.config.data
-        checkpoint = open_checkpoint(request.checkpoint)
         self.manifest = open_manifest(data.url, data.storage_options)
         schema = checkpoint_schema(checkpoint)
         self.tasks = model_tasks(checkpoint, self.manifest, request.member)

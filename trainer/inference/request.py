@@ -9,7 +9,6 @@ from data_shards import DatasetSchema, TaskSpec, open_manifest
 from data_shards.shards.manifest import Manifest
 from trainer.checkpoints.checkpoint import Checkpoint
 from trainer.checkpoints.description import schema_difference
-from trainer.checkpoints.find import open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.config.run_config import RunConfig
 
@@ -61,10 +60,11 @@ def model_tasks(checkpoint: Checkpoint, manifest: Manifest, member: str = "") ->
     return [task for task in tasks if not member or task.name.startswith(f"{member}-")]
 
 
-def choose_data(config: RunConfig, url: str | None) -> tuple[RunConfig, str]:
+def choose_data(config: RunConfig, checkpoint: Checkpoint, url: str | None) -> tuple[RunConfig, str]:
     """The recipe of a model of a mixture with one data set in it, and which one of the mixture that stands for.
 
     Args:
+        config: an evaluation of `checkpoint`.
         url: packed data; they stand for the data set of this place, or else for the only one with their modalities.
 
     Raises:
@@ -72,8 +72,7 @@ def choose_data(config: RunConfig, url: str | None) -> tuple[RunConfig, str]:
     """
     if not config.data.mixture:
         return config, ""
-    assert config.evaluation is not None
-    checkpoint, mixture = open_checkpoint(config.evaluation.checkpoint), config.data.mixture
+    mixture = config.data.mixture
     if url is None:
         places = " or ".join(f"--data {entry.url} ({name})" for name, entry in mixture.items())
         raise CheckpointError(

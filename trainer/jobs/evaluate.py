@@ -23,7 +23,7 @@ from trainer.metrics.main_metric import by_rate, task_curves
 from trainer.metrics.predictions import Predictions
 from trainer.metrics.temperature import fit_temperatures, scaled, write_temperatures
 from trainer.models.mope.prompts.frozen_backbone import check_backbone
-from trainer.run_folder import stored_run_id
+from trainer.run_folder import MISSING_CURVE, MISSING_FIGURE, put_file, stored_run_id
 from trainer.session import Session, build_session
 from trainer.tracking.mlflow_run import add_to_run
 from trainer.worker.collectives import broadcast_json
@@ -66,7 +66,7 @@ def evaluate_checkpoint(config: RunConfig, context: Context) -> dict[str, Any]:
 def _run_id(session: Session, checkpoint: Checkpoint) -> str | None:
     """The MLflow run of a checkpoint. It may have been written before the run had its id; the folder knows."""
     stored: str | None = checkpoint.meta["mlflow_run_id"]
-    return stored or stored_run_id(session.config.tracking, checkpoint.fs, checkpoint.run_dir)
+    return stored or stored_run_id(checkpoint.run_dir, session.config.tracking.uri)
 
 
 def _calibrate(session: Session, checkpoint: Checkpoint, predictions: Predictions) -> dict[str, Any]:
@@ -99,12 +99,10 @@ def _missing_curve(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
                 points.setdefault(round(100 * rate), {})[name] = middle
         with tempfile.TemporaryDirectory() as folder:
             files = Path(folder)
-            (files / "figures").mkdir()
-            (files / "missing_curve.json").write_text(json.dumps(curve, indent=1))
-            missing_figure({session.config.name: curve}).savefig(files / "figures" / "missing_curve.png")
-            for file in ("missing_curve.json", "figures/missing_curve.png"):
-                target = f"{checkpoint.run_dir}/{file}"
-                checkpoint.fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-                checkpoint.fs.put_file(str(files / file), target)
+            (files / MISSING_FIGURE).parent.mkdir()
+            (files / MISSING_CURVE).write_text(json.dumps(curve, indent=1))
+            missing_figure({session.config.name: curve}).savefig(files / MISSING_FIGURE)
+            for name in (MISSING_CURVE, MISSING_FIGURE):
+                put_file(checkpoint.run_dir, name, files / name)
             add_to_run(session.config.tracking, _run_id(session, checkpoint), points, files)
     return curve

@@ -6,15 +6,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
-
-import fsspec
 
 from trainer.config.run_config import RunConfig
 from trainer.jobs.evaluate import evaluate_checkpoint
 from trainer.jobs.train import train
+from trainer.run_folder import RESULT, write_json
 from trainer.worker.context import Context
 
 
@@ -30,7 +28,5 @@ def run(config: RunConfig, context: Context, tags: dict[str, str] | None = None)
     result = evaluate_checkpoint(config, context) if config.job == "evaluate" else train(config, context, tags or {})
     result["seconds"] = round(time.perf_counter() - start, 2)
     if context.rank == 0 and config.job != "evaluate":
-        fs, root = fsspec.url_to_fs(config.run_dir)
-        fs.makedirs(root, exist_ok=True)
-        fs.pipe_file(f"{root}/result.json", json.dumps(result, indent=1).encode())
+        write_json(config.run_dir, RESULT, result)
     return result

@@ -10,6 +10,7 @@ from data_shards.loading.mixture import Mixture
 from trainer.checkpoints.checkpoint import Checkpoint
 from trainer.models.flops import parameter_counts
 from trainer.models.mope.prompts.frozen_backbone import backbone_of
+from trainer.run_folder import CONFIG, RECIPE, REQUIREMENTS
 from trainer.session import Session
 from trainer.tracking.tracker import Tracker
 from trainer.worker.provenance import environment_lock
@@ -25,7 +26,7 @@ def log_origin(session: Session, tracker: Tracker) -> None:
     # MLflow's compare page shows what differs; of these two that is no news, as the run has that name.
     told = config.model_dump(mode="json", exclude={"evaluation": True, "name": True, "tracking": {"spool"}})
     tracker.log_params({**told, "dataset": data})
-    tracker.log_json("config.json", whole)
+    tracker.log_json(CONFIG, whole)
     for one in [member.manifest for member in manifest.members] if isinstance(manifest, Mixture) else [manifest]:
         tracker.log_dataset(one.schema.name, one.url, one.digest, "training")
     backbone = backbone_of(session.engine.module)
@@ -34,8 +35,8 @@ def log_origin(session: Session, tracker: Tracker) -> None:
         tracker.set_tags({"job": config.job, "backbone.digest": backbone["digest"], **runs})
     tracker.set_tags({"job_type": config.job, "dataset.name": manifest.schema.name, "dataset.digest": manifest.digest})
     if session.context.rank == 0:
-        tracker.log_text("recipe.yaml", yaml.safe_dump(whole, sort_keys=False))
-        tracker.log_text("requirements.txt", environment_lock())
+        tracker.log_text(RECIPE, yaml.safe_dump(whole, sort_keys=False))
+        tracker.log_text(REQUIREMENTS, environment_lock())
 
 
 def lineage(session: Session, checkpoint: Checkpoint) -> dict[str, str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data_shards import DatasetSchema, TaskSpec
 from trainer.checkpoints.adapter import write_adapter
-from trainer.checkpoints.checkpoint import ADAPTER, Checkpoint
+from trainer.checkpoints.checkpoint import Checkpoint
 from trainer.evaluation.part import evaluate
 from trainer.evaluation.prompt_experts import look_inside
 from trainer.figures.evaluation import confusion_figure, reliability_figure, roc_figure
@@ -19,6 +19,7 @@ from trainer.figures.routing import routing_figure
 from trainer.metrics.calibration import statements
 from trainer.metrics.prediction_table import write_predictions
 from trainer.metrics.predictions import Predictions
+from trainer.run_folder import ADAPTER, ROUTING, ROUTING_FIGURE, TEST_PREDICTIONS
 from trainer.session import Session
 from trainer.tracking.tracker import Tracker
 
@@ -38,10 +39,8 @@ def log_routing_figures(tracker: Tracker, schema: DatasetSchema, counts: list[Te
     if not counts:
         return
     names = list(schema.modality_names)
-    tracker.log_json(
-        "routing/expert_by_modality.json", {"modalities": names, "layers": [count.tolist() for count in counts]}
-    )
-    tracker.log_figure("figures/expert_by_modality.png", routing_figure(names, counts))
+    tracker.log_json(ROUTING, {"modalities": names, "layers": [count.tolist() for count in counts]})
+    tracker.log_figure(ROUTING_FIGURE, routing_figure(names, counts))
 
 
 def log_test_figures(tracker: Tracker, tasks: list[TaskSpec], predictions: Predictions) -> None:
@@ -89,6 +88,6 @@ def test_best(session: Session, tracker: Tracker, step: int, routing: list[torch
 def _log_predictions(tracker: Tracker, session: Session, predictions: Predictions) -> None:
     """What was said about each test record: intervals and paired comparisons are made from it."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "test.parquet"
+        path = Path(folder) / Path(TEST_PREDICTIONS).name
         write_predictions(path, session.tasks, predictions)
-        tracker.log_file("predictions/test.parquet", path)
+        tracker.log_file(TEST_PREDICTIONS, path)

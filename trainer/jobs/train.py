@@ -7,6 +7,7 @@ import json
 import logging
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import fsspec
@@ -17,7 +18,7 @@ from data_shards.inspection.presence import first_without
 from trainer.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from trainer.checkpoints.description import statistics_to_json
 from trainer.checkpoints.find import committed_paths
-from trainer.checkpoints.pieces import CheckpointError
+from trainer.checkpoints.pieces import CheckpointError, ForeignCheckpointError
 from trainer.checkpoints.restore import load_engine, restore
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config.run_config import RunConfig
@@ -124,18 +125,19 @@ def _agree(session: Session) -> Callable[[bool], bool]:
 
 
 def _restore(session: Session) -> Checkpoint | None:
-    config = session.config
-    paths = broadcast_json(committed_paths(config.run_dir) if session.context.rank == 0 else None, session.device)
-    checkpoint = restore(config.run_dir, paths, session.engine, _agree(session))
-    if checkpoint is None:
-        return None
+    run_dir = session.config.run_dir
+    paths = broadcast_json(committed_paths(run_dir) if session.context.rank == 0 else None, session.device)
+    return restore(run_dir, paths, session.engine, _agree(session), partial(_belongs, session))
+
+
+def _belongs(session: Session, checkpoint: Checkpoint) -> None:
+    """Raises ForeignCheckpointError, ValueError: the run was trained on other data, or on another backbone."""
     check_backbone(checkpoint.path, checkpoint.meta.get("backbone"), session.engine.module)
     if checkpoint.meta["data_digest"] != session.manifest.digest:
-        raise CheckpointError(
-            f"run {config.name} was trained on data with digest {checkpoint.meta['data_digest'][:12]}, and "
+        raise ForeignCheckpointError(
+            f"run {session.config.name} was trained on data with digest {checkpoint.meta['data_digest'][:12]}, and "
             f"{session.manifest.url} has {session.manifest.digest[:12]}: the data changed; give the run another name"
         )
-    return checkpoint
 
 
 def _load_best(session: Session, progress: Progress) -> Checkpoint:

@@ -5,16 +5,12 @@ They are kept in `temperature.json` in the run's folder, with the step of the ch
 
 from __future__ import annotations
 
-import json
-
 from data_shards import TaskSpec
 from trainer.checkpoints.checkpoint import Checkpoint
-from trainer.checkpoints.find import open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.metrics.calibration import fit_temperature
 from trainer.metrics.predictions import Predictions
-
-FILE = "temperature.json"
+from trainer.run_folder import TEMPERATURE, read_json, write_json
 
 
 def fit_temperatures(tasks: list[TaskSpec], predictions: Predictions) -> dict[str, float]:
@@ -35,17 +31,16 @@ def scaled(predictions: Predictions, temperatures: dict[str, float]) -> Predicti
 def write_temperatures(checkpoint: Checkpoint, temperatures: dict[str, float]) -> None:
     """Store them in the run's folder."""
     stored = {"step": checkpoint.step, "temperatures": temperatures}
-    checkpoint.fs.pipe_file(f"{checkpoint.run_dir}/{FILE}", json.dumps(stored, indent=1).encode())
+    write_json(checkpoint.run_dir, TEMPERATURE, stored)
 
 
-def read_temperatures(checkpoint_url: str) -> dict[str, float]:
+def read_temperatures(checkpoint: Checkpoint) -> dict[str, float]:
     """Temperatures of this checkpoint. Raises CheckpointError if none were fitted, or those of another step."""
-    checkpoint = open_checkpoint(checkpoint_url)
-    path = f"{checkpoint.run_dir}/{FILE}"
-    remedy = f"fit them with python -m launch evaluate {checkpoint_url} --temperature"
-    if not checkpoint.fs.exists(path):
+    remedy = f"fit them with python -m launch evaluate {checkpoint.url} --temperature"
+    stored = read_json(checkpoint.run_dir, TEMPERATURE)
+    if stored is None:
         raise CheckpointError(f"{checkpoint.path} has no temperatures: {remedy}")
-    stored = json.loads(checkpoint.fs.cat_file(path))
     if stored["step"] != checkpoint.step:
-        raise CheckpointError(f"{path} holds temperatures of step {stored['step']}, not {checkpoint.step}: {remedy}")
+        where = f"{checkpoint.run_dir}/{TEMPERATURE}"
+        raise CheckpointError(f"{where} holds temperatures of step {stored['step']}, not {checkpoint.step}: {remedy}")
     return {str(name): float(value) for name, value in stored["temperatures"].items()}

@@ -86,4 +86,8 @@ def flop_counter(config: RunConfig, schema: DatasetSchema, tasks: list[TaskSpec]
     heads = {task.name: task.dim for task in tasks}
     if isinstance(model, FuseMoE):
         return FlopCounter(schema, heads, config.model, model.attention)
-    return model.flop_counter(schema, heads)  # type: ignore[no-any-return]
+    if hasattr(model, "flop_counter"):
+        return model.flop_counter(schema, heads)  # type: ignore[no-any-return]
+    from trainer.models.mope.towers.flops import RecordFlops, record_flops
+
+    return RecordFlops(record_flops(model))

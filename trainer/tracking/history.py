@@ -13,7 +13,7 @@ from typing import Any
 
 import fsspec
 
-from trainer.run_folder import RUN_FILE
+from trainer.run_folder import METRICS, RESULT, stored_run
 from trainer.tracking.mlflow_client import metric_history, tracking_client
 
 PARENT = "mlflow.parentRunId"
@@ -83,13 +83,13 @@ def find_runs(uri: str | None, wanted: Sequence[str], experiment: str | None) ->
 
 def _find(uri: str | None, word: str) -> TrackedRun:
     fs, root = fsspec.url_to_fs(word)
-    if fs.exists(f"{root}/{RUN_FILE}"):
-        stored = json.loads(fs.cat_file(f"{root}/{RUN_FILE}"))
+    stored = stored_run(word)
+    if stored is not None:
         return _run(stored["uri"], tracking_client(stored["uri"]).get_run(stored["run_id"]))
-    if fs.exists(f"{root}/metrics.jsonl"):
+    if fs.exists(f"{root}/{METRICS}"):
         raise UnknownRunError(
             f"{word} was made with tracking.mlflow=false, and runs are compared by what MLflow keeps of them; its test "
-            f"metrics are in {word}/result.json"
+            f"metrics are in {word}/{RESULT}"
         )
     uri = _needed(uri, f"run {word}")
     client = tracking_client(uri)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
+from trainer.run_folder import METRICS
 from trainer.tracking.tracker import Status, flatten
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class JsonLinesTracker:
     def __init__(self, folder: str) -> None:
         self._fs, self._root = fsspec.url_to_fs(folder)
         self._fs.makedirs(self._root, exist_ok=True)
-        self._path = f"{self._root}/metrics.jsonl"
+        self._path = f"{self._root}/{METRICS}"
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
         self._text = ""
         if not self._local and self._fs.exists(self._path):

@@ -7,7 +7,6 @@ it and stores its id in the run's folder; everyone later opens it by that id. Ra
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 import time
@@ -15,10 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import fsspec
-
 from trainer.config.sections import TrackingConfig
-from trainer.run_folder import RUN_FILE, stored_run_id
+from trainer.run_folder import MLFLOW_RUN, MLflowRun, stored_run_id, write_json
 from trainer.tracking.mlflow_client import brief, tracking_client
 from trainer.tracking.mlflow_models import register_version
 from trainer.tracking.queued import QueuedTracker, RefusedError
@@ -125,22 +122,17 @@ class RunStore:
         if self._client is not None and self.run_id is not None:
             return self.run_id
         client = tracking_client(self._config.uri)
-        run_id = self.run_id or self._stored_run_id()
+        run_id = self.run_id or stored_run_id(self._run_dir, self._config.uri)
         if run_id is None or not self._reopen(client, run_id):
             run_id = self._create(client)
         self._client, self.run_id = client, run_id
         return run_id
 
-    def _stored_run_id(self) -> str | None:
-        return stored_run_id(self._config, *fsspec.url_to_fs(self._run_dir))
-
     def _create(self, client: MlflowClient) -> str:
         experiment = client.get_experiment_by_name(self._config.experiment)
         experiment_id = experiment.experiment_id if experiment else self._create_experiment(client)
         run_id = str(client.create_run(experiment_id, run_name=self._run_name, tags=self._tags).info.run_id)
-        fs, root = fsspec.url_to_fs(self._run_dir)
-        fs.makedirs(root, exist_ok=True)
-        fs.pipe_file(f"{root}/{RUN_FILE}", json.dumps({"uri": self._config.uri, "run_id": run_id}).encode())
+        write_json(self._run_dir, MLFLOW_RUN, MLflowRun(uri=self._config.uri or "", run_id=run_id))
         return run_id
 
     def _create_experiment(self, client: MlflowClient) -> str:

@@ -9,6 +9,7 @@ is stopped anywhere continues as if it had not been.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ from trainer.models.layers.missing import drop_modalities
 from trainer.session import Session
 from trainer.tracking.tracker import Tracker
 from trainer.training.lr_schedule import lr_factor
-from trainer.training.meter import logger, routing_metrics, step_line
+from trainer.training.meter import meter_of, routing_metrics, step_line
 from trainer.training.node_usage import NodeUsage
 from trainer.training.profiler import StepProfiler
 from trainer.training.progress import Progress
@@ -36,6 +37,8 @@ from trainer.training.record_trace import RecordTrace
 from trainer.training.step_loss import step_loss
 from trainer.worker.collectives import named_failures, sum_over_ranks
 from trainer.worker.console import progress as bar
+
+logger = logging.getLogger("fleximoe")
 
 FINAL_RETRIES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 
@@ -72,7 +75,7 @@ class TrainingLoop:
         self.total_steps = training.epochs * self.loader.steps_per_epoch
         if training.max_steps is not None:
             self.total_steps = min(self.total_steps, training.max_steps)
-        self.meter = session.meter()
+        self.meter = meter_of(session)
         self.profiler = StepProfiler(training.profile if session.context.rank == 0 else 0, tracker)
         self.stopped, self._starting, self._save_wanted = False, True, False
         self.routing_total: list[Tensor] = []
@@ -89,7 +92,7 @@ class TrainingLoop:
             PeerError: another rank died or hung.
         """
         self.engine.train()
-        self.meter = self.session.meter()
+        self.meter = meter_of(self.session)
         named = named_failures(self.context.rank, lambda: self.progress.step + 1, self.config.parallel.timeout_s)
         with self.profiler, named:
             if self.progress.step:
@@ -184,7 +187,7 @@ class TrainingLoop:
         self.context.start.mark("first step")
         self.tracker.log_metrics(self._size, 0)
         if self.context.rank == 0:
-            self.context.start.report(self.tracker, self.progress.step)
+            self.tracker.log_metrics(self.context.start.report(self.progress.step), self.progress.step)
 
     def _prepare(self, batch: Batch) -> Batch:
         batch = batch.to(self.session.device)

@@ -6,7 +6,6 @@ for a number that nobody reads.
 
 from __future__ import annotations
 
-import logging
 import resource
 import time
 from dataclasses import dataclass, field
@@ -16,10 +15,10 @@ from torch import Tensor
 
 from data_shards import Batch
 from parallel import RoutingStats
+from trainer.models.build import flop_counter
 from trainer.models.flops import Counter
+from trainer.session import Session
 from trainer.worker.collectives import sum_over_ranks
-
-logger = logging.getLogger("fleximoe")
 
 NOT_PARTS = {"loss", "lr", "grad_norm", "epoch", "samples_seen", "tokens_seen"}
 
@@ -89,6 +88,12 @@ class Meter:
         self.tokens = self.counts = self.features = None
         self.since = time.perf_counter()
         return metrics, counts
+
+
+def meter_of(session: Session) -> Meter:
+    """A fresh meter of a job's steps."""
+    counter = flop_counter(session.config, session.schema, session.tasks, session.engine.module)
+    return Meter(session.device, counter, session.context.world, session.peak * session.context.world)
 
 
 def memory_gib(device: torch.device) -> float:

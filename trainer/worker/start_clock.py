@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from trainer.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +31,10 @@ class StartClock:
         self.phases[phase] = self.phases.get(phase, 0.0) + at - self._last
         self._last = at
 
-    def report(self, tracker: Tracker, step: int) -> None:
-        """Say it, once the first step is done. For rank 0."""
+    def report(self, step: int) -> dict[str, float]:
+        """Say it, once the first step is done, and return it as metrics. For rank 0."""
         total = sum(self.phases.values())
         parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.phases.items())
         logger.info("step %d is the first of attempt %d, after %.1f s: %s", step, self.attempt, total, parts)
         values = {f"lifecycle/{name.replace(' ', '_')}_s": seconds for name, seconds in self.phases.items()}
-        tracker.log_metrics({**values, "lifecycle/start_s": total, "lifecycle/attempt": self.attempt}, step)
+        return {**values, "lifecycle/start_s": total, "lifecycle/attempt": self.attempt}

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from data_shards import DatasetSchema
 from data_shards.records.statistics import SplitStatistics
 from parallel import MoELayer
+from trainer.checkpoints.checkpoint import Checkpoint, checkpoint_weights
+from trainer.checkpoints.description import schema_difference, statistics_from_json
+from trainer.checkpoints.find import open_checkpoint
+from trainer.checkpoints.pieces import CheckpointError
 from trainer.config.sections import ModelConfig
 from trainer.models.mope.prompts.frozen_backbone import BackboneError, digest_of
-from trainer.run_folder import run_of
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,6 @@ def load_host(url: str, schema: DatasetSchema, weights: bool = True) -> Host:
 
     Raises BackboneError: not there, damaged, or of other modalities than `schema`.
     """
-    from trainer.checkpoints.checkpoint import checkpoint_weights
-    from trainer.checkpoints.description import schema_difference, statistics_from_json
-    from trainer.checkpoints.pieces import CheckpointError
-
     checkpoint = _open(url)
     trained_on = DatasetSchema.from_json(json.dumps(checkpoint.meta["schema"]))
     difference = schema_difference(
@@ -70,23 +69,20 @@ def load_host(url: str, schema: DatasetSchema, weights: bool = True) -> Host:
     statistics = statistics_from_json(checkpoint.meta["statistics"])
     if not weights:
         shapes = {name: torch.empty(size, device="meta") for name, size in checkpoint.meta["parameters"].items()}
-        return Host(_without_heads(shapes), statistics, "", run_of(checkpoint))
+        return Host(_without_heads(shapes), statistics, "", checkpoint.run_id)
     try:
         found = checkpoint_weights(checkpoint)
     except CheckpointError as error:
         raise BackboneError(f"mope.host: {error}") from error
     kept = _without_heads(found)
-    return Host(kept, statistics, digest_of(kept), run_of(checkpoint))
+    return Host(kept, statistics, digest_of(kept), checkpoint.run_id)
 
 
 def _without_heads(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in weights.items() if not name.startswith("heads.")}
 
 
-def _open(url: str):  # type: ignore[no-untyped-def]
-    from trainer.checkpoints.find import open_checkpoint
-    from trainer.checkpoints.pieces import CheckpointError
-
+def _open(url: str) -> Checkpoint:
     try:
         checkpoint = open_checkpoint(url)
     except (CheckpointError, FileNotFoundError) as error:

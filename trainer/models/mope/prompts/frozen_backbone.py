@@ -6,19 +6,11 @@ running importance are small: checkpoints hold them beside the tensors.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from trainer.models.mope.host.model import PromptedFuseMoE
-    from trainer.models.mope.towers.model import TowerModel
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-import hashlib
 
 STATE = ("keys_QK", "keys_MQK", "mean_LK", "steps_1")
 
@@ -67,10 +59,9 @@ class FrozenBackbone(nn.Module):
 
 def backbone_of(model: nn.Module) -> dict[str, Any] | None:
     """Digest, runs and size of the frozen backbone; None where there is none."""
-    described: TowerModel | PromptedFuseMoE = model  # type: ignore[assignment]
-    if getattr(model, "backbone_digest", None) is None:
+    if not isinstance(model, FrozenBackbone) or model.backbone_digest is None:
         return None
-    return described.describe_backbone()
+    return model.describe_backbone()
 
 
 def check_backbone(where: str, stored: dict[str, Any] | None, model: nn.Module) -> None:

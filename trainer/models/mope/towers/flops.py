@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from data_shards import Batch
+from trainer.models.mope.towers.model import TowerModel
 from trainer.models.mope.towers.sites import Site
-
-if TYPE_CHECKING:
-    from trainer.models.mope.towers.model import TowerModel
 
 
 def site_tokens(model: TowerModel, what: str, site: Site) -> float:

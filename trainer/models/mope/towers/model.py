@@ -28,7 +28,6 @@ from trainer.models.mope.prompts.importance import Importance
 from trainer.models.mope.prompts.lora import add_lora
 from trainer.models.mope.prompts.probe_heads import probe_heads
 from trainer.models.mope.prompts.site_prompts import Mapper, StaticPrompts
-from trainer.models.mope.towers.flops import RecordFlops, record_flops
 from trainer.models.mope.towers.inputs import Features, Seen, generated_for, generators, learned_vectors, look
 from trainer.models.mope.towers.layer_prompts import layer_prompts
 from trainer.models.mope.towers.roles import check_shape, modality_of, roles_of
@@ -101,9 +100,6 @@ class TowerModel(FrozenBackbone):
 
     def backbone_runs(self) -> list[str]:
         return [tower.run_id for tower in self._towers().values() if tower.run_id]
-
-    def flop_counter(self, schema: DatasetSchema, heads: dict[str, int]) -> RecordFlops:
-        return RecordFlops(record_flops(self))
 
     def tower(self, what: str) -> Tower:
         return self._towers()[what]

@@ -16,10 +16,14 @@ from typing import Any
 
 from torch import nn
 
+from trainer.checkpoints.checkpoint import checkpoint_weights
+from trainer.checkpoints.description import statistics_from_json
+from trainer.checkpoints.find import open_checkpoint
+from trainer.checkpoints.pieces import CheckpointError
 from trainer.config.mope import TowerConfig
 from trainer.models.mope.prompts.frozen_backbone import BackboneError
 from trainer.models.mope.towers.sites import KINDS, register_attention
-from trainer.run_folder import run_of
+from trainer.run_folder import CHECKPOINTS
 
 PICTURES = ("vit", "swin", "clip_vision_model", "dinov2")
 CLIP_PART = {"image": "clip_vision_model", "text": "clip_text_model"}
@@ -57,7 +61,7 @@ def random_tower(what: str, config: TowerConfig) -> Loaded:
 def tower_from(what: str, source: str, weights: bool = True) -> Loaded:
     """A folder, a name or a run; without `weights`, of its configuration only, with random ones."""
     folder = Path(source)
-    ours = (folder / "checkpoints").is_dir() or (folder / "COMMIT").is_file()
+    ours = (folder / CHECKPOINTS).is_dir() or (folder / "COMMIT").is_file()
     if folder.is_dir() and not ours:
         return _from_hub(what, source, weights)
     if "://" in source or ours:
@@ -179,11 +183,6 @@ def _why_not(part: str, what: str, source: str, error: Exception) -> str:
 
 def _from_run(what: str, source: str, weights: bool) -> Loaded:
     """A tower that `train` made: its recipe says the architecture, its checkpoint holds the weights."""
-    from trainer.checkpoints.checkpoint import checkpoint_weights
-    from trainer.checkpoints.description import statistics_from_json
-    from trainer.checkpoints.find import open_checkpoint
-    from trainer.checkpoints.pieces import CheckpointError
-
     try:
         checkpoint = open_checkpoint(source)
     except (CheckpointError, FileNotFoundError) as error:
@@ -196,7 +195,7 @@ def _from_run(what: str, source: str, weights: bool) -> Loaded:
             f"tower and a section mope.{what}"
         )
     loaded = random_tower(what, TowerConfig.model_validate({**part, "source": None}))
-    loaded.run_id = run_of(checkpoint)
+    loaded.run_id = checkpoint.run_id
     if not weights:
         return loaded
     prefix = f"towers.{what}.model."
