@@ -21,8 +21,9 @@ from data_shards import Batch, DatasetSchema, ModalitySpec, SeriesGroup, TaskSpe
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics, TaskStatistics
 from parallel import Engine, ParallelConfig, create_mesh, init_distributed
 from trainer.config.sections import ModelConfig
-from trainer.models.build import exempt_from_decay
+from trainer.models.fusemoe.job_type import FuseMoEJob
 from trainer.models.fusemoe.model import FuseMoE
+from trainer.models.job_type import exempt_from_decay
 
 Step = Callable[[], Any]
 CHANNELS, EVENTS = 4, 6  # of a series, and events a channel
@@ -116,7 +117,8 @@ def build_model(schema: DatasetSchema, config: ModelConfig) -> tuple[FuseMoE, En
     mesh = create_mesh(ParallelConfig(), config.moe)
     torch.manual_seed(0)
     model = FuseMoE(schema, list(schema.task_names), plain_statistics(schema), config, mesh.dispatcher(), 0)
-    engine = Engine(model, mesh, lr=1e-4, weight_decay=0.01, no_decay=partial(exempt_from_decay, "fusemoe"), clip=1.0)
+    no_decay = partial(exempt_from_decay, FuseMoEJob.no_decay)
+    engine = Engine(model, mesh, lr=1e-4, weight_decay=0.01, no_decay=no_decay, clip=1.0)
     engine.train()
     return model, engine
 

@@ -38,8 +38,9 @@ from benchmarks.common import (
 from parallel import Engine, MoEConfig, ParallelConfig, create_mesh, init_distributed
 from parallel.moe import dispatch as dispatch_module
 from trainer.config.sections import ModelConfig, SeriesEncoderConfig
-from trainer.models.build import exempt_from_decay
+from trainer.models.fusemoe.job_type import FuseMoEJob
 from trainer.models.fusemoe.model import FuseMoE
+from trainer.models.job_type import exempt_from_decay
 
 WORLD = 2
 
@@ -92,7 +93,8 @@ def build(degree: int, quick: bool, rank: int, shared: int = 0, overlap: bool = 
     if degree > 1:
         dispatcher.overlap = overlap  # type: ignore[attr-defined]
     model = FuseMoE(schema, list(schema.task_names), plain_statistics(schema), config, dispatcher, 0)
-    engine = Engine(model, mesh, lr=1e-4, weight_decay=0.01, no_decay=partial(exempt_from_decay, "fusemoe"), clip=1.0)
+    no_decay = partial(exempt_from_decay, FuseMoEJob.no_decay)
+    engine = Engine(model, mesh, lr=1e-4, weight_decay=0.01, no_decay=no_decay, clip=1.0)
     engine.train()
     batch = random_batch(schema, presence(records, 4, 4, seed=rank), seed=rank)
     return engine_step(engine, batch), records * 4 * 16

@@ -25,7 +25,7 @@ for name in (
     "trainer.checkpoints.adapter",
     "trainer.jobs.evaluate",
     "trainer.jobs.train",
-    "trainer.evaluation.prompt_experts",
+    "trainer.models.mope.prompt_experts",
     "trainer.models.mope.towers.model",
 ):
     importlib.import_module(name)

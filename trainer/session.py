@@ -17,8 +17,8 @@ from data_shards.records.statistics import SplitStatistics
 from parallel import Engine, Mesh, MeshSpec, create_mesh, init_distributed
 from parallel.config import ParallelConfig
 from trainer.config.run_config import RunConfig
-from trainer.models.build import build_model, exempt_from_decay, resolve
-from trainer.models.fusemoe.model import compile_dense_parts
+from trainer.models.job_type import JobType, exempt_from_decay, job_type
+from trainer.models.layers.compiled import compile_dense_parts
 from trainer.models.layers.heads import TaskLoss, target_scale
 from trainer.worker.context import Context
 from trainer.worker.devices import peak_flops
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 class Session:
     """A job's parts on this rank."""
 
+    job: JobType
     config: RunConfig
     context: Context
     mesh: Mesh
@@ -89,16 +90,14 @@ def build_session(
         ValueError: parallel degrees that do not divide, an unknown task, a shape that the recipe cannot encode.
     """
     torch.set_num_threads(config.parallel.threads_per_worker)
-    config = resolve(config)
+    job = job_type(config.model_job)
+    config = job.resolve(config)
     init_distributed(context.device, config.parallel.timeout_s)
     parallel = _fit_to_world(config, context, gather_seats(context))
     mesh = create_mesh(parallel, config.model.moe, context.device)
-    masks = config.mope is not None and config.mope.mask is not None
-    tasks = [] if masks else [schema.task(name) for name in config.training.tasks or schema.task_names]
-    if not tasks and not masks:
-        raise ValueError(f"data set {schema.name} declares no task, so there is nothing to learn")
+    tasks = job.tasks(config, schema)
     torch.manual_seed(config.training.seed)
-    model = build_model(config, schema, [task.name for task in tasks], statistics, mesh.dispatcher())
+    model = job.build(config, schema, [task.name for task in tasks], statistics, mesh.dispatcher())
     model.to(context.device)
     model.recompute = config.training.activation_checkpointing  # type: ignore[assignment]
     if config.training.compile:
@@ -112,14 +111,14 @@ def build_session(
         betas=optim.betas,
         eps=optim.eps,
         weight_decay=optim.weight_decay,
-        no_decay=partial(exempt_from_decay, config.model_job),
+        no_decay=partial(exempt_from_decay, job.no_decay),
         zero_stage=parallel.zero_stage,
         precision=parallel.precision,
         clip=optim.clip or 0.0,
         accumulation=config.training.accumulation,
     )
     peak, source = peak_flops(context.device, parallel.precision)
-    return Session(config, context, mesh, manifest, schema, statistics, tasks, losses, engine, peak, source)
+    return Session(job, config, context, mesh, manifest, schema, statistics, tasks, losses, engine, peak, source)
 
 
 def _fit_to_world(config: RunConfig, context: Context, seats: Sequence[Seat]) -> ParallelConfig:

@@ -29,6 +29,7 @@ from trainer.config.errors import RecipeError
 from trainer.config.paths import refuse_relative_paths
 from trainer.config.recipe import load_recipe
 from trainer.config.run_config import RunConfig, check_parallel
+from trainer.models.job_type import job_type
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ class JobBoard:
             words.append(f"name={config.name}")  # the job's clock is another
         job_id = f"{config.name}-{1 + max([len(earlier), *(_number(job) for job in earlier)])}"
         self._start(
-            ["finetune" if config.job == "mope" else "train", *words],
+            [job_type(config.job).verb, *words],
             job_id,
             job_environment(config),
             job_metadata(config, recipe),

@@ -17,20 +17,14 @@ import torch
 
 from data_shards import DatasetSchema
 from data_shards.records.statistics import SplitStatistics
-from launch.plan.activations import (
-    GROUPED_SHARE,
-    HALF_WIDTH,
-    PASSES_OF_ACTIVATIONS,
-    RESERVE,
-    activation_elements,
-    expected_features,
-    padded_group,
-)
+from launch.plan.constants import GROUPED_SHARE, HALF_WIDTH, PASSES_OF_ACTIVATIONS, RESERVE, padded_group
 from parallel import LocalDispatcher, MeshSpec, MoEConfig
 from trainer.config.run_config import RunConfig
-from trainer.models.build import exempt_from_decay
 from trainer.models.flops import FORWARD_AND_BACKWARD, FlopCounter, is_expert, parameter_counts
+from trainer.models.fusemoe.activations import activation_elements, expected_features
+from trainer.models.fusemoe.job_type import FuseMoEJob
 from trainer.models.fusemoe.model import FuseMoE, resolve_attention
+from trainer.models.job_type import exempt_from_decay
 from trainer.worker.devices import Device
 
 BUCKET = 50_000_000  # elements of a reduction bucket (parallel.engine)
@@ -159,7 +153,7 @@ class CostModel:
         """Elements of each optimizer group (expert?, decayed?) on a rank, without padding."""
         sizes: dict[tuple[bool, bool], int] = {}
         for name, shape in self.shapes(layout.expert_parallel).items():
-            key = (is_expert(name), not exempt_from_decay("fusemoe", name, torch.empty(shape, device="meta")))  # type: ignore[arg-type]
+            key = (is_expert(name), not exempt_from_decay(FuseMoEJob.no_decay, name, torch.empty(shape, device="meta")))  # type: ignore[arg-type]
             sizes[key] = sizes.get(key, 0) + shape.numel()
         return sizes
 

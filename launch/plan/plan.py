@@ -9,8 +9,10 @@ from launch.errors import UsageError
 from launch.output.tables import people, print_json_line, print_table
 from launch.plan.cost import CostModel
 from launch.plan.layouts import MOST_GPUS, make_plan
+from launch.plan.replicated import plan_replicated, show_replicated
 from launch.plan.statistics import data_statistics
 from trainer.config.recipe import load_recipe
+from trainer.models.job_type import job_type
 from trainer.worker.devices import find_device, measured_device
 
 
@@ -19,7 +21,7 @@ def plan_recipe(
 ) -> None:
     """Print the plan of a recipe; the last line is one JSON object."""
     config = load_recipe(recipe, overrides)
-    if config.job == "evaluate":
+    if config.evaluates:
         raise UsageError(f"recipe {recipe} has job: evaluate; plan knows the costs of training")
     try:
         device = measured_device(config.parallel.threads_per_worker) if gpu == "cpu" else find_device(gpu)
@@ -28,14 +30,13 @@ def plan_recipe(
     described, statistics, source = data_statistics(config, schema, presence)
     head = {"recipe": recipe, "gpu": device.name, "data": source}
     count = gpus or config.parallel.workers
-    if config.job == "fusemoe":
+    job = job_type(config.job)
+    if job.spreads_experts:
         result = head | make_plan(config, CostModel(config, described, statistics, device), count)
         _show(result)
     else:
-        from launch.plan.frozen import plan_frozen, show_frozen
-
-        result = head | plan_frozen(config, described, statistics, device, count)
-        show_frozen(result)
+        result = head | plan_replicated(job, config, described, statistics, device, count)
+        show_replicated(result)
     print_json_line(result)
 
 

@@ -50,7 +50,7 @@ def train_on_ray(config: RunConfig, debug: bool = False) -> dict[str, Any]:
         RunFailedError: with the worker's own sentence if it raised one.
     """
     tags = {**source_tags(), **job_tags()}
-    tracked = config.job != "evaluate"
+    tracked = not config.evaluates
     status: Status = "FAILED"
     with StopOnSignal(gentle=False):
         run_id = open_run(config.tracking, config.name, tags, config.run_dir) if tracked else None

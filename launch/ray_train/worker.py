@@ -61,7 +61,7 @@ def work(settings: dict[str, Any]) -> dict[str, Any] | None:
         from trainer.jobs.job import run
 
         start.mark("imports")
-        result = run(RunConfig.model_validate(settings["config"]), RayContext(start, watch), settings["tags"])
+        result = run(RunConfig.of(settings["config"]), RayContext(start, watch), settings["tags"])
         if result["status"] == "stopped" and ray.get(desk.end.remote()) == "regroup":
             raise RegroupError(f"rank {rank} ends at step {result['step']} with a checkpoint")
         return result if rank == 0 else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from data_shards import ManifestError, open_data
 from trainer.config.run_config import RunConfig, check_parallel
+from trainer.models.job_type import job_type
 
 
 def check(config: RunConfig) -> None:
@@ -17,11 +18,8 @@ def check(config: RunConfig) -> None:
         manifest = open_data(config.data)
     except ManifestError as error:
         raise ManifestError(f"{error}; data sets are made with python -m launch pack") from None
-    if config.job != "evaluate":
+    if not config.evaluates:
         manifest.column(config.data.split, "train")
         for task in config.training.tasks or []:
             manifest.schema.task(task)
-        if config.job == "fusemoe" and config.model.moe.router == "disjoint":
-            from parallel import expert_pools
-
-            expert_pools(config.model.moe.experts, len(manifest.schema.modalities), config.model.moe.top_k)
+        job_type(config.job).check(config, manifest.schema)

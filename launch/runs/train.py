@@ -9,8 +9,10 @@ from launch.cluster.environment import prepare_for_ray, settle_paths
 from launch.errors import RunFailedError, UsageError
 from launch.output.tables import print_json_line, print_metrics, print_table
 from launch.runs.checks import check
+from trainer.config.job_types import known_job_types
 from trainer.config.recipe import apply_overrides, load_recipe
 from trainer.config.run_config import RunConfig
+from trainer.models.job_type import job_type
 
 
 def train_recipe(recipe: str, overrides: Sequence[str], debug: bool) -> None:
@@ -23,11 +25,11 @@ def train_recipe(recipe: str, overrides: Sequence[str], debug: bool) -> None:
 def finetune_recipe(recipe: str, overrides: Sequence[str], debug: bool) -> None:
     """Fine-tune prompts on a frozen backbone, on Ray like training."""
     config = settle_paths(load_recipe(recipe, overrides))
-    if config.job != "mope":
-        raise UsageError(f"recipe {recipe} has job: {config.job}, which is for train; finetune takes job: mope")
-    from trainer.models.build import resolve
-
-    check(resolve(config))
+    job = job_type(config.job)
+    if job.verb != "finetune":
+        takes = " or ".join(name for name in known_job_types() if job_type(name).verb == "finetune")
+        raise UsageError(f"recipe {recipe} has job: {config.job}, which is for train; finetune takes job: {takes}")
+    check(job.resolve(config))
     _finish(config, _on_ray(config, debug))
 
 

@@ -67,7 +67,7 @@ def tune_trials(sweep: Sweep, debug: bool) -> tuple[dict[int, str], int | None]:
 def _trial(settings: dict[str, Any]) -> None:
     """What Tune calls for each trial, in a process of its own."""
     run = settings["run"]
-    config = RunConfig.model_validate(run["config"])
+    config = RunConfig.of(run["config"])
     for number, (step, value) in enumerate(run_trial(config, run["metric"], run["address"]), start=1):
         tune.report({"score": value, "evaluation": number, "step": step})
 

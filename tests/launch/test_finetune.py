@@ -13,7 +13,7 @@ from tests.launch.commands import last_json, python
 from tests.trainer.towers import FAMILIES
 from tests.trainer.vqa import packed_vqa
 from trainer.config.recipe import load_recipe
-from trainer.models.build import resolve
+from trainer.models.job_type import job_type
 
 
 def test_recipes_of_other_jobs_are_refused() -> None:
@@ -24,7 +24,7 @@ def test_recipes_of_other_jobs_are_refused() -> None:
 def test_settings_that_do_nothing_for_frozen_backbones_are_refused() -> None:
     run = load_recipe("mope_easy_vqa", ["training.activation_checkpointing=true"])
     with pytest.raises(ValueError, match="activation_checkpointing works for job=fusemoe, not for job=mope"):
-        resolve(run)
+        job_type(run.job).resolve(run)
 
 
 def test_a_missing_host_is_found_before_anything_starts(tmp_path: Path) -> None:

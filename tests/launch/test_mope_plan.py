@@ -12,19 +12,22 @@ from typer.testing import CliRunner
 
 from data_shards import DatasetSchema, ModalitySpec, TaskSpec, open_manifest
 from launch.cli import app
-from launch.plan.frozen import activations_of_record, plan_frozen
+from launch.plan.replicated import plan_replicated
 from launch.plan.statistics import stated_statistics
 from tests.ranks import run_ranks
 from tests.saved_activations import saved_bytes
 from tests.trainer.test_mope_host import batch as host_batch
 from tests.trainer.test_mope_host import prompted, tiny_records
-from tests.trainer.test_mope_segmentation import MARKED, segmenter, squares
+from tests.trainer.test_mope_segmentation import segmenter, squares
 from tests.trainer.test_step import Rank
 from tests.trainer.tiny import SCHEMA as TINY
 from tests.trainer.towers import SCHEMA, batch
 from tests.trainer.vqa import packed_vqa, recipe
 from trainer.config.mope import MopeConfig
 from trainer.config.run_config import RunConfig
+from trainer.models.job_type import job_type
+from trainer.models.mope.host.activations import kept_elements as host_elements
+from trainer.models.mope.towers.activations import kept_elements as tower_elements
 from trainer.models.mope.towers.model import TowerModel
 from trainer.session import build_session
 from trainer.worker.devices import find_device
@@ -87,7 +90,8 @@ def test_bytes_equal_those_of_a_real_build(tmp_path: Path) -> None:
     data = packed_vqa(tmp_path)
     manifest = open_manifest(data)
     run = recipe(data, tmp_path, parallel__workers=2, parallel__precision="bf16", mope__source_length=2)
-    plan = plan_frozen(run, manifest.schema, manifest.statistics["default"], find_device("h100"), 2)
+    statistics = manifest.statistics["default"]
+    plan = plan_replicated(job_type(run.job), run, manifest.schema, statistics, find_device("h100"), 2)
     for rank in run_ranks(_occupied, 2, run.model_dump(mode="json")):
         assert {kind: plan["bytes"][kind] for kind in rank} == rank
 
@@ -95,7 +99,7 @@ def test_bytes_equal_those_of_a_real_build(tmp_path: Path) -> None:
 @pytest.mark.parametrize("hidden", [8, 64])
 def test_modelled_activations_of_a_head_that_marks_pixels_are_near_the_saved_ones(hidden: int) -> None:
     network = segmenter(mask={"hidden": hidden}).train()
-    modelled = 4 * 8 * activations_of_record(network, MARKED, stated_statistics(MARKED, 1.0))
+    modelled = 4 * 8 * tower_elements(network)
     assert 0.6 < modelled / saved_bytes(network, squares(8, 0)) < 1.6
 
 
@@ -105,7 +109,7 @@ def test_modelled_activations_of_a_host_are_near_the_saved_ones(attention: str) 
     statistics = stated_statistics(TINY, float(known.present_BM.float().mean()))
     for method in ("mope", "static", "head"):
         network = prompted(attention, method=method).train()
-        modelled = 4 * len(known) * activations_of_record(network, TINY, statistics)
+        modelled = 4 * len(known) * host_elements(network, TINY, statistics)
         saved = saved_bytes(network, known)
         assert modelled == 0 and saved < 10_000 if method == "head" else 0.6 < modelled / saved < 1.6
 
@@ -124,7 +128,7 @@ def test_modelled_activations_are_near_the_saved_ones(family: str, method: str) 
     tree = {"method": method, "image": {"family": family, "config": image}, "text": {"family": "bert", "config": text}}
     network = TowerModel(SCHEMA, ["answer"], statistics, MopeConfig.model_validate(tree), 0).train()
     saved = saved_bytes(network, batch(8))
-    modelled = 4 * 8 * activations_of_record(network, SCHEMA, statistics)
+    modelled = 4 * 8 * tower_elements(network)
     if method == "head":
         assert modelled == 0 and saved < 100_000
     else:

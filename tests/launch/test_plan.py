@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from data_shards import StepLoader, open_manifest
 from data_shards.shards.manifest import Manifest
 from launch.cli import app
-from launch.plan.activations import padded_group
+from launch.plan.constants import padded_group
 from launch.plan.cost import CostModel, Layout, ranks_of_a_token
 from launch.plan.layouts import make_plan
 from launch.plan.statistics import stated_statistics

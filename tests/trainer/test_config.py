@@ -10,6 +10,7 @@ from trainer.config.errors import RecipeError, all_keys
 from trainer.config.paths import absolute_paths
 from trainer.config.recipe import apply_overrides, known_recipes, load_recipe
 from trainer.config.run_config import RunConfig
+from trainer.models.job_type import job_type
 
 
 def test_shipped_recipes_are_the_known_ones():
@@ -21,7 +22,7 @@ def test_every_shipped_recipe_loads_and_says_how_to_use_it(name):
     config = load_recipe(name)
     assert config.name.startswith(f"{name}-")
     text = (Path(__file__).parents[2] / "launch" / "recipes" / f"{name}.yaml").read_text()
-    verb = "finetune" if config.job == "mope" else "train"
+    verb = job_type(config.job).verb
     assert f"python -m launch {verb} {name}" in text and "python -m launch pack" in text
 
 

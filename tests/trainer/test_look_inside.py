@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from trainer.evaluation.prompt_experts import class_table
 from trainer.figures.gallery import EXAMPLES, Gallery, gallery_figure
 from trainer.figures.prompt_experts import class_figure, site_figure
+from trainer.models.mope.prompt_experts import class_table
 
 
 def gallery() -> Gallery:

@@ -15,7 +15,7 @@ import torch
 
 from data_shards import Manifest, Record, create_source, open_manifest, pack
 from data_shards.shards.reader import read_index
-from launch.plan.frozen import plan_frozen
+from launch.plan.replicated import plan_replicated
 from tests.trainer.test_run import job, losses, weights
 from tests.trainer.tiny import config, packed, predictor_of
 from tests.trainer.towers import batch, model, section
@@ -25,6 +25,7 @@ from trainer.checkpoints.find import newest_checkpoint, open_checkpoint
 from trainer.config.run_config import RunConfig
 from trainer.inference.request import Request
 from trainer.metrics.prediction_table import read_predictions
+from trainer.models.job_type import job_type
 from trainer.models.mope.prompts.frozen_backbone import STATE
 from trainer.worker.devices import find_device
 
@@ -201,7 +202,9 @@ def test_a_job_on_a_host_is_planned_from_the_shapes_of_its_checkpoint(icu: tuple
     run_config = on_host(icu, tmp_path)
     run_config.training.epochs = 1
     manifest = open_manifest(icu[0])
-    plan = plan_frozen(run_config, manifest.schema, manifest.statistics["default"], find_device("h100"), 1)
+    plan = plan_replicated(
+        job_type(run_config.job), run_config, manifest.schema, manifest.statistics["default"], find_device("h100"), 1
+    )
     assert plan["fits"] and plan["flops"] > 0 and plan["bytes"]["activations"] > 0
     result = job(1, run_config)
     tensors = safetensors.torch.load_file(Path(result["adapter"]) / "adapter.safetensors")

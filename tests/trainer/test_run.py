@@ -44,7 +44,7 @@ class FixedContext:
 
 
 def _job(rank: int, world: int, tree: dict[str, Any], *asked_at: int | None) -> dict[str, Any]:
-    return run(RunConfig.model_validate(tree), FixedContext(rank, world, *asked_at))
+    return run(RunConfig.of(tree), FixedContext(rank, world, *asked_at))
 
 
 def job(world: int, run_config: RunConfig, stop_at: int | None = None, save_at: int | None = None) -> dict[str, Any]:

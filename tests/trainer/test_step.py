@@ -26,7 +26,7 @@ class Rank(SingleContext):
 
 
 def _job(rank: int, world: int, tree: dict[str, Any]) -> dict[str, Any]:
-    return run(RunConfig.model_validate(tree), Rank(rank, world))
+    return run(RunConfig.of(tree), Rank(rank, world))
 
 
 def lines(storage: Path) -> list[dict[str, Any]]:

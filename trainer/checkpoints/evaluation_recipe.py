@@ -32,4 +32,4 @@ def evaluation_config(
         )
     if data_url is not None:
         tree["data"] = {**tree["data"], "url": data_url}
-    return RunConfig.model_validate(tree)
+    return RunConfig.of(tree)

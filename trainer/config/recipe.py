@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from trainer.config.errors import RecipeError, section_of, unknown_key, validation_sentence
-from trainer.config.run_config import RunConfig
+from trainer.config.run_config import RunConfig, run_config_class
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "launch" / "recipes"
@@ -33,13 +33,15 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     if not isinstance(tree, dict):
         raise RecipeError(f"recipe {path} must be a mapping of sections, not {type(tree).__name__}")
     tree.setdefault("name", f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}")
-    _refuse_unknown_keys(tree, RunConfig, "", f"recipe {path}")
-    return _validated(tree, overrides, f"recipe {path.name}")
+    kind = _class_of(tree, overrides, f"recipe {path}")
+    _refuse_unknown_keys(tree, kind, kind, "", f"recipe {path}")
+    return _validated(tree, kind, overrides, f"recipe {path.name}")
 
 
 def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """The run with overrides `section.key=value` applied in order. Raises RecipeError."""
-    return _validated(config.model_dump(mode="json"), overrides, f"run {config.name}")
+    tree, where = config.model_dump(mode="json"), f"run {config.name}"
+    return _validated(tree, _class_of(tree, overrides, where), overrides, where)
 
 
 def known_recipes() -> list[str]:
@@ -47,13 +49,26 @@ def known_recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def _validated(tree: dict[str, Any], overrides: Sequence[str], where: str) -> RunConfig:
-    for override in overrides:
-        _apply(tree, override)
+def _class_of(tree: dict[str, Any], overrides: Sequence[str], where: str) -> type[RunConfig]:
+    """The run's class: its type of job, which an override may name, can have a section of its own."""
+    named = [_parse(text, f"value of override {key}={text}") for key, _, text in _split(overrides) if key == "job"]
     try:
-        return RunConfig.model_validate(tree)
+        return run_config_class({**tree, **({"job": named[-1]} if named else {})})
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from None
+
+
+def _split(overrides: Sequence[str]) -> list[tuple[str, str, str]]:
+    return [(key.strip(), equals, text) for key, equals, text in (override.partition("=") for override in overrides)]
+
+
+def _validated(tree: dict[str, Any], kind: type[RunConfig], overrides: Sequence[str], where: str) -> RunConfig:
+    for override in overrides:
+        _apply(tree, kind, override)
+    try:
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {validation_sentence(error, RunConfig)}") from None
+        raise RecipeError(f"{where}: {validation_sentence(error, kind)}") from None
 
 
 def _find(recipe: str) -> Path:
@@ -76,13 +91,12 @@ def _parse(text: str, where: str) -> Any:
         raise RecipeError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _apply(tree: dict[str, Any], kind: type[RunConfig], override: str) -> None:
     """Set one `section.key=value` in the tree; the value is YAML, so lists and null work."""
-    key, equals, text = override.partition("=")
-    key = key.strip()
+    ((key, equals, text),) = _split([override])
     if not equals or not key:
         raise RecipeError(f"override {override!r} has no value: write section.key=value, e.g. optim.lr=0.001")
-    _refuse_unknown_path(key.split("."), override)
+    _refuse_unknown_path(key.split("."), kind, override)
     value = _parse(text, f"value of override {override!r}")
     *sections, last = key.split(".")
     for section in sections:
@@ -93,22 +107,24 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     tree[last] = value
 
 
-def _refuse_unknown_path(parts: list[str], where: str) -> None:
-    model: Any = RunConfig
+def _refuse_unknown_path(parts: list[str], root: type[RunConfig], where: str) -> None:
+    model: Any = root
     for depth, part in enumerate(parts):
         if model is None:
             raise RecipeError(f"override {where!r}: {'.'.join(parts[:depth])} is a value and has no keys of its own")
         if model is dict:
             return
         if part not in model.model_fields:
-            raise RecipeError(f"override {where!r}: {unknown_key('.'.join(parts), RunConfig)}")
+            raise RecipeError(f"override {where!r}: {unknown_key('.'.join(parts), root)}")
         model = section_of(model.model_fields[part].annotation)
 
 
-def _refuse_unknown_keys(tree: dict[Any, Any], model: type[BaseModel], prefix: str, where: str) -> None:
+def _refuse_unknown_keys(
+    tree: dict[Any, Any], root: type[RunConfig], model: type[BaseModel], prefix: str, where: str
+) -> None:
     for key, value in tree.items():
         if key not in model.model_fields:
-            raise RecipeError(f"{where}: {unknown_key(f'{prefix}{key}', RunConfig)}")
+            raise RecipeError(f"{where}: {unknown_key(f'{prefix}{key}', root)}")
         section = section_of(model.model_fields[key].annotation)
         if isinstance(section, type) and issubclass(section, BaseModel) and isinstance(value, dict):
-            _refuse_unknown_keys(value, section, f"{prefix}{key}.", where)
+            _refuse_unknown_keys(value, root, section, f"{prefix}{key}.", where)

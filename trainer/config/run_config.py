@@ -1,20 +1,19 @@
-"""A whole run as one typed value, read from a YAML recipe and `section.key=value` overrides.
-
-Recipes are the files of `launch/recipes`; both `python -m launch train` and `torchrun -m trainer` read them here.
-A mistake is reported as a `RecipeError`: one sentence that names the key, the value and what would be right.
-"""
+"""A whole run as one typed value, and the degrees that must fit each other."""
 
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, create_model, field_validator
 
 from data_shards.config import DataConfig
 from parallel.config import ParallelConfig
 from parallel.mesh import MeshSpec
 from trainer.config.errors import RecipeError
+from trainer.config.job_types import EVALUATE, FUSEMOE, find_job_type
 from trainer.config.mope import MopeConfig
 from trainer.config.sections import (
     ClusterConfig,
@@ -30,10 +29,11 @@ from trainer.config.sections import (
 class RunConfig(Section):
     """Everything that defines a run. Equal values (and equal data) give equal runs."""
 
-    job: Literal["fusemoe", "mope", "tower", "evaluate"] = Field(
-        "fusemoe",
-        description="what is done: a FuseMoE model is trained, prompts on a frozen backbone are, an encoder of one "
-        "modality is; or something of these is evaluated",
+    job: str = Field(
+        FUSEMOE,
+        description="what is done: fusemoe (a FuseMoE model is trained), mope (prompts on a frozen backbone are), "
+        "tower (an encoder of one modality is), a type that an installed package adds; or evaluate (a model of these "
+        "is measured)",
     )
     name: str = Field(
         description="the run's folder; the same name continues the run; default: the recipe and the time of day",
@@ -55,15 +55,54 @@ class RunConfig(Section):
             raise ValueError(f"name={name!r} cannot be a folder: use letters, digits, dots, dashes and underscores")
         return name
 
+    @field_validator("job")
+    @classmethod
+    def _job_is_known(cls, job: str) -> str:
+        if job != EVALUATE:
+            find_job_type(job)
+        return job
+
+    @staticmethod
+    def of(tree: Mapping[str, Any]) -> RunConfig:
+        """A run from plain values, with the section of its type of job. Raises pydantic's ValidationError."""
+        return run_config_class(tree).model_validate(tree)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A class with a section of its own is made anew where it is needed: other processes cannot import it.
+        return RunConfig.of, (self.model_dump(mode="json"),)
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether a checkpoint is evaluated, and nothing is trained."""
+        return self.job == EVALUATE
+
     @property
     def model_job(self) -> str:
         """The type of job that the model belongs to, also where it is only evaluated."""
-        return self.evaluation.of if self.job == "evaluate" and self.evaluation is not None else self.job
+        return self.evaluation.of if self.evaluates and self.evaluation is not None else self.job
 
     @property
     def run_dir(self) -> str:
         """Folder or URL of this run."""
         return f"{self.training.storage.rstrip('/')}/{self.name}"
+
+
+def run_config_class(tree: Mapping[str, Any]) -> type[RunConfig]:
+    """`RunConfig`, with one more section where the tree's type of job has one. Raises ValueError: no such type."""
+    job = tree.get("job", FUSEMOE)
+    if job == EVALUATE:
+        job = (tree.get("evaluation") or {}).get("of", FUSEMOE)
+    return _with_section(job) if isinstance(job, str) else RunConfig
+
+
+@cache
+def _with_section(job: str) -> type[RunConfig]:
+    section = find_job_type(job).section
+    if section is None:
+        return RunConfig
+    field = Field(default_factory=section, description=f"of job={job}")
+    own: dict[str, Any] = {job: (section, field)}
+    return create_model("RunConfig", __base__=RunConfig, **own)
 
 
 def check_parallel(config: RunConfig) -> None:

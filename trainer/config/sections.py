@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from parallel.config import MoEConfig
+from trainer.config.job_types import FUSEMOE
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
@@ -184,7 +185,7 @@ class EvaluationConfig(Section):
     """What `evaluate` looks at."""
 
     checkpoint: str = Field(min_length=1, description="folder or URL of a checkpoint, or of a run (its best one)")
-    of: Literal["fusemoe", "mope", "tower"] = Field("fusemoe", description="job that the checkpoint is from")
+    of: str = Field(FUSEMOE, description="job that the checkpoint is from")
     part: str = Field("test", description="part of the split that is evaluated")
     drop: list[str] = Field(default_factory=list, description="modalities to hide, as if they had not been recorded")
     missing_curve: bool = Field(False, description="also measure without each modality, and with 0 to 70 % missing")

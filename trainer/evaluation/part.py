@@ -10,6 +10,7 @@ from data_shards import Batch
 from trainer.config.errors import RecipeError
 from trainer.metrics.predictions import PredictionCollector, Predictions
 from trainer.metrics.scores import part_metrics
+from trainer.models.job_type import PartObserver
 from trainer.models.layers.missing import keep_modalities
 from trainer.session import Session
 from trainer.worker.collectives import broadcast_json
@@ -51,6 +52,17 @@ def predict_variants(session: Session, part: str, hides: Sequence[Callable[[Batc
                     collector.add(batch.index_B, output.logits, batch.targets, output.measures)
     session.engine.train()
     return [collector.gather(session.device) for collector in collectors]
+
+
+def observe(session: Session, part: str, observer: PartObserver) -> None:
+    """Show an observer what the model says of a part's records, each rank its share. Collective."""
+    session.engine.eval()
+    with torch.no_grad():
+        for step in session.loader(part, shuffle=False).steps(0):
+            for batch in step.micro_batches:
+                batch = batch.to(session.device)
+                observer.add(batch, session.engine(batch))
+    session.engine.train()
 
 
 def evaluate(session: Session, part: str, drop: list[str] | None = None) -> tuple[dict[str, float], Predictions]:

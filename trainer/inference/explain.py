@@ -55,8 +55,8 @@ def watched_forward(model: nn.Module, batch: Batch) -> tuple[Fused, Tensor | Non
 
     A record without any token has zeros. None for models without a layer of experts.
     """
-    fusion = model if isinstance(model, FuseMoE) else getattr(model, "backbone", None)
-    if not isinstance(fusion, FuseMoE):
+    fusion: FuseMoE | None = getattr(model, "fusion", None)
+    if fusion is None:
         return model(batch), None
     sample_N = fusion.embed(batch)[1].sample_N
     shares: list[Tensor] = []

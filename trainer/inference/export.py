@@ -21,7 +21,7 @@ from trainer.checkpoints.description import statistics_from_json
 from trainer.checkpoints.find import open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.config.run_config import RunConfig
-from trainer.models.build import build_model, resolve
+from trainer.models.job_type import job_type
 from trainer.models.mope.prompts.frozen_backbone import check_backbone
 
 FORMAT = "fleximoe-model-1"
@@ -68,7 +68,7 @@ def load_model(url: str, device: torch.device | str = "cpu") -> nn.Module:
         raise CheckpointError(f"{url} holds no exported model: make one with `checkpoint export`") from None
     if about.get("format") != FORMAT:
         raise CheckpointError(f"{url} has format {about.get('format')!r}; this version reads {FORMAT!r}")
-    return _filled(RunConfig.model_validate(about["config"]), about, safetensors.torch.load(data), url).to(device)
+    return _filled(RunConfig.of(about["config"]), about, safetensors.torch.load(data), url).to(device)
 
 
 def checkpoint_model(
@@ -83,20 +83,20 @@ def checkpoint_model(
         CheckpointError: damaged, or its parameters do not fit its own recipe.
         ValueError: the backbone is missing, or another one.
     """
-    config = config or RunConfig.model_validate(checkpoint.meta["config"])
+    config = config or RunConfig.of(checkpoint.meta["config"])
     return _filled(config, checkpoint.meta, checkpoint_weights(checkpoint), checkpoint.path).to(device)
 
 
 def _filled(config: RunConfig, about: dict[str, Any], weights: dict[str, Tensor], where: str) -> nn.Module:
     """The model with the recipe, schema and statistics that a checkpoint or an export describes, and its weights."""
     schema = DatasetSchema.from_json(json.dumps(about["schema"]))
-    tasks = config.training.tasks or list(schema.task_names)
+    job = job_type(config.model_job)
+    tasks = [task.name for task in job.tasks(config, schema)]
     # What a recipe draws and then freezes is in no checkpoint: it is drawn again, as when the run was built.
     with torch.random.fork_rng():
         torch.manual_seed(config.training.seed)
-        model = build_model(
-            resolve(config), schema, tasks, statistics_from_json(about["statistics"]), LocalDispatcher()
-        )
+        statistics = statistics_from_json(about["statistics"])
+        model = job.build(job.resolve(config), schema, tasks, statistics, LocalDispatcher())
     check_backbone(where, about.get("backbone"), model)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     expected = {name for name in model.state_dict() if name not in parameters}  # buffers

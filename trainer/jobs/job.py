@@ -25,8 +25,8 @@ def run(config: RunConfig, context: Context, tags: dict[str, str] | None = None)
         ValueError: a wrong recipe, data set or checkpoint, in a sentence. FloatingPointError: training diverged.
     """
     start = time.perf_counter()
-    result = evaluate_checkpoint(config, context) if config.job == "evaluate" else train(config, context, tags or {})
+    result = evaluate_checkpoint(config, context) if config.evaluates else train(config, context, tags or {})
     result["seconds"] = round(time.perf_counter() - start, 2)
-    if context.rank == 0 and config.job != "evaluate":
+    if context.rank == 0 and not config.evaluates:
         write_json(config.run_dir, RESULT, result)
     return result

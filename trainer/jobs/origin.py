@@ -8,7 +8,7 @@ import yaml
 
 from data_shards.loading.mixture import Mixture
 from trainer.checkpoints.checkpoint import Checkpoint
-from trainer.models.flops import parameter_counts
+from trainer.models.flops import parameter_counts, parameter_share
 from trainer.models.mope.prompts.frozen_backbone import backbone_of
 from trainer.run_folder import CONFIG, RECIPE, REQUIREMENTS
 from trainer.session import Session
@@ -71,7 +71,7 @@ def _backbone_share(session: Session) -> dict[str, float]:
     """Trained and frozen parameters of a job with a frozen backbone."""
     if backbone_of(session.engine.module) is None:
         return {}
-    share: dict[str, float] = session.engine.module.parameter_share()  # type: ignore[operator]
+    share = parameter_share(session.engine.module)
     if session.context.rank == 0:
         logger.info("%d trained parameters are %.3g %% of %d frozen ones", *_percent(share))
     return share

@@ -12,8 +12,7 @@ from torch import Tensor
 from data_shards import DatasetSchema, TaskSpec
 from trainer.checkpoints.adapter import write_adapter
 from trainer.checkpoints.checkpoint import Checkpoint
-from trainer.evaluation.part import evaluate
-from trainer.evaluation.prompt_experts import look_inside
+from trainer.evaluation.part import evaluate, observe
 from trainer.figures.evaluation import confusion_figure, reliability_figure, roc_figure
 from trainer.figures.routing import routing_figure
 from trainer.metrics.calibration import statements
@@ -66,8 +65,15 @@ def save_adapter(session: Session, tracker: Tracker, best: Checkpoint) -> dict[s
     if session.context.rank == 0:
         write_adapter(best, url)
         log_adapter(tracker, url)
-    look_inside(session, tracker)
     return {"adapter": url}
+
+
+def look_inside(session: Session, tracker: Tracker) -> None:
+    """What this type of job has to show of the test part, beyond metrics. Collective."""
+    observer = session.job.observer(session.tasks, session.context.rank)
+    if observer is not None and "test" in session.manifest.splits[session.config.data.split]:
+        observe(session, "test", observer)
+        observer.report(tracker)
 
 
 def test_best(session: Session, tracker: Tracker, step: int, routing: list[torch.Tensor]) -> dict[str, float]:

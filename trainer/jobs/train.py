@@ -6,14 +6,14 @@ import itertools
 import json
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import fsspec
 import torch
 
-from data_shards import DataSet, Manifest, open_data
+from data_shards import Batch, DataSet, Manifest, open_data
 from data_shards.inspection.presence import first_without
 from trainer.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from trainer.checkpoints.description import statistics_to_json
@@ -23,7 +23,7 @@ from trainer.checkpoints.restore import load_engine, restore
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config.run_config import RunConfig
 from trainer.jobs.origin import lineage, log_origin, model_size
-from trainer.models.mope.prompts.frozen_backbone import FrozenBackbone, backbone_of, check_backbone
+from trainer.models.mope.prompts.frozen_backbone import backbone_of, check_backbone
 from trainer.session import Session, build_session
 from trainer.tracking.create import create_tracker
 from trainer.tracking.tracker import Tracker
@@ -88,24 +88,24 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
         return {**result, "checkpoint": writer.url(progress.step)}
     best = _load_best(session, progress)
     # Imported late: a restarted worker has no time for a plotting library.
-    from trainer.jobs.results import save_adapter, test_best
+    from trainer.jobs.results import look_inside, save_adapter, test_best
 
     result["metrics"] = test_best(session, tracker, progress.step, loop.routing_total)
     made = save_adapter(session, tracker, best)
+    look_inside(session, tracker)
     tracker.log_model(made.get("adapter", best.url), lineage(session, best), result["metrics"])
     return {**result, "checkpoint": best.url, **made}
 
 
 def _prepare(session: Session) -> None:
-    """What a frozen tower says about the training records, once, where the recipe asks for it. Collective."""
-    mope = session.config.mope
-    if session.config.job != "mope" or mope is None or not mope.cache or mope.host is not None:
-        return
-    steps = session.loader("train", shuffle=False).steps(0)
-    batches = (batch.to(session.device) for step in steps for batch in step.micro_batches)
-    prepare: Callable[..., None] = session.engine.module.prepare  # type: ignore[assignment]
-    prepare(batches, session.manifest.records)
-    if session.context.rank == 0:
+    """What the type of job does with the training records before the first step. Collective."""
+
+    def batches() -> Iterator[Batch]:  # a loader starts processes, so it is made when the first batch is asked for
+        for step in session.loader("train", shuffle=False).steps(0):
+            yield from (batch.to(session.device) for batch in step.micro_batches)
+
+    done = session.job.prepare(session.config, session.engine.module, batches(), session.manifest.records)
+    if done and session.context.rank == 0:
         logger.info("features of the frozen towers are read")
 
 
@@ -174,7 +174,7 @@ def check_records(session: Session) -> None:
     Raises ValueError: a record of any part has not.
     """
     model, manifest, split = session.engine.module, session.manifest, session.config.data.split
-    needed = model.needed_modalities() if isinstance(model, FrozenBackbone) else []
+    needed = session.job.needed_modalities(model)
     if not needed or not isinstance(manifest, Manifest):
         return  # of a mixture, a record says so itself when it is met
     problem = None

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_shards import Batch, DatasetSchema, group_layout
 from trainer.config.sections import ModelConfig
@@ -232,3 +232,10 @@ class Counter(Protocol):
 
     def step_flops(self, features_X: Tensor) -> float:
         """FLOPs of forward and backward for these features."""
+
+
+def parameter_share(model: nn.Module) -> dict[str, float]:
+    """Numbers of trained and frozen parameters, and the trained ones over all of the backbone's."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    return {"trained": trained, "frozen": frozen, "share": trained / max(1, frozen or trained)}

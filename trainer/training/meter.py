@@ -15,7 +15,6 @@ from torch import Tensor
 
 from data_shards import Batch
 from parallel import RoutingStats
-from trainer.models.build import flop_counter
 from trainer.models.flops import Counter
 from trainer.session import Session
 from trainer.worker.collectives import sum_over_ranks
@@ -92,7 +91,7 @@ class Meter:
 
 def meter_of(session: Session) -> Meter:
     """A fresh meter of a job's steps."""
-    counter = flop_counter(session.config, session.schema, session.tasks, session.engine.module)
+    counter = session.job.counter(session.config, session.schema, session.tasks, session.engine.module)
     return Meter(session.device, counter, session.context.world, session.peak * session.context.world)
 
 

@@ -99,6 +99,11 @@ class FuseMoE(nn.Module):
             return checkpoint(block, x_ND, layout, use_reentrant=False)  # type: ignore[return-value]
         return block(x_ND, layout)  # type: ignore[no-any-return]
 
+    @property
+    def fusion(self) -> FuseMoE:
+        """The model whose blocks route tokens: this one."""
+        return self
+
     def embed(self, batch: Batch) -> tuple[Tensor, TokenLayout]:
         """Tokens of what is present, then one indicator per absent modality if the model has them."""
         tokens, groups = [], []
@@ -121,27 +126,6 @@ class FuseMoE(nn.Module):
     def encode(self, name: str, group: Group, block_P: Tensor, counts_M: Tensor) -> Tensor:
         """(P, T, D) tokens of one encoder group."""
         return self.encoders[_safe(name)](group, block_P, counts_M).to(self.modality.weight.dtype)
-
-
-def compile_dense_parts(model: nn.Module) -> None:
-    """Compile in place what has no data-dependent control flow: heads and feed-forward parts. Names stay as they are.
-
-    Packed attention, routing and grouped layers are left alone: their shapes and launches follow the batch.
-
-    Raises:
-        ValueError: this host cannot compile.
-    """
-    try:
-        torch.compile(lambda x: x + 1)(torch.ones(2))
-    except Exception as error:  # whatever a missing compiler raises
-        reason = str(error).strip().split("\n")[0][:200]
-        raise ValueError(
-            f"training.compile=true, but torch.compile does not work here ({reason}): install a C++ compiler and "
-            "Python's headers, or set training.compile=false"
-        ) from error
-    for module in model.modules():
-        if isinstance(module, nn.Sequential):
-            module.compile(dynamic=True)
 
 
 def resolve_attention(config: ModelConfig, modalities: int) -> str:

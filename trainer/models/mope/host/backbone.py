@@ -15,6 +15,7 @@ from trainer.checkpoints.checkpoint import Checkpoint, checkpoint_weights
 from trainer.checkpoints.description import schema_difference, statistics_from_json
 from trainer.checkpoints.find import open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
+from trainer.config.job_types import FUSEMOE
 from trainer.config.sections import ModelConfig
 from trainer.models.mope.prompts.frozen_backbone import BackboneError, digest_of
 
@@ -88,6 +89,6 @@ def _open(url: str) -> Checkpoint:
     except (CheckpointError, FileNotFoundError) as error:
         raise BackboneError(f"mope.host: {error}") from error
     job = checkpoint.meta["config"]["job"]
-    if job != "fusemoe":
-        raise BackboneError(f"mope.host={url} was trained with job={job}; a host is a checkpoint of job=fusemoe")
+    if job != FUSEMOE:
+        raise BackboneError(f"mope.host={url} was trained with job={job}; a host is a checkpoint of job={FUSEMOE}")
     return checkpoint

@@ -21,7 +21,6 @@ from data_shards.records.statistics import SplitStatistics
 from parallel import Dispatcher, RoutingStats
 from trainer.config.mope import MopeConfig
 from trainer.config.sections import ModelConfig
-from trainer.models.flops import FORWARD_AND_BACKWARD, FlopCounter
 from trainer.models.fusemoe.model import FuseMoE
 from trainer.models.mope.host.alone_entropy import alone_entropy
 from trainer.models.mope.host.backbone import Host
@@ -102,13 +101,13 @@ class PromptedFuseMoE(FrozenBackbone):
             sites = self.architecture.layers * modalities
             self.importance = Importance(sites, config.k, config.importance.cut, config.importance.ema)
 
+    @property
+    def fusion(self) -> FuseMoE:
+        """The model whose blocks route tokens."""
+        return self.backbone
+
     def backbone_runs(self) -> list[str]:
         return self._runs
-
-    def flop_counter(self, schema: DatasetSchema, heads: dict[str, int]) -> FrozenFlops | FlopCounter:
-        """The host's own count; frozen, it has half of a backward pass."""
-        kind = FlopCounter if self.trained else FrozenFlops
-        return kind(schema, heads, self.architecture, self.backbone.attention)
 
     def train(self, mode: bool = True) -> PromptedFuseMoE:
         """The frozen host stays in evaluation mode."""
@@ -187,11 +186,3 @@ class PromptedFuseMoE(FrozenBackbone):
             table[pairs.sample_Q, pairs.modality_Q] = found_QK.detach()
             found |= {f"block.{number}.{name}": table[:, m] for m, name in enumerate(self.modality_names)}
         return found
-
-
-class FrozenFlops(FlopCounter):
-    """The same arithmetic with gradients of activations only."""
-
-    def step_flops(self, features_X: Tensor | list[float]) -> float:
-        """FLOPs of forward and backward."""
-        return super().step_flops(features_X) * (FORWARD_AND_BACKWARD - 1) / FORWARD_AND_BACKWARD

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.models.flops import parameter_share
+
 STATE = ("keys_QK", "keys_MQK", "mean_LK", "steps_1")
 
 
@@ -47,14 +49,8 @@ class FrozenBackbone(nn.Module):
 
     def describe_backbone(self) -> dict[str, Any]:
         """Digest, runs, parameters."""
-        counts = self.parameter_share()
+        counts = parameter_share(self)
         return {"digest": self.backbone_digest, "runs": self.backbone_runs(), "parameters": int(counts["frozen"])}
-
-    def parameter_share(self) -> dict[str, float]:
-        """Numbers of trained and frozen parameters, and the trained ones over all of the backbone's."""
-        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        frozen = sum(p.numel() for p in self.parameters() if not p.requires_grad)
-        return {"trained": trained, "frozen": frozen, "share": trained / max(1, frozen or trained)}
 
 
 def backbone_of(model: nn.Module) -> dict[str, Any] | None:

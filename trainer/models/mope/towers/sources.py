@@ -20,6 +20,7 @@ from trainer.checkpoints.checkpoint import checkpoint_weights
 from trainer.checkpoints.description import statistics_from_json
 from trainer.checkpoints.find import open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
+from trainer.config.job_types import TOWER
 from trainer.config.mope import TowerConfig
 from trainer.models.mope.prompts.frozen_backbone import BackboneError
 from trainer.models.mope.towers.sites import KINDS, register_attention
@@ -189,7 +190,7 @@ def _from_run(what: str, source: str, weights: bool) -> Loaded:
         raise BackboneError(f"tower {what}: {error}, and no config.json of transformers") from error
     recipe = checkpoint.meta["config"]
     part = (recipe.get("mope") or {}).get(what)
-    if part is None or recipe["job"] != "tower":
+    if part is None or recipe["job"] != TOWER:
         raise BackboneError(
             f"tower {what}: run {source} trained job={recipe['job']} and has no {what} tower; train one with job: "
             f"tower and a section mope.{what}"

@@ -1,4 +1,4 @@
-"""What a cost model takes for granted: expected features, elements kept, padding, constants that were fitted."""
+"""What a batch of average records asks of a FuseMoE model: features for its counter, elements kept for the backward."""
 
 from __future__ import annotations
 
@@ -6,29 +6,6 @@ import torch
 
 from data_shards.records.statistics import SplitStatistics
 from trainer.models.flops import FlopCounter
-
-ALIGNMENT = 2  # DeepSpeed pads a flat group to a multiple of this times the ranks that share it
-
-
-RESERVE = 0.08  # share of the memory left to the driver, the allocator and fragmentation
-
-
-# Grouped products reach this share of what dense ones do; products of width D reach D / (D + HALF_WIDTH) of the best
-# ones; seconds to start a kernel on an accelerator, and kernels of one fusion block in one direction; how often a kept
-# activation passes through memory, forward and backward. Fitted to measurements of small models, none is a promise.
-GROUPED_SHARE = 0.85
-
-
-HALF_WIDTH = 128
-
-
-PASSES_OF_ACTIVATIONS = 4
-
-
-def padded_group(elements: int, sharers: int) -> int:
-    """Elements of an optimizer group after DeepSpeed has padded it for the ranks that share it."""
-    unit = ALIGNMENT * sharers
-    return -(-elements // unit) * unit
 
 
 def expected_features(counter: FlopCounter, statistics: SplitStatistics, records: int) -> list[float]:

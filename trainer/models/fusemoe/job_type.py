@@ -1,0 +1,57 @@
+"""The type `fusemoe`: a FuseMoE model (arXiv 2402.03226) is trained, its experts spread over ranks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from trainer.config.job_types import FUSEMOE
+from trainer.config.run_config import RunConfig
+from trainer.models.job_type import JobType, RecordCost
+
+if TYPE_CHECKING:
+    from data_shards import DatasetSchema, TaskSpec
+    from data_shards.records.statistics import SplitStatistics
+    from parallel import Dispatcher
+    from trainer.models.flops import FlopCounter
+    from trainer.models.fusemoe.model import FuseMoE
+
+
+class FuseMoEJob(JobType):
+    """Sections `model` and `model.moe`."""
+
+    name = FUSEMOE
+    recomputes = True
+    spreads_experts = True
+    no_decay = ("bias", "w3", "phase", "frequency", "missing.weight", "modality.weight", "bin.weight", "position")
+
+    def check(self, config: RunConfig, schema: DatasetSchema) -> None:
+        if config.model.moe.router == "disjoint":
+            from parallel import expert_pools
+
+            expert_pools(config.model.moe.experts, len(schema.modalities), config.model.moe.top_k)
+
+    def build(
+        self,
+        config: RunConfig,
+        schema: DatasetSchema,
+        tasks: list[str],
+        statistics: SplitStatistics,
+        dispatcher: Dispatcher,
+        weights: bool = True,
+    ) -> FuseMoE:
+        from trainer.models.fusemoe.model import FuseMoE
+
+        return FuseMoE(schema, tasks, statistics, config.model, dispatcher, config.training.seed)
+
+    def counter(self, config: RunConfig, schema: DatasetSchema, tasks: list[TaskSpec], model: Any) -> FlopCounter:
+        from trainer.models.flops import FlopCounter
+
+        return FlopCounter(schema, {task.name: task.dim for task in tasks}, config.model, model.attention)
+
+    def cost(self, config: RunConfig, schema: DatasetSchema, statistics: SplitStatistics, model: Any) -> RecordCost:
+        from trainer.models.fusemoe.activations import activation_elements, expected_features
+
+        counter = self.counter(config, schema, self.tasks(config, schema), model)
+        features = expected_features(counter, statistics, 1)
+        block, outside = activation_elements(counter, features)
+        return RecordCost(counter.step_flops(features), block * config.model.layers + outside, config.model.dim)
