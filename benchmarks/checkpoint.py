@@ -26,7 +26,7 @@ from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config.recipe import load_recipe
 from trainer.jobs.train import describe_run
 from trainer.session import build_session
-from trainer.tracking.tracker import NullTracker
+from trainer.tracking.tracker import Tracker
 from trainer.training.loop import TrainingLoop
 from trainer.training.progress import Progress
 from trainer.worker.context import SingleContext
@@ -42,7 +42,7 @@ def measure(folder: Path, name: str, overrides: tuple[str, ...], rounds: int) ->
     manifest = open_manifest(config.data.url, {})
     session = build_session(config, SingleContext("cpu"), manifest, manifest.schema, manifest.statistics["default"])
     writer = CheckpointWriter(config.run_dir, 0, 1, "benchmark", keep_last=1, keep_best=0)
-    loop = TrainingLoop(session, NullTracker(), writer, describe_run(session, None), Progress(), {})
+    loop = TrainingLoop(session, Tracker(), writer, describe_run(session, None), Progress(), {})
     session.engine.train()
     steps = chain.from_iterable(loop.loader.steps(epoch) for epoch in range(10_000))
     step_s: list[float] = []

@@ -23,7 +23,8 @@ from parallel import balance_losses, reduce_stats
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config.run_config import RunConfig
 from trainer.session import Session, build_session
-from trainer.tracking.json_lines import JsonLinesTracker
+from trainer.tracking.json_lines import JsonLinesSink
+from trainer.tracking.tracker import Tracker
 from trainer.training.loop import TrainingLoop
 from trainer.training.progress import Progress
 from trainer.worker.context import SingleContext
@@ -48,7 +49,7 @@ def prepare(folder: Path, records: int, dim: int, batch: int) -> tuple[Session, 
     session = build_session(config, context, manifest, manifest.schema, manifest.statistics["default"])
     session.engine.train()
     writer = CheckpointWriter(config.run_dir, 0, 1, "benchmark", 1, 1)
-    tracker = JsonLinesTracker(config.run_dir)
+    tracker = Tracker(JsonLinesSink(config.run_dir))
     return session, TrainingLoop(session, tracker, writer, {}, Progress(), {})
 
 

@@ -30,7 +30,7 @@ from launch.ray_train.worker import work
 from trainer.config.paths import is_local
 from trainer.config.run_config import RunConfig
 from trainer.tracking.mlflow_run import close_run, open_run
-from trainer.tracking.tracker import Status
+from trainer.tracking.operations import Status
 from trainer.worker.context import StopOnSignal
 from trainer.worker.provenance import source_tags
 

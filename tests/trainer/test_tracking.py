@@ -7,6 +7,7 @@ import logging
 import shutil
 from pathlib import Path
 
+import fsspec
 import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
@@ -14,11 +15,11 @@ from mlflow import MlflowClient
 from tests.ports import free_port
 from trainer.config.sections import TrackingConfig
 from trainer.tracking.create import create_tracker
-from trainer.tracking.json_lines import JsonLinesTracker
+from trainer.tracking.json_lines import JsonLinesSink
 from trainer.tracking.mlflow_run import close_run, open_run
-from trainer.tracking.queued import QueuedTracker, RefusedError
+from trainer.tracking.queued import QueuedSink, RefusedError
 from trainer.tracking.spool import Spool
-from trainer.tracking.tracker import MultiTracker, NullTracker, flatten
+from trainer.tracking.tracker import Tracker, flatten
 
 pytestmark = pytest.mark.together
 
@@ -136,13 +137,18 @@ def test_a_run_that_the_store_does_not_know_is_made_anew(config, tmp_path, caplo
     assert open_run(config, "r", {}, str(tmp_path / "run")) != run_id  # an id of another store means nothing here
 
 
+class NeverDrawn(Figure):
+    def savefig(self, *args, **kwargs):
+        raise AssertionError("a figure was drawn that nobody keeps")
+
+
 def test_only_rank_0_tracks_and_switches_are_obeyed(config, tmp_path):
-    assert isinstance(tracker_of(config, tmp_path, rank=1), NullTracker)
     silent = config.model_copy(update={"mlflow": False, "json_lines": False})
-    tracker = tracker_of(silent, tmp_path)
-    tracker.log_metrics({"x": 1.0}, 1)
-    tracker.finish("FINISHED")
-    assert tracker.run_id is None and not (tmp_path / "runs").exists()
+    for tracker in (tracker_of(config, tmp_path, rank=1), tracker_of(silent, tmp_path)):
+        tracker.log_metrics({"x": 1.0}, 1)
+        tracker.log_figure("figures/roc.png", NeverDrawn())
+        tracker.finish("FINISHED")
+        assert tracker.run_id is None and not (tmp_path / "runs").exists()
     assert open_run(silent, "r", {}, str(tmp_path)) is None
 
 
@@ -203,7 +209,7 @@ def values(store):
 def test_an_outage_in_the_middle_keeps_order_and_loses_nothing(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("trainer.tracking.queued.RETRY_SECONDS", 0.0)
     store, spool = FlakyStore(), Spool(tmp_path / "spool")
-    tracker = QueuedTracker(store, spool, flush_seconds=60)
+    tracker = Tracker(QueuedSink(store, spool, flush_seconds=60))
     with caplog.at_level(logging.WARNING):
         for step in range(9):
             store.away = step in (3, 4, 5)
@@ -217,14 +223,119 @@ def test_an_outage_in_the_middle_keeps_order_and_loses_nothing(tmp_path, caplog,
     assert len(said) == 2 and "cannot be reached" in said[0] and "is back" in said[1]
 
 
+def test_a_store_that_is_back_at_the_end_gets_everything(tmp_path):
+    store, spool = FlakyStore(), Spool(tmp_path / "spool")
+    tracker = Tracker(QueuedSink(store, spool, flush_seconds=60))
+    store.away = True
+    tracker.log_metrics({"x": 1.0}, 1)
+    tracker.flush()
+    store.away = False
+    tracker.finish("FINISHED")  # without waiting for the next retry
+    assert [operation["op"] for operation in store.got] == ["metrics", "status"] and not spool
+
+
 def test_what_the_store_refuses_is_reported_and_does_not_block_the_rest(tmp_path, caplog):
     store = FlakyStore()
-    tracker = QueuedTracker(store, Spool(tmp_path / "spool"), flush_seconds=60)
+    tracker = Tracker(QueuedSink(store, Spool(tmp_path / "spool"), flush_seconds=60))
     with caplog.at_level(logging.WARNING):
         tracker.set_tags({"a": "b"})
         tracker.log_metrics({"x": 1.0}, 1)
         tracker.finish("FINISHED")
     assert values(store) == [1.0] and any("refused tags: no tags" in message for message in caplog.messages)
+
+
+def test_what_an_older_version_has_spooled_is_delivered(config, tmp_path):
+    """Lines as they have always been written; a change of their keys would lose what waits on someone's disk."""
+    lines = [
+        '{"op": "params", "values": {"optim.lr": "0.1"}, "time": 1700000000000}',
+        '{"op": "metrics", "values": {"train/loss": 1.5}, "step": 1, "time": 1700000000001}',
+        '{"op": "metrics", "values": {"train/loss": 0.5}, "step": 2, "time": 1700000000002}',
+        '{"op": "file", "path": "SPOOL/file-0a1b2c3d4e5f/roc.png", "folder": "figures", "time": 1700000000003}',
+        '{"op": "file", "path": "SPOOL/file-1a1b2c3d4e5f/note.txt", "folder": null, "time": 1700000000004}',
+        '{"op": "dataset", "name": "d", "url": "s3://b", "digest": "f", "context": "training", "time": 1700000000005}',
+        '{"op": "model", "uri": "runs/a", "about": {"step": "3"}, "metrics": {"val/loss": 0.5}, "time": 1700000000006}',
+        '{"op": "tags", "values": {"attempt": "1"}, "time": 1700000000007}',
+        '{"op": "status", "status": "KILLED", "time": 1700000000008}',
+    ]
+    spool = Path(config.spool)
+    for name in ("file-0a1b2c3d4e5f/roc.png", "file-1a1b2c3d4e5f/note.txt"):
+        (spool / name).parent.mkdir(parents=True)
+        (spool / name).write_text(name)
+    (spool / "operations.jsonl").write_text("".join(f"{line}\n" for line in lines).replace("SPOOL", str(spool)))
+    tracker = tracker_of(config, tmp_path)
+    tracker.flush(timeout_s=60)
+
+    client = MlflowClient(config.uri)
+    run = client.get_run(tracker.run_id)
+    assert run.data.params == {"optim.lr": "0.1"} and run.data.tags["attempt"] == "1"
+    points = client.get_metric_history(tracker.run_id, "train/loss")
+    assert [(p.step, p.value, p.timestamp) for p in points] == [(1, 1.5, 1700000000001), (2, 0.5, 1700000000002)]
+    assert client.list_artifacts(tracker.run_id, "figures")[0].path == "figures/roc.png"
+    note = Path(client.download_artifacts(tracker.run_id, "note.txt", str(tmp_path)))
+    assert note.read_text() == "file-1a1b2c3d4e5f/note.txt"
+    assert run.inputs.dataset_inputs[0].dataset.name == "d"
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert model.params == {"uri": "runs/a", "step": "3"}
+    assert (run.info.status, run.info.end_time) == ("KILLED", 1700000000008)
+    assert not spool.exists()
+    tracker.finish("FINISHED")
+
+
+def tell_everything(tracker, tmp_path):
+    """One operation of each kind; a file that is gone right after it was logged."""
+    tracker.log_params({"optim": {"lr": 0.1}, "none": None})
+    tracker.log_metrics({"train/loss": 0.5, "train/samples": 64}, 2)
+    file = tmp_path / "anything.bin"
+    file.write_text("first")
+    tracker.log_file("adapter/weights.bin", file)
+    file.write_text("second")
+    file.unlink()
+    tracker.log_text("note.txt", "hello")
+    tracker.log_dataset("digits", "s3://b/d", "f", "training")
+    tracker.log_model("runs/a", {"step": "3"}, {"val/loss": 0.5})
+    tracker.set_tags({"attempt": "1"})
+    tracker.finish("FINISHED")
+
+
+def test_operations_are_spooled_as_they_have_always_been(tmp_path):
+    store, folder = FlakyStore(), tmp_path / "spool"
+    store.away = True
+    tell_everything(Tracker(QueuedSink(store, Spool(folder), flush_seconds=60)), tmp_path)
+    waiting = Spool(folder).read()
+    assert [Path(line["path"]).read_text() for line in waiting if line["op"] == "file"] == ["first", "hello"]
+    told = [{**line, "path": Path(line["path"]).name} if "path" in line else line for line in waiting]
+    assert all(list(line)[-1] == "time" and isinstance(line.pop("time"), int) for line in told)
+    assert [json.dumps(line) for line in told] == [
+        '{"op": "params", "values": {"optim.lr": "0.1", "none": "null"}}',
+        '{"op": "metrics", "values": {"train/loss": 0.5, "train/samples": 64.0}, "step": 2}',
+        '{"op": "file", "path": "weights.bin", "folder": "adapter"}',
+        '{"op": "file", "path": "note.txt", "folder": null}',
+        '{"op": "dataset", "name": "digits", "url": "s3://b/d", "digest": "f", "context": "training"}',
+        '{"op": "model", "uri": "runs/a", "about": {"step": "3"}, "metrics": {"val/loss": 0.5}}',
+        '{"op": "tags", "values": {"attempt": "1"}}',
+        '{"op": "status", "status": "FINISHED"}',
+    ]
+
+
+def test_several_sinks_are_told_the_same_and_a_figure_is_drawn_once(tmp_path):
+    class Counted(Figure):
+        drawn = 0
+
+        def savefig(self, *args, **kwargs):
+            self.drawn += 1
+            super().savefig(*args, **kwargs)
+
+    store, drawing = FlakyStore(), Counted()
+    queued = QueuedSink(store, Spool(tmp_path / "spool"), flush_seconds=60)
+    tracker = Tracker(queued, JsonLinesSink(str(tmp_path / "run")))
+    tracker.log_figure("figures/roc.png", drawing)
+    tracker.flush()
+    (operation,) = store.got
+    assert drawing.drawn == 1 and (tmp_path / "run/figures/roc.png").read_bytes()[:4] == b"\x89PNG"
+    assert Path(operation["path"]).read_bytes() == (tmp_path / "run/figures/roc.png").read_bytes()
+    assert tracker.run_id == "run"
+    tracker.finish("FINISHED")
+    assert store.got[-1]["status"] == "FINISHED" and '"FINISHED"' in (tmp_path / "run/metrics.jsonl").read_text()
 
 
 def test_a_spool_cut_short_by_a_crash_is_read_up_to_there(tmp_path):
@@ -239,16 +350,32 @@ def test_a_spool_cut_short_by_a_crash_is_read_up_to_there(tmp_path):
 def test_json_lines_continue_where_they_were(tmp_path, scheme):
     folder = f"{scheme}{tmp_path}/run"
     for step in (1, 2):
-        tracker = MultiTracker([JsonLinesTracker(folder), NullTracker()])
+        tracker = Tracker(JsonLinesSink(folder))
         tracker.log_metrics({"train/loss": 0.5}, step)
         tracker.log_json("deep/config.json", {"a": 1})
         tracker.finish("FINISHED")
-    import fsspec
-
     fs, root = fsspec.url_to_fs(folder)
     lines = [json.loads(line) for line in fs.cat_file(f"{root}/metrics.jsonl").decode().splitlines()]
     assert [line["step"] for line in lines if "metrics" in line] == [1, 2]
     assert json.loads(fs.cat_file(f"{root}/deep/config.json")) == {"a": 1}
+
+
+@pytest.mark.parametrize("scheme", ["", "memory://"])
+def test_json_lines_are_written_as_they_have_always_been(tmp_path, scheme, monkeypatch):
+    monkeypatch.setattr("trainer.tracking.tracker.time.time", lambda: 1700000000.25)
+    folder = f"{scheme}{tmp_path}/run"
+    tell_everything(Tracker(JsonLinesSink(folder)), tmp_path)
+    fs, root = fsspec.url_to_fs(folder)
+    assert fs.cat_file(f"{root}/adapter/weights.bin") == b"first" and fs.cat_file(f"{root}/note.txt") == b"hello"
+    start = '{"time": 1700000000.25, '
+    assert fs.cat_file(f"{root}/metrics.jsonl").decode().splitlines() == [
+        start + '"params": {"optim.lr": "0.1", "none": "null"}}',
+        start + '"step": 2, "metrics": {"train/loss": 0.5, "train/samples": 64}}',
+        start + '"dataset": {"name": "digits", "url": "s3://b/d", "digest": "f", "context": "training"}}',
+        start + '"model": {"uri": "runs/a", "step": "3", "metrics": {"val/loss": 0.5}}}',
+        start + '"tags": {"attempt": "1"}}',
+        start + '"status": "FINISHED"}',
+    ]
 
 
 def test_flatten_gives_equal_text_for_equal_values():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 from trainer.config.sections import TrackingConfig
-from trainer.tracking.json_lines import JsonLinesTracker
-from trainer.tracking.mlflow_run import MLflowTracker
-from trainer.tracking.tracker import MultiTracker, NullTracker, Tracker
+from trainer.tracking.json_lines import JsonLinesSink
+from trainer.tracking.mlflow_run import RunStore
+from trainer.tracking.queued import QueuedSink
+from trainer.tracking.spool import Spool
+from trainer.tracking.tracker import Sink, Tracker
 
 
 def create_tracker(
@@ -17,11 +21,10 @@ def create_tracker(
 
     `run_id` None: the id stored in `run_dir`, else a new run.
     """
-    if rank != 0:
-        return NullTracker()
-    trackers: list[Tracker] = []
-    if config.mlflow:
-        trackers.append(MLflowTracker(config, run_name, run_id, tags, run_dir))
-    if config.json_lines:
-        trackers.append(JsonLinesTracker(run_dir))
-    return trackers[0] if len(trackers) == 1 else MultiTracker(trackers)
+    sinks: list[Sink] = []
+    if rank == 0 and config.mlflow:
+        spool = Spool(Path(config.spool or tempfile.mkdtemp(prefix="mlflow_spool_")))
+        sinks.append(QueuedSink(RunStore(config, run_name, run_id, tags, run_dir), spool, config.flush_seconds))
+    if rank == 0 and config.json_lines:
+        sinks.append(JsonLinesSink(run_dir))
+    return Tracker(*sinks)

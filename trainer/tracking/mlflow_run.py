@@ -8,7 +8,6 @@ it and stores its id in the run's folder; everyone later opens it by that id. Ra
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,9 +17,8 @@ from trainer.config.sections import TrackingConfig
 from trainer.run_folder import MLFLOW_RUN, MLflowRun, stored_run_id, write_json
 from trainer.tracking.mlflow_client import brief, tracking_client
 from trainer.tracking.mlflow_models import register_version
-from trainer.tracking.queued import QueuedTracker, RefusedError
-from trainer.tracking.spool import Operation, Spool
-from trainer.tracking.tracker import Status
+from trainer.tracking.operations import Dataset, Model, Operation, Status
+from trainer.tracking.queued import RefusedError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -91,16 +89,6 @@ def add_to_run(
             client.set_tag(run_id, key, text)
     except Exception as error:
         logger.warning("nothing could be added to MLflow run %s (%s)", run_id, brief(error))
-
-
-class MLflowTracker(QueuedTracker):
-    """A queue in front of one MLflow run."""
-
-    def __init__(
-        self, config: TrackingConfig, run_name: str, run_id: str | None, tags: Mapping[str, str], run_dir: str
-    ) -> None:
-        spool = Spool(Path(config.spool or tempfile.mkdtemp(prefix="mlflow_spool_")))
-        super().__init__(RunStore(config, run_name, run_id, tags, run_dir), spool, config.flush_seconds)
 
 
 class RunStore:
@@ -199,6 +187,7 @@ class RunStore:
         points = [
             Metric(key, value, operation["time"], operation["step"])
             for operation in operations
+            if operation["op"] == "metrics"
             for key, value in operation["values"].items()
             if operation["step"] > self._logged_steps.get(key, -1)
         ]
@@ -218,7 +207,7 @@ class RunStore:
             client.log_batch(run_id, params=new[start : start + PARAMS_PER_BATCH])
         self._params = {**values, **self._params}
 
-    def _log_dataset(self, client: MlflowClient, run_id: str, operation: Operation) -> None:
+    def _log_dataset(self, client: MlflowClient, run_id: str, operation: Dataset) -> None:
         from mlflow.data.http_dataset_source import HTTPDatasetSource
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.entities import DatasetInput, InputTag
@@ -228,7 +217,7 @@ class RunStore:
         tags = [InputTag("mlflow.data.context", operation["context"])]
         client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])
 
-    def _log_model(self, client: MlflowClient, run_id: str, operation: Operation) -> None:
+    def _log_model(self, client: MlflowClient, run_id: str, operation: Model) -> None:
         """A model that is a pointer to the checkpoint, and a version of it where the recipe wants one registered."""
         run = client.get_run(run_id)
         experiment, about = run.info.experiment_id, {"uri": operation["uri"], **operation["about"]}

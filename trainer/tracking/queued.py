@@ -1,4 +1,4 @@
-"""A tracker that never makes training wait: operations go on a queue, a thread delivers them to a store.
+"""The sink that never makes training wait: operations go on a queue, a thread delivers them to a store.
 
 While the store is away the operations go to a spool on local disk, in order, and are replayed as soon as it is back,
 in this process or in the next one that continues the run. Nothing here knows which service the store speaks to.
@@ -6,7 +6,6 @@ in this process or in the next one that continues the run. Nothing here knows wh
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import queue
@@ -14,15 +13,12 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
-from trainer.tracking.spool import Operation, Spool
-from trainer.tracking.tracker import Status, flatten
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from trainer.tracking.operations import Operation
+from trainer.tracking.spool import Spool
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +42,8 @@ class Store(Protocol):
         """Apply one operation, or a stretch of metrics; raises RefusedError for what will never be accepted."""
 
 
-class QueuedTracker:
-    """Implements `Tracker` over a `Store`. Operations are dictionaries with `op` and `time` (ms since the epoch)."""
+class QueuedSink:
+    """Keeps operations in a `Store`, and in a `Spool` while that is away."""
 
     def __init__(self, store: Store, spool: Spool, flush_seconds: float) -> None:
         self._store, self._spool, self._interval = store, spool, flush_seconds
@@ -64,50 +60,27 @@ class QueuedTracker:
         """Known once the run is open."""
         return self._store.run_id
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        self._put(op="params", values=flatten(params))
+    def take(self, operation: Operation) -> None:
+        """Queue what no later change can reach: numbers as floats, a file as a copy."""
+        match operation["op"]:
+            case "metrics":
+                numbers = {key: float(value) for key, value in operation["values"].items()}
+                self._queue.put({**operation, "values": numbers})
+            case "file":
+                self._queue.put({**operation, "path": self._copy(Path(operation["path"]))})
+            case _:
+                self._queue.put(operation)
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self._put(op="metrics", values={key: float(value) for key, value in metrics.items()}, step=int(step))
-
-    def log_figure(self, name: str, figure: Figure) -> None:
-        path = self._new_file(name)
-        figure.savefig(path)
-        self._put_file(name, path)
-
-    def log_json(self, name: str, value: Any) -> None:
-        self.log_text(name, json.dumps(value, indent=1, default=str) + "\n")
-
-    def log_text(self, name: str, text: str) -> None:
-        path = self._new_file(name)
-        path.write_text(text, encoding="utf-8")
-        self._put_file(name, path)
-
-    def log_file(self, name: str, path: Path) -> None:
-        copy = self._new_file(name)
-        shutil.copyfile(path, copy)
-        self._put_file(name, copy)
-
-    def log_dataset(self, name: str, url: str, digest: str, context: str) -> None:
-        self._put(op="dataset", name=name, url=url, digest=digest, context=context)
-
-    def log_model(self, uri: str, about: Mapping[str, str], metrics: Mapping[str, float]) -> None:
-        self._put(op="model", uri=uri, about=dict(about), metrics=dict(metrics))
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        self._put(op="tags", values=dict(tags))
-
-    def flush(self, timeout_s: float = 10.0) -> None:
+    def flush(self, timeout_s: float) -> None:
         """Send now what is queued; waits for it at most `timeout_s` seconds."""
         sent = threading.Event()
         self._queue.put(sent)
         sent.wait(timeout_s)
 
-    def finish(self, status: Status) -> None:
-        """Send everything, close the run, stop the thread. What could not be sent stays in the spool."""
+    def finish(self) -> None:
+        """Send everything, stop the thread. What could not be sent stays in the spool."""
         if self._closed:
             return
-        self._put(op="status", status=status)
         self._retry_at = 0.0
         self._closed = True
         self.flush(timeout_s=60.0)
@@ -115,19 +88,12 @@ class QueuedTracker:
         if self._files is not None:
             self._files.cleanup()
 
-    def _put(self, **operation: Any) -> None:
-        self._queue.put({**operation, "time": int(time.time() * 1000)})
-
-    def _new_file(self, name: str) -> Path:
+    def _copy(self, path: Path) -> str:
         if self._files is None:  # made late: a killed process leaves nothing behind unless it has logged a file
             self._files = tempfile.TemporaryDirectory(prefix="tracker_files_")
         home = Path(self._files.name) / os.urandom(6).hex()
         home.mkdir()
-        return home / Path(name).name
-
-    def _put_file(self, name: str, path: Path) -> None:
-        folder = str(Path(name).parent)
-        self._put(op="file", path=str(path), folder=None if folder == "." else folder)
+        return str(shutil.copyfile(path, home / path.name))
 
     # What follows runs in the delivering thread.
 

@@ -12,9 +12,8 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-Operation = dict[str, Any]
+from trainer.tracking.operations import Operation
 
 
 class Spool:
@@ -28,7 +27,7 @@ class Spool:
         return self._path.exists() and self._path.stat().st_size > 0
 
     def append(self, operations: Iterable[Operation]) -> None:
-        """Add to the end; files named under `path` are copied in first."""
+        """Add to the end; the files that they name are copied in first."""
         operations = list(operations)
         if not operations:
             return
@@ -59,10 +58,9 @@ class Spool:
         whole.replace(self._path)
 
     def _adopt_file(self, operation: Operation) -> Operation:
-        path = operation.get("path")
-        if path is None or Path(path).is_relative_to(self.folder):
+        if operation["op"] != "file" or Path(operation["path"]).is_relative_to(self.folder):
             return operation
         # A folder of its own for each file: the file's name becomes the artifact's name.
         home = self.folder / f"file-{os.urandom(6).hex()}"
         home.mkdir()
-        return {**operation, "path": str(shutil.copy2(path, home))}
+        return {**operation, "path": str(shutil.copy2(operation["path"], home))}

@@ -1,134 +1,115 @@
-"""The Tracker protocol, and the versions that need no server: JSON lines, several at once, none.
+"""The tracker: its methods build operations, and sinks take them. The loop never knows which sinks there are.
 
-The loop talks to a `Tracker` and never knows which. The MLflow version is in `trainer.tracking`, the only file that
-imports MLflow.
+    tracker.log_metrics(...) -> {"op": "metrics", ...} -> JsonLinesSink: metrics.jsonl in the run's folder, at once
+                                                       -> QueuedSink: a thread -> RunStore (MLflow), or Spool meanwhile
+
+`trainer.tracking.create` gives rank 0 the sinks of the recipe and every other rank none. Documents, texts and figures
+become files before any sink sees them, once for all sinks; where there is no sink nothing is drawn or written.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trainer.tracking.operations import Operation, Status
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-
-class Tracker(Protocol):
-    """Where a run's record goes. No method raises because a server is away, and none waits for one while training."""
+class Sink(Protocol):
+    """Where operations go. No method raises because a server is away."""
 
     @property
     def run_id(self) -> str | None:
         """The tracking server's id of this run, if it has one yet."""
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """What the run was made with; nested mappings become dotted names. Fixed once logged."""
+    def take(self, operation: Operation) -> None:
+        """Keep an operation, without waiting for a server. The file that it names is gone afterwards."""
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Numbers by name (`train/loss`) at an optimiser step."""
+    def flush(self, timeout_s: float) -> None:
+        """Hand over what is buffered; a server is waited for at most this long."""
 
-    def log_figure(self, name: str, figure: Figure) -> None:
-        """A matplotlib figure under a relative file name (`figures/roc.png`); the figure may be closed afterwards."""
-
-    def log_json(self, name: str, value: Any) -> None:
-        """A JSON document under a relative file name."""
-
-    def log_text(self, name: str, text: str) -> None:
-        """A text under a relative file name."""
-
-    def log_file(self, name: str, path: Path) -> None:
-        """A copy of a local file under a relative file name."""
-
-    def log_dataset(self, name: str, url: str, digest: str, context: str) -> None:
-        """The data used, and for what (`training`, `evaluation`); the digest is the manifest's."""
-
-    def log_model(self, uri: str, about: Mapping[str, str], metrics: Mapping[str, float]) -> None:
-        """The run's result: where its checkpoint is, what it comes from, and how good it is."""
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """What may change later: attempts, notes, links."""
-
-    def flush(self) -> None:
-        """Hand over what is buffered; called with every checkpoint."""
-
-    def finish(self, status: Status) -> None:
-        """Flush, close and say truly how the run ended."""
+    def finish(self) -> None:
+        """Flush and close; the run's status was the last operation."""
 
 
-class NullTracker:
-    """Keeps nothing: every rank but the first."""
+class Tracker:
+    """Where a run's record goes. No method raises because a server is away, and none waits for one while training."""
 
-    run_id: str | None = None
-
-    def log_params(self, params: Mapping[str, Any]) -> None: ...
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
-    def log_figure(self, name: str, figure: Figure) -> None: ...
-    def log_json(self, name: str, value: Any) -> None: ...
-    def log_text(self, name: str, text: str) -> None: ...
-    def log_file(self, name: str, path: Path) -> None: ...
-    def log_dataset(self, name: str, url: str, digest: str, context: str) -> None: ...
-    def log_model(self, uri: str, about: Mapping[str, str], metrics: Mapping[str, float]) -> None: ...
-    def set_tags(self, tags: Mapping[str, str]) -> None: ...
-    def flush(self) -> None: ...
-    def finish(self, status: Status) -> None: ...
-
-
-class MultiTracker:
-    """Says everything to several trackers; the first run id among them is the run's."""
-
-    def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self._trackers = list(trackers)
+    def __init__(self, *sinks: Sink) -> None:
+        self._sinks = sinks
 
     @property
     def run_id(self) -> str | None:
-        return next((tracker.run_id for tracker in self._trackers if tracker.run_id), None)
+        """The tracking server's id of this run, if it has one yet: the first among the sinks'."""
+        return next((sink.run_id for sink in self._sinks if sink.run_id), None)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        for tracker in self._trackers:
-            tracker.log_params(params)
+        """What the run was made with; nested mappings become dotted names. Fixed once logged."""
+        self._log({"op": "params", "values": flatten(params), "time": _now_ms()})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        for tracker in self._trackers:
-            tracker.log_metrics(metrics, step)
+        """Numbers by name (`train/loss`) at an optimiser step."""
+        self._log({"op": "metrics", "values": dict(metrics), "step": step, "time": _now_ms()})
 
     def log_figure(self, name: str, figure: Figure) -> None:
-        for tracker in self._trackers:
-            tracker.log_figure(name, figure)
+        """A matplotlib figure under a relative file name (`figures/roc.png`); the figure may be closed afterwards."""
+        self._log_file(name, figure.savefig)
 
     def log_json(self, name: str, value: Any) -> None:
-        for tracker in self._trackers:
-            tracker.log_json(name, value)
+        """A JSON document under a relative file name."""
+        self._log_file(name, lambda path: _write(path, json.dumps(value, indent=1, default=str) + "\n"))
 
     def log_text(self, name: str, text: str) -> None:
-        for tracker in self._trackers:
-            tracker.log_text(name, text)
+        """A text under a relative file name."""
+        self._log_file(name, lambda path: _write(path, text))
 
     def log_file(self, name: str, path: Path) -> None:
-        for tracker in self._trackers:
-            tracker.log_file(name, path)
+        """A copy of a local file under a relative file name."""
+        # A link is enough, as whatever keeps the file copies it.
+        self._log_file(name, lambda link: link.symlink_to(path.absolute()))
 
     def log_dataset(self, name: str, url: str, digest: str, context: str) -> None:
-        for tracker in self._trackers:
-            tracker.log_dataset(name, url, digest, context)
+        """The data used, and for what (`training`, `evaluation`); the digest is the manifest's."""
+        self._log({"op": "dataset", "name": name, "url": url, "digest": digest, "context": context, "time": _now_ms()})
 
     def log_model(self, uri: str, about: Mapping[str, str], metrics: Mapping[str, float]) -> None:
-        for tracker in self._trackers:
-            tracker.log_model(uri, about, metrics)
+        """The run's result: where its checkpoint is, what it comes from, and how good it is."""
+        self._log({"op": "model", "uri": uri, "about": dict(about), "metrics": dict(metrics), "time": _now_ms()})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        for tracker in self._trackers:
-            tracker.set_tags(tags)
+        """What may change later: attempts, notes, links."""
+        self._log({"op": "tags", "values": dict(tags), "time": _now_ms()})
 
-    def flush(self) -> None:
-        for tracker in self._trackers:
-            tracker.flush()
+    def flush(self, timeout_s: float = 10.0) -> None:
+        """Hand over what is buffered; called with every checkpoint. A server is waited for at most this long."""
+        for sink in self._sinks:
+            sink.flush(timeout_s)
 
     def finish(self, status: Status) -> None:
-        for tracker in self._trackers:
-            tracker.finish(status)
+        """Flush, close and say truly how the run ended."""
+        for sink in self._sinks:
+            sink.take({"op": "status", "status": status, "time": _now_ms()})
+            sink.finish()
+
+    def _log(self, operation: Operation) -> None:
+        for sink in self._sinks:
+            sink.take(operation)
+
+    def _log_file(self, name: str, make: Callable[[Path], object]) -> None:
+        """Have a file made under the last part of its name, and log it; the rest of the name is its folder."""
+        if not self._sinks:
+            return
+        with tempfile.TemporaryDirectory(prefix="tracker_") as home:
+            path, folder = Path(home) / Path(name).name, str(Path(name).parent)
+            make(path)
+            self._log({"op": "file", "path": str(path), "folder": None if folder == "." else folder, "time": _now_ms()})
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -140,3 +121,11 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[prefix + key] = value if isinstance(value, str) else json.dumps(value, default=str)
     return flat
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

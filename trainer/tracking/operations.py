@@ -1,0 +1,64 @@
+"""What a tracker is told, as plain dictionaries: an operation each, with the time in ms since the epoch.
+
+They wait in a queue, and as JSON in a spool, where a later version of this code may find them: keys stay the same.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Params(TypedDict):
+    op: Literal["params"]
+    values: dict[str, str]
+    time: int
+
+
+class Metrics(TypedDict):
+    op: Literal["metrics"]
+    values: dict[str, float]
+    step: int
+    time: int
+
+
+class File(TypedDict):
+    """A local file, to be kept under its own name in a folder of the run; None is the run's top."""
+
+    op: Literal["file"]
+    path: str
+    folder: str | None
+    time: int
+
+
+class Dataset(TypedDict):
+    op: Literal["dataset"]
+    name: str
+    url: str
+    digest: str
+    context: str
+    time: int
+
+
+class Model(TypedDict):
+    op: Literal["model"]
+    uri: str
+    about: dict[str, str]
+    metrics: dict[str, float]
+    time: int
+
+
+class Tags(TypedDict):
+    op: Literal["tags"]
+    values: dict[str, str]
+    time: int
+
+
+class End(TypedDict):
+    op: Literal["status"]
+    status: Status
+    time: int
+
+
+Operation = Params | Metrics | File | Dataset | Model | Tags | End
