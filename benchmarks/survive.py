@@ -29,12 +29,11 @@ from typing import Any
 import numpy as np
 import psutil
 
+from benchmarks.finished_run import lost_and_repeated, newest_checkpoint, run_status
 from data_shards import create_source, open_manifest, pack
 from data_shards.shards.reader import read_index
-from trainer.checkpoints.find import newest_checkpoint
 from trainer.tracking.mlflow_client import metric_history
-from trainer.tracking.mlflow_run import run_status
-from trainer.training.record_trace import delivered, lost_and_repeated
+from trainer.training.record_trace import delivered
 
 logger = logging.getLogger("survive")
 
@@ -201,7 +200,6 @@ def _kill(run: Run, victim: str, workers: list[psutil.Process], rng: random.Rand
 def final_state(run: Run) -> dict[str, np.ndarray]:
     """Every weight and moment of the last checkpoint."""
     checkpoint = newest_checkpoint(str(run.path))
-    assert checkpoint is not None
     reader = checkpoint.reader()
     return {
         f"{name} {role}": reader.read(name, role, 0, int(np.prod(shape))).numpy()

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from benchmarks.finished_run import lost_and_repeated
 from benchmarks.survive import train_keys
 from data_shards import open_manifest
 from tests.launch.commands import SMALL, last_json, python
 from tests.launch.hosts import NEEDS_HOSTS, Hosts, hosts
 from trainer.checkpoints.find import committed_paths
-from trainer.training.record_trace import delivered, lost_and_repeated
+from trainer.training.record_trace import delivered
 
 pytestmark = NEEDS_HOSTS
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from fsspec.implementations.local import LocalFileSystem
 
+from benchmarks.finished_run import newest_checkpoint
 from parallel import Fragment
 from tests.object_store import local_s3
-from trainer.checkpoints.find import committed_paths, newest_checkpoint
+from trainer.checkpoints.find import committed_paths, open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError, PieceReader
 from trainer.checkpoints.writer import CheckpointWriter
 
@@ -71,8 +72,7 @@ def test_a_full_disk_does_not_end_training(tmp_path: Path, caplog: pytest.LogCap
     keeper._fs = healthy
     keeper.save(engine, meta(3))  # type: ignore[arg-type]
     assert keeper.settle() and keeper.failed is None
-    newest = newest_checkpoint(str(tmp_path))
-    assert newest is not None and newest.step == 3
+    assert newest_checkpoint(str(tmp_path)).step == 3
     assert not (tmp_path / "checkpoints" / "step-0000000002").exists(), "the leftover is removed"
 
 
@@ -81,7 +81,6 @@ def test_any_interval_can_be_read_and_a_gap_is_noticed(tmp_path: Path) -> None:
     keeper.save(engine, meta(1))  # type: ignore[arg-type]
     assert keeper.settle()
     checkpoint = newest_checkpoint(str(tmp_path))
-    assert checkpoint is not None
     for start in range(10):
         for stop in range(start, 11):
             got = checkpoint.reader().read("w", "exp_avg", start, stop - start)
@@ -130,8 +129,7 @@ def test_checkpoints_in_an_object_store(bucket: str, caplog: pytest.LogCaptureFi
         assert keeper.settle()
     assert [path[-1] for path in committed_paths(bucket)] == ["3", "2"]
     checkpoint = newest_checkpoint(bucket)
-    assert checkpoint is not None and checkpoint.step == 3
+    assert checkpoint.step == 3
     assert torch.equal(checkpoint.reader().read("w", "master", 2, 5), engine.flat[2:7])
     checkpoint.fs.pipe_file(f"{checkpoint.path}/checkpoint.json", b"{}")
-    older = newest_checkpoint(bucket)
-    assert older is not None and older.step == 2 and "does not match the digest" in caplog.text
+    assert open_checkpoint(bucket).step == 2 and "does not match the digest" in caplog.text

@@ -14,7 +14,7 @@ from tests.data_shards.build import make_set
 from tests.trainer.test_run import STEADY, FixedContext, job, losses, weights
 from tests.trainer.tiny import config, packed, predictor_of
 from trainer.checkpoints.evaluation_recipe import evaluation_config
-from trainer.checkpoints.find import newest_checkpoint, open_checkpoint
+from trainer.checkpoints.find import open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.config.recipe import apply_overrides, load_recipe
 from trainer.config.run_config import RunConfig
@@ -54,8 +54,6 @@ def test_a_stopped_mixture_continues_to_the_same_bits_and_evaluates(mixture: dic
     for name in ("test/tiny-died/accuracy", "test/tiny-days/mae", "test/other-ward/accuracy"):
         assert name in whole["metrics"]
     assert not any("other-death" in name for name in whole["metrics"])
-    checkpoint = newest_checkpoint(broken.run_dir)
-    assert checkpoint is not None
     again = run(
         evaluation_config(open_checkpoint(broken.run_dir), missing_curve=True, missing_seeds=1), FixedContext(0, 1)
     )

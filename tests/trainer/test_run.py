@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.finished_run import newest_checkpoint
 from data_shards import StepLoader, open_manifest
 from data_shards.shards.reader import read_index
 from tests.object_store import local_s3
 from tests.ranks import run_ranks
 from tests.trainer.tiny import config, packed
 from trainer.checkpoints.evaluation_recipe import evaluation_config
-from trainer.checkpoints.find import committed_paths, newest_checkpoint, open_checkpoint
+from trainer.checkpoints.find import committed_paths, open_checkpoint
 from trainer.checkpoints.listing import list_checkpoints
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.config.run_config import RunConfig
@@ -60,7 +61,6 @@ def losses(storage: Path) -> dict[int, float]:
 
 def weights(storage: Path) -> dict[str, np.ndarray]:
     checkpoint = newest_checkpoint(str(storage / "run"))
-    assert checkpoint is not None
     reader = checkpoint.reader()
     sizes = {name: int(np.prod(shape)) for name, shape in checkpoint.meta["parameters"].items()}
     return {
@@ -153,7 +153,7 @@ def test_damaged_checkpoints_are_passed_over(data: str, tmp_path: Path, caplog: 
     assert result["step"] == 3, "step 6 is damaged, step 4 was never committed: continued from step 2"
     (Path(paths[0]) / "checkpoint.json").write_text("{}")
     with caplog.at_level("WARNING"):
-        assert newest_checkpoint(run_config.run_dir) is not None
+        open_checkpoint(run_config.run_dir)
     assert "does not match the digest" in caplog.text
     with pytest.raises(CheckpointError, match="no committed checkpoint"):
         open_checkpoint(str(tmp_path))
@@ -276,7 +276,6 @@ def test_damaged_data_stops_the_run_or_is_skipped_and_counted(tmp_path: Path) ->
     run_config = config(data, tmp_path / "skip", data__max_skipped=4, **skipping)
     assert job(2, run_config)["status"] == "finished"
     checkpoint = newest_checkpoint(run_config.run_dir)
-    assert checkpoint is not None
     skipped = checkpoint.meta["progress"]["skipped"]
     assert skipped == {"checksum": 2}, "one damaged record, in two epochs"
     with pytest.raises(AssertionError, match=r"2 checksum.*data.max_skipped is 1"):

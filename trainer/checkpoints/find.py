@@ -38,11 +38,6 @@ def open_checkpoint(url: str) -> Checkpoint:
     return max(scored, key=lambda entry: (entry.score or 0.0, -entry.step)) if scored else usable[0]
 
 
-def newest_checkpoint(run_dir: str) -> Checkpoint | None:
-    """The newest committed checkpoint of a run whose description is intact."""
-    return next(_usable(run_dir), None)
-
-
 def _usable(run_dir: str) -> Iterator[Checkpoint]:
     """Committed checkpoints with an intact description, newest first; damaged ones are passed over, aloud."""
     fs, _ = fsspec.url_to_fs(run_dir)

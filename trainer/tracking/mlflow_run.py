@@ -238,8 +238,3 @@ class RunStore:
         client.finalize_logged_model(model.model_id, "READY")
         if self._config.register_as is not None:
             register_version(client, self._config.register_as, run_id, about, model.model_id)
-
-
-def run_status(uri: str, run_id: str) -> str:
-    """RUNNING, FINISHED, FAILED or KILLED."""
-    return str(tracking_client(uri).get_run(run_id).info.status)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 from trainer.config.paths import is_local
@@ -50,10 +49,3 @@ def delivered(run_dir: str) -> dict[int, Counter[str]]:
         if rank < world and world == steps[step, 0][1]:
             epochs.setdefault(epoch, Counter()).update(keys)
     return epochs
-
-
-def lost_and_repeated(epochs: dict[int, Counter[str]], keys: Iterable[str]) -> tuple[int, int]:
-    """Records missing from an epoch, and deliveries beyond the first, summed over epochs."""
-    expected = set(keys)
-    lost = sum(len(expected - counts.keys()) for counts in epochs.values())
-    return lost, sum(counts.total() - len(counts) for counts in epochs.values())

@@ -1,4 +1,4 @@
-"""What models with a frozen backbone share: what they say about it, what of their state a checkpoint must hold.
+"""What models with a frozen backbone share: what they say about it, and what of it a checkpoint leaves out.
 
 A trained parameter is in the optimiser and in checkpoints; a frozen one is in neither. Frozen routing keys and the
 running importance are small: checkpoints hold them beside the tensors.
@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from trainer.models.flops import parameter_share
-
-STATE = ("keys_QK", "keys_MQK", "mean_LK", "steps_1")
 
 
 def keep_out_of_checkpoints(model: nn.Module) -> None:
@@ -36,16 +34,6 @@ class FrozenBackbone(nn.Module):
     def needed_modalities(self) -> list[str]:
         """Modalities that every record must have."""
         return []
-
-    def state_names(self) -> list[str]:
-        """Buffers that go into a checkpoint."""
-        return [name for name, _ in self.named_buffers() if name.rsplit(".", 1)[-1] in STATE]
-
-    def adapter_tensors(self) -> dict[str, Tensor]:
-        """Everything that was trained, and the frozen keys."""
-        trained = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
-        buffers = dict(self.named_buffers())
-        return trained | {name: buffers[name] for name in self.state_names()}
 
     def describe_backbone(self) -> dict[str, Any]:
         """Digest, runs, parameters."""
