@@ -109,9 +109,8 @@ def reduce_stats(stats: list[RoutingStats], group: dist.ProcessGroup | None = No
 
 
 def squared_variation(x_E: Tensor) -> Tensor:
-    """CV² = variance / mean² over experts; 0 if uniform, if all are zero, or if there is one expert."""
-    mean = x_E.mean()
-    return x_E.var(correction=0) / (mean.square() + EPS)
+    """CV² = variance / mean² over experts (the last dimension); 0 if uniform, if all are zero, or if there is one."""
+    return x_E.var(-1, correction=0) / (x_E.mean(-1).square() + EPS)
 
 
 def balance_loss(stats: RoutingStats, config: MoEConfig) -> Tensor:

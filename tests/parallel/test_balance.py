@@ -26,6 +26,8 @@ def test_squared_variation_by_hand() -> None:
     assert float(squared_variation(torch.zeros(4))) == 0
     # all on one of four experts: mean 1/4, variance 3/16, CV² = 3
     assert float(squared_variation(torch.tensor([1.0, 0.0, 0.0, 0.0]))) == pytest.approx(3, rel=1e-5)
+    # each row is a layer, or a site, of its own
+    assert squared_variation(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])).tolist() == pytest.approx([1 / 6, 0])
 
 
 def test_balance_adds_importance_and_load_over_all_modalities() -> None:

@@ -16,14 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from parallel import sum_over_ranks
-
-EPS = 1e-10
-
-
-def squared_variation(importance_LK: Tensor) -> Tensor:
-    """(L,) variance / mean² over the last dimension; 0 if uniform."""
-    mean_L = importance_LK.mean(-1)
-    return importance_LK.var(-1, correction=0) / (mean_L.square() + EPS)
+from parallel.moe.balance import squared_variation
 
 
 class Importance(nn.Module):
