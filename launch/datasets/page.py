@@ -12,10 +12,18 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from launch.datasets.tables import VALUE_COLUMNS, label_text, value_table
+from launch.datasets.tables import (
+    LABEL_COLUMNS,
+    MODALITY_COLUMNS,
+    SAMPLING_COLUMNS,
+    VALUE_COLUMNS,
+    label_table,
+    modality_table,
+    sampling_table,
+    value_table,
+)
 from launch.output.html import html_page, picture, table
 
-MODALITY_COLUMNS = ("modality", "kind", "present", "share", "median length", "longest", "channels or shape")
 BLUE, GREY = "#2f6db5", "#c9d1d9"
 
 
@@ -31,13 +39,13 @@ def data_page(facts: dict[str, Any]) -> str:
         f'<p class="quiet">{escape(str(facts["url"]))}<br>digest {escape(facts["digest"])}</p>',
         _warnings(facts),
         "<h2>Modalities</h2>",
-        table(MODALITY_COLUMNS, _modality_rows(facts)),
+        table(MODALITY_COLUMNS, modality_table(facts)),
         picture(presence_figure(facts), "which modalities records have, by pattern"),
         picture(length_figure(facts), "lengths"),
         "<h2>Sampling of series</h2>",
         f'<p class="quiet">From {facts["sampling"]["records"]:,} records taken evenly over the data set.</p>',
         picture(when_figure(facts), "when observations are made"),
-        table(("series", "channel", "records with it", "values each", "median gap", "unit"), _sampling_rows(facts)),
+        table(SAMPLING_COLUMNS, sampling_table(facts)),
         *(_split(split, parts) for split, parts in facts["splits"].items()),
         *(_values(split, rows) for split, rows in facts["values"].items()),
     ]  # fmt: skip
@@ -56,36 +64,9 @@ def _warnings(facts: dict[str, Any]) -> str:
     return f'<p class="fine">Nothing suspicious was found: {groups}, and no modality tells a label by being there.</p>'
 
 
-def _modality_rows(facts: dict[str, Any]) -> list[tuple[Any, ...]]:
-    rows = []
-    for row in facts["modalities"]:
-        length, what = row["length"] or {}, ", ".join(row["channels"]) or " x ".join(map(str, row["shape"]))
-        short = what if len(what) < 120 else f"{what[:110]} ... ({len(row['channels'])})"
-        share = f"{row['share']:.1%}"
-        rows.append((row["name"], row["kind"], row["present"], share, length.get("p50"), length.get("p100"), short))
-    return rows
-
-
-def _sampling_rows(facts: dict[str, Any]) -> list[tuple[Any, ...]]:
-    return [
-        (name, channel, f"{own['share']:.1%}", own["per_record"], own["median_gap"], series["time_unit"])
-        for name, series in facts["sampling"]["series"].items()
-        for channel, own in series["channels"].items()
-    ]
-
-
 def _split(split: str, parts: dict[str, Any]) -> str:
-    rows = [
-        (part, facts["records"], facts["groups"] or None, task, labels["labelled"], label_text(labels))
-        for part, facts in parts.items()
-        for task, labels in facts["tasks"].items()
-    ]
     figure = picture(label_figure(parts), f"labels of split {split}")
-    return (
-        f"<h2>Split {escape(split)}</h2>"
-        + table(("part", "records", "groups", "task", "labelled", "labels"), rows)
-        + figure
-    )
+    return f"<h2>Split {escape(split)}</h2>" + table(LABEL_COLUMNS, label_table(parts)) + figure
 
 
 def _values(split: str, rows: list[dict[str, Any]]) -> str:

@@ -1,14 +1,48 @@
-"""Rows about a data set that the terminal and the page share."""
+"""Rows about a data set that the terminal and the page share. Both get them from `data_shards.inspection.summary`."""
 
 from __future__ import annotations
 
 from itertools import groupby
 from typing import Any
 
+Row = tuple[Any, ...]
+
+MODALITY_COLUMNS = ("modality", "kind", "present", "share", "median length", "longest", "channels or shape")
+SAMPLING_COLUMNS = ("series", "channel", "records with it", "values each", "median gap", "unit of time")
+LABEL_COLUMNS = ("part", "records", "groups", "task", "kind", "labelled", "labels")
 VALUE_COLUMNS = ("modality", "channel", "count", "mean", "std", "min", "max", "farthest")
 
-
+LONG_LIST = 120  # characters
 MOST_CHANNELS, FEW_CHANNELS = 40, 8
+
+
+def modality_table(facts: dict[str, Any]) -> list[Row]:
+    """Rows of ``MODALITY_COLUMNS``; a long list of channels is cut short and counted."""
+    rows = []
+    for row in facts["modalities"]:
+        length, what = row["length"] or {}, ", ".join(row["channels"]) or "x".join(map(str, row["shape"]))
+        short = what if len(what) < LONG_LIST else f"{what[: LONG_LIST - 10]} ... ({len(row['channels'])})"
+        share = f"{row['share']:.1%}"
+        rows.append((row["name"], row["kind"], row["present"], share, length.get("p50"), length.get("p100"), short))
+    return rows
+
+
+def sampling_table(facts: dict[str, Any]) -> list[Row]:
+    """Rows of ``SAMPLING_COLUMNS``, one a channel of a series."""
+    return [
+        (name, channel, f"{own['share']:.1%}", own["per_record"], own["median_gap"], series["time_unit"])
+        for name, series in facts["sampling"]["series"].items()
+        for channel, own in series["channels"].items()
+    ]
+
+
+def label_table(parts: dict[str, Any]) -> list[Row]:
+    """Rows of ``LABEL_COLUMNS``: of one split, its parts by its tasks."""
+    return [
+        (part, own["records"], own["groups"] or None, task, labels["kind"], labels["labelled"], label_text(labels))
+        for part, own in parts.items()
+        for task, labels in own["tasks"].items()
+    ]
 
 
 def label_text(labels: dict[str, Any]) -> str:
@@ -19,9 +53,9 @@ def label_text(labels: dict[str, Any]) -> str:
     return ", ".join(f"{mean:.3g} ± {std:.3g}" for mean, std in pairs)
 
 
-def value_table(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+def value_table(rows: list[dict[str, Any]]) -> list[Row]:
     """Rows of ``VALUE_COLUMNS``; of modalities with very many channels the first few."""
-    shown: list[tuple[Any, ...]] = []
+    shown: list[Row] = []
     for _, group in groupby(rows, key=lambda row: row["modality"]):
         own = [tuple(float(row[name]) if name == "farthest" else row[name] for name in VALUE_COLUMNS) for row in group]
         short = own if len(own) <= MOST_CHANNELS else own[:FEW_CHANNELS]

@@ -14,6 +14,7 @@ from data_shards.inspection.sampling import sample_records
 from data_shards.shards.index import dump_index, group_code, load_index
 from data_shards.shards.reader import read_index
 from launch.datasets.page import data_page
+from launch.datasets.tables import LABEL_COLUMNS, MODALITY_COLUMNS, label_table, modality_table
 from tests.browser import open_browser
 from tests.data_shards.build import ListSource, make_set
 
@@ -147,3 +148,31 @@ def test_names_cannot_become_markup(tmp_path: Path) -> None:
     pack(ListSource(schema, rows), str(tmp_path / "set"))
     text = data_page(summary(open_manifest(str(tmp_path / "set"))))
     assert "<script>" not in text and "<b>x" not in text and "&lt;script&gt;" in text
+
+
+def test_terminal_and_page_share_rows_and_a_long_list_of_channels_is_cut(tmp_path: Path) -> None:
+    channels = tuple(f"channel{n:02d}" for n in range(40))
+    schema = DatasetSchema("wide", (ModalitySpec("v", "vector", shape=(40,), channels=channels),), SCHEMA.tasks[:1])
+    rows = [Record(f"r{n}", {"v": np.ones(40, np.float32)}, {"died": n % 2}, {"default": "train"}) for n in range(4)]
+    pack(ListSource(schema, rows), str(tmp_path / "set"))
+    found = summary(open_manifest(str(tmp_path / "set")))
+    (row,) = modality_table(found)
+    assert dict(zip(MODALITY_COLUMNS, row, strict=True)) == {
+        "modality": "v",
+        "kind": "vector",
+        "present": 4,
+        "share": "100.0%",
+        "median length": None,
+        "longest": None,
+        "channels or shape": f"{', '.join(channels)[:110]} ... (40)",
+    }
+    (row,) = label_table(found["splits"]["default"])
+    assert dict(zip(LABEL_COLUMNS, row, strict=True)) == {
+        "part": "train",
+        "records": 4,
+        "groups": None,
+        "task": "died",
+        "kind": "binary",
+        "labelled": 4,
+        "labels": "negative 2, positive 2",
+    }
