@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from launch.verbs.options import Debug
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Check cluster files before they cost money.")
 
 
@@ -19,7 +21,7 @@ def check(
     file: Annotated[str, typer.Argument(help="Cluster file: ray up, KubeRay (RayCluster, RayJob) or a Slurm script.")],
     recipe: Annotated[str | None, typer.Argument(help="Recipe that is to run there.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show stack traces.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Hold a cluster file to Ray's schema (or KubeRay's fields) and to this project's rules. Leaves with 2 if broken.
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from launch.verbs.options import Debug
+
 app = typer.Typer(rich_markup_mode=None)
 
 Cluster = Annotated[
@@ -17,7 +19,6 @@ Cluster = Annotated[
     ),
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the run (its newest job), or id of a job.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show stack traces.")]
 STOPPED = 128 + signal.SIGTERM
 
 

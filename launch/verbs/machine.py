@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(rich_markup_mode=None)
+from launch.verbs.options import Debug
 
-Debug = Annotated[bool, typer.Option("--debug", help="Show stack traces.")]
+app = typer.Typer(rich_markup_mode=None)
 
 
 @app.command()
