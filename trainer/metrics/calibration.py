@@ -19,8 +19,7 @@ from torch.nn import functional
 from data_shards import TaskSpec
 
 BINS = 15
-RANGE = (math.log(0.05), math.log(20.0))
-GOLDEN = (math.sqrt(5) - 1) / 2
+RANGE = (math.log(0.05), math.log(20.0))  # of the logarithm
 
 
 @dataclass(frozen=True)
@@ -75,26 +74,16 @@ def nll(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> float:
 def fit_temperature(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> float:
     """The temperature that makes these labels most likely when logits are divided by it; 0.05 to 20, 1 = as they are.
 
-    The likelihood has one maximum along the temperature, so a golden-section search finds it. 1.0 for regression and
-    where nothing is labelled.
+    The likelihood has one maximum along the temperature, so a bounded search finds it. 1.0 for regression and where
+    nothing is labelled.
     """
     if task.kind == "regression" or bool(target_Bt.isnan().all()):
         return 1.0
+    from scipy import optimize  # late: it would slow every worker's start
+
     logits_BC, target_Bt = logits_BC.double(), target_Bt.double()
 
     def cost(log_temperature: float) -> float:
         return nll(task, logits_BC / math.exp(log_temperature), target_Bt)
 
-    low, high = RANGE
-    a, b = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-    cost_a, cost_b = cost(a), cost(b)
-    while high - low > 1e-5:
-        if cost_a < cost_b:
-            high, b, cost_b = b, a, cost_a
-            a = high - GOLDEN * (high - low)
-            cost_a = cost(a)
-        else:
-            low, a, cost_a = a, b, cost_b
-            b = low + GOLDEN * (high - low)
-            cost_b = cost(b)
-    return math.exp((low + high) / 2)
+    return math.exp(optimize.minimize_scalar(cost, bounds=RANGE, method="bounded", options={"xatol": 1e-5}).x)
