@@ -74,8 +74,8 @@ Source = tuple[str, ast.Module]
 Arrows = dict[str, set[str]]
 
 
-def sources() -> list[Source]:
-    files = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+def sources(folders: Iterable[str] = ROOMS) -> list[Source]:
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
     return [(str(path.relative_to(ROOT)), ast.parse(path.read_text(encoding="utf-8"))) for path in files]
 
 

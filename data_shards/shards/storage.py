@@ -5,6 +5,7 @@ File systems are opened on first use and never travel between processes: the asy
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import random
@@ -190,17 +191,11 @@ def _say(error: BaseException) -> str:
 
 def _failures() -> tuple[type[BaseException], ...]:
     """Failures of storage, as opposed to programming errors and lack of memory, which pass through."""
-    kinds: list[type[BaseException]] = [OSError, EOFError, TimeoutError]
-    try:
-        import aiohttp
+    import aiohttp
 
-        kinds.append(aiohttp.ClientError)
-    except ImportError:
-        pass
-    try:
+    kinds: list[type[BaseException]] = [OSError, EOFError, TimeoutError, aiohttp.ClientError]
+    with contextlib.suppress(ImportError):  # it comes with the extra s3
         from botocore.exceptions import BotoCoreError, ClientError
 
         kinds += [BotoCoreError, ClientError]
-    except ImportError:
-        pass
     return tuple(kinds)
