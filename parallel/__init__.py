@@ -16,7 +16,7 @@ from parallel.mesh import Mesh, MeshSpec, largest_legal
 if TYPE_CHECKING:
     from parallel.engine.engine import Engine, create_mesh, init_distributed
     from parallel.engine.fragments import Fragment
-    from parallel.moe.balance import RoutingStats, balance_losses, reduce_stats, sum_over_ranks
+    from parallel.moe.balance import RoutingStats, balance_losses, reduce_stats, summed_over_ranks
     from parallel.moe.dispatch import AllToAllDispatcher, Dispatcher, LocalDispatcher
     from parallel.moe.layer import MoELayer, decision_units
     from parallel.moe.routers import biased_routers, expert_pools
@@ -30,7 +30,7 @@ _LAZY = {
     "RoutingStats": "moe.balance",
     "balance_losses": "moe.balance",
     "reduce_stats": "moe.balance",
-    "sum_over_ranks": "moe.balance",
+    "summed_over_ranks": "moe.balance",
     "AllToAllDispatcher": "moe.dispatch",
     "Dispatcher": "moe.dispatch",
     "LocalDispatcher": "moe.dispatch",
@@ -64,7 +64,7 @@ __all__ = [
     "init_distributed",
     "largest_legal",
     "reduce_stats",
-    "sum_over_ranks",
+    "summed_over_ranks",
 ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Group:
+class NodeGroup:
     """Nodes of one kind: at most `most` of them with `gpus` each (None: the file does not say)."""
 
     name: str
@@ -29,7 +29,7 @@ class ClusterFile:
     text: str
     head_starts: Sequence[str] = ()
     worker_starts: Sequence[str] = ()
-    groups: Sequence[Group] = ()
+    groups: Sequence[NodeGroup] = ()
     head_work: str | None = None
     versions: Sequence[tuple[str, str]] = field(default=())
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from launch.cluster_files.description import ClusterFile, Group, ray_versions
+from launch.cluster_files.description import ClusterFile, NodeGroup, ray_versions
 
 FIELDS = Path(__file__).with_name("kuberay_fields.yaml")
 PLAIN = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "object": dict, "strings": dict}
@@ -30,7 +30,7 @@ def describe(tree: Mapping[str, Any], text: str) -> ClusterFile:
     params = head.get("rayStartParams") or {}
     work = None if str(params.get("num-cpus")) == "0" else 'give the head rayStartParams: {num-cpus: "0"}'
     groups = [
-        Group(group.get("groupName", "?"), group.get("maxReplicas") or group.get("replicas") or 0, _gpus(group))
+        NodeGroup(group.get("groupName", "?"), group.get("maxReplicas") or group.get("replicas") or 0, _gpus(group))
         for group in cluster.get("workerGroupSpecs") or []
     ]
     versions = [("rayVersion", str(cluster["rayVersion"]))] if "rayVersion" in cluster else []

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from launch.cluster_files.description import ClusterFile, Group, flag_value, ray_versions, starts
+from launch.cluster_files.description import ClusterFile, NodeGroup, flag_value, ray_versions, starts
 from launch.errors import UsageError
 
 # GPUs of AWS instance types whose `resources` are left to Ray, which looks them up when the cluster starts.
@@ -85,22 +85,22 @@ def _launcher(tree: Mapping[str, Any], text: str) -> ClusterFile:
     )
 
 
-def _local_group(tree: Mapping[str, Any], commands: Sequence[str]) -> Group:
+def _local_group(tree: Mapping[str, Any], commands: Sequence[str]) -> NodeGroup:
     gpus = flag_value(" ".join(commands), "num-gpus")
-    return Group("worker_ips", len(tree["provider"].get("worker_ips") or []), None if gpus is None else int(gpus))
+    return NodeGroup("worker_ips", len(tree["provider"].get("worker_ips") or []), None if gpus is None else int(gpus))
 
 
-def _node_group(name: str, node: Mapping[str, Any]) -> Group:
+def _node_group(name: str, node: Mapping[str, Any]) -> NodeGroup:
     instance = str((node.get("node_config") or {}).get("InstanceType"))
     gpus = (node.get("resources") or {}).get("GPU", AWS_GPUS.get(instance))
-    return Group(name, node.get("max_workers", 0), gpus if isinstance(gpus, int) else None)
+    return NodeGroup(name, node.get("max_workers", 0), gpus if isinstance(gpus, int) else None)
 
 
 def _slurm(text: str) -> ClusterFile:
     nodes, gpus = flag_value(text, "nodes"), flag_value(text, "gpus-per-node")
     commands = starts(re.sub(r"\\\n\s*", " ", text).splitlines())
     heads = [command for command in commands if "--head" in command]
-    group = Group("nodes", int(nodes or 1), None if gpus is None else int(gpus))
+    group = NodeGroup("nodes", int(nodes or 1), None if gpus is None else int(gpus))
     workers = [command for command in commands if "--head" not in command]
     # The head of an allocation works too: its node is as dear as the others.
     return ClusterFile("Slurm", {}, text, heads, workers, [group], None, ray_versions(text))

@@ -23,16 +23,16 @@ class FailurePolicy(UserCallback):
     Workers that ended in order to start again on other nodes have not failed. Ray ends a run whose callback raises.
     """
 
-    def __init__(self, desk: Any, max_failures: int) -> None:
-        self._desk, self._left = desk, max_failures
+    def __init__(self, mailbox: Any, max_failures: int) -> None:
+        self._mailbox, self._left = mailbox, max_failures
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        self._desk.broke.remote()
-        reason: str | None = ray.get(self._desk.regrouping.remote())
+        self._mailbox.broke.remote()
+        reason: str | None = ray.get(self._mailbox.regrouping.remote())
         if reason is not None:
             self._say(f"workers start again: {reason}")
             return
-        failure: Failure | None = ray.get(self._desk.worst_failure.remote())
+        failure: Failure | None = ray.get(self._mailbox.worst_failure.remote())
         if failure is not None and failure.hopeless:
             raise RunFailedError(failure.text)
         rank = min(worker_exceptions)
@@ -40,13 +40,13 @@ class FailurePolicy(UserCallback):
         rank, text = (failure.rank, failure.text) if failure is not None else (rank, died)
         if self._left == 0:
             self._say(f"worker failed, no restart is left (cluster.max_failures); rank {rank}: {text}")
-            ray.get(self._desk.fail.remote(Failure(rank, True, text)))
+            ray.get(self._mailbox.fail.remote(Failure(rank, True, text)))
             raise RunFailedError(text)
         self._left -= 1
         self._say(f"worker failed, starting again; rank {rank}: {text}")
 
     def _say(self, text: str) -> None:
-        self._desk.write.remote(Line(0, logging.WARNING, __name__, text, None))
+        self._mailbox.write.remote(Line(0, logging.WARNING, __name__, text, None))
 
 
 class RightSize(ControllerCallback):
@@ -55,8 +55,8 @@ class RightSize(ControllerCallback):
     Ray's own count still holds nodes that are lost or leaving; a group planned on one waits for it in vain.
     """
 
-    def __init__(self, desk: Any, sizes: Sizes) -> None:
-        self._desk, self._sizes = desk, sizes
+    def __init__(self, mailbox: Any, sizes: Sizes) -> None:
+        self._mailbox, self._sizes = mailbox, sizes
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Raises RunFailedError if the run is stopped meanwhile."""
@@ -64,9 +64,9 @@ class RightSize(ControllerCallback):
         while (room := self._sizes.fitting(staying_nodes())) < self._sizes.least:
             if not said:
                 text = f"waiting for nodes: room for {room} workers, cluster.min_workers is {self._sizes.least}"
-                self._desk.write.remote(Line(0, logging.WARNING, __name__, text, None))
+                self._mailbox.write.remote(Line(0, logging.WARNING, __name__, text, None))
                 said = True
-            if ray.get(self._desk.wish.remote()) == "stop":
+            if ray.get(self._mailbox.wish.remote()) == "stop":
                 raise RunFailedError("stopped while it waited for nodes")
             time.sleep(WAIT_SECONDS)
         resize_decision.num_workers = room

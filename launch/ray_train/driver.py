@@ -24,7 +24,7 @@ from launch.cluster.nodes import Sizes, fitting_workers, placement_problem, stay
 from launch.cluster.ray_session import gpus_wanted, ray_session
 from launch.errors import RunFailedError, UsageError
 from launch.ray_train.controller import FailurePolicy, RightSize, first_line
-from launch.ray_train.mailbox import POLL_SECONDS, Failure, open_desk, print_lines
+from launch.ray_train.mailbox import POLL_SECONDS, Failure, open_mailbox, print_lines
 from launch.ray_train.node_watch import NodeWatch
 from launch.ray_train.worker import work
 from trainer.config.paths import is_local
@@ -78,11 +78,11 @@ class _Fit:
 
     def __init__(self, config: RunConfig, tags: dict[str, str], signals: StopOnSignal) -> None:
         self._signals = signals
-        self._desk = open_desk()
+        self._mailbox = open_mailbox()
         sizes = _sizes(config)
         _check_nodes(config, sizes)
-        self._trainer = _torch_trainer(config, tags, self._desk, sizes)
-        self._nodes = NodeWatch(self._desk, sizes)
+        self._trainer = _torch_trainer(config, tags, self._mailbox, sizes)
+        self._nodes = NodeWatch(self._mailbox, sizes)
         self._result: Any = None
         self._error: Exception | None = None
 
@@ -98,14 +98,14 @@ class _Fit:
         asked = False
         while thread.is_alive():
             thread.join(POLL_SECONDS)
-            print_lines(self._desk)
+            print_lines(self._mailbox)
             if self._signals.received is not None and not asked:
-                ray.get(self._desk.ask.remote("stop", f"signal {self._signals.received}"))
+                ray.get(self._mailbox.ask.remote("stop", f"signal {self._signals.received}"))
                 asked = True
             self._nodes.look()
-        print_lines(self._desk)
+        print_lines(self._mailbox)
         if self._error is not None:
-            failure: Failure | None = ray.get(self._desk.worst_failure.remote())
+            failure: Failure | None = ray.get(self._mailbox.worst_failure.remote())
             text = failure.text if failure is not None else first_line(self._error)
             raise RunFailedError(text, self._signals.received) from self._error
         result: dict[str, Any] = self._result.return_value
@@ -151,8 +151,8 @@ def _scaling(sizes: Sizes) -> ScalingConfig:
     return ScalingConfig(use_gpu="GPU" in sizes.needs, resources_per_worker=dict(sizes.needs), **workers)
 
 
-def _torch_trainer(config: RunConfig, tags: dict[str, str], desk: Any, sizes: Sizes) -> TorchTrainer:
-    resize = [RightSize(desk, sizes)] if sizes.elastic else []
+def _torch_trainer(config: RunConfig, tags: dict[str, str], mailbox: Any, sizes: Sizes) -> TorchTrainer:
+    resize = [RightSize(mailbox, sizes)] if sizes.elastic else []
     fs, root = fsspec.url_to_fs(config.run_dir)
     # Ray keeps a few small files of its own beside ours.
     place: dict[str, Any] = {"storage_path": root}
@@ -160,13 +160,13 @@ def _torch_trainer(config: RunConfig, tags: dict[str, str], desk: Any, sizes: Si
         place["storage_filesystem"] = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
     return TorchTrainer(
         work,  # type: ignore[arg-type]  # what it returns becomes Result.return_value
-        train_loop_config={"config": config.model_dump(mode="json"), "tags": tags, "desk": desk},
+        train_loop_config={"config": config.model_dump(mode="json"), "tags": tags, "mailbox": mailbox},
         torch_config=TorchConfig(timeout_s=int(config.parallel.timeout_s)),
         scaling_config=_scaling(sizes),
         run_config=ray.train.RunConfig(
             name="ray",
             failure_config=FailureConfig(max_failures=-1),  # FailurePolicy counts
-            callbacks=[FailurePolicy(desk, config.cluster.max_failures), *resize],  # type: ignore[list-item]
+            callbacks=[FailurePolicy(mailbox, config.cluster.max_failures), *resize],  # type: ignore[list-item]
             **place,
         ),
     )

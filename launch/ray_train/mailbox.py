@@ -1,4 +1,4 @@
-"""The driver's desk: one small actor through which driver and workers talk while Ray Train runs.
+"""The driver's mailbox: one small actor through which driver and workers talk while Ray Train runs.
 
 Workers leave log lines, which the driver prints as its own, so that a run on a cluster reads like a run on a laptop;
 the driver leaves its wishes, which rank 0 passes on at its next step.
@@ -55,8 +55,8 @@ class Seats(NamedTuple):
     nodes: set[str]
 
 
-class Desk:
-    """State of the desk. Runs as an actor without CPUs; see `open_desk`."""
+class Mailbox:
+    """State of the mailbox. Runs as an actor without CPUs; see `open_mailbox`."""
 
     def __init__(self) -> None:
         self._lines: list[Line] = []
@@ -90,7 +90,7 @@ class Desk:
             self._wish = None
         return attempt
 
-    def sit(self, rank: int, world: int, node: str) -> None:
+    def arrive(self, rank: int, world: int, node: str) -> None:
         """A worker has started."""
         self._world, self._nodes[rank] = world, node
         self._nodes = {rank: node for rank, node in self._nodes.items() if rank < world}
@@ -140,27 +140,27 @@ class Desk:
         return self._reason if self._ending == "regroup" else None
 
 
-def open_desk() -> Any:
-    """A new desk on the driver's node: it lives and dies with the driver, not with some worker's node."""
+def open_mailbox() -> Any:
+    """A new mailbox on the driver's node: it lives and dies with the driver, not with some worker's node."""
     # Not soft: Ray takes a soft wish for a head without CPUs as none at all.
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Desk).options(num_cpus=0, scheduling_strategy=node).remote()
+    return ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=node).remote()
 
 
-def print_lines(desk: Any) -> None:
+def print_lines(mailbox: Any) -> None:
     """Driver: print what the workers wrote, through the loggers that they used."""
-    for line in ray.get(desk.take.remote()):
+    for line in ray.get(mailbox.take.remote()):
         text = line.text if line.rank == 0 else f"rank {line.rank}: {line.text}"
         extra = {"progress": line.progress} if line.progress else None
         logging.getLogger(line.logger).log(line.level, text, extra=extra)
 
 
-class DeskHandler(logging.Handler):
-    """Worker: send log lines to the desk."""
+class MailboxHandler(logging.Handler):
+    """Worker: send log lines to the mailbox."""
 
-    def __init__(self, desk: Any, rank: int) -> None:
+    def __init__(self, mailbox: Any, rank: int) -> None:
         super().__init__(logging.INFO if rank == 0 else logging.WARNING)
-        self._desk, self._rank = desk, rank
+        self._mailbox, self._rank = mailbox, rank
         for name in LOGGERS:
             logger = logging.getLogger(name)
             logger.setLevel(logging.INFO)
@@ -169,18 +169,18 @@ class DeskHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         progress = getattr(record, "progress", None)
         line = Line(self._rank, record.levelno, record.name, self.format(record), progress)
-        self._desk.write.remote(line)
+        self._mailbox.write.remote(line)
 
     def settle(self) -> None:
         """Wait until every line has arrived; a worker's last words count most."""
-        ray.get(self._desk.settle.remote())
+        ray.get(self._mailbox.settle.remote())
 
 
 class WishWatch:
-    """Rank 0: asks the desk from a thread, so that asking costs a training step nothing."""
+    """Rank 0: looks into the mailbox from a thread, so that looking costs a training step nothing."""
 
-    def __init__(self, desk: Any) -> None:
-        self._desk = desk
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
         self._wish: Wish | None = None
         self._done = threading.Event()
         threading.Thread(target=self._watch, name="wish-watch", daemon=True).start()
@@ -188,7 +188,7 @@ class WishWatch:
     def _watch(self) -> None:
         while not self._done.wait(POLL_SECONDS):
             try:
-                self._wish = ray.get(self._desk.wish.remote())
+                self._wish = ray.get(self._mailbox.wish.remote())
             except ray.exceptions.RayError:
                 return  # the driver is gone, and Ray ends this worker with it
 
@@ -200,7 +200,7 @@ class WishWatch:
         """Whether a checkpoint is wanted now; the wish is granted by asking."""
         if self._wish != "save":
             return False
-        ray.get(self._desk.granted.remote())
+        ray.get(self._mailbox.granted.remote())
         self._wish = None
         return True
 

@@ -22,13 +22,13 @@ LOOKS_BEFORE_GROWTH = 3  # nodes come in groups: wait for a moment without chang
 
 
 class NodeWatch:
-    """Looks at the nodes now and then, and leaves at the desk what the workers should do.
+    """Looks at the nodes now and then, and leaves in the mailbox what the workers should do.
 
     `sizes` says how many workers the run may have.
     """
 
-    def __init__(self, desk: Any, sizes: Sizes) -> None:
-        self._desk, self._sizes = desk, sizes
+    def __init__(self, mailbox: Any, sizes: Sizes) -> None:
+        self._mailbox, self._sizes = mailbox, sizes
         self._next = 0.0
         self._told: set[str] = set()
         self._seen: list[int] = []
@@ -38,7 +38,7 @@ class NodeWatch:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + LOOK_SECONDS
-        seats: Seats | None = ray.get(self._desk.seats.remote())
+        seats: Seats | None = ray.get(self._mailbox.seats.remote())
         if seats is None:
             self._seen = []
             return
@@ -65,4 +65,4 @@ class NodeWatch:
 
     def _ask(self, wish: str, reason: str) -> None:
         logger.warning("%s", reason)
-        ray.get(self._desk.ask.remote(wish, reason))
+        ray.get(self._mailbox.ask.remote(wish, reason))

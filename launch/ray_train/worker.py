@@ -12,7 +12,7 @@ import ray.train.torch
 import torch
 
 from launch.errors import RunFailedError
-from launch.ray_train.mailbox import Attempt, DeskHandler, Failure, WishWatch
+from launch.ray_train.mailbox import Attempt, Failure, MailboxHandler, WishWatch
 from trainer.config.run_config import RunConfig
 from trainer.worker.start_clock import StartClock
 
@@ -51,24 +51,24 @@ class RayContext:
 
 def work(settings: dict[str, Any]) -> dict[str, Any] | None:
     """What each worker runs. Imports the trainer here: the driver may be on a machine without GPUs or DeepSpeed."""
-    desk, rank = settings["desk"], ray.train.get_context().get_world_rank()
-    handler = DeskHandler(desk, rank)
-    watch = WishWatch(desk) if rank == 0 else None
+    mailbox, rank = settings["mailbox"], ray.train.get_context().get_world_rank()
+    handler = MailboxHandler(mailbox, rank)
+    watch = WishWatch(mailbox) if rank == 0 else None
     try:
-        start = _begin(desk) if rank == 0 else StartClock()
+        start = _begin(mailbox) if rank == 0 else StartClock()
         world, node = ray.train.get_context().get_world_size(), ray.get_runtime_context().get_node_id()
-        desk.sit.remote(rank, world, node)
+        mailbox.arrive.remote(rank, world, node)
         from trainer.jobs.job import run
 
         start.mark("imports")
         result = run(RunConfig.of(settings["config"]), RayContext(start, watch), settings["tags"])
-        if result["status"] == "stopped" and ray.get(desk.end.remote()) == "regroup":
+        if result["status"] == "stopped" and ray.get(mailbox.end.remote()) == "regroup":
             raise RegroupError(f"rank {rank} ends at step {result['step']} with a checkpoint")
         return result if rank == 0 else None
     except RegroupError:
         raise
     except Exception as error:
-        ray.get(desk.fail.remote(Failure(rank, isinstance(error, HOPELESS), _text(error))))
+        ray.get(mailbox.fail.remote(Failure(rank, isinstance(error, HOPELESS), _text(error))))
         raise
     finally:
         if watch is not None:
@@ -76,9 +76,9 @@ def work(settings: dict[str, Any]) -> dict[str, Any] | None:
         handler.settle()
 
 
-def _begin(desk: Any) -> StartClock:
+def _begin(mailbox: Any) -> StartClock:
     """Rank 0: the clock of this attempt, with what has already passed of it."""
-    attempt: Attempt = ray.get(desk.begin_attempt.remote())
+    attempt: Attempt = ray.get(mailbox.begin_attempt.remote())
     if attempt.number > 1:
         logger.warning("attempt %d: continuing from the newest checkpoint", attempt.number)
     born = psutil.Process().create_time()

@@ -1,6 +1,6 @@
 """The verb `predict`: predictions of a checkpoint for every record of a data set, as one Parquet file.
 
-One process, or several over Ray with parallel.workers=N. Workers take pieces of the data set; the driver puts their
+One process, or several over Ray with parallel.workers=N. Workers take stretches of the data set; the driver puts their
 rows in the order of the data set and writes them, so the file does not depend on how many workers there were. The file
 appears when the last row is in it, and not at all if anything fails.
 """
@@ -101,21 +101,21 @@ def _here(request: Request, checkpoint: Checkpoint) -> Rows:
     from trainer.worker.context import default_device
 
     predictor = Predictor(request, checkpoint, default_device(0))
-    for piece in predictor.pieces():
-        yield predictor(piece)
+    for stretch in predictor.stretches():
+        yield predictor(stretch)
 
 
 def _on_ray(config: RunConfig, request: Request, debug: bool) -> Rows:
-    """Rows piece by piece in the order of the data set. A worker that dies is started again, and its piece with it."""
+    """Rows in the order of the data set. A worker that dies is started again, and its stretch with it."""
     prepare_for_ray(config)
     import ray
     from ray.util import ActorPool
 
     from data_shards import open_manifest
     from launch.cluster.ray_session import gpus_wanted, ray_session
-    from trainer.inference.predictor import cut_pieces
+    from trainer.inference.predictor import cut_stretches
 
-    pieces = cut_pieces(
+    stretches = cut_stretches(
         open_manifest(config.data.url, config.data.storage_options).counts(config.data.split, request.part)
     )
     with ray_session(config, debug):
@@ -126,10 +126,10 @@ def _on_ray(config: RunConfig, request: Request, debug: bool) -> Rows:
             max_restarts=retries,
             max_task_retries=retries,
         )
-        number = min(config.parallel.workers, len(pieces))
+        number = min(config.parallel.workers, len(stretches))
         pool = ActorPool([worker.remote(request) for _ in range(number)])
         try:
-            yield from pool.map(lambda actor, piece: actor.predict.remote(piece), pieces)
+            yield from pool.map(lambda actor, stretch: actor.predict.remote(stretch), stretches)
         except ray.exceptions.RayTaskError as error:
             raise RunFailedError(f"{type(error.cause).__name__}: {error.cause}") from error
         except ray.exceptions.RayError as error:
@@ -149,9 +149,9 @@ class PredictWorker:
         torch.set_num_threads(1)
         self._predictor = Predictor(request, open_checkpoint(request.checkpoint), default_device(0))
 
-    def predict(self, piece: Any) -> tuple[Any, dict[str, int]]:
-        """Rows of one piece."""
-        return self._predictor(piece)
+    def predict(self, stretch: Any) -> tuple[Any, dict[str, int]]:
+        """Rows of one stretch."""
+        return self._predictor(stretch)
 
 
 def write_whole(rows: Rows, url: str) -> tuple[int, Counter[str]]:

@@ -33,7 +33,7 @@ def finetune_recipe(recipe: str, overrides: Sequence[str], debug: bool) -> None:
     _finish(config, _on_ray(config, debug))
 
 
-def evaluate_checkpoint(
+def evaluate_run(
     checkpoint: str,
     data: str | None,
     part: str,

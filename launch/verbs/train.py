@@ -81,7 +81,7 @@ def evaluate(
     python -m launch evaluate runs/NAME --drop image --drop text
     python -m launch evaluate runs/NAME --missing-curve --temperature
     """
-    from launch.runs.train import evaluate_checkpoint
+    from launch.runs.train import evaluate_run
 
     wishes = {"missing_curve": missing_curve, "temperature": temperature}
-    evaluate_checkpoint(checkpoint, data, part, drop or [], overrides or [], debug, **wishes)
+    evaluate_run(checkpoint, data, part, drop or [], overrides or [], debug, **wishes)

@@ -78,7 +78,7 @@ class _SumOverRanks(torch.autograd.Function):
         return grads[0], None
 
 
-def sum_over_ranks(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+def summed_over_ranks(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """The sum of `x` over all ranks of `group`, for a loss that every rank computes from it.
 
     Backwards each rank's own part gets the gradient, unsummed. Every rank must call it, with the same shape.
@@ -97,7 +97,7 @@ def reduce_stats(stats: list[RoutingStats], group: dist.ProcessGroup | None = No
     if not stats or not dist.is_initialized() or dist.get_world_size(group) == 1:
         return stats
     tensors = [getattr(layer, field.name) for layer in stats for field in fields(layer)]
-    total = sum_over_ranks(torch.cat([tensor.reshape(-1) for tensor in tensors]), group)
+    total = summed_over_ranks(torch.cat([tensor.reshape(-1) for tensor in tensors]), group)
     parts = [
         part.view_as(tensor) for part, tensor in zip(total.split([t.numel() for t in tensors]), tensors, strict=True)
     ]

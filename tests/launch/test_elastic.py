@@ -1,4 +1,4 @@
-"""What is asked of the workers when nodes come and go, without a Ray: the desk, the count of places, the watch."""
+"""What is asked of the workers when nodes come and go, without a Ray: the mailbox, the count of places, the watch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from launch.cluster.nodes import Sizes, fitting_workers, placement_problem
 from launch.ray_train import node_watch as watch
-from launch.ray_train.mailbox import Attempt, Desk, Failure, Seats
+from launch.ray_train.mailbox import Attempt, Failure, Mailbox, Seats
 from launch.ray_train.node_watch import NodeWatch
 from parallel.config import ParallelConfig
 from trainer.config.errors import RecipeError
@@ -21,43 +21,43 @@ from trainer.config.run_config import check_parallel
 CPU = {"CPU": 1.0}
 
 
-def seated(*nodes: str) -> Desk:
-    """A desk at which all workers of an attempt have arrived, one on each node named."""
-    desk = Desk()
-    desk.begin_attempt()
+def arrived(*nodes: str) -> Mailbox:
+    """A mailbox at which all workers of an attempt have arrived, one on each node named."""
+    mailbox = Mailbox()
+    mailbox.begin_attempt()
     for rank, node in enumerate(nodes):
-        desk.sit(rank, len(nodes), node)
-    return desk
+        mailbox.arrive(rank, len(nodes), node)
+    return mailbox
 
 
 def test_the_greater_wish_counts_and_only_stop_outlives_the_attempt():
-    desk = seated("a", "b")
-    desk.ask("save", "drain")
-    desk.granted()
-    assert desk.wish() is None
-    desk.ask("regroup", "room")
-    desk.ask("save", "drain")
-    assert (desk.wish(), desk.regrouping()) == ("regroup", None)
-    assert desk.end() == "regroup"
-    desk.ask("stop", "signal 15")  # too late for this attempt: another rank was already told to start again
-    assert (desk.end(), desk.wish()) == ("regroup", "stop")
-    desk.begin_attempt()
-    assert (desk.wish(), desk.end(), desk.regrouping()) == ("stop", "stop", None)
+    mailbox = arrived("a", "b")
+    mailbox.ask("save", "drain")
+    mailbox.granted()
+    assert mailbox.wish() is None
+    mailbox.ask("regroup", "room")
+    mailbox.ask("save", "drain")
+    assert (mailbox.wish(), mailbox.regrouping()) == ("regroup", None)
+    assert mailbox.end() == "regroup"
+    mailbox.ask("stop", "signal 15")  # too late for this attempt: another rank was already told to start again
+    assert (mailbox.end(), mailbox.wish()) == ("regroup", "stop")
+    mailbox.begin_attempt()
+    assert (mailbox.wish(), mailbox.end(), mailbox.regrouping()) == ("stop", "stop", None)
 
 
 def test_seats_are_known_while_all_workers_are_at_work():
-    desk = Desk()
-    desk.begin_attempt()
-    desk.sit(1, 2, "b")
-    assert desk.seats() is None
-    desk.sit(0, 2, "a")
-    assert desk.seats() == Seats(2, {"a", "b"})
-    desk.fail(Failure(1, False, "lost"))
-    assert desk.seats() is None
-    attempt = desk.begin_attempt()
+    mailbox = Mailbox()
+    mailbox.begin_attempt()
+    mailbox.arrive(1, 2, "b")
+    assert mailbox.seats() is None
+    mailbox.arrive(0, 2, "a")
+    assert mailbox.seats() == Seats(2, {"a", "b"})
+    mailbox.fail(Failure(1, False, "lost"))
+    assert mailbox.seats() is None
+    attempt = mailbox.begin_attempt()
     assert attempt.number == 2 and attempt.failed_at is not None
-    desk.sit(0, 1, "a")
-    assert desk.seats() == Seats(1, {"a"}) and desk.begin_attempt() == Attempt(3, None)
+    mailbox.arrive(0, 1, "a")
+    assert mailbox.seats() == Seats(1, {"a"}) and mailbox.begin_attempt() == Attempt(3, None)
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,13 @@ def test_places_on_nodes(nodes, needs, count):
 
 
 class Remote:
-    """Calls of a desk in this process, as if it were an actor; `ray.get` is the identity."""
+    """Calls of a mailbox in this process, as if it were an actor; `ray.get` is the identity."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
 
     def __getattr__(self, name):
-        method = getattr(self._desk, name)
+        method = getattr(self._mailbox, name)
         return type("Method", (), {"remote": staticmethod(method)})
 
 
@@ -102,18 +102,18 @@ def look(node_watch: NodeWatch, times: int = 1) -> None:
 
 def test_growth_waits_until_the_nodes_stay_the_same(cluster):
     staying, _ = cluster
-    desk = seated("a")
+    mailbox = arrived("a")
     staying.update(a=CPU)
-    eye = NodeWatch(Remote(desk), Sizes(CPU, 1, 4))
+    eye = NodeWatch(Remote(mailbox), Sizes(CPU, 1, 4))
     look(eye, 5)
-    assert desk.wish() is None
+    assert mailbox.wish() is None
     staying.update(b=CPU)
     look(eye, watch.LOOKS_BEFORE_GROWTH - 1)
     staying.update(c=CPU)
     look(eye, watch.LOOKS_BEFORE_GROWTH - 1)
-    assert desk.wish() is None
+    assert mailbox.wish() is None
     look(eye)
-    assert (desk.wish(), desk.end(), desk.regrouping()) == (
+    assert (mailbox.wish(), mailbox.end(), mailbox.regrouping()) == (
         "regroup",
         "regroup",
         "there is room for 3 workers instead of 1",
@@ -123,19 +123,19 @@ def test_growth_waits_until_the_nodes_stay_the_same(cluster):
 @pytest.mark.parametrize(("least", "most", "wish"), [(1, 2, "regroup"), (2, 2, "save"), (2, 3, "save")])
 def test_a_node_that_leaves_is_left_if_enough_others_stay(cluster, least, most, wish):
     staying, leaving = cluster
-    desk = seated("a", "b")
+    mailbox = arrived("a", "b")
     staying.update(a=CPU, b=CPU)
-    eye = NodeWatch(Remote(desk), Sizes(CPU, least, most))
+    eye = NodeWatch(Remote(mailbox), Sizes(CPU, least, most))
     look(eye)
     leaving.add("other")
     look(eye)
-    assert desk.wish() is None
+    assert mailbox.wish() is None
     leaving.add("b")
     look(eye)
-    assert desk.wish() == wish
-    desk.granted()
+    assert mailbox.wish() == wish
+    mailbox.granted()
     look(eye, 3)
-    assert desk.wish() == (None if wish == "save" else wish)  # said once
+    assert mailbox.wish() == (None if wish == "save" else wish)  # said once
 
 
 @pytest.mark.parametrize(

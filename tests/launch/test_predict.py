@@ -36,7 +36,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a data set of several pieces and a run."""
+    """A folder with a data set of several stretches and a run."""
     folder = tmp_path_factory.mktemp("predict")
     options = ["-o", "records=3000", "-o", "modalities=series:1,vector:1", "--workers", "1"]
     last_json(python("-m", "launch", "pack", "synthetic", "--out", str(folder / "data"), *options))

@@ -16,7 +16,7 @@ from tests.trainer.tiny import config, packed
 from trainer.checkpoints.evaluation_recipe import evaluation_config
 from trainer.checkpoints.find import open_checkpoint
 from trainer.evaluation.missing_curve import RATES
-from trainer.metrics.main_metric import by_rate, larger_is_better, primary_metric, task_metrics
+from trainer.metrics.main_metric import by_rate, larger_is_better, main_metric_of_tasks, primary_metric
 from trainer.metrics.temperature import read_temperatures
 from trainer.models.layers.missing import drop_modalities
 
@@ -81,9 +81,9 @@ def test_which_metric_stands_for_a_run() -> None:
     assert primary_metric("test", metrics) == "test/accuracy"
     assert primary_metric("test", {**metrics, "test/auprc": 0.1}) == "test/auroc"
     assert primary_metric("test", metrics, "accuracy") == "test/accuracy"
-    assert task_metrics("test", metrics) == ["test/accuracy"]
+    assert main_metric_of_tasks("test", metrics) == ["test/accuracy"]
     several = {"test/a/auprc": 0.1, "test/a/auroc": 0.6, "test/b/mae": 2.0, "test/b/r2": 0.3, "test/loss": 1.0}
-    assert task_metrics("test", several) == ["test/a/auroc", "test/b/r2"]
+    assert main_metric_of_tasks("test", several) == ["test/a/auroc", "test/b/r2"]
     assert primary_metric("test", {"test/loss": 1.0}) == "test/loss"
     with pytest.raises(ValueError, match="no metric test/f1; there are"):
         primary_metric("test", metrics, "f1")

@@ -112,7 +112,7 @@ def test_a_mixture_predicts_one_data_set_at_a_time(mixture: dict[str, Any], tmp_
     chosen, member = choose_data(recipe, checkpoint, other)
     assert member == "other" and chosen.data.url == other and not chosen.data.mixture
     predictor = predictor_of(Request(chosen, "test", member, explain=True))
-    (table,) = [predictor(piece)[0] for piece in predictor.pieces()]
+    (table,) = [predictor(stretch)[0] for stretch in predictor.stretches()]
     names = predictor.manifest.schema.modality_names
     assert {name.split(".")[0] for name in table.column_names} == {"record", "key", "other-ward", "expert_share"}
     assert list(table["other-ward.modality_share"][0].as_py()) == list(names)

@@ -107,7 +107,7 @@ def predicted(run_dir: str, result: dict[str, object], **changes: Any) -> Any:
     """The test part by its adapter, after a look that it says what the run said."""
     recipe = evaluation_config(open_checkpoint(str(result["adapter"])))
     predictor = predictor_of(Request(recipe, "test", **changes))
-    (table,) = [predictor(piece)[0] for piece in predictor.pieces()]
+    (table,) = [predictor(stretch)[0] for stretch in predictor.stretches()]
     tasks, logged = read_predictions(Path(run_dir) / "predictions" / "test.parquet")
     assert table["record"].to_pylist() == logged.index_B.tolist()
     got = np.array(table[f"{tasks[0].name}.logits"].to_pylist(), np.float32).reshape(len(table), -1)

@@ -17,7 +17,7 @@ from trainer.checkpoints.find import open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.inference.explain import answer, modality_shares, watched_forward
 from trainer.inference.export import checkpoint_model
-from trainer.inference.predictor import Predictor, cut_pieces
+from trainer.inference.predictor import Predictor, cut_stretches
 from trainer.inference.request import Request
 from trainer.metrics.prediction_table import read_predictions
 from trainer.metrics.temperature import read_temperatures, write_temperatures
@@ -44,7 +44,7 @@ def request_for(trained: tuple[str, Path], **changes: object) -> Request:
 
 def whole(request: Request) -> tuple[Predictor, pa.Table]:
     predictor = predictor_of(request)
-    return predictor, pa.concat_tables([predictor(piece)[0] for piece in predictor.pieces()])
+    return predictor, pa.concat_tables([predictor(stretch)[0] for stretch in predictor.stretches()])
 
 
 def test_the_test_part_is_predicted_as_the_run_did(trained: tuple[str, Path]) -> None:
@@ -60,11 +60,11 @@ def test_the_test_part_is_predicted_as_the_run_did(trained: tuple[str, Path]) ->
 def test_every_record_once_in_order_however_it_is_cut(trained: tuple[str, Path]) -> None:
     predictor, table = whole(request_for(trained))
     assert table["record"].to_pylist() == list(range(48)) and len(set(table["key"].to_pylist())) == 48
-    pieces = cut_pieces(predictor.manifest.counts("default", None), records=7)
-    assert [piece.start for piece in pieces[1:]] == [piece.stop for piece in pieces[:-1]] and len(pieces) == 4
-    again = pa.concat_tables([predictor(piece)[0] for piece in pieces])
+    stretches = cut_stretches(predictor.manifest.counts("default", None), records=7)
+    assert len(stretches) == 4 and [one.start for one in stretches[1:]] == [one.stop for one in stretches[:-1]]
+    again = pa.concat_tables([predictor(stretch)[0] for stretch in stretches])
     np.testing.assert_allclose(np.array(again["days.value"]), np.array(table["days.value"]), rtol=1e-4, atol=1e-5)
-    assert cut_pieces(np.array([0, 0])) == []
+    assert cut_stretches(np.array([0, 0])) == []
 
 
 def test_shares_are_what_they_say(trained: tuple[str, Path]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.checkpoints.pieces import CheckpointError, Piece, PieceReader, read_json
+from trainer.checkpoints.pieces import CheckpointError, Piece, PieceReader, read_verified_json
 from trainer.run_folder import run_of
 
 FORMAT = 1
@@ -59,7 +59,7 @@ class Checkpoint:
         """Descriptions of all pieces, checked against the committed digests."""
         rows: list[Piece] = []
         for file, digest in self.meta["ranks"].items():
-            rows += [Piece(**row) for row in read_json(self.fs, f"{self.path}/{file}", digest)["pieces"]]
+            rows += [Piece(**row) for row in read_verified_json(self.fs, f"{self.path}/{file}", digest)["pieces"]]
         return rows
 
     def reader(self) -> PieceReader:
@@ -72,7 +72,7 @@ def address(fs: fsspec.AbstractFileSystem, path: str) -> str:
 
 
 def read_checkpoint(fs: fsspec.AbstractFileSystem, path: str) -> Checkpoint:
-    meta = read_json(fs, f"{path}/checkpoint.json", fs.cat_file(f"{path}/COMMIT").decode().strip())
+    meta = read_verified_json(fs, f"{path}/checkpoint.json", fs.cat_file(f"{path}/COMMIT").decode().strip())
     if meta.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has checkpoint format {meta.get('format')}, not {FORMAT}: use the version that wrote it"

@@ -102,13 +102,13 @@ def write_json(fs: fsspec.AbstractFileSystem, path: str, value: Any) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_json(fs: fsspec.AbstractFileSystem, path: str, sha256: str | None = None) -> Any:
-    """Read a JSON file, checked against its digest when one is known. Raises CheckpointError."""
+def read_verified_json(fs: fsspec.AbstractFileSystem, path: str, sha256: str) -> Any:
+    """Read a JSON file, checked against its digest. Raises CheckpointError."""
     try:
         data = fs.cat_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: the checkpoint is incomplete") from None
-    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+    if hashlib.sha256(data).hexdigest() != sha256:
         raise CheckpointError(f"{path} does not match the digest it was committed with: it was changed or cut short")
     try:
         return json.loads(data)

@@ -25,7 +25,7 @@ def predict(session: Session, part: str, drop: list[str] | None = None) -> Predi
         RecipeError: an unknown modality. ValueError: an unknown part.
     """
     if not drop:
-        return predict_variants(session, part, [lambda batch: batch])[0]
+        return predict_hiding(session, part, [lambda batch: batch])[0]
     keep_M = torch.ones(len(session.schema.modalities), dtype=torch.bool, device=session.device)
     for name in drop:
         if name not in session.schema.numbers:
@@ -33,12 +33,10 @@ def predict(session: Session, part: str, drop: list[str] | None = None) -> Predi
                 f"there is no modality {name!r}; the model knows {', '.join(session.schema.modality_names)}"
             )
         keep_M[session.schema.numbers[name]] = False
-    return predict_variants(session, part, [lambda batch: keep_modalities(batch, keep_M.expand_as(batch.present_BM))])[
-        0
-    ]
+    return predict_hiding(session, part, [lambda batch: keep_modalities(batch, keep_M.expand_as(batch.present_BM))])[0]
 
 
-def predict_variants(session: Session, part: str, hides: Sequence[Callable[[Batch], Batch]]) -> list[Predictions]:
+def predict_hiding(session: Session, part: str, hides: Sequence[Callable[[Batch], Batch]]) -> list[Predictions]:
     """Predictions for every record of a part, once for each way to hide something; data are read once. Collective."""
     names = getattr(session.engine.module, "measures", ())
     collectors = [PredictionCollector(session.tasks, names) for _ in hides]
@@ -65,7 +63,7 @@ def observe(session: Session, part: str, observer: PartObserver) -> None:
     session.engine.train()
 
 
-def evaluate(session: Session, part: str, drop: list[str] | None = None) -> tuple[dict[str, float], Predictions]:
+def evaluate_part(session: Session, part: str, drop: list[str] | None = None) -> tuple[dict[str, float], Predictions]:
     """Metrics of a part, keyed `part/...`, the same on every rank, and the predictions behind them. Collective."""
     predictions = predict(session, part, drop)
     metrics: dict[str, float] = {}

@@ -1,6 +1,6 @@
 """A checkpoint applied to records: a model without engine or process group, and tables of what it says.
 
-A data set is cut into pieces at chunk boundaries; a piece is predicted on its own, so pieces may be handed to any
+A data set is cut into stretches at chunk boundaries; a stretch is predicted on its own, so they may be handed to any
 number of processes in any order, and put together again in the order of the data set. A model of a mixture predicts
 one data set at a time, in the place of the one that it was trained on; the answers are to that one's tasks.
 """
@@ -26,30 +26,30 @@ from trainer.inference.request import Request, checkpoint_schema, model_tasks
 from trainer.metrics.prediction_table import predictions_table
 from trainer.metrics.predictions import Predictions
 
-PIECE_RECORDS = 1024
+STRETCH_RECORDS = 1024
 
 
 @dataclass(frozen=True)
-class Piece:
+class Stretch:
     """Records [start, stop) of the part, in storage order."""
 
     start: int
     stop: int
 
 
-def cut_pieces(counts_C: np.ndarray, records: int = PIECE_RECORDS) -> list[Piece]:
+def cut_stretches(counts_C: np.ndarray, records: int = STRETCH_RECORDS) -> list[Stretch]:
     """Whole chunks, together about `records` records each; `counts_C` are the part's records in each chunk."""
-    pieces, start, stop = [], 0, 0
+    stretches, start, stop = [], 0, 0
     for count in counts_C.tolist():
         stop += count
         if stop - start >= records:
-            pieces.append(Piece(start, stop))
+            stretches.append(Stretch(start, stop))
             start = stop
-    return [*pieces, Piece(start, stop)] if stop > start else pieces
+    return [*stretches, Stretch(start, stop)] if stop > start else stretches
 
 
 class Predictor:
-    """A loaded model, ready for pieces.
+    """A loaded model, ready for stretches.
 
     Args:
         checkpoint: the one that `request` names, opened.
@@ -73,19 +73,19 @@ class Predictor:
             self.manifest.counts(data.split, request.part), 0, 0, data.window_chunks, shuffle=False
         )
 
-    def pieces(self) -> list[Piece]:
+    def stretches(self) -> list[Stretch]:
         """All of the part."""
-        return cut_pieces(self.manifest.counts(self.request.config.data.split, self.request.part))
+        return cut_stretches(self.manifest.counts(self.request.config.data.split, self.request.part))
 
-    def __call__(self, piece: Piece) -> tuple[pa.Table, dict[str, int]]:
-        """The piece's rows, in storage order, and how many records were skipped for which reason.
+    def __call__(self, stretch: Stretch) -> tuple[pa.Table, dict[str, int]]:
+        """The stretch's rows, in storage order, and how many records were skipped for which reason.
 
         Raises ShardError for damaged records, unless the data section says to skip them.
         """
         tables: list[pa.Table] = []
         skipped: Counter[str] = Counter()
-        for start in range(piece.start, piece.stop, self.request.batch_size):
-            stop = min(start + self.request.batch_size, piece.stop)
+        for start in range(stretch.start, stretch.stop, self.request.batch_size):
+            stop = min(start + self.request.batch_size, stretch.stop)
             records, numbers, lost = self._reader.read(*self._order.take(start, stop))
             skipped.update(lost)
             batch = self._collate([self._place.put(r) for r in records], numbers, self._place.known(len(records)))

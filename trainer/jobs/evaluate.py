@@ -18,7 +18,7 @@ from trainer.checkpoints.pieces import CheckpointError
 from trainer.checkpoints.restore import load_engine
 from trainer.config.run_config import RunConfig
 from trainer.evaluation.missing_curve import missing_curve
-from trainer.evaluation.part import evaluate, part_results, predict
+from trainer.evaluation.part import evaluate_part, part_results, predict
 from trainer.metrics.main_metric import by_rate, task_curves
 from trainer.metrics.predictions import Predictions
 from trainer.metrics.temperature import fit_temperatures, scaled, write_temperatures
@@ -30,7 +30,7 @@ from trainer.worker.collectives import broadcast_json
 from trainer.worker.context import Context
 
 
-def evaluate_checkpoint(config: RunConfig, context: Context) -> dict[str, Any]:
+def evaluate(config: RunConfig, context: Context) -> dict[str, Any]:
     """Metrics of a checkpoint on one part of its data, or of other data of the same schema."""
     request = config.evaluation
     assert request is not None
@@ -44,7 +44,7 @@ def evaluate_checkpoint(config: RunConfig, context: Context) -> dict[str, Any]:
     check_backbone(checkpoint.path, checkpoint.meta.get("backbone"), session.engine.module)
     load_engine(checkpoint, session.engine, moments=False)
     try:
-        metrics, predictions = evaluate(session, request.part, request.drop)
+        metrics, predictions = evaluate_part(session, request.part, request.drop)
         result = {
             "run_id": _run_id(session, checkpoint),
             "checkpoint": checkpoint.url,

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from trainer.config.run_config import RunConfig
-from trainer.jobs.evaluate import evaluate_checkpoint
+from trainer.jobs.evaluate import evaluate
 from trainer.jobs.train import train
 from trainer.run_folder import RESULT, write_json
 from trainer.worker.context import Context
@@ -25,7 +25,7 @@ def run(config: RunConfig, context: Context, tags: dict[str, str] | None = None)
         ValueError: a wrong recipe, data set or checkpoint, in a sentence. FloatingPointError: training diverged.
     """
     start = time.perf_counter()
-    result = evaluate_checkpoint(config, context) if config.evaluates else train(config, context, tags or {})
+    result = evaluate(config, context) if config.evaluates else train(config, context, tags or {})
     result["seconds"] = round(time.perf_counter() - start, 2)
     if context.rank == 0 and not config.evaluates:
         write_json(config.run_dir, RESULT, result)

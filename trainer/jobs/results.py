@@ -12,7 +12,7 @@ from torch import Tensor
 from data_shards import DatasetSchema, TaskSpec
 from trainer.checkpoints.adapter import write_adapter
 from trainer.checkpoints.checkpoint import Checkpoint
-from trainer.evaluation.part import evaluate, observe
+from trainer.evaluation.part import evaluate_part, observe
 from trainer.figures.evaluation import confusion_figure, reliability_figure, roc_figure
 from trainer.figures.routing import routing_figure
 from trainer.metrics.calibration import statements
@@ -81,7 +81,7 @@ def test_best(session: Session, tracker: Tracker, step: int, routing: list[torch
     metrics: dict[str, float] = {}
     predictions = None
     if "test" in session.manifest.splits[session.config.data.split]:
-        metrics, predictions = evaluate(session, "test")
+        metrics, predictions = evaluate_part(session, "test")
         tracker.log_metrics(metrics, step)
     if session.context.rank == 0:
         log_routing_figures(tracker, session.schema, routing)

@@ -21,7 +21,7 @@ def primary_metric(part: str, metrics: dict[str, float], wanted: str | None = No
     return names[0].removesuffix("auprc") + "auroc" if names[0].endswith("auprc") else names[0]
 
 
-def task_metrics(part: str, metrics: dict[str, float]) -> list[str]:
+def main_metric_of_tasks(part: str, metrics: dict[str, float]) -> list[str]:
     """The full name of the metric that stands for each task, in the order of the metrics."""
     groups: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():

@@ -24,7 +24,7 @@ from data_shards.errors import REASONS
 from parallel import biased_routers, reduce_stats
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.checkpoints.writer import CheckpointWriter
-from trainer.evaluation.part import evaluate
+from trainer.evaluation.part import evaluate_part
 from trainer.models.layers.missing import drop_modalities
 from trainer.session import Session
 from trainer.tracking.tracker import Tracker
@@ -36,7 +36,7 @@ from trainer.training.progress import Progress
 from trainer.training.record_trace import RecordTrace
 from trainer.training.step_loss import step_loss
 from trainer.worker.collectives import named_failures, sum_over_ranks
-from trainer.worker.console import progress as bar
+from trainer.worker.console import bar
 
 logger = logging.getLogger("fleximoe")
 
@@ -294,7 +294,7 @@ class TrainingLoop:
         """Validation metrics, the best one so far, and early stopping."""
         stopping, progress = self.config.training.early_stopping, self.progress
         start = time.perf_counter()
-        metrics, _ = evaluate(self.session, "val")
+        metrics, _ = evaluate_part(self.session, "val")
         self.meter.since += time.perf_counter() - start
         score = _score(metrics, stopping.metric, stopping.mode)
         progress.score, progress.evaluated_step = score, progress.step

@@ -1,6 +1,6 @@
 """What people see of a run: log lines and, on a terminal, a progress bar. All of it on stderr; stdout is for scripts.
 
-A log line that knows how far the run is carries `extra=progress(step, total)`; on a terminal it moves the bar,
+A log line that knows how far the run is carries `extra=bar(step, total)`; on a terminal it moves the bar,
 elsewhere the line itself says it.
 """
 
@@ -21,8 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 LOGGERS = ("fleximoe", "launch", "trainer", "parallel", "data_shards")
 
 
-def progress(step: int, total: int) -> dict[str, tuple[int, int]]:
-    """For `logger.info(..., extra=progress(step, total))`."""
+def bar(step: int, total: int) -> dict[str, tuple[int, int]]:
+    """For `logger.info(..., extra=bar(step, total))`."""
     return {"progress": (step, total)}
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from parallel import sum_over_ranks
+from parallel import summed_over_ranks
 from parallel.moe.balance import entropy
 
 
@@ -27,7 +27,7 @@ def alone_entropy(weights: list[Tensor], counted: list[Tensor]) -> Tensor:
     for weight_QK, count_Q in zip(weights, counted, strict=True):
         summed_K = (weight_QK * count_Q[:, None]).sum(0)
         rows.append(torch.cat([summed_K, (entropy(weight_QK) * count_Q).sum()[None], count_Q.sum()[None]]))
-    shared = sum_over_ranks(torch.stack(rows))
+    shared = summed_over_ranks(torch.stack(rows))
     number_L = shared[:, -1].detach().clamp_min(1)
     each_L = shared[:, -2] / number_L
     together_L = entropy(shared[:, :-2] / number_L[:, None])

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parallel import sum_over_ranks
+from parallel import summed_over_ranks
 from parallel.moe.balance import squared_variation
 
 
@@ -48,7 +48,7 @@ class Importance(nn.Module):
         """
         sums_LK = torch.stack([(w * c[:, None]).sum(0) for w, c in zip(weights, counted, strict=True)])
         number_L1 = torch.stack([c.sum() for c in counted]).to(sums_LK)[:, None]
-        shared = sum_over_ranks(torch.cat([sums_LK, number_L1], 1))
+        shared = summed_over_ranks(torch.cat([sums_LK, number_L1], 1))
         sums_LK, number_L1 = shared[:, :-1], shared[:, -1:].detach()
         batch_LK = torch.where(number_L1 > 0, sums_LK / number_L1.clamp_min(1), self.mean_LK)
         # The plain mean of all steps so far, until there are enough of them for the running one.

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from data_shards import Batch, DatasetSchema, ImageGroup, ModalitySpec
 from data_shards.records.statistics import SplitStatistics
-from parallel import sum_over_ranks
+from parallel import summed_over_ranks
 from trainer.config.mope import MopeConfig
 from trainer.models.mope.prompts.frozen_backbone import BackboneError
 from trainer.models.mope.towers.inputs import Seen
@@ -86,7 +86,8 @@ class PromptedSegmenter(TowerModel):
         loss_P = mask_loss(logits_BCHW[rows_P], mask_PHW)
         losses = dict(output.losses)
         if self.training and torch.is_grad_enabled():
-            shared = sum_over_ranks(torch.stack([loss_P.sum() + logits_BCHW.sum() * 0, loss_P.new_tensor(len(loss_P))]))
+            sums = torch.stack([loss_P.sum() + logits_BCHW.sum() * 0, loss_P.new_tensor(len(loss_P))])
+            shared = summed_over_ranks(sums)
             losses["mask"] = shared[0] / shared[1].detach().clamp_min(1)
         found_P = {"loss": loss_P.detach(), **agreement(logits_BCHW[rows_P].detach(), mask_PHW)}
         measures = {
