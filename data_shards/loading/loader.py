@@ -25,7 +25,7 @@ from data_shards.loading.mixed_order import MixedReader
 from data_shards.loading.order import Position, share_bounds
 from data_shards.shards.reader import Reader
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -180,7 +180,7 @@ class StepLoader:
         largest = max((chunk.length for shard in manifest.shards for chunk in shard.chunks), default=0)
         held = largest * -(-self.config.window_chunks // world)
         if held > self.config.memory_bytes:
-            log.warning(
+            logger.warning(
                 "%d chunks of a window need %d bytes per rank, data.memory_bytes is %d: chunks will be read repeatedly",
                 *(self.config.window_chunks, held, self.config.memory_bytes),
             )

@@ -24,12 +24,12 @@ from data_shards.shards.manifest import Chunk, Manifest, Shard
 from data_shards.shards.storage import Storage
 from data_shards.shards.tar import BLOCK, members
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _INDEXES = 64  # shard indexes kept in memory
 
 
 @dataclass
-class Loaded:
+class LoadedChunk:
     """A chunk in memory.
 
     Attributes:
@@ -60,7 +60,7 @@ class Reader:
         self.column = None if part is None else manifest.column(config.split, part)
         self.decoder = Decoder(manifest.schema)
         self.cache = ShardCache(config.cache_dir, config.cache_bytes) if config.cache_dir else None
-        self._chunks: OrderedDict[int, Loaded] = OrderedDict()
+        self._chunks: OrderedDict[int, LoadedChunk] = OrderedDict()
         self.held_bytes = 0  # of chunks in memory
         self._indexes: OrderedDict[int, ShardIndex | ShardError] = OrderedDict()
 
@@ -85,7 +85,7 @@ class Reader:
             except ShardError as error:
                 if self.config.on_error == "raise":
                     raise
-                log.warning("skipped a record: %s", error)
+                logger.warning("skipped a record: %s", error)
                 skipped[error.reason] += 1
                 continue
             records.append(record)
@@ -123,7 +123,7 @@ class Reader:
         shard = self.manifest.shards[shard_number]
         return shard, int(number), shard.chunks[number]
 
-    def _load(self, chunk: int) -> Loaded:
+    def _load(self, chunk: int) -> LoadedChunk:
         """The chunk from memory, or read and checked; the least recently used ones make room."""
         if chunk in self._chunks:
             self._chunks.move_to_end(chunk)
@@ -136,12 +136,12 @@ class Reader:
             self.held_bytes -= len(oldest.data or b"")
         return loaded
 
-    def _fetch(self, chunk: int) -> Loaded:
+    def _fetch(self, chunk: int) -> LoadedChunk:
         shard, number, entry = self._place(chunk)
         try:
             index = self._index(int(self.manifest.chunk_table[chunk, 0]))
         except ShardError as error:
-            return Loaded(None, error, None, [], 0)
+            return LoadedChunk(None, error, None, [], 0)
         first = sum(earlier.records for earlier in shard.chunks[:number])
         rows = list(range(first, first + entry.records))
         if self.column is not None:
@@ -153,13 +153,13 @@ class Reader:
             data = memoryview(self._bytes(shard, entry))
         except EOFError as error:
             damage = ShardError(shard.name, f"cut short: {error}", reason="truncated", **place)  # type: ignore[arg-type]
-            return Loaded(None, damage, index, rows, base)
+            return LoadedChunk(None, damage, index, rows, base)
         except OSError as error:
             damage = ShardError(shard.name, f"cannot be read: {error}", reason="unreadable", **place)  # type: ignore[arg-type]
-            return Loaded(None, damage, index, rows, base)
+            return LoadedChunk(None, damage, index, rows, base)
         problem = chunk_problem(data, entry, index, first)
         found = ShardError(shard.name, problem[0], reason=problem[1], **place) if problem else None  # type: ignore[arg-type]
-        return Loaded(data, found, index, rows, base)
+        return LoadedChunk(data, found, index, rows, base)
 
     def _bytes(self, shard: Shard, entry: Chunk) -> bytes:
         """The chunk's bytes; a wrong CRC-32 is read once more, from the origin, before it is believed."""

@@ -18,7 +18,7 @@ from PIL import Image
 from data_shards import Record, Series, create_source, pack
 from data_shards.records.record import validate
 from data_shards.sources.mimic4.recordings import read_ecg
-from data_shards.sources.readers.plain_pickle import RefusedError, read_plain_npy, read_plain_pickle
+from data_shards.sources.readers.plain_pickle import NotPlainError, read_plain_npy, read_plain_pickle
 
 
 def read(name: str, options: dict[str, Any]) -> tuple[dict[str, Record], Counter[str]]:
@@ -82,7 +82,7 @@ def test_plain_data_come_out_as_the_unpickler_would_give_them(tmp_path: Path, pr
 def test_a_malicious_pickle_is_refused_and_does_nothing(tmp_path: Path, protocol: int) -> None:
     touched, path = tmp_path / "touched", tmp_path / "evil.pkl"
     path.write_bytes(pickle.dumps({"train": [1, Evil(touched)]}, protocol))
-    with pytest.raises(RefusedError, match="only plain data are read; nothing of it was run"):
+    with pytest.raises(NotPlainError, match="only plain data are read; nothing of it was run"):
         read_plain_pickle(path)
     assert not touched.exists()
     with path.open("rb") as stream:  # the same bytes really are dangerous
@@ -102,7 +102,7 @@ def test_names_hidden_inside_allowed_ones_are_refused(tmp_path: Path) -> None:
         b"]}b.",  # a list with a state
     ):
         path.write_bytes(payload)
-        with pytest.raises(RefusedError):
+        with pytest.raises(NotPlainError):
             read_plain_pickle(path)
     for damage in (b"", b"not a pickle", pickle.dumps(PLAIN)[:-40], b"]a.", b"g5\n."):
         path.write_bytes(damage)
@@ -180,7 +180,7 @@ def test_pam_keeps_negative_readings_and_reads_object_arrays_without_running_the
 
 
 def test_pam_files_that_would_run_something_or_do_not_fit_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match="only plain data"):
+    with pytest.raises(NotPlainError, match="only plain data"):
         create_source("pam", {"path": str(lay_pam(tmp_path / "evil", malicious=tmp_path / "touched"))})
     assert not (tmp_path / "touched").exists()
     folder = lay_pam(tmp_path / "pam")
@@ -263,7 +263,7 @@ def test_mmsa_samples_are_cut_at_their_own_lengths(tmp_path: Path) -> None:
 def test_cmu_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.pkl"
     path.write_bytes(pickle.dumps({"train": Evil(tmp_path / "touched")}))
-    with pytest.raises(RefusedError, match="only plain data"):
+    with pytest.raises(NotPlainError, match="only plain data"):
         create_source("cmu_mosi", {"path": str(path)})
     assert not (tmp_path / "touched").exists()
     path.write_bytes(pickle.dumps({"train": {}}))

@@ -95,7 +95,7 @@ def write_pieces(fs: fsspec.AbstractFileSystem, folder: str, file: str, parts: S
     return pieces
 
 
-def write_json(fs: fsspec.AbstractFileSystem, path: str, value: Any) -> str:
+def write_digested_json(fs: fsspec.AbstractFileSystem, path: str, value: Any) -> str:
     """Write a JSON file and return the SHA-256 of its bytes."""
     data = json.dumps(value, indent=1).encode()
     fs.pipe_file(path, data)

@@ -18,7 +18,14 @@ import fsspec
 from parallel import Engine
 from trainer.checkpoints.checkpoint import FORMAT, Checkpoint, address, read_checkpoint
 from trainer.checkpoints.find import checkpoint_folders
-from trainer.checkpoints.pieces import CheckpointError, Snapshot, piece_rows, snapshot, write_json, write_pieces
+from trainer.checkpoints.pieces import (
+    CheckpointError,
+    Snapshot,
+    piece_rows,
+    snapshot,
+    write_digested_json,
+    write_pieces,
+)
 from trainer.run_folder import CHECKPOINTS
 
 logger = logging.getLogger(__name__)
@@ -98,7 +105,9 @@ class CheckpointWriter:
             self._fs.makedirs(path, exist_ok=True)
             stem = f"rank-{self._rank:05d}"
             pieces = write_pieces(self._fs, path, f"{stem}.safetensors", parts)
-            write_json(self._fs, f"{path}/{stem}.json", {"attempt": self._attempt, "pieces": piece_rows(pieces)})
+            write_digested_json(
+                self._fs, f"{path}/{stem}.json", {"attempt": self._attempt, "pieces": piece_rows(pieces)}
+            )
             self._written.set()
             if self._rank == 0:
                 self._commit(path, meta)
@@ -114,7 +123,7 @@ class CheckpointWriter:
         for rank in range(self._world):
             file = f"rank-{rank:05d}.json"
             ranks[file] = self._await_rank(f"{path}/{file}")
-        digest = write_json(self._fs, f"{path}/checkpoint.json", {**meta, "ranks": ranks})
+        digest = write_digested_json(self._fs, f"{path}/checkpoint.json", {**meta, "ranks": ranks})
         self._before_commit()
         self._fs.pipe_file(f"{path}/COMMIT", digest.encode())
 

@@ -42,7 +42,7 @@ _LITERALS = {
 }
 
 
-class RefusedError(ValueError):
+class NotPlainError(ValueError):
     """The pickle holds something else than plain data."""
 
 
@@ -61,7 +61,7 @@ class _Dtype:
     def numpy(self) -> np.dtype[Any]:
         dtype = np.dtype(self.text)
         if dtype.kind not in "biufSUO" or dtype.names is not None:
-            raise RefusedError(f"an array of type {self.text!r} is not plain data")
+            raise NotPlainError(f"an array of type {self.text!r} is not plain data")
         return dtype if self.order in "|=" else dtype.newbyteorder(self.order)  # type: ignore[arg-type]
 
 
@@ -114,8 +114,8 @@ def _read(stream: BinaryIO, name: str) -> Any:
         for opcode, argument, _ in pickletools.genops(_Bounded(stream)):  # type: ignore[arg-type]
             machine.step(opcode.name, argument)
         return _settled(machine.result, {})
-    except RefusedError as error:
-        raise RefusedError(f"{name}: {error}") from None
+    except NotPlainError as error:
+        raise NotPlainError(f"{name}: {error}") from None
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{name} is damaged or no pickle: {error}") from error
 
@@ -150,7 +150,7 @@ class _Machine:
     def _structure(self, name: str) -> None:
         action: Callable[[], None] | None = getattr(self, f"_{name.lower()}", None)
         if action is None:
-            raise RefusedError(f"opcode {name} builds something else than plain data")
+            raise NotPlainError(f"opcode {name} builds something else than plain data")
         action()
 
     def _items(self) -> list[Any]:
@@ -232,18 +232,18 @@ class _Machine:
             _, shape, dtype, fortran, data = state
             thing.value = _array(data, _expect(dtype, _Dtype), shape, "F" if fortran else "C")
         else:
-            raise RefusedError(f"a {type(thing).__name__} is given a state of its own")
+            raise NotPlainError(f"a {type(thing).__name__} is given a state of its own")
 
 
 def _expect(value: Any, kind: type[Any]) -> Any:
     if not isinstance(value, kind):
-        raise RefusedError(f"a {type(value).__name__} where a {kind.__name__.strip('_').lower()} belongs")
+        raise NotPlainError(f"a {type(value).__name__} where a {kind.__name__.strip('_').lower()} belongs")
     return value
 
 
 def _named(module: str, name: str) -> _Name:
     if (module, name) not in NAMES:
-        raise RefusedError(f"it wants to use {module}.{name}, and only plain data are read; nothing of it was run")
+        raise NotPlainError(f"it wants to use {module}.{name}, and only plain data are read; nothing of it was run")
     return _Name(NAMES[module, name])
 
 
@@ -264,7 +264,7 @@ def _made(meaning: str, arguments: tuple[Any, ...]) -> Any:
     if meaning == "frombuffer":
         data, dtype, shape, order = arguments
         return _array(data, _expect(dtype, _Dtype), shape, order)
-    raise RefusedError(f"{meaning} is called")
+    raise NotPlainError(f"{meaning} is called")
 
 
 def _bytes(data: Any) -> bytes:
@@ -289,11 +289,11 @@ def _settled(value: Any, seen: dict[int, Any]) -> Any:
         return _settled(value.value, seen)
     if not isinstance(value, list | tuple | dict):
         if isinstance(value, _Name | _Dtype) or value is MARK:
-            raise RefusedError("a name stands where data belong")
+            raise NotPlainError("a name stands where data belong")
         return value
     if id(value) in seen:
         if seen[id(value)] is None:
-            raise RefusedError("a container holds itself")
+            raise NotPlainError("a container holds itself")
         return seen[id(value)]
     seen[id(value)] = None
     if isinstance(value, dict):
