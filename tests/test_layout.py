@@ -226,6 +226,11 @@ def borrowed_names(files: list[Source]) -> list[str]:
     ]
 
 
+def strange_folders(names: Iterable[str]) -> list[str]:
+    """Test files below tests/ROOM/ in folders that the room does not have; right below tests/ lies what is of no room."""
+    return [name for name in names if "/" in name and not (ROOT / PurePosixPath(name).parent).is_dir()]
+
+
 def unsafe_calls(files: list[Source]) -> list[str]:
     """Calls that can run code from a file: torch.load without weights_only=True, allow_pickle, eval, exec."""
     found = []
@@ -267,6 +272,10 @@ def test_folders_are_small_and_have_no_face_of_their_own():
 
 def test_names_come_from_the_file_that_defines_them():
     assert borrowed_names(sources()) == []
+
+
+def test_tests_lie_where_what_they_test_lies():
+    assert strange_folders(str(path.relative_to(ROOT / "tests")) for path in (ROOT / "tests").rglob("test_*.py")) == []
 
 
 def test_nothing_loads_pickles_or_evaluates_text():
@@ -351,6 +360,11 @@ def test_a_face_and_a_borrowed_name_are_found():
     assert busy_faces([face]) == ["trainer/jobs/__init__.py"]
     files = house(trainer__a="def f(): ...", trainer__b="from trainer.a import f", trainer__c="from trainer.b import f")
     assert borrowed_names(files) == ["trainer/c.py:1 takes f from trainer.b, which does not define it"]
+
+
+def test_a_test_in_a_folder_that_no_room_has_is_found():
+    found = strange_folders(["test_x.py", "trainer/jobs/test_x.py", "trainer/attic/test_x.py"])
+    assert found == ["trainer/attic/test_x.py"]
 
 
 @pytest.mark.parametrize("code", ["torch.load(f)", "np.load(f, allow_pickle=True)", "eval(text)", "yaml.load(f)"])

@@ -1,8 +1,8 @@
 """A type of job that is not the project's: it learns from which modalities a record has, and from nothing else.
 
 It stands for a package that somebody has installed: this folder on the path is all that is needed, as the entry point
-of the dist-info folder beside this file names the class. `tests/trainer/test_job_types.py` trains, resumes, evaluates,
-predicts and plans it by the ordinary commands.
+of the dist-info folder beside this file names the class. `tests/trainer/models/test_job_type.py` trains, resumes,
+evaluates, predicts and plans it by the ordinary commands.
 
 Shapes: B records, M modalities, D width.
 """

@@ -11,7 +11,7 @@ import torch
 
 from data_shards import StepLoader, create_source, open_data, open_manifest, pack
 from tests.data_shards.build import make_set
-from tests.trainer.test_run import STEADY, FixedContext, job, losses, weights
+from tests.trainer.jobs.test_train import STEADY, FixedContext, job, losses, weights
 from tests.trainer.tiny import config, packed, predictor_of
 from trainer.checkpoints.evaluation_recipe import evaluation_config
 from trainer.checkpoints.find import open_checkpoint

@@ -24,7 +24,7 @@ from benchmarks.tables import compare
 from data_shards import Record, Series, create_source, open_manifest, pack
 from data_shards.records.record import validate
 from data_shards.sources.tables import source as tables
-from tests.data_shards.test_sources import OUTCOMES, lay_out
+from tests.data_shards.sources.test_sources import OUTCOMES, lay_out
 
 MAPPING: dict[str, Any] = {
     "name": "ward",
@@ -290,7 +290,7 @@ def _groups() -> dict[str, tuple[str, ...]]:
 
 @pytest.mark.slow
 def test_the_real_physionet_through_tables_is_the_same_data_set(tmp_path: Path) -> None:
-    folder = Path(__file__).parents[3] / "shared" / "data" / "physionet2012"
+    folder = Path(__file__).parents[4] / "shared" / "data" / "physionet2012"
     if not folder.is_dir():
         pytest.skip(f"the PhysioNet 2012 data are not at {folder}")
     result = compare(folder, tmp_path, "a")  # a third of them; `python -m benchmarks.tables DIR` compares all

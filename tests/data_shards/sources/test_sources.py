@@ -157,7 +157,7 @@ def test_physionet_folders_that_lack_something(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_physionet_completely(tmp_path: Path) -> None:
     """Every observation of the published data arrives; numbers are those of the data's own description."""
-    folder = Path(__file__).parents[3] / "shared" / "data" / "physionet2012"
+    folder = Path(__file__).parents[4] / "shared" / "data" / "physionet2012"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there: the challenge's data is not part of this repository")
     options = {"path": str(folder), "splits": str(folder / "raindrop_splits.csv")}

@@ -11,7 +11,7 @@ import torch
 
 from data_shards import open_manifest
 from data_shards.loading.loader import StepLoader
-from tests.trainer.test_run import job
+from tests.trainer.jobs.test_train import job
 from tests.trainer.tiny import config, packed
 from trainer.checkpoints.evaluation_recipe import evaluation_config
 from trainer.checkpoints.find import open_checkpoint

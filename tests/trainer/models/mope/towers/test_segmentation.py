@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from data_shards import Batch, DatasetSchema, ImageGroup, ModalitySpec, create_source, open_manifest, pack
-from tests.trainer.test_mope_run import same
-from tests.trainer.test_run import job
+from tests.trainer.jobs.test_train import job
+from tests.trainer.models.mope.test_mope_run import same
 from tests.trainer.tiny import changed
 from tests.trainer.towers import FAMILIES, SCHEMA, SIDE, STATISTICS, build, section
 from trainer.checkpoints.evaluation_recipe import evaluation_config

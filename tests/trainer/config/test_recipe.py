@@ -21,7 +21,7 @@ def test_shipped_recipes_are_the_known_ones():
 def test_every_shipped_recipe_loads_and_says_how_to_use_it(name):
     config = load_recipe(name)
     assert config.name.startswith(f"{name}-")
-    text = (Path(__file__).parents[2] / "launch" / "recipes" / f"{name}.yaml").read_text()
+    text = (Path(__file__).parents[3] / "launch" / "recipes" / f"{name}.yaml").read_text()
     verb = job_type(config.job).verb
     assert f"python -m launch {verb} {name}" in text and "python -m launch pack" in text
 

@@ -32,7 +32,7 @@ run(RunConfig.model_validate_json(sys.stdin.read()), SingleContext("cpu"))
 
 def test_nothing_superfluous_is_imported_before_the_first_step(tmp_path):
     tree = config(packed(tmp_path), tmp_path, parallel__workers=1, parallel__expert_parallel=1)
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
         [sys.executable, "-c", FIRST_STEP], input=tree.model_dump_json(), cwd=root, capture_output=True, text=True
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data_shards import DatasetSchema, pack
-from tests.trainer.test_run import job
+from tests.trainer.jobs.test_train import job
 from tests.trainer.tiny import SCHEMA, Tiny, TinyOptions, config, packed, predictor_of
 from trainer.checkpoints.evaluation_recipe import evaluation_config
 from trainer.checkpoints.find import open_checkpoint

@@ -21,8 +21,8 @@ from launch.plan.statistics import stated_statistics
 from parallel import LocalDispatcher, MoEConfig
 from tests.ranks import run_ranks
 from tests.saved_activations import saved_bytes
-from tests.trainer.test_step import Rank
 from tests.trainer.tiny import config, packed
+from tests.trainer.training.test_loop import Rank
 from trainer.config.run_config import RunConfig
 from trainer.models.flops import parameter_counts
 from trainer.models.fusemoe.model import FuseMoE

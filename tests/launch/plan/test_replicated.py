@@ -16,12 +16,12 @@ from launch.plan.replicated import plan_replicated
 from launch.plan.statistics import stated_statistics
 from tests.ranks import run_ranks
 from tests.saved_activations import saved_bytes
-from tests.trainer.test_mope_host import batch as host_batch
-from tests.trainer.test_mope_host import prompted, tiny_records
-from tests.trainer.test_mope_segmentation import segmenter, squares
-from tests.trainer.test_step import Rank
+from tests.trainer.models.mope.host.test_model import batch as host_batch
+from tests.trainer.models.mope.host.test_model import prompted, tiny_records
+from tests.trainer.models.mope.towers.test_segmentation import segmenter, squares
 from tests.trainer.tiny import SCHEMA as TINY
 from tests.trainer.towers import SCHEMA, batch
+from tests.trainer.training.test_loop import Rank
 from tests.trainer.vqa import packed_vqa, recipe
 from trainer.config.mope import MopeConfig
 from trainer.config.run_config import RunConfig

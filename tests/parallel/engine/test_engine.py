@@ -218,7 +218,7 @@ def test_one_process_without_a_launcher_is_quiet_and_compiles_nothing(tmp_path: 
     """No RANK, no MASTER_ADDR, nothing on stdout or stderr, no extension directory."""
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
     script = ALONE.replace("import parallel, trainer", "import parallel")
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=root,

@@ -17,7 +17,7 @@ from benchmarks.finished_run import newest_checkpoint
 from data_shards import Manifest, Record, create_source, open_manifest, pack
 from data_shards.shards.reader import read_index
 from launch.plan.replicated import plan_replicated
-from tests.trainer.test_run import job, losses, weights
+from tests.trainer.jobs.test_train import job, losses, weights
 from tests.trainer.tiny import config, packed, predictor_of
 from tests.trainer.towers import batch, model, section
 from tests.trainer.vqa import packed_vqa, recipe
