@@ -227,7 +227,7 @@ def borrowed_names(files: list[Source]) -> list[str]:
 
 
 def strange_folders(names: Iterable[str]) -> list[str]:
-    """Test files below tests/ROOM/ in folders that the room does not have; right below tests/ lies what is of no room."""
+    """Test files in folders that the room does not have; what is of no room lies right below tests/."""
     return [name for name in names if "/" in name and not (ROOT / PurePosixPath(name).parent).is_dir()]
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any
 
 from pydantic import ValidationError
 
-from data_shards.sources.base import Source, SourceOptions
+from data_shards.sources.base import Source
 
-__all__ = ["SOURCES", "Source", "SourceOptions", "create_source"]
+__all__ = ["SOURCES", "create_source", "known_sources", "source_class"]
 
 # name -> (module, class); imported on use, because each needs its own libraries
 SOURCES: dict[str, tuple[str, str]] = {
@@ -27,13 +28,26 @@ SOURCES: dict[str, tuple[str, str]] = {
 }
 
 
+# Installed packages name sources of their own in this group: NAME = module:Class
+ENTRY_POINTS = "fleximoe.sources"
+
+
+def known_sources() -> list[str]:
+    """Names of our own sources and of installed ones."""
+    return sorted({*SOURCES, *(point.name for point in entry_points(group=ENTRY_POINTS))})
+
+
 def source_class(name: str) -> type[Source]:
     """The class of a source; ValueError lists the known names."""
-    if name not in SOURCES:
-        raise ValueError(f"source {name!r} is none of {', '.join(sorted(SOURCES))}")
-    module, attribute = SOURCES[name]
-    found: type[Source] = getattr(import_module(f"data_shards.sources.{module}"), attribute)
-    return found
+    found: type[Source]
+    if name in SOURCES:
+        module, attribute = SOURCES[name]
+        found = getattr(import_module(f"data_shards.sources.{module}"), attribute)
+        return found
+    for point in entry_points(group=ENTRY_POINTS, name=name):
+        found = point.load()
+        return found
+    raise ValueError(f"source {name!r} is none of {', '.join(known_sources())}")
 
 
 def create_source(name: str, options: Mapping[str, Any] | None = None) -> Source:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_shards import create_source, pack
-from data_shards.sources import SOURCES, source_class
+from data_shards.sources import known_sources, source_class
 from launch.errors import UsageError
 from launch.output.tables import print_json_line, print_table
 
@@ -43,8 +43,8 @@ def pack_source(
 
 def _source_options(name: str, flags: dict[str, str | None], options: Sequence[str]) -> dict[str, Any]:
     """Flags and `key=value` pairs as options of this source. Raises UsageError."""
-    if name not in SOURCES:
-        raise UsageError(f"unknown source {name!r}; sources are {', '.join(sorted(SOURCES))}")
+    if name not in known_sources():
+        raise UsageError(f"unknown source {name!r}; sources are {', '.join(known_sources())}")
     fields = source_class(name).Options.model_fields
     shown = {"path": "--source", "splits": "--splits"}
     settings: dict[str, Any] = {}

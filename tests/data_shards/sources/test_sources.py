@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_shards import DataConfig, Record, Series, SeriesGroup, StepLoader, create_source, open_manifest, pack
+from data_shards import DataConfig, Record, Series, SeriesGroup, StepLoader, create_source, open_manifest, pack, summary
 from data_shards.records.record import validate
 from data_shards.sources import SOURCES, source_class
 from data_shards.sources.base import hashed_part
@@ -20,6 +20,7 @@ from data_shards.sources.physionet2012 import STATIC
 from data_shards.sources.planted import auroc
 from data_shards.sources.synthetic import Synthetic
 from tests.data_shards.build import same_record
+from tests.launch.commands import ROOT, environment, last_json, python
 
 HEAD = "Time,Parameter,Value"
 
@@ -307,3 +308,15 @@ def test_unknown_sources_and_options_list_what_there_is() -> None:
     with pytest.raises(ValueError, match="not kind:number"):
         create_source("synthetic", {"modalities": "video:2"})
     assert all(source_class(name).Options.model_fields for name in SOURCES)
+
+
+def test_a_source_of_an_installed_package_is_packed_by_its_name(tmp_path):
+    path = environment(PYTHONPATH=str(ROOT / "tests" / "outside"))
+    out = str(tmp_path / "days")
+    report = last_json(python("-m", "launch", "pack", "roll_call", "--out", out, "-o", "days=7", env=path))
+    assert report["records"] == 7
+    facts = summary(open_manifest(out))
+    assert [(row["name"], row["present"]) for row in facts["modalities"]] == [("who", 4)]
+    done = python("-m", "launch", "pack", "roll_call", "--out", str(tmp_path / "again"))
+    assert done.returncode == 2 and "unknown source 'roll_call'; sources are cmu_mosei" in done.stderr
+    assert not (tmp_path / "again").exists()
