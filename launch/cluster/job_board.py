@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import json
 import logging
 import os
 import re
-import secrets
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -138,7 +136,7 @@ class JobBoard:
         if not any(word.startswith("name=") for word in overrides):
             words.append(f"name={config.name}")  # the job's clock is another
         job_id = f"{config.name}-{1 + max([len(earlier), *(_number(job) for job in earlier)])}"
-        self._start(
+        self.start(
             [job_type(config.job).verb, *words],
             job_id,
             job_environment(config),
@@ -147,19 +145,8 @@ class JobBoard:
         logger.info("job %s of run %s submitted to %s", job_id, config.name, self.url)
         return self.find(job_id)
 
-    def run_doctor(self, arguments: Sequence[str], timeout: float = 600.0) -> list[dict[str, Any]]:
-        """Send the doctor as a job, and return its findings. Raises RuntimeError if it comes back without any."""
-        job_id = f"doctor-{secrets.token_hex(4)}"
-        self._start(["doctor", "--json", *arguments], job_id, {"RAY_USAGE_STATS_ENABLED": "0"}, {"run": "doctor"})
-        job = self.wait(self.find(job_id), timeout)
-        log = self.logs(job)
-        for line in reversed(log.splitlines()):
-            if line.startswith('{"state"'):
-                findings: list[dict[str, Any]] = json.loads(line)["findings"]
-                return findings
-        raise RuntimeError(f"job {job_id} ended as {job.status}: {job.message} {log[-300:]}")
-
-    def _start(self, words: Sequence[str], job_id: str, env: dict[str, str], metadata: dict[str, str]) -> None:
+    def start(self, words: Sequence[str], job_id: str, env: dict[str, str], metadata: dict[str, str]) -> None:
+        """Submit `python -m launch WORDS`, with this project's code."""
         self._client.submit_job(
             entrypoint=shlex.join(["python", "-m", "launch", *words]),
             submission_id=job_id,

@@ -6,12 +6,15 @@ jobs work; what it finds inside comes back as JSON.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from launch.cluster.environment import SETTINGS, in_submitted_job
+from launch.cluster.job_board import JobBoard
 from launch.cluster.token import token_source
 from launch.doctor import mlflow_server, storage
 from launch.doctor.facts import gather
@@ -72,17 +75,28 @@ def _behind_dashboard(url: str, wanted: Wanted) -> Iterator[Finding]:
         return  # nobody there
     if worst(doors) == "fail":
         os.environ["RAY_AUTH_MODE"] = "disabled"  # open, as has been said; the rest is worth knowing too
-    from launch.cluster.job_board import JobBoard
-
     try:
         board = JobBoard(url)
-        said = board.run_doctor(wanted.arguments())
+        said = _as_job(board, wanted.arguments())
     except (ValueError, ConnectionError, RuntimeError, TimeoutError) as error:
         yield Finding("jobs", "fail", " ".join(str(error).split())[:500], "see `python -m launch list`")
         return
     yield Finding("jobs", "ok", "a job was submitted and ran")
     for finding in said:
         yield Finding(**_known(finding))
+
+
+def _as_job(board: JobBoard, arguments: Sequence[str], timeout: float = 600.0) -> list[dict[str, Any]]:
+    """Send the doctor as a job, and return its findings. Raises RuntimeError if it comes back without any."""
+    job_id = f"doctor-{secrets.token_hex(4)}"
+    board.start(["doctor", "--json", *arguments], job_id, {"RAY_USAGE_STATS_ENABLED": "0"}, {"run": "doctor"})
+    job = board.wait(board.find(job_id), timeout)
+    log = board.logs(job)
+    for line in reversed(log.splitlines()):
+        if line.startswith('{"state"'):
+            findings: list[dict[str, Any]] = json.loads(line)["findings"]
+            return findings
+    raise RuntimeError(f"job {job_id} ended as {job.status}: {job.message} {log[-300:]}")
 
 
 def _known(finding: dict[str, Any]) -> dict[str, Any]:

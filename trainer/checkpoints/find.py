@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import fsspec
 
+from trainer.checkpoints.adapter import open_adapter
 from trainer.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.run_folder import ADAPTER, CHECKPOINTS
@@ -25,8 +26,6 @@ def open_checkpoint(url: str) -> Checkpoint:
     if fs.exists(f"{path}/COMMIT"):
         return read_checkpoint(fs, path)
     if fs.exists(f"{path}/{ADAPTER}.json"):
-        from trainer.checkpoints.adapter import open_adapter
-
         return open_adapter(fs, path)
     usable = list(_usable(url))
     if not usable:
