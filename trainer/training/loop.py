@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -28,6 +27,7 @@ from trainer.evaluation.part import evaluate_part
 from trainer.models.layers.missing import drop_modalities
 from trainer.session import Session
 from trainer.tracking.tracker import Tracker
+from trainer.training.early_stopping import best_metrics, best_value, record_evaluation
 from trainer.training.lr_schedule import lr_factor
 from trainer.training.meter import meter_of, routing_metrics, step_line
 from trainer.training.node_usage import NodeUsage
@@ -35,6 +35,7 @@ from trainer.training.profiler import StepProfiler
 from trainer.training.progress import Progress
 from trainer.training.record_trace import RecordTrace
 from trainer.training.step_loss import step_loss
+from trainer.training.timetable import Timetable
 from trainer.worker.collectives import named_failures, sum_over_ranks
 from trainer.worker.console import bar
 
@@ -72,9 +73,8 @@ class TrainingLoop:
         self.progress, self._size = progress, size
         self.loader = session.loader("train", shuffle=True)
         training = self.config.training
-        self.total_steps = training.epochs * self.loader.steps_per_epoch
-        if training.max_steps is not None:
-            self.total_steps = min(self.total_steps, training.max_steps)
+        validates = "val" in session.manifest.splits[self.config.data.split]
+        self.timetable = Timetable(training, self.loader.steps_per_epoch, validates)
         self.meter = meter_of(session)
         self.profiler = StepProfiler(training.profile if session.context.rank == 0 else 0, tracker)
         self.stopped, self._starting, self._save_wanted = False, True, False
@@ -105,10 +105,10 @@ class TrainingLoop:
     def _catch_up(self) -> None:
         """What the checkpoint's step still owed when the run was stopped right after it: its evaluation, its end."""
         progress = self.progress
-        owed = self._evaluation_due() and progress.evaluated_step < progress.step
+        owed = self.timetable.evaluation_due(progress) and progress.evaluated_step < progress.step
         if owed:
             self._evaluate()
-        progress.finished = self._at_the_end()
+        progress.finished = self.timetable.at_the_end(progress)
         if owed:
             self._save()
 
@@ -133,11 +133,11 @@ class TrainingLoop:
                 self.stopped = True
                 self._save()
                 return
-            due = self._evaluation_due()
+            due = self.timetable.evaluation_due(progress)
             if due:
                 self._evaluate()
-            progress.finished = self._at_the_end()
-            if due or self._checkpoint_due() or progress.finished or self._save_wanted:
+            progress.finished = self.timetable.at_the_end(progress)
+            if due or self.timetable.checkpoint_due(progress) or progress.finished or self._save_wanted:
                 self._save()
             if progress.finished:
                 return
@@ -156,7 +156,7 @@ class TrainingLoop:
         """One optimiser step. True if the run is to stop after it."""
         progress = self.progress
         torch.manual_seed(mixed_seed(self.config.training.seed, "step", self.context.rank, progress.step))
-        self.engine.set_lr_factor(lr_factor(self.config.optim, progress.step, self.total_steps))
+        self.engine.set_lr_factor(lr_factor(self.config.optim, progress.step, self.timetable.total_steps))
         batches = [self._prepare(batch) for batch in step.micro_batches]
         counts, stop = self._agree(batches, step.skipped)
         for batch in batches:
@@ -176,7 +176,7 @@ class TrainingLoop:
         self.profiler.step()
         self.meter.steps += 1
         self.meter.records += step.records
-        if progress.step % self.config.training.log_every == 0 or progress.step in (1, self.total_steps):
+        if progress.step % self.config.training.log_every == 0 or progress.step in (1, self.timetable.total_steps):
             self._log()
         if self._starting:
             self._report_start()
@@ -257,7 +257,7 @@ class TrainingLoop:
         metrics = {"train/loss": metrics["train/loss"]} | metrics | routing_metrics(counts)
         self.routing_total = counts
         metrics["train/lr"] = self.config.optim.lr * lr_factor(
-            self.config.optim, self.progress.step - 1, self.total_steps
+            self.config.optim, self.progress.step - 1, self.timetable.total_steps
         )
         metrics["train/grad_norm"] = float(self.engine.grad_norm())
         metrics |= {
@@ -268,50 +268,22 @@ class TrainingLoop:
         }
         metrics |= self._usage.read()
         if self.context.rank == 0:
-            line = step_line(self.progress.step, self.total_steps, self.progress.epoch, metrics)
-            logger.info(line, extra=bar(self.progress.step, self.total_steps))
+            line = step_line(self.progress.step, self.timetable.total_steps, self.progress.epoch, metrics)
+            logger.info(line, extra=bar(self.progress.step, self.timetable.total_steps))
         self.tracker.log_metrics(metrics, self.progress.step)
 
-    def _at_the_end(self) -> bool:
-        """By the recipe as it is now: a run that had ended goes on if it is given more epochs, steps or patience."""
-        patience = self.config.training.early_stopping.patience
-        impatient = patience is not None and self.progress.bad_evaluations >= patience
-        return impatient or self.progress.step >= self.total_steps
-
-    def _evaluation_due(self) -> bool:
-        every = self.config.training.eval_every
-        if "val" not in self.session.manifest.splits[self.config.data.split]:
-            return False
-        if self.progress.step >= self.total_steps:
-            return True
-        return self.progress.offset == 0 if every == "epoch" else self.progress.step % every == 0
-
-    def _checkpoint_due(self) -> bool:
-        every = self.config.training.checkpoint.every
-        return self.progress.step % every == 0 if every is not None else self.progress.offset == 0
-
     def _evaluate(self) -> None:
-        """Validation metrics, the best one so far, and early stopping."""
+        """Validation metrics, logged beside the best ones so far."""
         stopping, progress = self.config.training.early_stopping, self.progress
         start = time.perf_counter()
         metrics, _ = evaluate_part(self.session, "val")
         self.meter.since += time.perf_counter() - start
-        score = _score(metrics, stopping.metric, stopping.mode)
-        progress.score, progress.evaluated_step = score, progress.step
-        if progress.best_score is None or score > progress.best_score:
-            progress.best_score, progress.best_step, progress.bad_evaluations = score, progress.step, 0
-            progress.best_metrics = metrics
-        else:
-            progress.bad_evaluations += 1
-        best = progress.best_score if stopping.mode == "max" else -progress.best_score
+        record_evaluation(stopping, progress, metrics)
         if self.context.rank == 0:
             text = " ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
-            logger.info(
-                f"step {progress.step} evaluation: {text} | best {stopping.metric} {best:.4f} at {progress.best_step}"
-            )
-        bests = {f"best/{name}": value for name, value in progress.best_metrics.items()}
-        bests |= {f"best/{stopping.metric}": best, "best/step": float(progress.best_step or 0)}
-        self.tracker.log_metrics({**metrics, **bests}, progress.step)
+            best = f"best {stopping.metric} {best_value(stopping, progress):.4f} at {progress.best_step}"
+            logger.info(f"step {progress.step} evaluation: {text} | {best}")
+        self.tracker.log_metrics(metrics | best_metrics(stopping, progress), progress.step)
         if self.routing_total:
             table = [count.tolist() for count in self.routing_total]
             self.tracker.log_json(f"routing/by_step/{progress.step:08d}.json", {"step": progress.step, "layers": table})
@@ -323,13 +295,3 @@ class TrainingLoop:
         self.writer.save(
             self.engine, {**self.describe, "step": progress.step, "score": score, "progress": asdict(progress)}
         )
-
-
-def _score(metrics: dict[str, float], name: str, mode: str) -> float:
-    """The metric, turned so that larger is better. Raises ValueError if it was not computed."""
-    if name not in metrics:
-        raise ValueError(
-            f"training.early_stopping.metric = {name!r} is not computed; there are {', '.join(sorted(metrics))}"
-        )
-    value = metrics[name] if mode == "max" else -metrics[name]
-    return value if not math.isnan(value) else -math.inf
