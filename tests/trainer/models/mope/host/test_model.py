@@ -19,6 +19,7 @@ from parallel import LocalDispatcher
 from tests.trainer.tiny import SCHEMA, Tiny, TinyOptions, config
 from trainer.config.mope import MopeConfig
 from trainer.config.sections import ModelConfig
+from trainer.models.flops import parameter_share
 from trainer.models.fusemoe.model import FuseMoE
 from trainer.models.layers.missing import keep_modalities
 from trainer.models.mope.host.alone_entropy import alone_entropy
@@ -319,9 +320,9 @@ def test_parameters_are_what_the_formula_says() -> None:
     mapper = (context + 1) * hidden + 2 * hidden + (hidden + 1) * dim
     head = 3 * (dim * architecture().latents + 1)
     expected = layers * (block + pool) + mapper + head
-    assert prompted().parameter_share()["trained"] == expected
+    assert parameter_share(prompted())["trained"] == expected
     every_layer = 3 * (layers + 1) * MODALITIES * dim
-    assert prompted(head_layers="all").parameter_share()["trained"] == expected + every_layer
+    assert parameter_share(prompted(head_layers="all"))["trained"] == expected + every_layer
 
 
 def test_an_evaluation_repeats_and_training_has_noise(records: list[Columns]) -> None:

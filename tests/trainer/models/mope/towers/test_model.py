@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from tests.trainer.towers import FAMILIES, SCHEMA, STATISTICS, batch, build, model, section
 from trainer.config.mope import MopeConfig
+from trainer.models.flops import parameter_share
 from trainer.models.mope.prompts.frozen_backbone import BackboneError
 from trainer.models.mope.prompts.importance import Importance
 from trainer.models.mope.prompts.prompted_attention import prompted_attention
@@ -149,11 +150,11 @@ def released_layout(k: int, length: int = 6, source_length: int = 4, classes: in
 def test_parameters_are_what_the_formula_says() -> None:
     assert released_layout(4) == (1_721_502, 1_544_031)
     assert released_layout(16) == (2_587_806, 2_272_095)
-    share = swin_b_and_bert().parameter_share()
+    share = parameter_share(swin_b_and_bert())
     assert share["frozen"] == 196_225_464
     assert share["trained"] == released_layout(4)[1]
     assert share["share"] == pytest.approx(0.008, abs=0.001)
-    wide = swin_b_and_bert(k=16, cross_dim=14).parameter_share()["trained"]
+    wide = parameter_share(swin_b_and_bert(k=16, cross_dim=14))["trained"]
     assert wide == released_layout(16)[1] + 20 * 6 * 769, "keys that stay orthogonal need six more dimensions"
 
 
