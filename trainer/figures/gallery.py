@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 EXAMPLES = 6
-
-
 WORDS = 6
 
 
