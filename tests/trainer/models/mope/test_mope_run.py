@@ -105,7 +105,9 @@ def test_a_stopped_run_on_a_host_ends_with_the_same_bits(icu: tuple[str, str], t
 
 def predicted(run_dir: str, result: dict[str, object], **changes: Any) -> Any:
     """The test part by its adapter, after a look that it says what the run said."""
-    recipe = evaluation_config(open_checkpoint(str(result["adapter"])))
+    adapter = open_checkpoint(str(result["adapter"]))
+    assert adapter.run_dir == run_dir, "what is kept of a run by its adapter lies in the run's own folder"
+    recipe = evaluation_config(adapter)
     predictor = predictor_of(Request(recipe, "test", **changes))
     (table,) = [predictor(stretch)[0] for stretch in predictor.stretches()]
     tasks, logged = read_predictions(Path(run_dir) / "predictions" / "test.parquet")
