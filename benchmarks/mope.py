@@ -35,6 +35,7 @@ import torch
 
 from benchmarks.common import last_line, table
 from data_shards import Batch, DatasetSchema, Group, ImageGroup, ModalitySpec, TaskSpec, TextGroup, open_manifest
+from data_shards.paths import absolute_url
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics
 from trainer.config.recipe import load_recipe
 from trainer.config.run_config import RunConfig
@@ -349,7 +350,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="vqa, scaling: optimiser steps of a run")
     parser.add_argument("--epochs", type=int, default=6, help="icu: epochs of a run")
     chosen = parser.parse_args()
-    chosen.work = str(Path(chosen.work).resolve())
+    chosen.work, chosen.data = absolute_url(chosen.work), absolute_url(chosen.data)
+    chosen.host = absolute_url(chosen.host) if chosen.host else None
     jobs: dict[str, Callable[[argparse.Namespace], Any]] = {
         "towers": towers,
         "one_tower": lambda arguments: towers(arguments, arguments.cases),

@@ -31,6 +31,7 @@ import psutil
 
 from benchmarks.finished_run import lost_and_repeated, newest_checkpoint, run_status
 from data_shards import create_source, open_manifest, pack
+from data_shards.paths import absolute_path
 from data_shards.shards.reader import read_index
 from trainer.tracking.mlflow_client import metric_history
 from trainer.training.record_trace import delivered
@@ -254,7 +255,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS), help="who may be killed")
     parser.add_argument("--quick", action="store_true", help="three kills")
-    parser.add_argument("--folder", type=Path, help="keep everything here instead of a temporary folder")
+    parser.add_argument("--folder", type=absolute_path, help="keep everything here instead of a temporary folder")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     kills = 3 if arguments.quick else arguments.kills

@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from data_shards import create_source, open_manifest, pack
+from data_shards.paths import absolute_path
 from data_shards.shards.manifest import Manifest
 from data_shards.shards.tar import members
 
@@ -148,7 +149,7 @@ def compare(folder: Path, scratch: Path, sets: str = "abc") -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=absolute_path)
     parser.add_argument("--sets", default="abc", help="which of the sets, e.g. a")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

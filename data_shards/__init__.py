@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from data_shards.config import DataConfig
-    from data_shards.errors import ManifestError, RecordError, ShardError
+    from data_shards.errors import ManifestError, PathError, RecordError, ShardError
     from data_shards.inspection.summary import summary
     from data_shards.loading.batch import Batch, Group, ImageGroup, SeriesGroup, TextGroup, VectorGroup, WaveformGroup
     from data_shards.loading.dataset import DataSet, open_data
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _HOME = {
     "loading.batch": ("Batch", "Group", "ImageGroup", "SeriesGroup", "TextGroup", "VectorGroup", "WaveformGroup"),
     "config": ("DataConfig",),
-    "errors": ("ManifestError", "RecordError", "ShardError"),
+    "errors": ("ManifestError", "PathError", "RecordError", "ShardError"),
     "inspection.summary": ("summary",),
     "loading.loader": ("Step", "StepLoader"),
     "shards.manifest": ("Manifest", "open_manifest"),
@@ -50,6 +50,7 @@ __all__ = [
     "Manifest",
     "ManifestError",
     "ModalitySpec",
+    "PathError",
     "Position",
     "Record",
     "RecordError",

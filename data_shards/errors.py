@@ -10,6 +10,10 @@ class ManifestError(ValueError):
     """A manifest is missing, damaged, of another format version, or points outside its own folder."""
 
 
+class PathError(ValueError):
+    """What was given as a path or URL names no place that may be used."""
+
+
 class RecordError(ValueError):
     """One stored record does not have the layout that the schema and the limits of the codec ask for.
 

@@ -15,9 +15,10 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
+from data_shards.paths import absolute_path
 from launch.errors import RunFailedError, UsageError
+from trainer.config.paths import DATABASE, database_uri
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Server:
     """
 
     def __init__(self, store: str, serve: bool, host: str | None, port: int, names: Sequence[str] = ()) -> None:
-        self.store = Path(store).expanduser().absolute()
+        self.store = absolute_path(store)
         self.host = host or (own_address() if serve else "127.0.0.1")
         self.port, self.serve = port, serve
         self.url = f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{port}"
@@ -68,7 +69,7 @@ class Server:
         return [
             *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
             *("--host", self.host, "--port", str(self.port), "--allowed-hosts", ",".join(self.allowed_hosts())),
-            *("--backend-store-uri", f"sqlite:///{self.store}/mlflow.db", "--artifacts-destination", str(artifacts)),
+            *("--backend-store-uri", database_uri(self.store / DATABASE), "--artifacts-destination", str(artifacts)),
         ]
 
     def run(self, ready: Callable[[], None]) -> int:

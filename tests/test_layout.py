@@ -59,7 +59,7 @@ FLOORS = {
     "data_shards": (
         ("loading", "packing", "inspection"),
         ("sources", "shards"),
-        ("records",),
+        ("records", "paths"),
         ("permutation", "config", "errors"),
     ),
 }

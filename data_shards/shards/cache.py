@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_shards.paths import absolute_path
+
 if TYPE_CHECKING:
     from data_shards.shards.manifest import Shard
     from data_shards.shards.storage import Storage
@@ -24,7 +26,7 @@ class ShardCache:
     """Whole shards in ``folder``, at most ``capacity`` bytes; least recently used ones leave first."""
 
     def __init__(self, folder: str, capacity: int) -> None:
-        self.folder, self.capacity = Path(folder), capacity
+        self.folder, self.capacity = absolute_path(folder), capacity
 
     def read(self, storage: Storage, shard: Shard, start: int, end: int) -> bytes | None:
         """Bytes [start, end) of the cached shard, fetched whole first; None if it does not fit or cannot be verified.

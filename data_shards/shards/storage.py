@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from data_shards.errors import PathError
+from data_shards.paths import absolute_url, split_scheme
+
 SCHEMES = ("file", "memory", "s3", "gs", "http", "https")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _PIECE = 32 << 20
@@ -24,25 +27,25 @@ T = TypeVar("T")
 
 
 def check_url(url: str) -> tuple[str, str]:
-    """(scheme, normalised URL without a slash at the end).
+    """(scheme, absolute path or normalised URL, without a slash at the end).
 
     Raises:
-        ValueError: a scheme that is not allowed, a chained or piped URL, credentials in the URL, a link-local address.
+        PathError: no place at all (`data_shards.paths`), a scheme that is not allowed, credentials in the URL, a
+            fragment that no server would be sent, a link-local address.
     """
-    if "::" in url or url.lower().startswith("pipe:"):
-        raise ValueError(f"{url!r}: chained and pipe: URLs run other programs or file systems; give one plain URL")
-    if "://" not in url:
-        return "file", str(Path(url).absolute())
-    parts = urlsplit(url)
-    if parts.scheme not in SCHEMES:
-        raise ValueError(f"{url!r}: scheme {parts.scheme!r} is none of {', '.join(SCHEMES)}")
+    scheme, place = split_scheme(url)
+    if scheme == "file":
+        return "file", absolute_url(url)
+    if scheme not in SCHEMES:
+        raise PathError(f"{url!r}: scheme {scheme!r} is none of {', '.join(SCHEMES)}")
+    parts = urlsplit(place)
     if "@" in parts.netloc:
-        raise ValueError("the URL holds credentials; give them through the environment or the provider's own files")
-    if parts.scheme in ("http", "https") and _link_local(parts.hostname or ""):
-        raise ValueError(f"{url!r}: link-local addresses serve machine metadata, not data")
-    if parts.scheme == "file":
-        return "file", str(Path(parts.path).absolute())
-    return parts.scheme, url.rstrip("/")
+        raise PathError("the URL holds credentials; give them through the environment or the provider's own files")
+    if scheme in ("http", "https") and _link_local(parts.hostname or ""):
+        raise PathError(f"{url!r}: link-local addresses serve machine metadata, not data")
+    if scheme in ("http", "https") and "#" in place:
+        raise PathError(f"{url!r}: a server is never sent what follows #; write %23 if it belongs to a name")
+    return scheme, place.rstrip("/")
 
 
 def _link_local(host: str) -> bool:

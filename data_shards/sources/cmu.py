@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from data_shards.paths import absolute_path
 from data_shards.records.record import Record, Series
 from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.sources.base import Source, SourceOptions
@@ -45,7 +46,7 @@ class Cmu(Source):
 
     def __init__(self, options: CmuOptions) -> None:
         super().__init__(options)
-        self.file = Path(options.path)
+        self.file = absolute_path(options.path)
         table = _load(str(self.file))
         first = table["train"]
         longest = {view: max(map(len, _views(table, view))) for view in VIEWS}

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from data_shards.paths import absolute_path
 from data_shards.permutation import permutation
 from data_shards.records.record import Record
 from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
@@ -122,7 +123,7 @@ def _words(question: str) -> list[str]:
 
 
 def _find(path: str) -> str:
-    place = Path(path)
+    place = absolute_path(path)
     for found in (place / ARCHIVE, place / "data" / "train" / "questions.json", place / "train" / "questions.json"):
         if found.is_file():
             return str(found if found.name == ARCHIVE else found.parent.parent)

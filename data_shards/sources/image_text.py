@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from data_shards.paths import absolute_path
 from data_shards.permutation import permutation
 from data_shards.records.record import Record
 from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
@@ -87,7 +88,7 @@ class ImageText(Source):
         defaults = {"image": "img", "text": "text", "label": "label", "file": "{part}.jsonl", "picture": "{value}"}
         self.set = {**defaults, "kind": "multiclass", "no_label": None, "name": "image_text", **preset, **given}
         self.labelled = options.mask is None or options.label is not None
-        self.folder = Path(options.path)
+        self.folder = absolute_path(options.path)
         if not self.folder.is_dir():
             raise ValueError(f"{self.folder} is not a folder")
         self.files = self._files()
@@ -105,7 +106,7 @@ class ImageText(Source):
         found = {}
         for part, names in PARTS.items():
             for name in names:
-                path = self.folder / self.set["file"].format(part=name)
+                path = absolute_path(self.set["file"].format(part=name), self.folder)
                 if path.is_file():
                     found[part] = str(path)
                     break

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from data_shards.paths import absolute_path
 from data_shards.records.record import Record, Series
 from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.sources.base import Source, SourceOptions
@@ -44,7 +45,7 @@ class Pam(Source):
 
     def __init__(self, options: PamOptions) -> None:
         super().__init__(options)
-        self.folder, self.per_sensor = Path(options.path), options.per_sensor
+        self.folder, self.per_sensor = absolute_path(options.path), options.per_sensor
         values, labels = _arrays(str(self.folder))
         sensors = tuple(f"sensor_{number:02d}" for number in range(values.shape[2]))
         groups = [(name,) for name in sensors] if self.per_sensor else [sensors]

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from data_shards.paths import absolute_path
 from data_shards.records.record import Record, Series
 from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.sources.base import Source, SourceOptions, hashed_part
@@ -65,7 +66,7 @@ class PhysioNet2012(Source):
 
     def __init__(self, options: PhysioNet2012Options) -> None:
         super().__init__(options)
-        self.folder = Path(options.path)
+        self.folder = absolute_path(options.path)
         self.sets = [name for name in "abc" if _archive(self.folder, name) is not None]
         if not self.sets:
             raise ValueError(
@@ -77,7 +78,7 @@ class PhysioNet2012(Source):
                     f"{self.folder} has set-{name} but no Outcomes-{name}.txt; the labels are in that file"
                 )
         self.groups = _read_groups(self.folder / "modalities.json")
-        self.splits_file = Path(options.splits) if options.splits else None
+        self.splits_file = absolute_path(options.splits) if options.splits else None
         if self.splits_file and not self.splits_file.is_file():
             raise ValueError(f"splits file {self.splits_file} does not exist")
         self.schema = _schema(self.groups)

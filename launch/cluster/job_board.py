@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
+from data_shards.paths import absolute_path
 from launch.cluster.token import MAKE_ONE, answer_to_strangers, bring_token
 from launch.errors import UsageError
 from launch.versions import ROOT
@@ -232,7 +232,7 @@ def _shipped(recipe: str) -> str:
     """The recipe as the job sees it. Raises RecipeError for a file that does not travel with the code."""
     if not recipe.endswith((".yaml", ".yml")) and "/" not in recipe:
         return recipe
-    path = Path(recipe).resolve()
+    path = absolute_path(recipe).resolve()
     if not path.is_relative_to(ROOT):
         raise RecipeError(
             f"recipe file {path} is outside of {ROOT}, and a job takes along only what is in there: copy it there"

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from data_shards.paths import absolute_path
 from launch.cluster_files.description import ClusterFile, NodeGroup, flag_value, ray_versions, starts
 from launch.errors import UsageError
 
@@ -29,7 +29,7 @@ AWS_GPUS = {
 def read_cluster_file(path: str) -> ClusterFile:
     """Read a file. Raises UsageError if it is none of the four kinds."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = absolute_path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     if "#SBATCH" in text:

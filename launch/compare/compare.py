@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_shards.paths import absolute_path
 from launch.errors import UsageError
 from launch.output.tables import people, print_json_line, print_table
+from trainer.config.paths import DATABASE, absolute_uri, database_uri
 from trainer.tracking.history import find_runs
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ def compare_runs(
         raise UsageError("name the runs to compare (folders, MLflow ids or names), or --experiment NAME")
     from launch.compare.variants import compare, table_rows
 
-    found = find_runs(uri or default_uri(), wanted, experiment)
+    report = None if html is None else absolute_path(html)
+    found = find_runs(absolute_uri(uri) if uri else default_uri(), wanted, experiment)
     comparison = compare(found, metric)
     _print(comparison)
     result = {
@@ -45,22 +48,22 @@ def compare_runs(
             for pair in comparison.pairs
         ],
         "notes": comparison.notes,
-        "html": html,
+        "html": None if report is None else str(report),
     }
-    if html is not None:
+    if report is not None:
         from launch.compare.report import page
         from launch.output.html import write_page
 
-        write_page(page(comparison), Path(html))
+        write_page(page(comparison), report)
     print_json_line(result)
 
 
 def default_uri() -> str | None:
     """MLFLOW_TRACKING_URI, else the database that runs started in this folder write to, if it is there."""
     if "MLFLOW_TRACKING_URI" in os.environ:
-        return os.environ["MLFLOW_TRACKING_URI"]
-    database = Path.cwd() / "mlflow.db"
-    return f"sqlite:///{database}" if database.exists() else None
+        return absolute_uri(os.environ["MLFLOW_TRACKING_URI"])
+    database = Path.cwd() / DATABASE
+    return database_uri(database) if database.exists() else None
 
 
 def _print(comparison: Comparison) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from data_shards import open_manifest, summary
+from data_shards.paths import absolute_path, absolute_url
 from launch.datasets.tables import (
     LABEL_COLUMNS,
     MODALITY_COLUMNS,
@@ -28,13 +28,14 @@ logger = logging.getLogger(__name__)
 
 def inspect_data(url: str, as_json: bool, html: str | None) -> None:
     """Tables of a packed data set on stdout, and the same with pictures as a page."""
-    facts = summary(open_manifest(url))
-    if html is not None:
+    page = None if html is None else absolute_path(html)
+    facts = summary(open_manifest(absolute_url(url)))
+    if page is not None:
         from launch.datasets.page import data_page
         from launch.output.html import write_page
 
-        write_page(data_page(facts), Path(html))
-        logger.info("the page is %s", html)
+        write_page(data_page(facts), page)
+        logger.info("the page is %s", page)
     if as_json:
         print_json_line(facts)
         return

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_shards import create_source, pack
+from data_shards.paths import absolute_url
 from data_shards.sources import known_sources, source_class
 from launch.errors import UsageError
 from launch.output.tables import print_json_line, print_table
@@ -26,6 +27,7 @@ def pack_source(
     overwrite: bool,
 ) -> None:
     """Pack a source; prints the report as the last line."""
+    out = absolute_url(out)
     settings = _source_options(name, {"path": folder, "splits": splits}, options)
     try:
         source = create_source(name, settings)

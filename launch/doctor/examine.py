@@ -10,9 +10,9 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
+from data_shards.paths import absolute_url
 from launch.cluster.environment import SETTINGS, in_submitted_job
 from launch.cluster.job_board import JobBoard
 from launch.cluster.token import token_source
@@ -22,6 +22,7 @@ from launch.doctor.findings import Finding, worst
 from launch.doctor.machine import judge_machine, token
 from launch.doctor.open_ports import ask_dashboard
 from launch.doctor.targets import Wanted
+from trainer.config.paths import absolute_uri
 
 
 def examine_all(cluster: str | None, wanted: Wanted) -> Iterator[Finding]:
@@ -40,9 +41,8 @@ def examine_all(cluster: str | None, wanted: Wanted) -> Iterator[Finding]:
 
 def wanted(storage: str | None, mlflow: str | None) -> Wanted:
     """With absolute paths, and MLflow's own setting as the default."""
-    if storage and "://" not in storage:
-        storage = str(Path(storage).expanduser().absolute())
-    return Wanted(storage, mlflow or os.environ.get("MLFLOW_TRACKING_URI"))
+    uri = mlflow or os.environ.get("MLFLOW_TRACKING_URI")
+    return Wanted(absolute_url(storage) if storage else None, absolute_uri(uri) if uri else None)
 
 
 def _here(wanted: Wanted, alone: bool) -> Iterator[Finding]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 from launch.doctor.findings import Finding
+from trainer.config.paths import database_file
 
 
 def reach(uri: str) -> str | None:
     """Runs on a node. Returns what went wrong, as text, or None."""
-    if uri.startswith("sqlite:///"):
-        folder = Path(uri.removeprefix("sqlite:///")).parent
+    database = database_file(uri)
+    if database is not None:
+        folder = database.parent
         return None if os.access(folder, os.W_OK) else f"{folder} does not exist here, or cannot be written"
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10) as answer:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from data_shards.paths import is_local
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -14,7 +16,7 @@ class Wanted:
 
     def folders(self) -> list[str]:
         """Those of it that lie on disks."""
-        return [self.storage] if self.storage and "://" not in self.storage else []
+        return [self.storage] if self.storage and is_local(self.storage) else []
 
     def arguments(self) -> list[str]:
         """The same as words of the command line."""

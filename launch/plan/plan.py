@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from launch.errors import UsageError
@@ -11,6 +12,7 @@ from launch.plan.cost import CostModel
 from launch.plan.layouts import MOST_GPUS, make_plan
 from launch.plan.replicated import plan_replicated, show_replicated
 from launch.plan.statistics import data_statistics
+from trainer.config.paths import absolute_paths
 from trainer.config.recipe import load_recipe
 from trainer.models.job_type import job_type
 from trainer.worker.devices import find_device, measured_device
@@ -20,7 +22,7 @@ def plan_recipe(
     recipe: str, overrides: Sequence[str], gpus: int | None, gpu: str, schema: str | None, presence: float
 ) -> None:
     """Print the plan of a recipe; the last line is one JSON object."""
-    config = load_recipe(recipe, overrides)
+    config = absolute_paths(load_recipe(recipe, overrides), Path.cwd())
     if config.evaluates:
         raise UsageError(f"recipe {recipe} has job: evaluate; plan knows the costs of training")
     try:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from data_shards import DatasetSchema, open_data
 from data_shards.errors import ManifestError
+from data_shards.paths import absolute_path
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics, TaskStatistics
 from launch.errors import UsageError
 from trainer.config.run_config import RunConfig
@@ -23,7 +22,7 @@ def data_statistics(
         manifest.column(config.data.split, "train")
         return manifest.schema, manifest.statistics[config.data.split], "manifest"
     try:
-        described = DatasetSchema.from_json(Path(schema).read_bytes())
+        described = DatasetSchema.from_json(absolute_path(schema).read_bytes())
     except (OSError, ValueError) as error:
         raise UsageError(f"--schema {schema}: {' '.join(str(error).split())}") from None
     return described, stated_statistics(described, presence), f"schema, {presence:g} of all modalities present"

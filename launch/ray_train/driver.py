@@ -19,6 +19,7 @@ import ray.train.torch
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from data_shards.paths import is_local
 from launch.cluster.environment import job_tags
 from launch.cluster.nodes import Sizes, fitting_workers, placement_problem, staying_nodes
 from launch.cluster.ray_session import gpus_wanted, ray_session
@@ -27,7 +28,6 @@ from launch.ray_train.controller import FailurePolicy, RightSize, first_line
 from launch.ray_train.mailbox import POLL_SECONDS, Failure, open_mailbox, print_lines
 from launch.ray_train.node_watch import NodeWatch
 from launch.ray_train.worker import work
-from trainer.config.paths import is_local
 from trainer.config.run_config import RunConfig
 from trainer.tracking.mlflow_run import close_run, open_run
 from trainer.tracking.operations import Status

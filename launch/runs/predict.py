@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
+from data_shards.paths import absolute_url, is_local
 from launch.cluster.environment import prepare_for_ray, settle_paths
 from launch.errors import RunFailedError, UsageError
 from launch.output.tables import print_json_line
 from launch.runs.checks import check
-from trainer.config.paths import absolute_url, is_local
 from trainer.config.recipe import apply_overrides
 from trainer.config.run_config import RunConfig
 
@@ -53,9 +53,9 @@ def predict_records(
     started = time.perf_counter()
     from trainer.checkpoints.find import open_checkpoint
 
-    opened = open_checkpoint(checkpoint)
-    config, member = _config(opened, data, overrides)
-    out = str(Path.cwd() / Path(out).expanduser()) if is_local(out) and "://" not in out else out
+    out = absolute_url(out)
+    opened = open_checkpoint(absolute_url(checkpoint))
+    config, member = _config(opened, None if data is None else absolute_url(data), overrides)
     fs, path = fsspec.url_to_fs(out)
     if fs.exists(path) and not overwrite:
         raise UsageError(f"{out} exists: give another name, or --overwrite")
@@ -81,7 +81,7 @@ def _config(checkpoint: Checkpoint, data: str | None, overrides: Sequence[str]) 
     mixture = checkpoint.meta["config"]["data"].get("mixture")
     config = evaluation_config(checkpoint, None if mixture else data)
     config = settle_paths(apply_overrides(config, ["parallel.workers=1", "parallel.expert_parallel=1", *overrides]))
-    config, member = choose_data(config, checkpoint, None if data is None else absolute_url(data, Path.cwd()))
+    config, member = choose_data(config, checkpoint, data)
     check(config)
     return config, member
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data_shards.paths import absolute_url
 from launch.cluster.environment import prepare_for_ray, settle_paths
 from launch.errors import RunFailedError, UsageError
 from launch.output.tables import print_json_line, print_metrics, print_table
@@ -51,7 +52,7 @@ def evaluate_run(
     from trainer.checkpoints.evaluation_recipe import evaluation_config
     from trainer.checkpoints.find import open_checkpoint
 
-    config = evaluation_config(open_checkpoint(checkpoint), data, part, [*drop, *words], **wishes)
+    config = evaluation_config(open_checkpoint(absolute_url(checkpoint)), data, part, [*drop, *words], **wishes)
     # A checkpoint does not depend on how many workers wrote it, so one is enough unless more are asked for.
     config = settle_paths(apply_overrides(config, ["parallel.workers=1", "parallel.expert_parallel=1", *changes]))
     check(config)

@@ -45,7 +45,8 @@ def plan_sweep(recipe: str, space_name: str, overrides: Sequence[str]) -> Sweep:
     runs = []
     for trial in found:
         name = f"name={config.name}-{trial.number:03d}"
-        run = apply_overrides(config, [*trial.overrides, name, f"training.storage={config.run_dir}"])
+        run = apply_overrides(config, [*trial.overrides, name])
+        run.training.storage = config.run_dir
         run.tracking.json_lines = True  # how a trial is followed
         run.tracking.spool = None
         run = settle_paths(run)

@@ -17,13 +17,13 @@ import difflib
 import itertools
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from data_shards.paths import absolute_path
 from launch.versions import ROOT
 from trainer.config.errors import RecipeError, unknown_key, validation_sentence
 from trainer.config.run_config import RunConfig
@@ -115,7 +115,7 @@ def known_spaces() -> list[str]:
 def load_space(space: str) -> SpaceConfig:
     """The space of this name or YAML path. Raises RecipeError."""
     is_path = space.endswith((".yaml", ".yml")) or "/" in space
-    path = Path(space) if is_path else SPACES / f"{space}.yaml"
+    path = absolute_path(space) if is_path else SPACES / f"{space}.yaml"
     if not path.is_file():
         near = difflib.get_close_matches(space, known_spaces(), n=1)
         hint = f", did you mean {near[0]}?" if near else ""

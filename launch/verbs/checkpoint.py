@@ -31,7 +31,8 @@ def export_command(run: Run, out: Annotated[str, typer.Option(help="Folder or UR
     from trainer.inference.export import export_model
 
     report = export_model(run, out)
-    print_metrics(f"{report['checkpoint']} -> {out}", {key: report[key] for key in ("step", "parameters", "bytes")})
+    sizes = {key: report[key] for key in ("step", "parameters", "bytes")}
+    print_metrics(f"{report['checkpoint']} -> {report['model']}", sizes)
     print_json_line(report)
 
 
@@ -39,10 +40,11 @@ def _show(run: str, verify: bool) -> bool:
     """Table and JSON line; whether all are usable."""
     from dataclasses import asdict
 
+    from data_shards.paths import absolute_url
     from launch.output.tables import print_json_line, print_table
     from trainer.checkpoints.listing import list_checkpoints
 
-    listed = list_checkpoints(run, verify)
+    listed = list_checkpoints(absolute_url(run), verify)
     word = "verified" if verify else "committed"
     rows = [[item.step, item.epoch, item.score, round(item.bytes / 2**20, 2), item.problem or word] for item in listed]
     print_table(run, ["step", "epoch", "score", "MiB", "state"], rows)

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from data_shards.paths import absolute_path
 from trainer.config.errors import RecipeError, section_of, unknown_key, validation_sentence
 from trainer.config.run_config import RunConfig, run_config_class
 
@@ -73,7 +74,7 @@ def _validated(tree: dict[str, Any], kind: type[RunConfig], overrides: Sequence[
 
 def _find(recipe: str) -> Path:
     is_path = recipe.endswith((".yaml", ".yml")) or "/" in recipe
-    path = Path(recipe) if is_path else RECIPES / f"{recipe}.yaml"
+    path = absolute_path(recipe) if is_path else RECIPES / f"{recipe}.yaml"
     if path.is_file():
         return path
     known = ", ".join(known_recipes())
@@ -98,6 +99,8 @@ def _apply(tree: dict[str, Any], kind: type[RunConfig], override: str) -> None:
         raise RecipeError(f"override {override!r} has no value: write section.key=value, e.g. optim.lr=0.001")
     _refuse_unknown_path(key.split("."), kind, override)
     value = _parse(text, f"value of override {override!r}")
+    if isinstance(value, str) and text.strip().removeprefix(value).lstrip().startswith("#"):
+        value = text.strip()  # a folder called "site #1", not a remark
     *sections, last = key.split(".")
     for section in sections:
         child = tree.setdefault(section, {})

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from data_shards import DatasetSchema
+from data_shards.paths import absolute_url
 from parallel import LocalDispatcher
 from trainer.checkpoints.checkpoint import Checkpoint, checkpoint_weights
 from trainer.checkpoints.description import statistics_from_json
@@ -33,7 +34,8 @@ def export_model(checkpoint_url: str, out_url: str) -> dict[str, Any]:
     Raises:
         CheckpointError: no such checkpoint, or a damaged one.
     """
-    checkpoint = open_checkpoint(checkpoint_url)
+    out_url = absolute_url(out_url)
+    checkpoint = open_checkpoint(absolute_url(checkpoint_url))
     weights = checkpoint_weights(checkpoint)
     data = safetensors.torch.save(weights, metadata={"format": FORMAT})
     keys = ("config", "schema", "statistics", "schema_digest", "data_digest", "mlflow_run_id", "step", "backbone")
@@ -60,7 +62,7 @@ def load_model(url: str, device: torch.device | str = "cpu") -> nn.Module:
         CheckpointError: not an export, or one whose parameters do not fit its own recipe.
         ValueError: the backbone is missing, or another one.
     """
-    fs, root = fsspec.url_to_fs(url)
+    fs, root = fsspec.url_to_fs(absolute_url(url))
     try:
         about = json.loads(fs.cat_file(f"{root}/model.json"))
         data = fs.cat_file(f"{root}/model.safetensors")

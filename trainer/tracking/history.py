@@ -13,6 +13,7 @@ from typing import Any
 
 import fsspec
 
+from data_shards.paths import absolute_url
 from trainer.run_folder import METRICS, RESULT, stored_run
 from trainer.tracking.mlflow_client import metric_history, tracking_client
 
@@ -82,10 +83,11 @@ def find_runs(uri: str | None, wanted: Sequence[str], experiment: str | None) ->
 
 
 def _find(uri: str | None, word: str) -> TrackedRun:
-    fs, root = fsspec.url_to_fs(word)
-    stored = stored_run(word)
+    folder = absolute_url(word)
+    stored = stored_run(folder)
     if stored is not None:
         return _run(stored["uri"], tracking_client(stored["uri"]).get_run(stored["run_id"]))
+    fs, root = fsspec.url_to_fs(folder)
     if fs.exists(f"{root}/{METRICS}"):
         raise UnknownRunError(
             f"{word} was made with tracking.mlflow=false, and runs are compared by what MLflow keeps of them; its test "

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.config.paths import database_file
 from trainer.config.sections import TrackingConfig
 from trainer.run_folder import MLFLOW_RUN, MLflowRun, stored_run_id, write_json
 from trainer.tracking.mlflow_client import brief, tracking_client
@@ -124,9 +125,9 @@ class RunStore:
         return run_id
 
     def _create_experiment(self, client: MlflowClient) -> str:
-        database = (self._config.uri or "").removeprefix("sqlite:///")
+        database = database_file(self._config.uri or "")
         # Without a server artifacts lie beside the database, wherever the process that logs them happens to run.
-        location = f"{Path(database).parent.as_uri()}/mlartifacts" if database.startswith("/") else None
+        location = f"{database.parent.as_uri()}/mlartifacts" if database and database.is_absolute() else None
         return str(client.create_experiment(self._config.experiment, artifact_location=location))
 
     def _reopen(self, client: MlflowClient, run_id: str) -> bool:

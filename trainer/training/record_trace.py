@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from trainer.config.paths import is_local
+from data_shards.paths import absolute_path, is_local
 
 FOLDER = "records"
 
@@ -23,7 +23,7 @@ class RecordTrace:
             raise ValueError(
                 f"training.trace_records needs a run stored in a folder, not in {run_dir}: object stores cannot append"
             )
-        folder = Path(run_dir.removeprefix("file://")) / FOLDER
+        folder = absolute_path(run_dir) / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         self._world = world
         self._file = (folder / f"rank-{rank:05d}.jsonl").open("a", encoding="utf-8", buffering=1)

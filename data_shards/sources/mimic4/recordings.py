@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from data_shards.paths import absolute_path
 from data_shards.sources.readers.table_files import read_small
 
 GAP = -32768  # WFDB format 16: no value
@@ -65,14 +66,15 @@ def read_phenotypes(definitions: str | None, icd10: str | None) -> Phenotypes:
             "task=phenotypes needs -o definitions=FILE (YAML: name -> codes) and -o icd10=FILE (CSV: icd10cm, icd9cm)"
         )
     try:
-        tree = yaml.safe_load(Path(definitions).read_text("utf-8"))
+        tree = yaml.safe_load(absolute_path(definitions).read_text("utf-8"))
         used = {name: entry for name, entry in tree.items() if entry.get("use_in_benchmark", True)}
         codes = {str(code): n for n, name in enumerate(sorted(used)) for code in used[name]["codes"]}
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{definitions} is not a YAML of phenotype -> codes: {error!r}") from error
-    if not Path(icd10).is_file():
+    crosswalk = absolute_path(icd10)
+    if not crosswalk.is_file():
         raise ValueError(f"{icd10} does not exist")
-    table = read_small(Path(icd10), {"icd10cm": "text", "icd9cm": "text"})
+    table = read_small(crosswalk, {"icd10cm": "text", "icd9cm": "text"})
     # Several ICD-9 codes may stand for one of ICD-10; the first is the one that fits best.
     pairs = zip(reversed(table["icd10cm"]), reversed(table["icd9cm"]), strict=True)
     return Phenotypes(tuple(sorted(used)), codes, {str(new): str(old) for new, old in pairs})

@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from data_shards.paths import absolute_path
 from data_shards.records.record import Record, Series
 from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.sources.base import Source, SourceOptions, hashed_part
@@ -66,7 +67,8 @@ class Mimic4(Source):
     def __init__(self, options: Mimic4Options) -> None:
         super().__init__(options)
         self.options: Mimic4Options = options
-        self.folder = Path(options.path)
+        self.folder = absolute_path(options.path)
+        self.scratch = absolute_path(options.scratch) if options.scratch else None
         self.window = 48.0 if options.task == "48h" else options.longest_h
         for name in COHORT_TABLES:
             find_table(self.folder, name)
@@ -91,7 +93,7 @@ class Mimic4(Source):
         if self._temporary is None:
             self.stays = read_cohort(self.folder, None if self.phenotypes is not None else self.window)
             subjects = pa.array([own[0].subject for own in self.stays])
-            self._temporary = tempfile.TemporaryDirectory(prefix="fleximoe-mimic4-", dir=self.options.scratch)
+            self._temporary = tempfile.TemporaryDirectory(prefix="fleximoe-mimic4-", dir=self.scratch)
             for name, (file, columns) in self.events.items():
                 out = Path(self._temporary.name) / f"{name}.arrow"
                 keep = partial(_wanted_rows, items=ITEMS.get(name), subjects=subjects)

@@ -18,6 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
+from data_shards.paths import absolute_path
+
 TYPES: dict[str, pa.DataType] = {
     "number": pa.float64(),
     "text": pa.string(),
@@ -31,16 +33,21 @@ _CSV = (".csv", ".csv.gz", ".csv.bz2")
 
 
 def find_files(folder: Path, pattern: str) -> list[Path]:
-    """The file of that name, or those that a pattern with * matches, in order; ValueError if there is none."""
-    path = folder / pattern
-    files = sorted(folder.glob(pattern)) if "*" in pattern else [path]
+    """The file of that name, or those that a pattern with * matches, in order; ValueError if there is none.
+
+    Args:
+        folder: absolute; where relative names and patterns start.
+    """
+    path = absolute_path(pattern, folder)
+    start = folder if path.is_relative_to(folder) else Path("/")
+    files = sorted(start.glob(str(path.relative_to(start)))) if "*" in pattern else [path]
     for file in files:
         if not file.is_file():
             raise ValueError(f"file {file} does not exist")
         if not file.name.endswith((*_CSV, ".parquet")):
             raise ValueError(f"file {file} is neither CSV (.csv, .csv.gz, .csv.bz2) nor Parquet (.parquet)")
     if not files:
-        raise ValueError(f"no file matches {folder / pattern}")
+        raise ValueError(f"no file matches {path}")
     return files
 
 

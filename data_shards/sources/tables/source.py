@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from data_shards.paths import absolute_path
 from data_shards.records.record import Record
 from data_shards.sources.base import Source, SourceOptions, hashed_part
 from data_shards.sources.readers.table_files import Spill, batches, find_files, read_small, spill
@@ -55,10 +56,11 @@ class Tables(Source):
 
     def __init__(self, options: TablesOptions) -> None:
         super().__init__(options)
-        path = Path(options.path)
+        path = absolute_path(options.path)
         if path.is_dir():
             raise ValueError(f"{path} is a folder; give the mapping file (YAML) that says what its tables hold")
-        self.folder, self.scratch = path.parent, options.scratch
+        self.folder = path.parent
+        self.scratch = absolute_path(options.scratch) if options.scratch else None
         self.mapping: Mapping = read_mapping(path)
         self.schema = self.mapping.dataset_schema()
         self.columns = _wanted_columns(self.mapping)
@@ -141,7 +143,7 @@ class Tables(Source):
         return keys
 
     def _name(self, place: Place) -> str:
-        return str(self.folder / place[0])
+        return str(absolute_path(place[0], self.folder))
 
     def _skips_unknown(self, place: Place) -> bool:
         """Whether rows of unknown records are fine: if one modality says so; labels and split rows always are."""
@@ -192,7 +194,8 @@ class Tables(Source):
             cells = {name: home.texts(column) for name, column in split.columns.items()}
             rows = [{name: column[n] for name, column in cells.items()} for n in range(len(groups))]
         else:
-            table = _split_table(str(self.folder / split.file), str(split.key), tuple(split.columns.items()))
+            file = str(absolute_path(split.file, self.folder))
+            table = _split_table(file, str(split.key), tuple(split.columns.items()))
             names = groups if split.by == "group" else [str(key) for key in home.texts(self.home[1])]
             rows = [table.get(name) for name in names]
         return [None if row is None else self._parts(row) for row in rows]
@@ -257,7 +260,7 @@ def modality_columns(modality: Modality) -> list[tuple[str | None, str]]:
 @lru_cache(maxsize=1)
 def _split_table(path: str, key: str, columns: tuple[tuple[str, str], ...]) -> dict[str, dict[str, str | None]]:
     """Record or group -> split -> cell."""
-    files = find_files(Path(path).parent, Path(path).name)
+    files = find_files(Path(path).parent, path)
     table = read_small(files[0], {key: "text", **{column: "text" for _, column in columns}})
     rows: dict[str, dict[str, str | None]] = {}
     for n, name in enumerate(table[key]):

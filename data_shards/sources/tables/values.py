@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_shards.paths import absolute_path
 from data_shards.records.record import Series
 from data_shards.sources.readers.pictures import read_picture
 from data_shards.sources.tables.mapping import (
@@ -198,7 +199,7 @@ def pictures(rows: Rows, spec: ImageTable, folder: Path, notes: Counter[str]) ->
     for record, row in rows.single():
         cell = cells[row]
         if cell is not None:
-            found[record] = read_picture(folder / spec.folder / cell, shape, spec.resize)
+            found[record] = read_picture(absolute_path(spec.folder, folder) / cell, shape, spec.resize)
     return found
 
 
@@ -208,7 +209,7 @@ def waveforms(rows: Rows, spec: WaveformTable, folder: Path, notes: Counter[str]
     for record, row in rows.single():
         cell = cells[row]
         if cell is not None:
-            array = read_array(folder / spec.folder / cell)
+            array = read_array(absolute_path(spec.folder, folder) / cell)
             found[record] = (array[:, None] if array.ndim == 1 else array).astype(np.float32)
     return found
 

@@ -23,7 +23,7 @@ from tests.data_shards.build import SCHEMA, ListSource, make_record, make_set
 @pytest.mark.parametrize(
     "url",
     [
-        "pipe:cat x", "pipe://cat", "simplecache::file:///etc", "zip://a.tar::s3://b/c", "ftp://h/x", "ssh://h/x", "local:///x",
+        "pipe:cat x", "pipe://cat", "simplecache::file:///etc", "zip://a.tar::s3://b/c", "ftp://h/x", "ssh://h/x",
         "github://a:b@c/", "reference://x", "hf://x/y", "http://169.254.169.254/latest", "http://[fe80::1]/x",
         "https://user:secret@host/x", "s3://key:secret@bucket/x", "gopher://x",
     ],
@@ -35,7 +35,7 @@ def test_other_urls_are_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["s3://b/x", "gs://b/x", "http://h/x", "https://h/x", "memory://x", "file:///x", "/x", "x"]
+    "url", ["s3://b/x", "gs://b/x", "http://h/x", "https://h/x", "memory://x", "file:///x", "local:///x", "/x", "x"]
 )
 def test_allowed_urls(url: str) -> None:
     assert check_url(url)[0] in ("s3", "gs", "http", "https", "memory", "file")

@@ -77,7 +77,7 @@ def test_inspect_shows_modalities_splits_and_labels(cli, packed):
         (["pack", "physionet2012", "--source", "OUT", "--out", "OUT"], 1, "holds neither set-a nor set-a.tar.gz"),
         (["pack", "digits"], 2, "--out"),
         (["inspect", "OUT/nothing"], 1, "OUT/nothing is not a packed data set"),
-        (["inspect", "ftp://host/x"], 1, "scheme 'ftp' is none of"),
+        (["inspect", "ftp://host/x"], 2, "scheme 'ftp' is none of"),
         (["train", "digit"], 2, "unknown recipe 'digit', did you mean digits?"),
         (["train", "digits", "optim.learning_rate=1"], 2, "unknown key optim.learning_rate"),
         (["train", "digits", "optim.lr=fast"], 2, "optim.lr takes a number"),
