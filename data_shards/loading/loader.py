@@ -78,11 +78,13 @@ class _Steps(torch.utils.data.Dataset[_Fetched]):
 
     def batches(self, epoch: int, start: int) -> tuple[list[Batch], dict[str, int], dict[str, int]]:
         """The rank's micro-batches of the step that starts at ``start``, what was skipped, and storage counts."""
+        # Made in the process that reads: open files and connections do not travel.
         if self._reader is None:
             self._reader = self.data.reader()
             self._collate = Collator(self.schema)
         place, before = self.place, self._reader.io.copy()
         chunk_N, ordinal_N = self._order(epoch).take(start, start + place["batch_size"])
+        # The same global entries on every rank, of which each takes its share: nobody has to tell anybody.
         chunk_N, ordinal_N = self.data.share(chunk_N, ordinal_N, place["rank"], place["world"])
         batches, skipped = [], Counter[str]()
         for micro in range(place["accumulation"]):
@@ -170,6 +172,7 @@ class StepLoader:
         if not 0 <= offset <= self.records:
             raise ValueError(f"offset {offset} is outside the epoch's 0 to {self.records} records")
         schedule = [(epoch, start) for start in range(offset, self.records, self.batch_size)]
+        # strict: a worker that ends early must not look like the end of the epoch.
         for (_, start), (batches, skipped, io) in zip(schedule, self._fetch(schedule), strict=True):
             self._count(skipped)
             stop = min(start + self.batch_size, self.records)
@@ -193,6 +196,7 @@ class StepLoader:
         if not self.config.workers:
             yield from (self._steps.batches(*step) for step in schedule)
             return
+        # Workers outlive an epoch, so the sampler they share is refilled instead of replaced.
         self._schedule.steps = schedule
         for fetched in self._pool():
             if fetched.error is not None:

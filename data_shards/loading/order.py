@@ -40,6 +40,7 @@ class EpochOrder:
     def __init__(
         self, counts: np.ndarray, seed: int | str, epoch: int, window_chunks: int, shuffle: bool = True
     ) -> None:
+        # Chunks without a record of this part take no place in the permutation.
         chunks = np.flatnonzero(counts)
         if shuffle:
             chunks = chunks[permutation(len(chunks), seed, epoch, "chunks")]
@@ -51,6 +52,7 @@ class EpochOrder:
         self._starts = (
             np.concatenate((ends[first] - self._sizes[first], [self.total])) if len(ends) else np.zeros(1, int)
         )
+        # A step may lie across two windows.
         self._entries = lru_cache(maxsize=2)(self._build)
 
     def _build(self, window: int) -> tuple[np.ndarray, np.ndarray]:

@@ -95,6 +95,7 @@ class Reader:
     def _record(self, chunk: int, ordinal: int) -> tuple[Columns, int]:
         loaded = self._load(chunk)
         index, data, damage = loaded.index, loaded.data, loaded.damage
+        # With on_error=skip a damaged chunk is read on record by record: most of them may be whole.
         if damage is not None and (index is None or data is None or self.config.on_error == "raise"):
             raise damage
         assert index is not None and data is not None, "a chunk without damage has both"
@@ -102,6 +103,7 @@ class Reader:
         shard, number, entry = self._place(chunk)
         start, size, key = int(index.start_n[row]), int(index.size_n[row]), index.keys[row]
         payload = data[start - entry.offset : start - entry.offset + size]
+        # The chunk's CRC-32 covers all of it; only where that was wrong has each record to prove itself.
         if damage is not None and zlib.crc32(payload) != int(index.crc_n[row]):
             raise ShardError(
                 shard.name,
@@ -131,6 +133,7 @@ class Reader:
         loaded = self._fetch(chunk)
         self._chunks[chunk] = loaded
         self.held_bytes += len(loaded.data or b"")
+        # One chunk stays, however large: the next record is likely to be in it.
         while self.held_bytes > self.config.memory_bytes and len(self._chunks) > 1:
             _, oldest = self._chunks.popitem(last=False)
             self.held_bytes -= len(oldest.data or b"")
@@ -141,11 +144,13 @@ class Reader:
         try:
             index = self._index(int(self.manifest.chunk_table[chunk, 0]))
         except ShardError as error:
+            # Without its index nobody knows the chunk's records: each of them reports this damage.
             return LoadedChunk(None, error, None, [], 0)
         first = sum(earlier.records for earlier in shard.chunks[:number])
         rows = list(range(first, first + entry.records))
         if self.column is not None:
             rows = (np.flatnonzero(index.members(self.column, first, first + entry.records)) + first).tolist()
+        # Rows count within the shard, numbers within the data set.
         base = int(self.manifest.chunk_table[chunk, 2]) - first
         end = entry.offset + entry.length
         place: dict[str, int] = {"chunk": number, "start": entry.offset, "end": end}
@@ -168,9 +173,11 @@ class Reader:
             data = self.cache.read(self.storage, shard, entry.offset, end)
             if data is not None and zlib.crc32(data) == entry.crc32:
                 return data
+            # The copy on this disk is wrong, or not there: the origin decides.
             self.cache.drop(shard)
         data = self.storage.read(shard.name, entry.offset, end)
         if zlib.crc32(data) != entry.crc32:
+            # Bytes may have been hurt on the way; what is damaged at the origin looks the same twice.
             data = self.storage.read(shard.name, entry.offset, end)
         return data
 

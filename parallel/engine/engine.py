@@ -51,6 +51,7 @@ def init_distributed(
         timeout = timedelta(seconds=timeout_s)
         rank = int(os.environ.get("RANK", 0)) if rank is None else rank
         world = int(os.environ.get("WORLD_SIZE", 1)) if world is None else world
+        # Alone: no port is opened.
         if world == 1 and "MASTER_ADDR" not in os.environ:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         else:
@@ -64,6 +65,7 @@ def _import_deepspeed(device: torch.device) -> Any:
     os.environ.setdefault("LOCAL_RANK", "0")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # DeepSpeed would import it for its autotuner, which nothing here uses.
         with without("mlflow"):
             import deepspeed
         import deepspeed.ops
@@ -88,6 +90,7 @@ def create_mesh(parallel: ParallelConfig, moe: MoEConfig, device: torch.device |
 
     spec = MeshSpec(dist.get_world_size(), parallel.expert_parallel, moe.experts, moe.top_k).validate()
     name = group_name(spec)
+    # DeepSpeed keeps its groups as long as the process lives; a second engine takes the same ones.
     if name not in groups._get_expert_parallel_group_dict():
         groups._create_expert_and_data_parallel(spec.expert_parallel)
     ep_group = groups._get_expert_parallel_group(name)
@@ -132,6 +135,7 @@ class Engine:
         clip: float = 0.0,
         accumulation: int = 1,
     ) -> None:
+        # First, as it can still say the parameter's name.
         refuse_scalars(model)
         deepspeed = _import_deepspeed(mesh.device)
         self.mesh, self.module, self.accumulation = mesh, model, accumulation
@@ -140,8 +144,10 @@ class Engine:
         self._first_expert = _adopt(model, mesh.spec)
         for layer in model.modules():
             if isinstance(layer, MoELayer):
+                # For `keep_in_step`: every rank must walk backward through every layer.
                 layer.register_forward_hook(self._remember_output)
         groups = parameter_groups(model, mesh.spec, weight_decay, no_decay or (lambda name, parameter: False))
+        # Before the optimizer exists, whose first parameter group would import torch's compiler.
         keep_compiler_out()
         optimizer = AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
         self._base_lr = lr
@@ -153,6 +159,7 @@ class Engine:
                 config=deepspeed_config(model, mesh.device, zero_stage, precision, clip, accumulation),
                 dist_init_required=False,
             )[0]
+        # After `initialize`, so that groups which DeepSpeed has made are among them.
         _limit_waiting(mesh.timeout_s)
         self._zero = self._engine.optimizer
         if precision == "bf16" and zero_stage == 1:
@@ -178,6 +185,7 @@ class Engine:
 
         The loss may be a constant on a rank that had no data: its gradients are zeros. Call it on every rank.
         """
+        # A rank without tokens still walks backward through every layer: others wait for it in their exchanges.
         loss = keep_in_step(loss, self._outputs)
         engine = self._engine
         engine.enable_backward_allreduce = False  # reduced below instead, in a fixed order
@@ -188,6 +196,7 @@ class Engine:
         last = self._micro_batches == self.accumulation
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
+            # ZeRO-2 shards gradients after every micro-batch; ZeRO-1 keeps them whole until the last one.
             if self._zero.partition_gradients or last:
                 zero.queue_gradients(self._zero)
                 engine.allreduce_gradients()
@@ -285,6 +294,7 @@ def _adopt(model: nn.Module, spec: MeshSpec) -> dict[str, int]:
             )
         group = group_name(spec)
         for name, parameter in layer.experts.named_parameters():
+            # What DeepSpeed reads: these are reduced over the copies of these experts, not over all ranks.
             parameter.allreduce = False  # type: ignore[attr-defined]
             parameter.group_name = group  # type: ignore[attr-defined]
             first_expert[f"{prefix}.experts.{name}" if prefix else f"experts.{name}"] = layer.experts.ids.start

@@ -47,8 +47,10 @@ def collect_fragments(zero: Any, shapes: dict[str, tuple[int, ...]], first_exper
             if mapping is None:  # nothing of this parameter is in this rank's slice
                 continue
             name = zero.param_names[parameter]
+            # This rank's tensor begins at its first expert, the logical one at expert 0.
             shift = first_expert[name] * parameter[0].numel() if name in first_expert else 0
             here, in_parameter = mapping.hp_fragment_address, mapping.lp_fragment_address
+            # Views of the live state, not copies: restoring writes through them.
             views = [
                 t.detach().narrow(0, here.start, here.numel) for t in (flat, moments["exp_avg"], moments["exp_avg_sq"])
             ]

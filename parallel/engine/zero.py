@@ -27,9 +27,11 @@ def queue_gradients(zero: Any) -> None:
     zero.setup_buckets()
     for index, group in enumerate(zero.bit16_groups):
         for parameter in group:
+            # This rank's batch did not touch it, another's may have: it joins every reduction, with zeros.
             if zero.get_gradient_for_reduction(parameter) is None:
                 empty = torch.zeros_like(parameter, dtype=zero._gradient_reduction_buffer_dtype())
                 setattr(parameter, "grad_accum" if zero.use_grad_accum_attribute else "grad", empty)
+            # ZeRO-2 is told of each gradient; ZeRO-1 walks through all of them in `allreduce_gradients`.
             if zero.partition_gradients:
                 zero.reduce_ready_partitions_and_remove_grads(parameter, index)
 

@@ -69,6 +69,7 @@ def measure(routing: Routing, tokens_MU: Tensor, choice: Choice, modality_N: Ten
 class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        # all_reduce works in place, and the input belongs to autograd.
         total = x.clone()
         dist.all_reduce(total, group=group)
         return total
@@ -104,6 +105,7 @@ def reduce_stats(stats: list[RoutingStats], group: dist.ProcessGroup | None = No
     width = len(fields(RoutingStats))
     reduced = [RoutingStats(*parts[i : i + width]) for i in range(0, len(parts), width)]
     for layer in reduced:
+        # Numbers of things have no gradient; through the joint all-reduce they would seem to.
         layer.count_ME, layer.tokens_M = layer.count_ME.detach(), layer.tokens_M.detach()
     return reduced
 

@@ -85,6 +85,7 @@ class _Flight:
     arriving: Tensor | None = None
 
     def depart(self, x_RD: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        # Kept until it lands: the exchange still reads `sent` when this function has returned.
         self.sent, self.arriving = x_RD.contiguous(), x_RD.new_empty((sum(receive), *x_RD.shape[1:]))
         self.work = dist.all_to_all_single(self.arriving, self.sent, receive, send, group=self.group, async_op=True)
         return self.arriving
@@ -106,6 +107,7 @@ class _Depart(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        # Autograd has run `_Land.backward` before, which sent the gradients off; here they arrive.
         return ctx.flight.land(), None
 
 
@@ -114,11 +116,13 @@ class _Land(torch.autograd.Function):
     def forward(ctx: Any, y_SD: Tensor, flight: _Flight) -> Tensor:
         ctx.flight = flight
         flight.land()
+        # Not the input itself: autograd needs an edge here, so that `backward` below runs before `_Depart`'s.
         return y_SD.view_as(y_SD)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         flight = ctx.flight
+        # Backward the rows go home: what was received is sent.
         flight.depart(grads[0], flight.receive, flight.send)
         return grads[0], None
 
@@ -170,11 +174,15 @@ class AllToAllDispatcher:
         local = number // self.size
         route = self._route(choice, local)
         flight = _Flight(self.group, route.send, route.receive)
+        # Filled when it lands; until then nothing may read it.
         travelling_SD = _Depart.apply(expand_rows(x_ND, route.pairs, route.order_P, route.inverse_P), flight)
+        # Ids and weights follow the tokens. Every rank of the group makes these exchanges in this order, also without a
+        # token of its own: one exchange more or fewer on one rank, and all of them wait.
         work = self._their_work(choice, route, local)
         extra = beside() if beside and self.overlap else None
         received_SD = _Land.apply(travelling_SD, flight)
         result_SD = serve(received_SD, work, experts, local)
+        # Weights were applied where the experts are: one row a (token, rank) comes back, not one an expert.
         back_PD = exchange_rows(result_SD, self.group, route.receive, route.send)
         y_ND = combine_rows(back_PD, route.pairs, route.order_P, route.inverse_P, weighted=False)
         return y_ND, beside() if beside and not self.overlap else extra
@@ -184,15 +192,20 @@ class AllToAllDispatcher:
         device, ranks, tokens = choice.expert_R.device, self.size, choice.tokens
         rank_R = torch.div(choice.expert_R, local, rounding_mode="floor")
         goes_NG = torch.zeros(tokens, ranks, dtype=torch.bool, device=device)
+        # Several experts on one rank write the same True: the token travels there once.
         goes_NG[choice.token_R, rank_R] = True
         leaving_G2 = torch.stack([goes_NG.sum(0), torch.bincount(rank_R, minlength=ranks)], 1)
         arriving_G2 = torch.empty_like(leaving_G2)
         dist.all_to_all_single(arriving_G2, leaving_G2, group=self.group)
-        # The one wait of the host for the device: the sizes of the exchanges must be known to it.
+        # The host waits for the device here: it must know the sizes of the exchanges. It is not the only wait of a layer
+        # on CUDA: every bincount (there are three or more) waits twice, for its least and its largest number.
         sizes = torch.cat([leaving_G2.t(), arriving_G2.t()]).tolist()
+        # With its size known, finding the pairs is no further wait.
         place_P = torch.nonzero_static(goes_NG.view(-1), size=sum(sizes[0]))[:, 0]
         token_P, rank_P = torch.div(place_P, max(ranks, 1), rounding_mode="floor"), place_P % ranks
+        # Stable: tokens for one rank keep their order, which `pair_T` below counts on.
         order_P = rank_P.argsort(stable=True)
+        # Sorted by this key, entries of a token at a rank lie together; the first of them opens a pair.
         key_R = rank_R * tokens + choice.token_R
         order_R = key_R.argsort(stable=True)
         sorted_R = key_R.index_select(0, order_R)
@@ -206,10 +219,12 @@ class AllToAllDispatcher:
     def _their_work(self, choice: Choice, route: _Route, local: int) -> Choice:
         """Exchange ids and weights: the choice of the tokens that will arrive, among this rank's experts."""
         send, receive = route.send_entries, route.receive_entries
+        # Local expert and `opens` in one number: one exchange instead of two.
         mine_R = choice.expert_R.index_select(0, route.order_R) % local * 2 + route.opens_R
         told_T = mine_R.new_empty(sum(receive))
         dist.all_to_all_single(told_T, mine_R, receive, send, group=self.group)
         weight_T = exchange_rows(choice.weight_R.index_select(0, route.order_R), self.group, send, receive)
+        # Entries arrive in the order of the pairs, so counting the openings gives each its row.
         pair_T = (told_T % 2).cumsum(0) - 1
         return Choice(sum(route.receive), pair_T, torch.div(told_T, 2, rounding_mode="floor"), weight_T)
 

@@ -52,7 +52,8 @@ class _ExpertByExpert(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_RD: Tensor, w1_LDF: Tensor, w2_LFD: Tensor, w3_L1B: Tensor, counts: list[int]) -> Tensor:
         hidden = w1_LDF.shape[2]
-        # The sum over portions is rounded once for each of them, which bf16 cannot afford.
+        # A portion's hidden activations, F floats a row, stay in a core's cache between the two products. Gradients of
+        # weights are summed over portions and rounded once for each, which bf16 cannot afford: there, one portion each.
         fits = max(1, CACHE_BYTES // (4 * hidden)) if x_RD.dtype != torch.bfloat16 else max(1, *counts)
         portions = cut_portions(counts, fits)
         y_RD = torch.empty_like(x_RD)
@@ -64,6 +65,7 @@ class _ExpertByExpert(torch.autograd.Function):
             w1, w2, b1, b2 = weights[e]
             u = torch.addmm(b1, x, w1)
             torch.addmm(b2, gelu_out(u, out=scratch[:n]), w2, out=y)
+            # Before the activation: its gradient needs u, and gelu(u) is cheaper to make again than to keep.
             kept.append(u)
         ctx.save_for_backward(x_RD, w1_LDF, w2_LFD, *kept)
         ctx.counts, ctx.portions = counts, portions
@@ -75,15 +77,18 @@ class _ExpertByExpert(torch.autograd.Function):
         counts, portions, hidden = ctx.counts, ctx.portions, w1_LDF.shape[2]
         sizes = [n for _, n in portions]
         g_RD = grads[0].contiguous()
+        # Frozen experts (of a prompted host) owe their rows a gradient and nothing else.
         if not any(ctx.needs_input_grad[1:4]):
             return _gradient_of_rows(x_RD, g_RD, w1_LDF, w2_LFD, kept, portions), None, None, None, None
         gx_RD, gw1_LDF, gw2_LFD = torch.empty_like(x_RD), torch.empty_like(w1_LDF), torch.empty_like(w2_LFD)
+        # Biases are added up over portions and begin at zero; weights begin with the first portion's product.
         gw3_L1B = w1_LDF.new_zeros(len(counts), 1, hidden + x_RD.shape[1])
         scratch = x_RD.new_empty(2, max(sizes, default=0), hidden)
         weights = list(zip(w1_LDF.transpose(1, 2).unbind(0), w2_LFD.transpose(1, 2).unbind(0), strict=True))
         gradients = list(zip(gw1_LDF.unbind(0), gw2_LFD.unbind(0), *_unpack(gw3_L1B, hidden), strict=True))
         for e, n in enumerate(counts):
             if n == 0:
+                # No portion will write here, and `empty_like` left what was in memory.
                 gradients[e][0].zero_()
                 gradients[e][1].zero_()
         begun = -1
@@ -171,6 +176,7 @@ class Experts(nn.Module):
     def forward(self, x_RD: Tensor, counts_L: Tensor) -> Tensor:
         """Apply expert e to its `counts_L[e]` rows of `x_RD`, which is sorted by expert."""
         if fused_kernel_fits(x_RD, self.w1):
+            # Its length is given, or the host would wait to learn it.
             bias_RB = self.w3[:, 0].repeat_interleave(counts_L, 0, output_size=len(x_RD))
             hidden_RF = F.gelu(grouped_matmul(x_RD, self.w1, counts_L) + bias_RB[:, : self.hidden])
             return grouped_matmul(hidden_RF, self.w2, counts_L) + bias_RB[:, self.hidden :]

@@ -116,6 +116,7 @@ class Router(nn.Module):
         if self.training and self.noise_weight is not None:
             std_UE = self._noise_std(x_UD, row_U)
             scores_UE = logits_UE + torch.randn_like(logits_UE) * std_UE
+        # The bias, and noise, decide who is chosen; the bias never how much a chosen expert weighs.
         rank_UE = self._within_groups(scores_UE.detach() + self._bias())
         if self.config.forced_balance:
             experts_UK = self._deal(modality_U)
@@ -124,6 +125,7 @@ class Router(nn.Module):
         weights_UK = scores_UE.gather(1, experts_UK).softmax(1)
         load_UE = None
         if std_UE is not None:
+            # Experts out of reach (another pool or group) stay out of the chance, too.
             mean_UE = (logits_UE + self._bias()).masked_fill(rank_UE.isneginf(), -torch.inf)
             noisy_UE = (scores_UE + self._bias()).masked_fill(rank_UE.isneginf(), -torch.inf)
             load_UE = chance_to_be_chosen(mean_UE, noisy_UE, std_UE, self.config.top_k)
@@ -153,6 +155,7 @@ class Router(nn.Module):
         if most is None or most >= groups:
             return rank_UE
         rank_UGE = rank_UE.unflatten(1, (groups, -1))
+        # As many as a chosen group has to serve on average.
         counted = min(-(-k // most), rank_UGE.shape[2])
         worth_UG = rank_UGE.topk(counted, dim=2).values.sum(2)
         best_UG = torch.zeros_like(worth_UG, dtype=torch.bool).scatter(1, worth_UG.topk(most, dim=1).indices, True)

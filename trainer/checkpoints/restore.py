@@ -23,6 +23,7 @@ def load_engine(checkpoint: Checkpoint, engine: Engine, moments: bool = True) ->
     check_parameters(checkpoint, engine.logical_parameters())
     reader = checkpoint.reader()
     roles = ROLES if moments else ROLES[:1]
+    # All is read before anything is changed: a damaged piece leaves the engine as it was.
     values = [
         (getattr(fragment, role), reader.read(fragment.name, role, fragment.start, fragment.numel))
         for fragment in engine.fragments()
@@ -33,6 +34,7 @@ def load_engine(checkpoint: Checkpoint, engine: Engine, moments: bool = True) ->
     _load_buffers(checkpoint, engine)
     if moments:
         engine.optimizer_step = checkpoint.step
+    # Master weights are sharded over ranks; the model's own weights are made from them.
     engine.after_restore()
 
 
@@ -79,10 +81,12 @@ def restore(
             checkpoint = read_checkpoint(fs, path)
             belongs(checkpoint)
             load_engine(checkpoint, engine)
+        # Not damage: the one before is as foreign, and passing over all of them would start from nothing.
         except ForeignCheckpointError:
             raise
         except CheckpointError as problem:
             error = problem
+        # Also on ranks that could read theirs: all of them continue from one and the same.
         if agree(error is None):
             return checkpoint
         logger.warning("%s; the checkpoint before it is used", error or f"another rank cannot read {path}")

@@ -78,7 +78,9 @@ class CheckpointWriter:
         Waits for the previous checkpoint if that is still being written. A checkpoint that cannot be written is a
         warning, not the end of training: the error is in `failed` until one succeeds.
         """
+        # One at a time: two would hold two copies of the state, and could commit in the wrong order.
         self.settle()
+        # A copy, as training goes on changing the state while the thread writes.
         parts = snapshot(engine.fragments())
         meta = {**meta, "format": FORMAT, "parameters": engine.logical_parameters(), "world": self._world}
         meta["buffers"] = {name: tensor.tolist() for name, tensor in engine.buffers().items()}
@@ -90,6 +92,7 @@ class CheckpointWriter:
     def settle(self) -> bool:
         """Return when nothing is being written any more: whether the last checkpoint was committed. Collective."""
         if self._thread is not None:
+            # For this rank's own part only: all ranks meet in `_agree`, and then rank 0 alone waits for its commit.
             self._written.wait()
             if not self._agree(self.failed is None):
                 self._abandoned.set()  # rank 0 would wait in vain for a rank that could not write
@@ -108,6 +111,7 @@ class CheckpointWriter:
             write_digested_json(
                 self._fs, f"{path}/{stem}.json", {"attempt": self._attempt, "pieces": piece_rows(pieces)}
             )
+            # Before the commit, which waits for other ranks: this rank must be able to tell them that it is fine.
             self._written.set()
             if self._rank == 0:
                 self._commit(path, meta)
@@ -116,6 +120,7 @@ class CheckpointWriter:
             self.failed = error
             logger.warning("checkpoint of step %d could not be written (%s); training goes on", step, error)
         finally:
+            # After a failure, too, or `settle` would wait for ever.
             self._written.set()
 
     def _commit(self, path: str, meta: dict[str, Any]) -> None:
@@ -124,7 +129,9 @@ class CheckpointWriter:
             file = f"rank-{rank:05d}.json"
             ranks[file] = self._await_rank(f"{path}/{file}")
         digest = write_digested_json(self._fs, f"{path}/checkpoint.json", {**meta, "ranks": ranks})
+        # Metrics first: they are never behind a checkpoint that a run goes on from.
         self._before_commit()
+        # Last: what is read later counts only if this is there, and matches.
         self._fs.pipe_file(f"{path}/COMMIT", digest.encode())
 
     def _await_rank(self, path: str) -> str:
@@ -133,9 +140,11 @@ class CheckpointWriter:
         while time.monotonic() < deadline:
             if self._abandoned.is_set():
                 raise CheckpointError("another rank could not write its part")
+            # fsspec remembers listings: another rank's file would never appear.
             self._fs.invalidate_cache()
             if self._fs.exists(path):
                 data = self._fs.cat_file(path)
+                # Neither a leftover of a killed attempt, nor a file that is still being written.
                 if f'"attempt": "{self._attempt}"'.encode() in data and data.endswith(b"}"):
                     return hashlib.sha256(data).hexdigest()
             time.sleep(0.02)
@@ -149,6 +158,7 @@ class CheckpointWriter:
         doomed: list[str] = []
         for path in checkpoint_folders(self._fs, self._root):
             if not self._fs.exists(f"{path}/COMMIT"):
+                # An older one without COMMIT will never get it; the newest may be on its way.
                 if int(path.rsplit("-", 1)[1]) < newest:
                     doomed.append(path)
                 continue

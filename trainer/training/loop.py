@@ -129,6 +129,7 @@ class TrainingLoop:
     def _epoch(self) -> None:
         progress = self.progress
         for step in self._timed(self.loader.steps(progress.epoch, progress.offset)):
+            # The wish to stop was exchanged in the step, so every rank leaves after this very one.
             if self._train_step(step):
                 self.stopped = True
                 self._save()
@@ -137,6 +138,7 @@ class TrainingLoop:
             if due:
                 self._evaluate()
             progress.finished = self.timetable.at_the_end(progress)
+            # After the evaluation: a checkpoint holds the score that ranks it.
             if due or self.timetable.checkpoint_due(progress) or progress.finished or self._save_wanted:
                 self._save()
             if progress.finished:
@@ -155,14 +157,17 @@ class TrainingLoop:
     def _train_step(self, step: Step) -> bool:
         """One optimiser step. True if the run is to stop after it."""
         progress = self.progress
+        # Dropout depends on step and rank only: a run that continues draws what it would have drawn.
         torch.manual_seed(mixed_seed(self.config.training.seed, "step", self.context.rank, progress.step))
         self.engine.set_lr_factor(lr_factor(self.config.optim, progress.step, self.timetable.total_steps))
         batches = [self._prepare(batch) for batch in step.micro_batches]
+        # Before any forward pass: losses are divided by the labels of the global step.
         counts, stop = self._agree(batches, step.skipped)
         for batch in batches:
             self.engine.backward(self._loss(batch, counts))
         if not self.engine.step():
             self._not_finite(batches)
+        # After the step: biases follow the load of what was just trained on.
         for router, count_E in zip(self._biased, self._step_counts, strict=False):
             router.nudge(count_E)
         self._step_counts = []
@@ -214,10 +219,12 @@ class TrainingLoop:
         wishes = [float(self.context.should_stop()), float(self.context.should_save())]
         mine = torch.tensor([*wishes, *counted])
         labels = torch.tensor([float(count) for count in own], device=self.session.device)
+        # Labels, wishes and counts travel together: one exchange a step, not four.
         shared = sum_over_ranks(torch.cat([labels, mine.to(self.session.device)]))
         stop, save, delivered, *lost = shared[len(own) :].tolist()
         self._save_wanted = bool(save)
         gone = {name: int(n) for name, n in zip(REASONS, lost, strict=True) if n}
+        # Raises on every rank or on none, as all have the same sums.
         self.progress.account(int(delivered), gone, self.config.data.max_skipped)
         return {task.name: shared[i].clamp_min(1) for i, task in enumerate(self.session.tasks)}, bool(stop)
 
@@ -240,12 +247,14 @@ class TrainingLoop:
         """Forward, and what is remembered of it."""
         self.meter.add_batch(batch)
         output = self.engine(batch)
+        # Routing is balanced over the global batch: its sums are added up over ranks before a loss is made of them.
         stats = reduce_stats(output.routing, self.session.mesh.world_group)
         total, parts = step_loss(self.session, batch, output, stats, counts)
         self.meter.add_losses(parts)
         self.meter.add_routing(stats)
         if self._biased:
             chosen = [layer.count_ME.sum(0) for layer in stats]
+            # Over the micro-batches of a step, as there is one nudge a step.
             before = self._step_counts or [torch.zeros_like(count_E) for count_E in chosen]
             self._step_counts = [a + b for a, b in zip(before, chosen, strict=True)]
         return total

@@ -87,6 +87,7 @@ class SeriesEncoder(nn.Module):
         pair_O = offsets_to_ids(group.offsets, len(group.values_O))
         value_O = self.standardiser(group.values_O, block_P[pair_O], group.channels_O)
         time_O = group.times_O / self.horizon_M()[block_P[pair_O]]
+        # One segment a (pair, channel); modalities with fewer channels leave some empty.
         segment_O = pair_O * self.widest + group.channels_O
         rows_M = counts_M * self.tokens
         views = []
@@ -120,6 +121,7 @@ class SeriesEncoder(nn.Module):
         last_ST = last_C.view(segments, bins).cummax(dim=1).values
         seen_ST = (last_ST >= 0).to(value_O.dtype)
         if len(value_O):
+            # -1 means none yet: any event may be picked there, as `seen_ST` zeroes it.
             pick_ST = last_ST.clamp_min(0)
             value_ST, time_ST = value_O[pick_ST] * seen_ST, time_O[pick_ST]
         else:
@@ -140,6 +142,7 @@ class SeriesEncoder(nn.Module):
         now_T = torch.arange(1, bins + 1, device=value_O.device, dtype=torch.float32) / bins
         query_KX = torch.einsum("tj,hkj->kth", self.time(now_T), self.query.float()).flatten(1)
         score_OX = (self.time(time_O) @ query_KX) * self.config.time_dim**-0.5
+        # A softmax over a segment's events without its maximum: one pass, and the clamp keeps exp in range.
         weight_OX = score_OX.clamp(-SCORE_LIMIT, SCORE_LIMIT).exp()
         total_SX = segment_sum(weight_OX, segment_O, segments)
         summed_SX = segment_sum(weight_OX * value_O[:, None], segment_O, segments)

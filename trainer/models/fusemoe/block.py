@@ -72,6 +72,7 @@ class Pooling(nn.Module):
         score_NL = x_ND.new_zeros(len(x_ND), 1) if self.query_DL is None else x_ND @ self.query_DL
         score_NL = score_NL.float()
         if self.kind == "last":
+            # Finite, so that a sample without a token in the last bin falls back to the mean of all.
             score_NL = score_NL.masked_fill(layout.bin_N[:, None] < layout.bins - 1, -1e4)
         weight_NL = segment_softmax(score_NL, layout.sample_N, layout.samples).to(x_ND.dtype)
         weighted_NLD = weight_NL[:, :, None] * self.value(x_ND)[:, None, :]
