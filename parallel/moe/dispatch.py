@@ -197,8 +197,8 @@ class AllToAllDispatcher:
         leaving_G2 = torch.stack([goes_NG.sum(0), torch.bincount(rank_R, minlength=ranks)], 1)
         arriving_G2 = torch.empty_like(leaving_G2)
         dist.all_to_all_single(arriving_G2, leaving_G2, group=self.group)
-        # The host waits for the device here: it must know the sizes of the exchanges. It is not the only wait of a layer
-        # on CUDA: every bincount (there are three or more) waits twice, for its least and its largest number.
+        # The host waits for the device here: it must know the sizes of the exchanges. A layer has more such waits: on
+        # CUDA every bincount (there are three or more) waits twice, for its least and its largest number.
         sizes = torch.cat([leaving_G2.t(), arriving_G2.t()]).tolist()
         # With its size known, finding the pairs is no further wait.
         place_P = torch.nonzero_static(goes_NG.view(-1), size=sum(sizes[0]))[:, 0]
