@@ -96,9 +96,10 @@ def build_session(
     parallel = _fit_to_world(config, context, gather_seats(context))
     mesh = create_mesh(parallel, config.model.moe, context.device)
     tasks = job.tasks(config, schema)
+    # One seed on all ranks, for the dense part is the same everywhere; experts draw by their own ids.
     torch.manual_seed(config.training.seed)
     model = job.build(config, schema, [task.name for task in tasks], statistics, mesh.dispatcher())
-    model.to(context.device)
+    model.to(context.device)  # before the optimizer takes its parameters
     model.recompute = config.training.activation_checkpointing  # type: ignore[assignment]
     if config.training.compile:
         compile_dense_parts(model)

@@ -29,10 +29,12 @@ class Collator:
         present = np.zeros((len(records), len(self.schema.modalities)), bool)
         groups: dict[str, Group] = {}
         for name, numbers in self.layout.items():
+            # A group is named after its kind, fixed shapes with the shape behind it: image/3x8x8.
             build = getattr(self, f"_{name.split('/')[0]}")
             groups[name] = group = build(records, numbers)
             present[group.sample_P.numpy(), group.modality_P.numpy()] = True
         offsets = self.schema.target_offsets
+        # A rank may have no record; the batch then has the same tensors, with no rows.
         rows = np.stack([r.targets_W for r in records]) if records else np.zeros((0, offsets[-1]), np.float32)
         targets = {
             task.name: torch.from_numpy(np.ascontiguousarray(rows[:, offsets[i] : offsets[i + 1]]))
@@ -75,6 +77,7 @@ class Collator:
 
     def _image(self, records: Sequence[Columns], numbers: list[int]) -> ImageGroup:
         specs = [self.schema.modalities[n] for n in numbers]
+        # Bytes stay bytes on their way to the device; one modality of floats turns the group to floats.
         dtype = np.uint8 if all(spec.dtype == "uint8" for spec in specs) else np.float32
         modality, sample, arrays = self._arrays(records, numbers)
         stacked = np.stack(arrays).astype(dtype) if arrays else np.empty((0, *specs[0].shape), dtype)
@@ -84,6 +87,7 @@ class Collator:
         channels = self.schema.modalities[numbers[0]].shape[0]
         modality, sample, arrays = self._arrays(records, numbers)
         offsets = np.cumsum([0, *(len(array) for array in arrays)])
+        # An empty piece first, as there may be no waveform, and NumPy joins at least one array.
         joined = np.concatenate([np.empty((0, channels), np.float32), *arrays]).astype(np.float32)
         return WaveformGroup(modality, sample, _tensor(offsets.astype(np.int64)), _tensor(joined))
 
@@ -96,11 +100,13 @@ class _Pairs:
         size = np.concatenate([np.empty(0, np.int64), *counts]).astype(np.int64)
         sample = np.repeat(np.arange(len(ids)), [len(own) for own in ids]) if ids else np.empty(0, np.int64)
         start = np.cumsum(size) - size
+        # Stable: within a modality samples stay in order.
         order = np.argsort(modality, kind="stable")
         if keep is not None:
             order = order[np.isin(modality[order], keep)]
         self.modality, self.sample, size = modality[order], sample[order].astype(np.int64), size[order]
         self.offsets = np.concatenate(([0], np.cumsum(size)))
+        # Where each row comes from: a pair's rows keep their order and move from its start to its offset.
         self._source = np.repeat(start[order] - self.offsets[:-1], size) + np.arange(self.offsets[-1])
 
     def head(self) -> tuple[Tensor, Tensor]:

@@ -67,6 +67,7 @@ class _Steps(torch.utils.data.Dataset[_Fetched]):
         self._order = lru_cache(maxsize=2)(self._make_order)
 
     def __getstate__(self) -> dict[str, Any]:
+        # For a worker process: readers hold open storage, and a cache of a bound method cannot be pickled.
         return {**self.__dict__, "_reader": None, "_order": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -88,6 +89,7 @@ class _Steps(torch.utils.data.Dataset[_Fetched]):
         chunk_N, ordinal_N = self.data.share(chunk_N, ordinal_N, place["rank"], place["world"])
         batches, skipped = [], Counter[str]()
         for micro in range(place["accumulation"]):
+            # Also of no records: every rank takes part in every micro-batch.
             cut = slice(*share_bounds(len(chunk_N), micro, place["accumulation"]))
             records, numbers, lost = self._reader.read(chunk_N[cut], ordinal_N[cut])
             batches.append(self._collate(records, numbers, self.data.known(numbers)))
@@ -99,6 +101,7 @@ class _Steps(torch.utils.data.Dataset[_Fetched]):
             batches, skipped, io = self.batches(*step)
         except ShardError as error:  # torch would rebuild it in the main process from its text alone
             return _Fetched([], {}, {}, error)
+        # One tensor a batch: each tensor that goes to another process costs a file of shared memory.
         return _Fetched([batch.to_buffer() for batch in batches], skipped, io)
 
 
@@ -214,7 +217,7 @@ class StepLoader:
             context.set_forkserver_preload([__name__])
             self._workers = torch.utils.data.DataLoader(
                 self._steps,
-                batch_size=None,
+                batch_size=None,  # an item is a whole step
                 sampler=self._schedule,  # type: ignore[arg-type]
                 num_workers=self.config.workers,
                 prefetch_factor=self.config.prefetch,

@@ -29,6 +29,7 @@ def mixed_counts(sizes: list[int], weights: list[float]) -> list[int]:
     total = sum(sizes)
     wanted = np.array(sizes) * np.array(weights, float)
     wanted *= total / wanted.sum()
+    # A product that should be whole may come out a hair below. What is left over goes to the largest remainders.
     counts = np.floor(wanted + 1e-9).astype(int)
     for k in np.argsort(counts - wanted, kind="stable")[: total - int(counts.sum())]:
         counts[k] += 1
@@ -66,6 +67,7 @@ class MixedPart:
         self.records = sum(sizes)
         chunks = [len(counts) for counts in self.counts]
         self.chunk_base = np.cumsum([0, *chunks])
+        # Chunks are numbered over the data sets that have this part, records over all of them.
         self.record_base = np.cumsum([0, *(m.manifest.records for m in mixture.members)])
 
     def order(self, seed: int, epoch: int, shuffle: bool) -> MixedOrder | _InTurn:
@@ -98,6 +100,7 @@ class MixedOrder:
     def __init__(self, part: MixedPart, seed: int, epoch: int) -> None:
         self.part, self.seed, self.epoch = part, seed, epoch
         self.total = part.records
+        # For each data set the epoch that it is in, and the next one.
         self._own = lru_cache(maxsize=2 * len(part.own))(self._make)
 
     def _make(self, k: int, epoch: int) -> EpochOrder:
@@ -110,10 +113,12 @@ class MixedOrder:
         stop = min(stop, self.total)
         if stop <= start:
             return np.empty(0, np.int64), np.empty(0, np.int64)
+        # One place more than entries: a data set takes the place at which its number grows.
         before_KN = taken_before(np.arange(start, stop + 1), self.part.mixed)
         chunk_N, ordinal_N = np.empty(stop - start, np.int64), np.empty(stop - start, np.int64)
         for k, before_N in enumerate(before_KN):
             places = np.flatnonzero(np.diff(before_N))
+            # A data set goes on where the mixture's last epoch left it.
             first = self.epoch * self.part.mixed[k] + int(before_N[0])
             chunk, ordinal = self._stretch(k, first, first + len(places))
             chunk_N[places], ordinal_N[places] = chunk + self.part.chunk_base[k], ordinal
@@ -147,6 +152,7 @@ class MixedReader:
     def __init__(self, part: MixedPart) -> None:
         self.part = part
         members = [part.mixture.members[k] for k in part.own]
+        # The readers share what one may hold.
         config = part.config.model_copy(update={"memory_bytes": max(1 << 20, part.config.memory_bytes // len(members))})
         self.readers = [Reader(m.manifest, m.config(config), part.part) for m in members]
         whole = part.mixture.schema

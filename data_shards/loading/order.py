@@ -48,6 +48,7 @@ class EpochOrder:
         self._seed, self._epoch, self._window, self._shuffle = seed, epoch, window_chunks, shuffle
         ends = np.cumsum(self._sizes)
         self.total = int(ends[-1]) if len(ends) else 0
+        # Where each window begins in the sequence, and where the last one ends.
         first = np.arange(0, len(chunks), window_chunks)
         self._starts = (
             np.concatenate((ends[first] - self._sizes[first], [self.total])) if len(ends) else np.zeros(1, int)
@@ -60,6 +61,7 @@ class EpochOrder:
         cut = slice(window * self._window, (window + 1) * self._window)
         chunks, sizes = self._chunks[cut], self._sizes[cut]
         chunk_N = np.repeat(chunks, sizes)
+        # 0, 1, ... anew in each chunk.
         ordinal_N = np.arange(len(chunk_N)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         if self._shuffle:
             order = permutation(len(chunk_N), self._seed, self._epoch, window)
@@ -70,6 +72,7 @@ class EpochOrder:
         """(chunk_N, ordinal_N) of the entries [start, stop) of the sequence, cut at its end."""
         stop = min(stop, self.total)
         chunk_pieces, ordinal_pieces = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        # The last window that begins at or before `start`.
         window = int(np.searchsorted(self._starts, start, side="right")) - 1
         while start < stop:
             chunk_N, ordinal_N = self._entries(window)
@@ -83,6 +86,7 @@ class EpochOrder:
 
 def rank_share(chunk_N: np.ndarray, ordinal_N: np.ndarray, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:
     """One rank's part of a global step, sorted by storage place; sizes of ranks differ by at most one and may be 0."""
+    # By storage place, so that a rank touches few chunks: within a step the order is free.
     order = np.lexsort((ordinal_N, chunk_N))
     start, stop = share_bounds(len(order), rank, world)
     own = order[start:stop]

@@ -85,6 +85,7 @@ def pack(
     try:
         for unit in _encoded_units(source, workers):
             writer.add(unit)
+        # The manifest last: until it is there, readers see the old data set, or none.
         manifest = writer.finish(source.report)
         storage.write(FILE, manifest.to_json().encode())
     except BaseException as error:
@@ -93,6 +94,7 @@ def pack(
             kept = f"could not be removed: {', '.join(left)}" if left else "nothing was kept"
             raise OSError(f"packing into {storage.url} stopped, {kept}: {error}") from error
         raise
+    # Nothing names these files any more.
     _remove_replaced(storage, old, writer.written)
     return {
         "url": storage.url,

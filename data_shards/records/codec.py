@@ -59,6 +59,7 @@ class Columns:
 def encode_record(record: Record, schema: DatasetSchema) -> bytes:
     """Validated record -> member bytes. Raises ValueError as ``validate`` does."""
     validate(schema, record)
+    # By ascending number: the decoder takes no other order.
     by_number = {schema.numbers[name]: value for name, value in sorted(record.values.items())}
     series = {n: v for n, v in sorted(by_number.items()) if isinstance(v, Series)}
     texts = {n: v.encode() for n, v in sorted(by_number.items()) if isinstance(v, str)}
@@ -90,6 +91,7 @@ def _metadata(record: Record, schema: DatasetSchema) -> dict[str, str]:
 
 
 def _series_columns(series: dict[int, Series]) -> dict[str, np.ndarray]:
+    # The last key counts most: by channel, then by time.
     ordered = [(v, np.lexsort((v.times_O, v.channels_O))) for v in series.values()]
     return {
         "series.modality": np.array(list(series), np.int16),
@@ -155,6 +157,7 @@ class Decoder:
             arrays={},
             targets_W=tensors.pop("target", np.empty(0, np.float32)),
         )
+        # What is left was taken by no name above: images and waveforms, or nothing that belongs here.
         for name, array in tensors.items():
             columns.arrays[self._number(name, array)] = array
         self._check_series(columns)
@@ -166,6 +169,7 @@ class Decoder:
         _, metadata = load_tensors(buffer, self.limits)
         columns = self.columns(buffer)
         names, values = self.schema.modality_names, dict[str, Series | np.ndarray | str]()
+        # All series lie in one column, one after the other; texts and vectors likewise.
         start = np.concatenate(([0], np.cumsum(columns.counts_S)))
         for i, number in enumerate(columns.series_S.tolist()):
             cut = slice(start[i], start[i + 1])
@@ -207,12 +211,14 @@ class Decoder:
         return number
 
     def _check_ids(self, ids: np.ndarray, kind: str) -> None:
+        # Ascending, so that its ends bound it; a number below 0 would count from the schema's end.
         if len(ids) and (ids[0] < 0 or ids[-1] >= len(self._kinds) or (len(ids) > 1 and (np.diff(ids) <= 0).any())):
             raise RecordError(f"{kind} modality numbers {ids.tolist()} are not ascending within the schema")
         if (self._kinds[ids] != kind).any():
             raise RecordError(f"modality numbers {ids.tolist()} are not all of kind {kind}")
 
     def _check_counts(self, ids: np.ndarray, counts: np.ndarray, total: int, kind: str) -> None:
+        # In int64, or forged counts could overflow to the right sum.
         if len(ids) != len(counts) or (counts < 0).any() or int(counts.sum(dtype=np.int64)) != total:
             raise RecordError(f"{kind} counts {counts.tolist()} do not add up to the {total} stored")
         if (counts > self._most[ids]).any():
@@ -228,11 +234,12 @@ class Decoder:
         if not len(times) == len(channels) == len(values):
             raise RecordError(f"{len(times)} times, {len(channels)} channels, {len(values)} values")
         if not len(times):
-            return
+            return  # nothing to take a smallest channel of
         if channels.min() < 0 or (channels >= np.repeat(self._channels[ids], counts)).any():
             raise RecordError("a channel number is outside its modality", "value")
         if not np.isfinite(values).all() or not np.isfinite(times).all():
             raise RecordError("a time or value is NaN or infinite", "value")
+        # Numbers that grow with (modality, channel), so that one pass checks the order within all series.
         place = np.repeat(ids.astype(np.int32) * _CHANNEL_SPAN, counts) + channels
         step = np.diff(place)
         if (step < 0).any() or (np.diff(times)[step == 0] < 0).any():

@@ -75,6 +75,7 @@ def load_index(data: bytes, records: int, splits: int, modalities: int, targets:
     tensors, metadata = load_tensors(data, Limits(member_bytes=1 << 30))
     if metadata.get("format") != "fleximoe-index/1":
         raise RecordError(f"index format {metadata.get('format')!r} is unknown")
+    # Of splits that came up after this shard was closed, it has no column.
     wanted = {
         "start": (records,),
         "size": (records,),

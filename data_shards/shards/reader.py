@@ -102,6 +102,7 @@ class Reader:
         row = loaded.rows[ordinal]
         shard, number, entry = self._place(chunk)
         start, size, key = int(index.start_n[row]), int(index.size_n[row]), index.keys[row]
+        # A view, like the arrays decoded from it: bytes are copied when a batch is packed.
         payload = data[start - entry.offset : start - entry.offset + size]
         # The chunk's CRC-32 covers all of it; only where that was wrong has each record to prove itself.
         if damage is not None and zlib.crc32(payload) != int(index.crc_n[row]):
@@ -130,6 +131,7 @@ class Reader:
         if chunk in self._chunks:
             self._chunks.move_to_end(chunk)
             return self._chunks[chunk]
+        # Kept also if it could not be read: its other records do not ask storage again.
         loaded = self._fetch(chunk)
         self._chunks[chunk] = loaded
         self.held_bytes += len(loaded.data or b"")
@@ -169,6 +171,7 @@ class Reader:
     def _bytes(self, shard: Shard, entry: Chunk) -> bytes:
         """The chunk's bytes; a wrong CRC-32 is read once more, from the origin, before it is believed."""
         end = entry.offset + entry.length
+        # A copy of a file on this machine would be no nearer than the file.
         if self.cache is not None and self.storage.scheme != "file":
             data = self.cache.read(self.storage, shard, entry.offset, end)
             if data is not None and zlib.crc32(data) == entry.crc32:
@@ -200,9 +203,10 @@ class Reader:
 def chunk_problem(data: memoryview, entry: Chunk, index: ShardIndex, row: int) -> tuple[str, str] | None:
     """(what, reason) if a chunk is not exactly what manifest and index say; ``row`` is its first index row."""
     crc, end = zlib.crc32(data), row + entry.records
+    # Members before the CRC-32: they say where it is wrong.
     try:
         for name, start, size in members(data):
-            if row == end:
+            if row == end:  # the index's next row is another chunk's
                 raise RecordError(f"holds more than the {entry.records} records of the manifest", "tar")
             wanted = (index.keys[row] + SUFFIX, int(index.start_n[row]), int(index.size_n[row]))
             if (name, entry.offset + start, size) != wanted:
@@ -231,6 +235,7 @@ def read_index(manifest: Manifest, shard_number: int, storage: Storage | None = 
         raise ShardError(file.name, f"the index is cut short: {error}", reason="truncated") from error
     except OSError as error:
         raise ShardError(file.name, f"the index cannot be read: {error}") from error
+    # Before it is parsed: everything below trusts these rows.
     if hashlib.sha256(data).hexdigest() != file.sha256:
         raise ShardError(file.name, "the index has another SHA-256 than the manifest says", reason="checksum")
     width = schema.target_offsets[-1]
@@ -250,10 +255,11 @@ def _check_ranges(index: ShardIndex, shard: Shard) -> None:
         start, size = index.start_n[cut], index.size_n[cut]
         if (
             (size < 0).any()
-            or (start < chunk.offset + BLOCK).any()
+            or (start < chunk.offset + BLOCK).any()  # a header stands before each payload
             or (start + size > chunk.offset + chunk.length).any()
         ):
             raise ShardError(shard.index.name, "a record lies outside its chunk", chunk=number, reason="layout")
+        # Columns are numbered over all splits, so all of them are counted at once; -1 is none.
         own = index.parts_nS[cut]
         if not np.array_equal(np.bincount(own[own >= 0], minlength=len(chunk.parts)), chunk.parts):
             raise ShardError(

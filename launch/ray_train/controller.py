@@ -28,6 +28,7 @@ class FailurePolicy(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         self._mailbox.broke.remote()
+        # Workers that were asked to start again end with an exception, too: it brings the new group.
         reason: str | None = ray.get(self._mailbox.regrouping.remote())
         if reason is not None:
             self._say(f"workers start again: {reason}")
@@ -40,6 +41,7 @@ class FailurePolicy(UserCallback):
         rank, text = (failure.rank, failure.text) if failure is not None else (rank, died)
         if self._left == 0:
             self._say(f"worker failed, no restart is left (cluster.max_failures); rank {rank}: {text}")
+            # The driver asks for the worst failure once `fit` has raised: this is it.
             ray.get(self._mailbox.fail.remote(Failure(rank, True, text)))
             raise RunFailedError(text)
         self._left -= 1
@@ -66,9 +68,11 @@ class RightSize(ControllerCallback):
                 text = f"waiting for nodes: room for {room} workers, cluster.min_workers is {self._sizes.least}"
                 self._mailbox.write.remote(Line(0, logging.WARNING, __name__, text, None))
                 said = True
+            # No worker is there to grant this wish.
             if ray.get(self._mailbox.wish.remote()) == "stop":
                 raise RunFailedError("stopped while it waited for nodes")
             time.sleep(WAIT_SECONDS)
+        # In place: Ray goes on with the object that it has passed in.
         resize_decision.num_workers = room
 
 

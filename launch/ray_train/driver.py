@@ -103,8 +103,9 @@ class _Fit:
                 ray.get(self._mailbox.ask.remote("stop", f"signal {self._signals.received}"))
                 asked = True
             self._nodes.look()
-        print_lines(self._mailbox)
+        print_lines(self._mailbox)  # the last words
         if self._error is not None:
+            # What a worker said of itself; Ray's error says that a worker has failed.
             failure: Failure | None = ray.get(self._mailbox.worst_failure.remote())
             text = failure.text if failure is not None else first_line(self._error)
             raise RunFailedError(text, self._signals.received) from self._error
@@ -119,6 +120,7 @@ def _needs(config: RunConfig) -> dict[str, float]:
 
 def _sizes(config: RunConfig) -> Sizes:
     parallel, experts = config.parallel, config.model.moe.experts
+    # The wanted degree first, then those that a smaller group may fall back to.
     degrees = [d for d in range(parallel.expert_parallel, 0, -1) if experts % d == 0]
     least = config.cluster.min_workers or parallel.workers
     return Sizes(_needs(config), least, parallel.workers, (1,) if parallel.experts_across_nodes else tuple(degrees))

@@ -86,6 +86,7 @@ class Mailbox:
         self._attempts += 1
         attempt = Attempt(self._attempts, self._failed_at)
         self._failures, self._failed_at, self._ending = [], None, None
+        # Wishes were for the attempt that has ended; only the end is still wanted.
         if self._wish != "stop":
             self._wish = None
         return attempt
@@ -93,6 +94,7 @@ class Mailbox:
     def arrive(self, rank: int, world: int, node: str) -> None:
         """A worker has started."""
         self._world, self._nodes[rank] = world, node
+        # Ranks of a larger group that was here before are gone.
         self._nodes = {rank: node for rank, node in self._nodes.items() if rank < world}
 
     def seats(self) -> Seats | None:
@@ -110,6 +112,7 @@ class Mailbox:
     def broke(self) -> None:
         """Workers failed: from now on time counts as recovery. The first of several calls matters."""
         self._failed_at = self._failed_at or time.time()
+        # Nobody is at work until the next attempt's workers say where they are.
         self._nodes = {}
 
     def worst_failure(self) -> Failure | None:
@@ -159,6 +162,7 @@ class MailboxHandler(logging.Handler):
     """Worker: send log lines to the mailbox."""
 
     def __init__(self, mailbox: Any, rank: int) -> None:
+        # Other ranks see the same run; they speak up when something is wrong.
         super().__init__(logging.INFO if rank == 0 else logging.WARNING)
         self._mailbox, self._rank = mailbox, rank
         for name in LOGGERS:
@@ -169,6 +173,7 @@ class MailboxHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         progress = getattr(record, "progress", None)
         line = Line(self._rank, record.levelno, record.name, self.format(record), progress)
+        # Not waited for: a line costs a training step nothing.
         self._mailbox.write.remote(line)
 
     def settle(self) -> None:

@@ -39,9 +39,10 @@ class NodeWatch:
             return
         self._next = time.monotonic() + LOOK_SECONDS
         seats: Seats | None = ray.get(self._mailbox.seats.remote())
-        if seats is None:
+        if seats is None:  # between two attempts, or some workers have not come yet
             self._seen = []
             return
+        # Only the run's own nodes; each of them is a reason once.
         leaving = leaving_nodes() & seats.nodes
         if leaving - self._told:
             self._told |= leaving
@@ -54,9 +55,11 @@ class NodeWatch:
         if self._sizes.elastic and self._sizes.fitting(staying_nodes()) >= self._sizes.least:
             self._ask("regroup", f"{text}; the run continues on the others")
         else:
+            # No group to go on with elsewhere: workers stay, and what was trained is safe.
             self._ask("save", f"{text}; a checkpoint is written")
 
     def _grow(self, world: int) -> None:
+        # A new start costs a checkpoint and the workers' imports: grow once, when no more nodes seem to come.
         self._seen = [*self._seen, self._sizes.fitting(staying_nodes())]
         recent = self._seen[-LOOKS_BEFORE_GROWTH:]
         if len(recent) == LOOKS_BEFORE_GROWTH and min(recent) == max(recent) > world:

@@ -63,11 +63,13 @@ def work(settings: dict[str, Any]) -> dict[str, Any] | None:
         start.mark("imports")
         result = run(RunConfig.of(settings["config"]), RayContext(start, watch), settings["tags"])
         if result["status"] == "stopped" and ray.get(mailbox.end.remote()) == "regroup":
+            # An exception is what makes Ray start another group.
             raise RegroupError(f"rank {rank} ends at step {result['step']} with a checkpoint")
         return result if rank == 0 else None
-    except RegroupError:
+    except RegroupError:  # no failure, so the mailbox is told of none
         raise
     except Exception as error:
+        # Waited for: once this has been raised the process may be gone.
         ray.get(mailbox.fail.remote(Failure(rank, isinstance(error, HOPELESS), _text(error))))
         raise
     finally:

@@ -118,6 +118,7 @@ def _on_ray(config: RunConfig, request: Request, debug: bool) -> Rows:
     stretches = cut_stretches(
         open_manifest(config.data.url, config.data.storage_options).counts(config.data.split, request.part)
     )
+    # Rows are yielded inside: this Ray lives until the last one is taken.
     with ray_session(config, debug):
         retries = config.cluster.max_failures
         worker = ray.remote(PredictWorker).options(

@@ -44,6 +44,7 @@ def tune_trials(sweep: Sweep, debug: bool) -> tuple[dict[int, str], int | None]:
         StopOnSignal(doing="ending the trials; the same command continues from their checkpoints") as signals,
     ):
         watcher = _Watcher(sweep, signals)
+        # Trials are processes of their own, which find this Ray by its address.
         address = ray.get_runtime_context().gcs_address
         settings = [
             {"number": trial.number, "config": run.model_dump(mode="json"), "metric": sweep.metric, "address": address}
@@ -84,6 +85,7 @@ def _at_once(config: RunConfig) -> int | None:
     if config.parallel.workers == 1:
         return None
     per_worker = {"CPU": config.cluster.cpus_per_worker, **({"GPU": 1.0} if gpus_wanted(config) else {})}
+    # Tune asks for nothing on their behalf, and trials that each hold part of their workers would wait for ever.
     there = ray.cluster_resources()
     rooms = [there.get(name, 0.0) / (amount * config.parallel.workers) for name, amount in per_worker.items()]
     return max(1, int(min(rooms)))
@@ -121,7 +123,8 @@ class _Watcher(tune.Callback):
         run, last = self._sweep.runs[number], trial.last_result
         finished = stored_result(run.run_dir) is not None
         if self._signals.received is not None and not finished:
-            return
+            return  # `_close_cut_off` deals with it once Tune has returned
+        # Tune has ended a trial that was not done: it was behind. Said in its folder, so that it stays ended.
         if not finished and not was_pruned(run):
             mark_pruned(run, int(last.get("evaluation", 0)))
             close_run(run.tracking, _run_id(run), "KILLED")

@@ -139,6 +139,7 @@ class Engine:
         refuse_scalars(model)
         deepspeed = _import_deepspeed(mesh.device)
         self.mesh, self.module, self.accumulation = mesh, model, accumulation
+        # Every name of a shared parameter, for `buffers` tells by name what is no parameter.
         self._parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self._outputs: list[Tensor] = []
         self._first_expert = _adopt(model, mesh.spec)
@@ -146,6 +147,7 @@ class Engine:
             if isinstance(layer, MoELayer):
                 # For `keep_in_step`: every rank must walk backward through every layer.
                 layer.register_forward_hook(self._remember_output)
+        # After `_adopt`, whose marks tell experts from dense parameters.
         groups = parameter_groups(model, mesh.spec, weight_decay, no_decay or (lambda name, parameter: False))
         # Before the optimizer exists, whose first parameter group would import torch's compiler.
         keep_compiler_out()
@@ -153,6 +155,7 @@ class Engine:
         self._base_lr = lr
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # Collective: copies of a parameter are made equal by a broadcast, and a group is made.
             self._engine = deepspeed.initialize(
                 model=model,
                 optimizer=optimizer,
@@ -162,6 +165,7 @@ class Engine:
         # After `initialize`, so that groups which DeepSpeed has made are among them.
         _limit_waiting(mesh.timeout_s)
         self._zero = self._engine.optimizer
+        # All three before the first pass: they change what `initialize` has set up.
         if precision == "bf16" and zero_stage == 1:
             zero.accumulate_in_fp32(self._zero)
         zero.remove_gradient_hooks(self._zero)
@@ -217,6 +221,7 @@ class Engine:
         self._micro_batches = 0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
+            # The host waits here: whether anything is updated hangs on the norm over all ranks.
             self._engine.step()
         return not self._zero.overflow
 
@@ -260,6 +265,7 @@ class Engine:
     @property
     def optimizer_step(self) -> int:
         """Updates made so far, Adam's t."""
+        # All groups step together, so the first one speaks for all.
         return int(zero.states(self._zero)[0]["step"])
 
     @optimizer_step.setter

@@ -24,6 +24,7 @@ def remove_gradient_hooks(zero: Any) -> None:
 
 def queue_gradients(zero: Any) -> None:
     """Make the gradients of all parameters ready for `DeepSpeedEngine.allreduce_gradients`, in the groups' order."""
+    # Fresh buffers: DeepSpeed makes them in the hooks that are removed.
     zero.setup_buckets()
     for index, group in enumerate(zero.bit16_groups):
         for parameter in group:
@@ -50,6 +51,7 @@ def accumulate_in_fp32(zero: Any) -> None:
 
 def create_moments(zero: Any) -> None:
     """Adam's state as it would be at its first step, so that it can be read and written before."""
+    # Keyed as AdamW keys them: by the flat slice that is its parameter.
     for flat in zero.single_partition_of_fp32_groups:
         zero.optimizer.state[flat].update(
             step=torch.zeros((), dtype=torch.float32, device=flat.device),

@@ -56,10 +56,12 @@ def measure(routing: Routing, tokens_MU: Tensor, choice: Choice, modality_N: Ten
         modality_N: modality of every token.
     """
     modalities, experts = len(tokens_MU), routing.logits_UE.shape[1]
+    # One number for (modality, expert), so that one pass fills the table.
     slot_R = modality_N.index_select(0, choice.token_R) * experts + choice.expert_R
     empty = torch.zeros(modalities * experts, device=choice.weight_R.device)
     gate_ME = empty.index_add(0, slot_R, choice.weight_R).view(modalities, experts)
     count_ME = torch.bincount(slot_R, minlength=modalities * experts).float().view(modalities, experts)
+    # A decision counts as often as tokens follow it.
     prob_ME = tokens_MU @ routing.logits_UE.softmax(1)
     load_ME = count_ME if routing.load_UE is None else tokens_MU @ routing.load_UE
     z_M = tokens_MU @ routing.logits_UE.logsumexp(1).square()
@@ -97,6 +99,7 @@ def reduce_stats(stats: list[RoutingStats], group: dist.ProcessGroup | None = No
     """
     if not stats or not dist.is_initialized() or dist.get_world_size(group) == 1:
         return stats
+    # All tables of all layers end to end, and cut apart again below.
     tensors = [getattr(layer, field.name) for layer in stats for field in fields(layer)]
     total = summed_over_ranks(torch.cat([tensor.reshape(-1) for tensor in tensors]), group)
     parts = [
@@ -130,6 +133,7 @@ def balance_loss(stats: RoutingStats, config: MoEConfig) -> Tensor:
             for m, pool in enumerate(pools)
         ]
     )
+    # A pool without tokens has variation 0, which would pass for perfect balance in the mean.
     seen_M = (stats.tokens_M > 0).to(values_M)
     return (values_M * seen_M).sum() / seen_M.sum().clamp_min(1)
 
@@ -147,6 +151,7 @@ def entropy_loss(stats: RoutingStats) -> Tensor:
     """
     seen_M = (stats.tokens_M > 0).to(stats.prob_ME)
     number = seen_M.sum().clamp_min(1)
+    # Where nothing was seen p is 0, and so is what it adds to either entropy.
     p_ME = stats.prob_ME / stats.tokens_M.clamp_min(1)[:, None]
     return (entropy(p_ME) * seen_M).sum() / number - entropy(p_ME.sum(0) / number)
 
@@ -162,7 +167,7 @@ def balance_losses(stats: list[RoutingStats], config: MoEConfig) -> dict[str, Te
 
     `stats` must be global (`reduce_stats`) for the result to be the loss of the whole batch.
     """
-    if not stats:
+    if not stats:  # a model without sparse layers
         return {name: torch.zeros(()) for name in ("balance", "entropy", "z")}
     return {
         "balance": torch.stack([balance_loss(layer, config) for layer in stats]).mean(),

@@ -47,6 +47,7 @@ def choice_of_experts(prob_NE: Tensor, sample_N: Tensor, samples: int, k: int) -
     tokens, experts = prob_NE.shape
     size_B = torch.bincount(sample_N, minlength=samples)
     take_B = torch.div(k * size_B + experts - 1, experts, rounding_mode="floor").clamp_max(size_B)
+    # Two stable sorts: by score, then by sample, leave each sample's tokens together with the best one first.
     by_score_NE = prob_NE.detach().argsort(dim=0, descending=True, stable=True)
     by_sample_NE = sample_N[by_score_NE].argsort(dim=0, stable=True)
     order_NE = by_score_NE.gather(0, by_sample_NE)  # per expert: by sample, best token first
@@ -54,6 +55,8 @@ def choice_of_experts(prob_NE: Tensor, sample_N: Tensor, samples: int, k: int) -
     sorted_sample_N = sample_N.sort().values
     place_N = torch.arange(tokens, device=sample_N.device) - first_B[sorted_sample_N]
     taken_N = place_N < take_B[sorted_sample_N]
+    # Back from the order of each expert to that of the tokens, as `Choice` wants its entries.
     chosen_NE = torch.zeros_like(prob_NE, dtype=torch.bool).scatter(0, order_NE, taken_N[:, None].expand(-1, experts))
+    # How many entries there are depends on the data: the host waits for the device.
     token_R, expert_R = chosen_NE.nonzero(as_tuple=True)
     return Choice(tokens, token_R, expert_R, prob_NE[token_R, expert_R])

@@ -55,6 +55,7 @@ class Dispatcher(Protocol):
 
 def serve(x_ND: Tensor, choice: Choice, experts: ExpertsFn, number: int) -> Tensor:
     """Sort the entries of a choice by expert, run the experts, add each token's results up by weight."""
+    # Stable: an expert's rows keep the order of the tokens, so its sums over rows always add up in one order.
     order_R = choice.expert_R.argsort(stable=True)
     inverse_R = inverse_permutation(order_R)
     counts_E = torch.bincount(choice.expert_R, minlength=number)
@@ -91,7 +92,7 @@ class _Flight:
         return self.arriving
 
     def land(self) -> Tensor:
-        self.work.wait()
+        self.work.wait()  # of gloo the host waits here, of NCCL only the device's stream
         arrived, self.sent, self.arriving, self.work = self.arriving, None, None, None
         assert arrived is not None
         return arrived
@@ -116,7 +117,7 @@ class _Land(torch.autograd.Function):
     def forward(ctx: Any, y_SD: Tensor, flight: _Flight) -> Tensor:
         ctx.flight = flight
         flight.land()
-        # Not the input itself: autograd needs an edge here, so that `backward` below runs before `_Depart`'s.
+        # The same rows, not copied: `_Depart` has returned the buffer that was filled meanwhile.
         return y_SD.view_as(y_SD)
 
     @staticmethod
@@ -124,6 +125,7 @@ class _Land(torch.autograd.Function):
         flight = ctx.flight
         # Backward the rows go home: what was received is sent.
         flight.depart(grads[0], flight.receive, flight.send)
+        # Nobody reads this: it has the shape that autograd asks for, and `_Depart.backward` passes on what arrives.
         return grads[0], None
 
 
@@ -135,7 +137,7 @@ def exchange_rows(x_RD: Tensor, group: dist.ProcessGroup, send: list[int], recei
 
 
 class _Route(NamedTuple):
-    """Who gets what. Pairs are ordered by (rank, token), entries by (rank, token, expert)."""
+    """Who gets what. Pairs travel in the order of (rank, token), and so do entries."""
 
     pairs: Choice
     """One entry a (token, rank), in the order of the tokens; `expert_R` is the rank."""
@@ -174,11 +176,11 @@ class AllToAllDispatcher:
         local = number // self.size
         route = self._route(choice, local)
         flight = _Flight(self.group, route.send, route.receive)
-        # Filled when it lands; until then nothing may read it.
         travelling_SD = _Depart.apply(expand_rows(x_ND, route.pairs, route.order_P, route.inverse_P), flight)
         # Ids and weights follow the tokens. Every rank of the group makes these exchanges in this order, also without a
         # token of its own: one exchange more or fewer on one rank, and all of them wait.
         work = self._their_work(choice, route, local)
+        # Autograd runs later nodes first: in the backward pass, too, this lies between departure and landing.
         extra = beside() if beside and self.overlap else None
         received_SD = _Land.apply(travelling_SD, flight)
         result_SD = serve(received_SD, work, experts, local)
@@ -194,11 +196,12 @@ class AllToAllDispatcher:
         goes_NG = torch.zeros(tokens, ranks, dtype=torch.bool, device=device)
         # Several experts on one rank write the same True: the token travels there once.
         goes_NG[choice.token_R, rank_R] = True
+        # Two columns: pairs, whose rows travel, and entries, whose ids and weights do.
         leaving_G2 = torch.stack([goes_NG.sum(0), torch.bincount(rank_R, minlength=ranks)], 1)
         arriving_G2 = torch.empty_like(leaving_G2)
         dist.all_to_all_single(arriving_G2, leaving_G2, group=self.group)
-        # The host waits for the device here: it must know the sizes of the exchanges. A layer has more such waits: on
-        # CUDA every bincount (there are three or more) waits twice, for its least and its largest number.
+        # The host waits for the device here: it must know the sizes of the exchanges. On CUDA a call waits five times:
+        # the `bincount` above and that of `serve` wait twice each, for their least and their largest number.
         sizes = torch.cat([leaving_G2.t(), arriving_G2.t()]).tolist()
         # With its size known, finding the pairs is no further wait.
         place_P = torch.nonzero_static(goes_NG.view(-1), size=sum(sizes[0]))[:, 0]
@@ -223,6 +226,7 @@ class AllToAllDispatcher:
         mine_R = choice.expert_R.index_select(0, route.order_R) % local * 2 + route.opens_R
         told_T = mine_R.new_empty(sum(receive))
         dist.all_to_all_single(told_T, mine_R, receive, send, group=self.group)
+        # Weights go apart from the ids, for their gradient comes back.
         weight_T = exchange_rows(choice.weight_R.index_select(0, route.order_R), self.group, send, receive)
         # Entries arrive in the order of the pairs, so counting the openings gives each its row.
         pair_T = (told_T % 2).cumsum(0) - 1
@@ -237,6 +241,7 @@ class _KeepInStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        # None is enough: autograd still runs what lies behind, with zeros where nothing else arrives.
         return grads[0], *(None,) * ctx.outputs
 
 

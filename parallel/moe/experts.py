@@ -57,6 +57,7 @@ class _ExpertByExpert(torch.autograd.Function):
         fits = max(1, CACHE_BYTES // (4 * hidden)) if x_RD.dtype != torch.bfloat16 else max(1, *counts)
         portions = cut_portions(counts, fits)
         y_RD = torch.empty_like(x_RD)
+        # One buffer for the activations of every portion in turn.
         scratch = x_RD.new_empty(max((n for _, n in portions), default=0), hidden)
         sizes = [n for _, n in portions]
         weights = list(zip(w1_LDF.unbind(0), w2_LFD.unbind(0), *_unpack(w3_L1B, hidden), strict=True))
@@ -83,6 +84,7 @@ class _ExpertByExpert(torch.autograd.Function):
         gx_RD, gw1_LDF, gw2_LFD = torch.empty_like(x_RD), torch.empty_like(w1_LDF), torch.empty_like(w2_LFD)
         # Biases are added up over portions and begin at zero; weights begin with the first portion's product.
         gw3_L1B = w1_LDF.new_zeros(len(counts), 1, hidden + x_RD.shape[1])
+        # A portion's activations once more, and their gradient.
         scratch = x_RD.new_empty(2, max(sizes, default=0), hidden)
         weights = list(zip(w1_LDF.transpose(1, 2).unbind(0), w2_LFD.transpose(1, 2).unbind(0), strict=True))
         gradients = list(zip(gw1_LDF.unbind(0), gw2_LFD.unbind(0), *_unpack(gw3_L1B, hidden), strict=True))
@@ -95,9 +97,10 @@ class _ExpertByExpert(torch.autograd.Function):
         blocks = (x_RD.t().split(sizes, 1), g_RD.split(sizes), gx_RD.split(sizes))
         for (e, n), u, xt, g, gx in zip(portions, kept, *blocks, strict=True):
             (w1t, w2t), (gw1, gw2, gb1, gb2), gu = weights[e], gradients[e], scratch[1, :n]
-            first, begun = e != begun, e
+            first, begun = e != begun, e  # portions of one expert follow each other
             _product(gelu_out(u, out=scratch[0, :n]).t(), g, gw2, first)
             torch.mm(g, w2t, out=gu)
+            # In place: nothing reads the gradient of the activations after this.
             gelu_backward_out(gu, u, grad_input=gu)
             _product(xt, gu, gw1, first)
             torch.mm(gu, w1t, out=gx)
@@ -164,7 +167,7 @@ class Experts(nn.Module):
         self.w2 = nn.Parameter(torch.empty(len(ids), hidden, dim))
         # Biases of the hidden and the output layer, packed.
         self.w3 = nn.Parameter(torch.zeros(len(ids), 1, hidden + dim))
-        if self.w1.is_meta:
+        if self.w1.is_meta:  # the plan of a run needs shapes only
             return
         with torch.no_grad():
             for local, expert in enumerate(ids):
@@ -183,6 +186,7 @@ class Experts(nn.Module):
         weights = (self.w1, self.w2, self.w3)
         if x_RD.dtype != torch.bfloat16:
             return _ExpertByExpert.apply(x_RD.contiguous(), *weights, counts_L.tolist())
+        # Zero rows in between go through the experts like others; the last step leaves them out.
         padded_L, place_R = pad_blocks(counts_L)
         rows = int(padded_L.sum())
         padded_RD = x_RD.new_zeros(rows, self.dim).index_copy(0, place_R, x_RD)

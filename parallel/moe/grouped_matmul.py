@@ -42,7 +42,7 @@ class _BlockwiseMatmul(torch.autograd.Function):
         x_RD, w_GDF = ctx.saved_tensors
         g_RF = grads[0].contiguous()
         g_x_RD = torch.empty_like(x_RD) if ctx.needs_input_grad[0] else None
-        g_w_GDF = torch.empty_like(w_GDF)
+        g_w_GDF = torch.empty_like(w_GDF)  # every block of it is written below, also where a group has no rows
         start = 0
         for g, n in enumerate(ctx.counts):
             block = slice(start, start + n)
@@ -71,5 +71,7 @@ def grouped_matmul(x_RD: Tensor, w_GDF: Tensor, counts_G: Tensor) -> Tensor:
         counts_G: int64, rows of each group; zeros allowed; their sum is R.
     """
     if fused_kernel_fits(x_RD, w_GDF):
+        # The kernel reads where each group ends from the device: no wait of the host.
         return F.grouped_mm(x_RD, w_GDF, offs=counts_G.cumsum(0).to(torch.int32))
+    # The loop needs the counts on the host, which waits for them if they are on a device.
     return _BlockwiseMatmul.apply(x_RD.contiguous(), w_GDF, counts_G.tolist())

@@ -78,6 +78,7 @@ class MoELayer(nn.Module):
                 f"moe.experts={config.experts} cannot be spread evenly over {self.dispatcher.size} "
                 "expert-parallel ranks: choose a multiple."
             )
+        # Neighbouring ids on one rank: `dispatch` finds an expert's rank by division.
         local = config.experts // self.dispatcher.size
         ids = range(self.dispatcher.rank * local, (self.dispatcher.rank + 1) * local)
         key = (seed, layer_id)
@@ -112,6 +113,7 @@ class MoELayer(nn.Module):
             self.observer(choice)
         tokens_MU = tokens_per_decision(modality_N, unit_of_N, self.modalities, len(x_UD))
         stats = measure(routing, tokens_MU, choice, modality_N)
+        # The tokens themselves travel, not what was routed: those that share a decision are served one by one.
         y_ND, shared_ND = self.dispatcher(x_ND, choice, self.experts, self.config.experts, self._beside(x_ND))
         if shared_ND is not None:
             y_ND = y_ND + shared_ND
@@ -143,9 +145,11 @@ class MoELayer(nn.Module):
             return x_ND, modality_N, None
         modality_U = torch.zeros(units, dtype=torch.int64, device=x_ND.device)
         if self.config.router != "joint":
+            # Units split by modality; many of these are empty and decide for nobody.
             unit_N = unit_N * self.modalities + modality_N
             modality_U = torch.arange(self.modalities, device=x_ND.device).repeat(units)
             units *= self.modalities
+        # In fp32: a bf16 sum on a GPU is rounded at every token.
         sum_UD = torch.zeros(units, self.dim, device=x_ND.device).index_add(0, unit_N, x_ND.float())
         count_U = torch.bincount(unit_N, minlength=units).clamp_min(1)
         return sum_UD / count_U[:, None], modality_U, unit_N

@@ -64,6 +64,7 @@ class _CombineRows(torch.autograd.Function):
         tokens: int,
         fixed: int | None,
     ) -> Tensor:
+        # The rows are needed for the gradient of the weights only.
         ctx.save_for_backward(y_RD if weight_R is not None else None, weight_R, token_R, order_R, inverse_R)
         return sum_rows(y_RD, inverse_R, token_R, tokens, fixed, weight_R)
 
@@ -75,6 +76,7 @@ class _CombineRows(torch.autograd.Function):
             return g_RD, *(None,) * 6
         g_RD = g_RD.to(weight_R.dtype)
         g_weight_R = torch.einsum("rd,rd->r", g_RD, y_RD.to(weight_R.dtype)).index_select(0, inverse_R)
+        # In place, so only after the line above, which needs the gradient as it came.
         g_RD.mul_(weight_R.index_select(0, order_R)[:, None])
         return g_RD.to(y_RD.dtype), g_weight_R, *(None,) * 5
 
@@ -103,9 +105,11 @@ def sum_rows(
         if fixed is not None:
             weight_NK = weight_R.view(tokens, fixed) if weight_R is not None else None
             return F.embedding_bag(index_R.view(tokens, fixed), y_RD, mode="sum", per_sample_weights=weight_NK)
+        # Entries lie in the order of their tokens, so a token's are a bag that ends where the next one begins.
         count_N = torch.bincount(token_R, minlength=tokens)
         first_N = count_N.cumsum(0) - count_N
         return F.embedding_bag(index_R, y_RD, first_N, mode="sum", per_sample_weights=weight_R)
+    # Elsewhere the rows are written out: a bag of bf16 rows would want the weights rounded to bf16.
     picked_RD = y_RD.index_select(0, index_R)
     if fixed is None:
         exact_RD = picked_RD.to(torch.promote_types(picked_RD.dtype, torch.float32))

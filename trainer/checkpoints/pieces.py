@@ -58,6 +58,7 @@ class Snapshot:
 
 def snapshot(fragments: Iterable[Fragment]) -> list[Snapshot]:
     """Copies of this rank's fragments; training may go on changing the originals."""
+    # On a CPU `cpu()` hands back the live tensor itself: `clone` is the copy.
     return [
         Snapshot(fragment.name, role, fragment.start, getattr(fragment, role).detach().cpu().clone().numpy())
         for fragment in fragments
@@ -69,6 +70,7 @@ def snapshot(fragments: Iterable[Fragment]) -> list[Snapshot]:
 def write_pieces(fs: fsspec.AbstractFileSystem, folder: str, file: str, parts: Sequence[Snapshot]) -> list[Piece]:
     """Write one safetensors file of 1-D float32 tensors and describe its pieces."""
     header: dict[str, Any] = {}
+    # The header is the first thing in the file and names every offset, so they are counted before anything is written.
     offset = 0
     for part in parts:
         key = f"{part.name}|{part.role}|{part.start}"
@@ -79,11 +81,12 @@ def write_pieces(fs: fsspec.AbstractFileSystem, folder: str, file: str, parts: S
         }
         offset += part.values.nbytes
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # data begins at a multiple of 8 bytes
     base, begin, pieces = 8 + len(text), 0, []
     with fs.open(f"{folder}/{file}", "wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for part in parts:
+            # One interval at a time: no second copy of the whole state.
             data = np.ascontiguousarray(part.values, dtype="<f4").tobytes()
             stream.write(data)
             end = begin + len(data)
@@ -137,6 +140,7 @@ class PieceReader:
             low, high = max(start, piece.start), min(start + numel, piece.start + piece.numel)
             if low < high:
                 values = self._load(piece)
+                # Pieces of a tensor do not overlap, so that `filled` tells whether any is missing.
                 out[low - start : high - start] = values[low - piece.start : high - piece.start]
                 filled += high - low
         if filled != numel:
@@ -148,6 +152,7 @@ class PieceReader:
     def _load(self, piece: Piece) -> Tensor:
         path = f"{self._folder}/{piece.file}"
         try:
+            # All of the piece, however little of it is wanted: its digest covers all of it.
             data = self._fs.cat_file(path, start=piece.begin, end=piece.end)
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing: the checkpoint is incomplete") from None
@@ -156,4 +161,5 @@ class PieceReader:
                 f"{path}, bytes {piece.begin} to {piece.end} ({piece.name}, {piece.role}) do not match their digest: "
                 "the file was changed or cut short"
             )
+        # A copy that may be written to: torch warns of memory that may not.
         return torch.frombuffer(bytearray(data), dtype=torch.float32)

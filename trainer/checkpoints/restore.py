@@ -32,6 +32,7 @@ def load_engine(checkpoint: Checkpoint, engine: Engine, moments: bool = True) ->
     for target, value in values:
         target.copy_(value)
     _load_buffers(checkpoint, engine)
+    # Adam's t is not stored: it is the run's step, with those that were skipped as not finite.
     if moments:
         engine.optimizer_step = checkpoint.step
     # Master weights are sharded over ranks; the model's own weights are made from them.

@@ -98,6 +98,7 @@ class CheckpointWriter:
                 self._abandoned.set()  # rank 0 would wait in vain for a rank that could not write
             self._thread.join()
             self._thread = None
+        # Once more: rank 0 alone knows whether the commit succeeded.
         return self._agree(self.failed is None)
 
     def _write(self, parts: list[Snapshot], meta: dict[str, Any]) -> None:
@@ -108,6 +109,7 @@ class CheckpointWriter:
             self._fs.makedirs(path, exist_ok=True)
             stem = f"rank-{self._rank:05d}"
             pieces = write_pieces(self._fs, path, f"{stem}.safetensors", parts)
+            # After the pieces: rank 0 takes its presence for theirs.
             write_digested_json(
                 self._fs, f"{path}/{stem}.json", {"attempt": self._attempt, "pieces": piece_rows(pieces)}
             )
@@ -158,7 +160,7 @@ class CheckpointWriter:
         doomed: list[str] = []
         for path in checkpoint_folders(self._fs, self._root):
             if not self._fs.exists(f"{path}/COMMIT"):
-                # An older one without COMMIT will never get it; the newest may be on its way.
+                # An older one without COMMIT will never get it; a newer one, of a killed attempt, is written again.
                 if int(path.rsplit("-", 1)[1]) < newest:
                     doomed.append(path)
                 continue
@@ -167,6 +169,7 @@ class CheckpointWriter:
             except CheckpointError as error:
                 logger.warning("%s; it is left where it is", error)
         scored = [entry for entry in committed if entry.score is not None]
+        # Of equal scores the earliest, as early stopping has it: the run's end looks for that very step.
         best = sorted(scored, key=lambda entry: (-(entry.score or 0.0), entry.step))[: self._keep_best]
         kept = {entry.path for entry in [*committed[-self._keep_last :], *best]}
         for path in [*doomed, *(entry.path for entry in committed if entry.path not in kept)]:

@@ -61,6 +61,7 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
     progress = Progress(**checkpoint.meta["progress"]) if checkpoint else Progress()
     if checkpoint and context.rank == 0:
         logger.info("continuing %s at step %d", config.name, progress.step)
+    # One word for this start of the run on all ranks, by which rank 0 tells their files from an earlier start's.
     attempt = broadcast_json(uuid.uuid4().hex, session.device)
     keep = config.training.checkpoint
     writer = CheckpointWriter(
@@ -84,6 +85,7 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
         "samples": progress.samples_seen,
         "metrics": {},
     }
+    # It goes on another time: no test, and nothing is handed on.
     if loop.stopped:
         return {**result, "checkpoint": writer.url(progress.step)}
     best = _load_best(session, progress)

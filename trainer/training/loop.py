@@ -82,6 +82,7 @@ class TrainingLoop:
         self._biased = biased_routers(self.engine.module)
         self._step_counts: list[Tensor] = []
         place = (self.config.run_dir, self.context.rank, self.context.world)
+        # Collective, so on every rank, also where no tracker will take its figures.
         self._usage = NodeUsage(*place[1:], session.context.local_rank, session.device)
         self._trace = RecordTrace(*place) if training.trace_records else None
 
@@ -92,6 +93,7 @@ class TrainingLoop:
             PeerError: another rank died or hung.
         """
         self.engine.train()
+        # Once more: its clock starts here, not where the loop was made.
         self.meter = meter_of(self.session)
         named = named_failures(self.context.rank, lambda: self.progress.step + 1, self.config.parallel.timeout_s)
         with self.profiler, named:
@@ -110,6 +112,7 @@ class TrainingLoop:
             self._evaluate()
         progress.finished = self.timetable.at_the_end(progress)
         if owed:
+            # The same step's checkpoint again, now with its score.
             self._save()
 
     def _settle(self) -> None:
@@ -132,6 +135,7 @@ class TrainingLoop:
             # The wish to stop was exchanged in the step, so every rank leaves after this very one.
             if self._train_step(step):
                 self.stopped = True
+                # At once, without an evaluation that may be due: `_catch_up` owes it.
                 self._save()
                 return
             due = self.timetable.evaluation_due(progress)
@@ -176,6 +180,7 @@ class TrainingLoop:
             self._trace.write(progress.step, progress.epoch, [key for batch in batches for key in batch.keys])
         progress.samples_seen += step.records
         progress.epoch, progress.offset = step.position.epoch, step.position.offset
+        # Before the step is evaluated or saved: timetable and checkpoint see the next epoch's beginning.
         if progress.offset >= self.loader.records:
             progress.close_epoch(self.loader.records)
         self.profiler.step()
@@ -218,6 +223,7 @@ class TrainingLoop:
         counted = [float(sum(len(batch) for batch in batches)), *(float(skipped.get(name, 0)) for name in REASONS)]
         wishes = [float(self.context.should_stop()), float(self.context.should_save())]
         mine = torch.tensor([*wishes, *counted])
+        # On a GPU the host waits at each `float`, and once more for the shared sums.
         labels = torch.tensor([float(count) for count in own], device=self.session.device)
         # Labels, wishes and counts travel together: one exchange a step, not four.
         shared = sum_over_ranks(torch.cat([labels, mine.to(self.session.device)]))
@@ -238,6 +244,7 @@ class TrainingLoop:
         problem = (
             f"the gradient of step {self.progress.step + 1} is not finite (rank {self.context.rank}: {', '.join(keys)})"
         )
+        # On every rank, for the norm is of all ranks; each says which records were its own.
         if self.config.training.on_nonfinite == "stop":
             raise FloatingPointError(f"{problem}; lower optim.lr, or look at the values of these records")
         self.progress.nonfinite_steps += 1
@@ -262,9 +269,12 @@ class TrainingLoop:
     def _log(self) -> None:
         tokens = self.meter.tokens
         self.progress.tokens_seen += int(tokens) if tokens is not None else 0
+        # Collective, like `_usage.read` below: ranks log at the same steps, though only rank 0 writes.
         metrics, counts = self.meter.read()
+        # The loss first: MLflow's compare page draws what a run logged first.
         metrics = {"train/loss": metrics["train/loss"]} | metrics | routing_metrics(counts)
         self.routing_total = counts
+        # Of the step that was just made, which `progress` has counted already.
         metrics["train/lr"] = self.config.optim.lr * lr_factor(
             self.config.optim, self.progress.step - 1, self.timetable.total_steps
         )
@@ -286,6 +296,7 @@ class TrainingLoop:
         stopping, progress = self.config.training.early_stopping, self.progress
         start = time.perf_counter()
         metrics, _ = evaluate_part(self.session, "val")
+        # Seconds of an evaluation are no seconds of training steps.
         self.meter.since += time.perf_counter() - start
         record_evaluation(stopping, progress, metrics)
         if self.context.rank == 0:
@@ -300,6 +311,7 @@ class TrainingLoop:
     def _save(self) -> None:
         """Checkpoint of this very step."""
         progress = self.progress
+        # A score ranks the weights that it was measured with, and no later ones.
         score = progress.score if progress.evaluated_step == progress.step else None
         self.writer.save(
             self.engine, {**self.describe, "step": progress.step, "score": score, "progress": asdict(progress)}

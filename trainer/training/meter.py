@@ -63,10 +63,12 @@ class Meter:
 
     def read(self) -> tuple[dict[str, float], list[Tensor]]:
         """Collective: means since the last call, the expert counts (M, E) per layer, and a fresh start."""
+        # Sorted, so that ranks add up the same parts whatever order they met them in.
         names = sorted(self.parts)
         values = torch.stack([self.parts[name] for name in names]).double().to(self.device)
         width = len(self.counter.features)
         asked = torch.zeros(width, dtype=torch.float64, device=self.device) if self.features is None else self.features
+        # Only these are this rank's own; tokens and counts of the routing are sums over ranks already.
         shared = sum_over_ranks(torch.cat([values, asked]))
         means = (shared[: len(names)] / max(1, self.steps)).tolist()
         seconds = time.perf_counter() - self.since

@@ -43,6 +43,7 @@ class FusionBlock(nn.Module):
         y_ND, stats = self.moe(self.moe_norm(x_ND), layout.modality_N, unit_N, units)
         x_ND = x_ND + self.dropout(y_ND)
         if self.dense is not None:
+            # The norm is the first of its layers.
             x_ND = x_ND + self.dropout(self.dense(x_ND))
         return x_ND, stats
 
@@ -70,7 +71,7 @@ class Pooling(nn.Module):
     def forward(self, x_ND: Tensor, layout: TokenLayout) -> Tensor:
         x_ND = self.norm(x_ND)
         score_NL = x_ND.new_zeros(len(x_ND), 1) if self.query_DL is None else x_ND @ self.query_DL
-        score_NL = score_NL.float()
+        score_NL = score_NL.float()  # sums over a sample's tokens need more than the 8 bits of bf16
         if self.kind == "last":
             # Finite, so that a sample without a token in the last bin falls back to the mean of all.
             score_NL = score_NL.masked_fill(layout.bin_N[:, None] < layout.bins - 1, -1e4)

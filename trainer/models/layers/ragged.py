@@ -106,26 +106,29 @@ WIDTHS = torch.tensor(_widths())
 def ragged(sequence_N: Tensor, sequences: int) -> Ragged:
     """Buckets of the sequences whose ids are `sequence_N` (any order; rows keep their order within a sequence).
 
-    Sequences without rows belong to no bucket: they cost nothing. Two host synchronisations (the sizes of the buckets),
-    so it is computed once per batch, not per layer.
+    Sequences without rows belong to no bucket: they cost nothing. The host waits for the device, in each
+    `bincount` and for the sizes of the buckets, so this is computed once per batch, not per layer.
     """
     count_S = torch.bincount(sequence_N, minlength=sequences)
+    # Sequences sorted by bucket: `turn_S` is each one's place, and what is called sorted, start and turn follows it.
     class_S = torch.bucketize(count_S, WIDTHS.to(count_S.device))
     turn_S = inverse_permutation(class_S.argsort(stable=True))
     order_N = turn_S[sequence_N].argsort(stable=True)
     sorted_S = torch.empty_like(count_S).index_copy_(0, turn_S, count_S)
     start_S = sorted_S.cumsum(0) - sorted_S
     turn_N = torch.repeat_interleave(torch.arange(sequences, device=count_S.device), sorted_S, output_size=len(order_N))
+    # Rows of a sequence follow each other now, so a row's distance from its sequence's start is its position.
     position_N = torch.arange(len(order_N), device=count_S.device) - start_S[turn_N]
     numbers = torch.bincount(class_S, minlength=len(WIDTHS))
     rows = torch.zeros_like(numbers).index_add_(0, class_S, count_S)
+    # Sequences without rows come first, in class 0; they are passed over.
     buckets, sequence, row = [], int(numbers[0]), 0
     for width, number, own in zip(WIDTHS.tolist(), *torch.stack([numbers, rows]).tolist(), strict=True):
         if not own:
             continue
         cut = slice(row, row + own)
         slot_R = valid_SL = None
-        if own < number * width:
+        if own < number * width:  # some sequence is shorter than the rectangle
             slot_R = (turn_N[cut] - sequence) * width + position_N[cut]
             lengths_S = sorted_S[sequence : sequence + number, None]
             valid_SL = torch.arange(width, device=count_S.device)[None, :] < lengths_S
@@ -147,6 +150,7 @@ def segment_sum(x_ND: Tensor, segment_N: Tensor, segments: int) -> Tensor:
 
 def segment_softmax(score_NH: Tensor, segment_N: Tensor, segments: int) -> Tensor:
     """Softmax over the rows of each segment, separately per column: (N, H) -> (N, H)."""
+    # Only to keep exp in range: it cancels out, so it needs no gradient.
     with torch.no_grad():
         index_NH = segment_N[:, None].expand_as(score_NH)
         top_SH = score_NH.new_full((segments, score_NH.shape[1]), -torch.inf)

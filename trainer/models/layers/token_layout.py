@@ -70,6 +70,7 @@ def token_layout(
     """
     sample, modality, bin_, spans, start = [], [], [], [], 0
     for group in groups:
+        # A token belongs to the bin in which its stretch of time ends.
         steps_T = torch.arange(1, group.tokens + 1, device=group.sample_P.device) * bins // group.tokens - 1
         sample.append(group.sample_P.repeat_interleave(group.tokens))
         modality.append(group.modality_P.repeat_interleave(group.tokens))

@@ -117,6 +117,7 @@ class PromptedFuseMoE(FrozenBackbone):
 
     def forward(self, batch: Batch) -> Fused:
         backbone = self.backbone
+        # Encoders come before the first prompt: frozen, they need no graph.
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
             x_ND, layout = backbone.embed(batch)
         pairs = pairs_of(layout, batch)

@@ -77,6 +77,7 @@ class TowerModel(FrozenBackbone):
         self.text_tokens = min(longest, text.mean[0] if text is not None else longest)
         self.group = {what: schema.modalities[number].group for what, number in self.modality.items()}
         meta = any(parameter.is_meta for parameter in self.towers.parameters())
+        # Of the tower as it was loaded: LoRA adds parameters below.
         self.backbone_digest = None if meta or pretraining else digest_of(self.towers.state_dict())
         keep_out_of_checkpoints(self.towers)
         self._freeze(train_towers=pretraining or config.method == "full")
