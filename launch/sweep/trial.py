@@ -74,6 +74,7 @@ def run_trial(config: RunConfig, metric: str, address: str) -> Iterator[tuple[in
                 text = _last_words(Path(folder) / "log", process.returncode)
                 write_json(config.run_dir, FAILED, {"error": text})
                 raise TrialError(text)
+    # What came between the last look and the end; all of it if the run had ended before.
     yield from list(evaluations(config, metric).items())[done:]
 
 

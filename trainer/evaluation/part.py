@@ -67,6 +67,7 @@ def evaluate_part(session: Session, part: str, drop: list[str] | None = None) ->
     """Metrics of a part, keyed `part/...`, the same on every rank, and the predictions behind them. Collective."""
     predictions = predict(session, part, drop)
     metrics: dict[str, float] = {}
+    # The others wait in the broadcast meanwhile, for `parallel.timeout_s` at most.
     if session.context.rank == 0:
         metrics = part_results(session, part, predictions)
     return broadcast_json(metrics, session.device), predictions

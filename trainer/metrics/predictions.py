@@ -62,6 +62,7 @@ class PredictionCollector:
 
     def _cat(self, parts: list[Tensor], dtype: torch.dtype, width: int, device: torch.device) -> Tensor:
         shape = (0, width) if width else (0,)
+        # A piece without rows first: a rank that had no record gathers the same shapes as the others.
         return torch.cat(
             [torch.zeros(shape, dtype=dtype, device=device), *(p.detach().to(device, dtype) for p in parts)]
         )

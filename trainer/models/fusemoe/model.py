@@ -117,6 +117,7 @@ class FuseMoE(nn.Module):
         if self.missing is not None:
             sample_X, modality_X = batch.absent().nonzero(as_tuple=True)
             absent = (sample_X, modality_X)
+        # Rows in the order of `tokens`: the groups' one after the other, indicators behind them.
         layout = token_layout(groups, absent, len(batch.present_BM), self.bins, self.attention)
         if self.missing is not None and absent is not None:
             tokens.append(self.missing(absent[1]))

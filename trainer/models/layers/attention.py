@@ -39,7 +39,7 @@ def _heads(x_SLD: Tensor, heads: int) -> Tensor:
 
 def _attend(qkv_SLD: Tensor, heads: int, mask_SL: Tensor | None) -> Tensor:
     """(S, L, 3 D) projections -> (S, L, D)."""
-    if not len(qkv_SLD):
+    if not len(qkv_SLD):  # a rank without records: nothing to attend to, still in the graph
         return qkv_SLD[..., : qkv_SLD.shape[-1] // 3]
     q, k, v = (_heads(part, heads) for part in qkv_SLD.chunk(3, dim=-1))
     mask = None if mask_SL is None else mask_SL[:, None, None, :]
@@ -87,6 +87,7 @@ class ModalityAttention(nn.Module):
         if prompts is not None:
             y_ND = y_ND + prompts(_queries(qkv_ND), self.project, self.heads)
         y_ND = self.output(y_ND, layout.counts_M)
+        # Indicators lie behind the encoded tokens; attention adds nothing to them.
         return functional.pad(y_ND, (0, 0, 0, len(x_ND) - layout.encoded))
 
 
@@ -128,6 +129,7 @@ class FactorizedAttention(nn.Module):
         if prompts is not None:
             y_ND = y_ND + prompts(_queries(qkv_ND), self.over_time, self.heads)
         y_ND = self.over_time_output(y_ND)
+        # Indicators, which lie behind the encoded tokens, have no time; they are seen by other modalities below.
         y_ND = functional.pad(y_ND, (0, 0, 0, len(x_ND) - layout.encoded))
         across_ND = attend_ragged(self.over_modalities(self.norm(x_ND + y_ND)), layout.within_bin, self.heads)
         return y_ND + self.over_modalities_output(across_ND)

@@ -179,6 +179,7 @@ class TowerModel(FrozenBackbone):
         towers = self._towers()
         seen = {what: self._look(batch, what) for what in towers}
         weights: dict[str, Tensor] = {}
+        # Sources before hosts: their vectors are the context of the hosts' prompts.
         vectors = {what: self._encode_source(what, seen[what]) for what in self._unprompted()}
         context = {what: self._in_context(batch, vectors[what]) for what in self.sources}
         for host in self.hosts:

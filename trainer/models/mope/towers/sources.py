@@ -208,6 +208,7 @@ def _from_run(what: str, source: str, weights: bool) -> Loaded:
     missing = set(dict(loaded.model.named_parameters())) - set(found)
     if missing:
         raise BackboneError(f"tower {what}: {checkpoint.path} has no weight {sorted(missing)[0]}")
+    # Not strict: parameters have been compared above, and checkpoints leave the buffers of a tower out.
     loaded.model.load_state_dict(found, strict=False)
     if what == "image":
         name = part["modality"] or _only(checkpoint.meta["schema"], "image")
