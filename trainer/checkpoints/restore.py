@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import fsspec
 import torch
+from torch import Tensor
 
 from parallel import Engine
 from trainer.checkpoints.checkpoint import Checkpoint, read_checkpoint
@@ -15,23 +16,34 @@ from trainer.checkpoints.pieces import ROLES, CheckpointError, ForeignCheckpoint
 logger = logging.getLogger(__name__)
 
 
+Values = list[tuple[Tensor, Tensor]]
+"""Live tensors of this rank, each with what a checkpoint holds for it."""
+
+
 def load_engine(checkpoint: Checkpoint, engine: Engine, moments: bool = True) -> None:
-    """Put a checkpoint into a live engine of any topology; each rank reads what it owns.
+    """Put a checkpoint into a live engine of any topology; each rank reads what it owns. Collective.
 
     Raises CheckpointError: damaged, incomplete, or written by a model of other parameters (names the first one).
     """
+    _put(checkpoint, engine, _read(checkpoint, engine, moments), moments)
+
+
+def _read(checkpoint: Checkpoint, engine: Engine, moments: bool) -> Values:
+    """All that this rank needs; the engine stays as it is. Raises CheckpointError."""
     check_parameters(checkpoint, engine.logical_parameters())
     reader = checkpoint.reader()
-    roles = ROLES if moments else ROLES[:1]
-    # All is read before anything is changed: a damaged piece leaves the engine as it was.
     values = [
         (getattr(fragment, role), reader.read(fragment.name, role, fragment.start, fragment.numel))
         for fragment in engine.fragments()
-        for role in roles
+        for role in (ROLES if moments else ROLES[:1])
     ]
+    return values + _buffers(checkpoint, engine)
+
+
+def _put(checkpoint: Checkpoint, engine: Engine, values: Values, moments: bool) -> None:
+    """Collective, so only once every rank has read its part."""
     for target, value in values:
         target.copy_(value)
-    _load_buffers(checkpoint, engine)
     # Adam's t is not stored: it is the run's step, with those that were skipped as not finite.
     if moments:
         engine.optimizer_step = checkpoint.step
@@ -39,15 +51,14 @@ def load_engine(checkpoint: Checkpoint, engine: Engine, moments: bool = True) ->
     engine.after_restore()
 
 
-def _load_buffers(checkpoint: Checkpoint, engine: Engine) -> None:
+def _buffers(checkpoint: Checkpoint, engine: Engine) -> Values:
     stored, live = checkpoint.meta.get("buffers", {}), engine.buffers()
     for name in sorted(stored.keys() ^ live.keys()):
         raise ForeignCheckpointError(
             f"{checkpoint.path} does not fit this model: {name} is only in "
             f"{'the checkpoint' if name in stored else 'the model'}; use the recipe it was written with"
         )
-    for name, tensor in live.items():
-        tensor.copy_(torch.tensor(stored[name], dtype=tensor.dtype).view_as(tensor))
+    return [(tensor, torch.tensor(stored[name], dtype=tensor.dtype).view_as(tensor)) for name, tensor in live.items()]
 
 
 def check_parameters(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> None:
@@ -77,18 +88,20 @@ def restore(
     """
     fs, _ = fsspec.url_to_fs(run_dir)
     for path in paths:
-        checkpoint, error = None, None
+        checkpoint, values, error = None, Values(), None
         try:
             checkpoint = read_checkpoint(fs, path)
             belongs(checkpoint)
-            load_engine(checkpoint, engine)
+            values = _read(checkpoint, engine, moments=True)
         # Not damage: the one before is as foreign, and passing over all of them would start from nothing.
         except ForeignCheckpointError:
             raise
         except CheckpointError as problem:
             error = problem
-        # Also on ranks that could read theirs: all of them continue from one and the same.
+        # Before anything is changed: a piece that one rank finds damaged leaves all engines as they were.
         if agree(error is None):
+            assert checkpoint is not None
+            _put(checkpoint, engine, values, moments=True)
             return checkpoint
         logger.warning("%s; the checkpoint before it is used", error or f"another rank cannot read {path}")
     return None

@@ -159,6 +159,16 @@ def test_damaged_checkpoints_are_passed_over(data: str, tmp_path: Path, caplog: 
         open_checkpoint(str(tmp_path))
 
 
+def test_a_checkpoint_that_one_rank_finds_damaged_is_passed_over_by_all(data: str, tmp_path: Path) -> None:
+    run_config = config(data, tmp_path, training__checkpoint={"every": 2, "keep_last": 3}, parallel__timeout_s=20.0)
+    job(2, run_config, stop_at=6)
+    of_rank_1 = Path(committed_paths(run_config.run_dir)[0]) / "rank-00001.safetensors"
+    content = bytearray(of_rank_1.read_bytes())
+    content[-5] ^= 1
+    of_rank_1.write_bytes(bytes(content))
+    assert job(2, run_config, stop_at=1)["step"] == 5, "rank 0 can read its part of step 6, and rank 1 cannot"
+
+
 def test_a_checkpoint_of_another_model_or_other_data_is_refused(data: str, tmp_path: Path) -> None:
     run_config = config(data, tmp_path)
     job(1, run_config, stop_at=2)
