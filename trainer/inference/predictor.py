@@ -136,5 +136,7 @@ def _by_site(weights: dict[str, torch.Tensor]) -> pa.StructArray:
     for weight_BK in weights.values():
         flat = pa.array(weight_BK.float().cpu().reshape(-1).numpy(), pa.float32())
         absent = pa.array(weight_BK.isnan().any(1).cpu().numpy())
-        columns.append(pa.FixedSizeListArray.from_arrays(flat, weight_BK.shape[1], mask=absent))
+        # Not of a fixed size: Parquet keeps nothing of a null, and such a list could not be read back.
+        ends = pa.array(np.arange(len(weight_BK) + 1) * weight_BK.shape[1], pa.int32())
+        columns.append(pa.ListArray.from_arrays(ends, flat, mask=absent))
     return pa.StructArray.from_arrays(columns, list(weights))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
@@ -121,7 +122,10 @@ def test_an_adapter_on_a_host_predicts_and_says_why(icu: tuple[str, str], tmp_pa
     """A random router is drawn once and frozen: it is in no file, and must be the same one again."""
     recipe = on_host(icu, tmp_path, router="random")
     recipe.training.max_steps = 4
-    rows = predicted(recipe.run_dir, job(1, recipe), explain=True).to_pylist()
+    table = predicted(recipe.run_dir, job(1, recipe), explain=True)
+    pq.write_table(table, tmp_path / "explained.parquet")
+    rows = pq.read_table(tmp_path / "explained.parquet").to_pylist()
+    assert rows == table.to_pylist(), "any Parquet tool can read what was written"
     present = [{name for name, share in row["died.modality_share"].items() if share is not None} for row in rows]
     assert any(len(names) < len(rows[0]["died.modality_share"]) for names in present), "nothing is absent in this test"
     for row, names in zip(rows, present, strict=True):
