@@ -33,9 +33,10 @@ def under_torchrun(place):
     return last_json(done)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def open_head():
-    """A Ray that asks nobody for a token."""
+    """A Ray that asks nobody for a token. It ends with its file: the doctor of any other Ray on this machine would
+    find its doors open, and say so."""
     with ray_head(token=False) as running:
         yield running
 
