@@ -65,11 +65,11 @@ class Server:
 
     def command(self) -> list[str]:
         """MLflow's own command."""
-        artifacts = self.store / "mlartifacts"
+        artifacts = (self.store / "mlartifacts").as_uri()  # MLflow decodes %20 in a plain path, too
         return [
             *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
             *("--host", self.host, "--port", str(self.port), "--allowed-hosts", ",".join(self.allowed_hosts())),
-            *("--backend-store-uri", database_uri(self.store / DATABASE), "--artifacts-destination", str(artifacts)),
+            *("--backend-store-uri", database_uri(self.store / DATABASE), "--artifacts-destination", artifacts),
         ]
 
     def run(self, ready: Callable[[], None]) -> int:

@@ -59,8 +59,9 @@ FLOORS = {
     "data_shards": (
         ("loading", "packing", "inspection"),
         ("sources", "shards"),
-        ("records", "paths"),
-        ("permutation", "config", "errors"),
+        ("records",),
+        ("paths", "permutation", "config"),
+        ("errors",),
     ),
 }
 # The rooms' faces: lazy, so the names in them are no imports of theirs.

@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from data_shards.errors import PathError
 from parallel import init_distributed
 from trainer.config.errors import RecipeError
 from trainer.config.paths import absolute_paths
@@ -37,9 +38,10 @@ def main() -> int:
     except Exception as error:
         if arguments.debug:
             raise
-        if rank == 0 or not isinstance(error, RecipeError):  # every rank finds the same mistake in a recipe
+        wrong = isinstance(error, RecipeError | PathError)
+        if rank == 0 or not wrong:  # every rank finds the same mistake in a recipe
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, RecipeError) else 1
+        return 2 if wrong else 1
     if rank == 0:
         print(json_line(result), flush=True)
     return 128 + stop.received if result["status"] == "stopped" and stop.received else 0

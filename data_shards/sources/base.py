@@ -15,7 +15,10 @@ from data_shards.records.schema import DatasetSchema
 
 
 class SourceOptions(BaseModel):
-    """Options of a source; each subclass adds its own."""
+    """Options of a source; each subclass adds its own.
+
+    They are kept as they were typed, also in the manifest; what names a file is read with `paths.absolute_path`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

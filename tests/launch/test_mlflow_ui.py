@@ -25,7 +25,8 @@ pytestmark = pytest.mark.together
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """What the command said when it was ready, its process, and its store."""
-    store, port = tmp_path_factory.mktemp("store"), str(free_port())
+    # It is this very folder: MLflow decodes paths, and SQLAlchemy takes what follows ? for options.
+    store, port = tmp_path_factory.mktemp("store 100%20#1?x=2"), str(free_port())
     command = [sys.executable, "-m", "launch", "ui", "--serve", "--host", "127.0.0.1", "--port", port]
     process = subprocess.Popen(
         [*command, "--store", str(store), "--name", "tracker"],

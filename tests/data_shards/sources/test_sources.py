@@ -12,10 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_shards import DataConfig, Record, Series, SeriesGroup, StepLoader, create_source, open_manifest, pack, summary
+from data_shards import (
+    DataConfig,
+    PathError,
+    Record,
+    Series,
+    SeriesGroup,
+    StepLoader,
+    create_source,
+    open_manifest,
+    pack,
+    summary,
+)
 from data_shards.records.record import validate
 from data_shards.sources import SOURCES, source_class
 from data_shards.sources.base import hashed_part
+from data_shards.sources.mimic4.recordings import read_phenotypes
 from data_shards.sources.physionet2012 import STATIC
 from data_shards.sources.planted import auroc
 from data_shards.sources.synthetic import Synthetic
@@ -320,3 +332,29 @@ def test_a_source_of_an_installed_package_is_packed_by_its_name(tmp_path):
     done = python("-m", "launch", "pack", "roll_call", "--out", str(tmp_path / "again"))
     assert done.returncode == 2 and "unknown source 'roll_call'; sources are cmu_mosei" in done.stderr
     assert not (tmp_path / "again").exists()
+
+
+def test_options_that_name_files_are_read_by_the_one_rule(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(lay_out(tmp_path, archive=False)))
+    (tmp_path / "splits#1.csv").write_text("RecordID,fold\n" + "".join(f"{key},train\n" for key in OUTCOMES))
+    options = {"path": "~", "splits": "file:///" + str(tmp_path / "splits#1.csv").lstrip("/")}
+    source = create_source("physionet2012", options)
+    assert {record.splits["fold"] for record in source.records()} == {"train"}
+    assert source.report(Counter())["options"] == options, "as they were typed"
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if "path" in source_class(name).Options.model_fields])
+def test_no_source_takes_files_of_another_machine(name):
+    with pytest.raises(PathError, match="begins with the name of a machine, 'a'"):
+        create_source(name, {"path": "file://a/b"})
+
+
+@pytest.mark.parametrize("wrong", ["definitions", "icd10"])
+def test_definitions_of_phenotypes_are_read_by_the_one_rule(wrong, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ccs.yaml").write_text("sepsis: {codes: ['0389']}\n")
+    (tmp_path / "gem.csv").write_text("icd10cm,icd9cm\nA419,0389\n")
+    options = {"definitions": "~/ccs.yaml", "icd10": "~/gem.csv"}
+    assert read_phenotypes(**options).names == ("sepsis",)
+    with pytest.raises(PathError, match="begins with the name of a machine, 'a'"):
+        read_phenotypes(**options | {wrong: "file://a/b"})

@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 
 from benchmarks.tables import compare
-from data_shards import Record, Series, create_source, open_manifest, pack
+from data_shards import PathError, Record, Series, create_source, open_manifest, pack
 from data_shards.records.record import validate
 from data_shards.sources.tables import source as tables
 from tests.data_shards.sources.test_sources import OUTCOMES, lay_out
@@ -296,3 +296,47 @@ def test_the_real_physionet_through_tables_is_the_same_data_set(tmp_path: Path) 
     result = compare(folder, tmp_path, "a")  # a third of them; `python -m benchmarks.tables DIR` compares all
     assert (result["records"], result["equal"], result["only_in_one"]) == (3_997, 3_997, 0)
     assert result["same_shards"] and result["same_statistics"] and result["same_splits"]
+
+
+def test_places_in_a_mapping_start_from_its_folder_and_follow_the_one_rule(tmp_path, monkeypatch):
+    """The mapping is called by way of ~, and names files of its own folder, of home and of elsewhere."""
+    home, elsewhere = tmp_path / "home", tmp_path / "site #1"
+    (home / "maps" / "~").mkdir(parents=True)
+    (elsewhere / "pictures").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    (home / "maps" / "~" / "stays.csv").write_text("stay,photo\na,one.png\nb,\n")
+    (home / "ages.csv").write_text("stay,age\na,50\nb,60\n")
+    for number, stay in enumerate("ab"):
+        (elsewhere / f"notes{number}.csv").write_text(f"stay,text\n{stay},note {stay}\n")
+    (elsewhere / "parts.csv").write_text("stay,part\na,train\nb,test\n")
+    Image.fromarray(np.full((2, 2), 7, np.uint8)).save(elsewhere / "pictures" / "one.png")
+    mapping = {
+        "name": "places",
+        "records": {"file": "./~/stays.csv", "key": "stay"},
+        "split": {"file": f"file://{elsewhere}/parts.csv", "key": "stay", "columns": {"default": "part"}},
+        "modalities": {
+            "age": {"kind": "vector", "file": "~/ages.csv", "columns": ["age"]},
+            "note": {"kind": "text", "file": f"file://localhost{elsewhere}/notes*.csv", "column": "text"},
+            "photo": {
+                "kind": "image",
+                "column": "photo",
+                "folder": f"file://{elsewhere}/pictures",
+                "height": 2,
+                "width": 2,
+            }
+            | {"channels": 1},
+        },
+    }
+    (home / "maps" / "mapping.yaml").write_text(yaml.safe_dump(mapping))
+    source = create_source("tables", {"path": "~/maps/mapping.yaml", "scratch": "~"})
+    records = {record.key: record for record in source.records()}
+    assert [records[key].values["age"].tolist() for key in "ab"] == [[50.0], [60.0]]
+    assert [records[key].values["note"] for key in "ab"] == ["note a", "note b"]
+    assert records["a"].values["photo"].tolist() == [[[7, 7], [7, 7]]] and "photo" not in records["b"].values
+    assert [records[key].splits for key in "ab"] == [{"default": "train"}, {"default": "test"}]
+    report = source.report(Counter())
+    assert report["options"] == {"path": "~/maps/mapping.yaml", "scratch": "~"}, "as it was typed"
+    assert Path(source._temporary.name).parent == home
+    (home / "maps" / "mapping.yaml").write_text(yaml.safe_dump(mapping | {"records": {"file": "s3://b/x", "key": "k"}}))
+    with pytest.raises(PathError, match="'s3://b/x' is a URL"):
+        create_source("tables", {"path": "~/maps/mapping.yaml"})
