@@ -4,7 +4,7 @@ A mixture looks like one manifest (``Manifest``) to whoever trains. Modalities a
 ``<data set>-<name>``, so that data sets never share one by accident. A record has the modalities and labels of its own
 data set; the others are not absent from it, they do not exist for it (``Batch.known_BM``).
 
-In what order its records come, and how they are read: ``mixed_part``.
+In what order its records come, and how they are read: ``mixed_order``.
 """
 
 from __future__ import annotations

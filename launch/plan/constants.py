@@ -6,8 +6,8 @@ ALIGNMENT = 2  # DeepSpeed pads a flat group to a multiple of this times the ran
 RESERVE = 0.08  # share of the memory left to the driver, the allocator and fragmentation
 
 # Grouped products reach this share of what dense ones do; products of width D reach D / (D + HALF_WIDTH) of the best
-# ones; seconds to start a kernel on an accelerator, and kernels of one fusion block in one direction; how often a kept
-# activation passes through memory, forward and backward. Fitted to measurements of small models, none is a promise.
+# ones; how often a kept activation passes through memory, forward and backward. Fitted to measurements of small models,
+# none is a promise.
 GROUPED_SHARE = 0.85
 HALF_WIDTH = 128
 PASSES_OF_ACTIVATIONS = 4

@@ -27,8 +27,9 @@ from trainer.models.fusemoe.model import FuseMoE, resolve_attention
 from trainer.models.job_type import exempt_from_decay
 from trainer.worker.devices import Device
 
-BUCKET = 50_000_000  # elements of a reduction bucket (parallel.engine)
+BUCKET = 50_000_000  # elements of a reduction bucket (parallel.engine.deepspeed_config)
 
+# Seconds to start a kernel on an accelerator, and kernels of one fusion block in one direction; fitted like the others.
 LAUNCH_S, LAUNCHES_OF_BLOCK = 6e-6, 90
 
 MODELLED = ("tokens", "activations", "buffers", "traffic", "step_s", "mfu")

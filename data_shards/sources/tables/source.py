@@ -1,6 +1,6 @@
 """Any data set that lies in tables: CSV or Parquet files and a mapping file, no code.
 
-The mapping file (``table_mapping``) says which file has a row per record, where each modality's rows are and which
+The mapping file (``mapping``) says which file has a row per record, where each modality's rows are and which
 record they belong to, where labels are and how the data are split. Tables may be larger than memory and in any order
 (``table_files``): memory holds the keys of the records and one piece of a table at a time; a temporary folder holds
 the columns that are used, once.
