@@ -175,6 +175,9 @@ def test_a_checkpoint_of_another_model_or_other_data_is_refused(data: str, tmp_p
     other = config(packed(tmp_path / "other", seed=3), tmp_path)
     with pytest.raises(AssertionError, match="the data changed; give the run another name"):
         job(1, other)
+    other.model.dim = 24
+    with pytest.raises(AssertionError, match="the data changed; give the run another name"):
+        job(1, other)  # said before anything is loaded, which this model could not be
     wider = config(data, tmp_path, model__dim=24)
     with pytest.raises(AssertionError, match=r"does not fit this model: parameter .* use the recipe"):
         job(1, wider)
