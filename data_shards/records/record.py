@@ -10,10 +10,34 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from data_shards.records.precision import lost, lost_times, resolution
 from data_shards.records.schema import DatasetSchema, ModalitySpec
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
 PART = re.compile(r"[A-Za-z0-9_-]{1,32}")
+# What people call the parts that training, choosing and testing use
+_USUAL = {"training": "train", "dev": "val", "valid": "val", "validation": "val", "eval": "val", "testing": "test"}
+
+
+def unusual_part(part: str) -> str | None:
+    """The sentence for a part whose name means train, val or test and is not, so that nothing would use it."""
+    usual = _USUAL.get(part.lower(), part.lower())
+    if usual == part or usual not in ("train", "val", "test"):
+        return None
+    return (
+        f"no command uses a part named {part!r}; it should be called {usual!r} (in a mapping: split: {{rename: "
+        f"{{{part}: {usual}}}}}), or something that does not look like it"
+    )
+
+
+def escape_key(text: str) -> str:
+    """Any text as a record key: '_' and whatever a key cannot hold become '_' and two hexadecimal digits a byte."""
+    return re.sub(r"[^A-Za-z0-9-]", lambda found: "".join(f"_{byte:02x}" for byte in found[0].encode()), text)
+
+
+def unescape_key(key: str) -> str:
+    """Inverse of `escape_key`."""
+    return re.sub(r"(?:_[0-9a-f]{2})+", lambda found: bytes.fromhex(found[0].replace("_", "")).decode(), key)
 
 
 @dataclass
@@ -67,7 +91,8 @@ def validate(schema: DatasetSchema, record: Record) -> None:
     """Raise ValueError naming the key, the modality or task, and what does not fit."""
     if not KEY.fullmatch(record.key):
         raise ValueError(
-            f"record key {record.key!r} must be 1 to 90 letters, digits, '_' or '-' (a dot splits a sample)"
+            f"record key {record.key!r} must be 1 to 90 letters, digits, '_' or '-' (a dot splits a sample; in a "
+            "mapping: records: {keys: escape})"
         )
     for name, value in record.values.items():
         if name not in schema.numbers:
@@ -78,6 +103,8 @@ def validate(schema: DatasetSchema, record: Record) -> None:
     for split, part in record.splits.items():
         if not PART.fullmatch(split) or not PART.fullmatch(part):
             raise ValueError(f"record {record.key}: split {split!r}: {part!r} must be letters, digits, '_' or '-'")
+        if problem := unusual_part(part):
+            raise ValueError(f"record {record.key}, split {split!r}: {problem}")
     target_row(schema, record)
 
 
@@ -96,6 +123,9 @@ def target_row(schema: DatasetSchema, record: Record) -> np.ndarray:
         if value is None:
             continue
         target = np.atleast_1d(np.asarray(value, np.float32))
+        rounded = lost(np.atleast_1d(np.asarray(value, np.float64))) if task.kind == "regression" else None
+        if rounded:
+            raise ValueError(f"record {record.key}, task {task.name}: {rounded}; subtract a constant from the target")
         if target.shape != (end - start,):
             raise ValueError(
                 f"record {record.key}, task {task.name}: target shape {target.shape}, not ({end - start},)"
@@ -136,9 +166,20 @@ def _series_problem(spec: ModalitySpec, series: Series) -> str | None:
         return f"channel {channels.min()} to {channels.max()} is outside 0 to {len(spec.channels) - 1}"
     if not (np.isfinite(times).all() and np.isfinite(values).all()):
         return "times and values must be finite; leave a missing value out instead of storing NaN"
+    rounded = _rounded(times.astype(np.float64)) if times.dtype != np.float32 else None
+    if rounded:
+        return f"{rounded}; subtract the record's time 0 in float64 before"
+    rounded = lost(values.astype(np.float64)) if values.dtype != np.float32 else None
+    if rounded:
+        return f"{rounded}; subtract a constant from the values"
     if spec.horizon is not None and (times.min() < 0 or times.max() > spec.horizon):
         return f"times {times.min():g} to {times.max():g} leave the window 0 to {spec.horizon:g} {spec.time_unit}"
     return None
+
+
+def _rounded(time_O: np.ndarray) -> str | None:
+    gaps = np.diff(np.unique(time_O))
+    return lost_times(time_O, resolution(time_O), float(np.median(gaps)) if len(gaps) else np.inf)
 
 
 def _array_problem(spec: ModalitySpec, array: np.ndarray) -> str | None:

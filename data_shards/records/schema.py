@@ -40,7 +40,8 @@ class ModalitySpec:
         name: unique in the data set.
         kind: ``series`` (irregular events), ``vector``, ``image``, ``text`` (UTF-8) or ``waveform`` (regular samples).
         channels: channel names; required for a series, optional features of a vector or leads of a waveform.
-        shape: vector ``(F,)``, image ``(C, H, W)``, waveform ``(C,)``; empty for series and text.
+        shape: vector ``(F,)``, image ``(C, H, W)``, waveform ``(C,)``; empty for series and text. A vector's and a
+            waveform's follows from the channels where it is not given.
         dtype: type of the stored values; empty chooses the first of the kind's.
         unit: unit of the values (free text); ``units`` gives it per channel.
         time_unit: unit of the event times of a series, e.g. ``hours``.
@@ -76,6 +77,8 @@ class ModalitySpec:
         object.__setattr__(self, "channels", tuple(self.channels))
         object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "units", tuple(self.units))
+        if not self.shape and self.channels and self.kind in ("vector", "waveform"):
+            object.__setattr__(self, "shape", (len(self.channels),))
         if not self.dtype:
             object.__setattr__(self, "dtype", DTYPES[self.kind][0])
         if self.max_length is None and self.kind in MAX_LENGTH:

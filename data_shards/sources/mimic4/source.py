@@ -35,7 +35,7 @@ from data_shards.sources.mimic4.cohort import COHORT_TABLES, HOUR, Stay, read_co
 from data_shards.sources.mimic4.items import LABS, VITALS, celsius, item_channels, plausible, study_time
 from data_shards.sources.mimic4.recordings import Ecg, find_table, maybe_table, read_ecg, read_phenotypes
 from data_shards.sources.readers.pictures import read_picture
-from data_shards.sources.readers.table_files import Spill, spill
+from data_shards.sources.readers.spill import Spill, spill
 
 SHARES = (("train", 0.7), ("val", 0.15), ("test", 0.15))
 UNIT_PATIENTS = 200

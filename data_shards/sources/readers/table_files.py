@@ -1,223 +1,206 @@
-"""CSV and Parquet files as batches of typed columns, with bounded memory, and sorted out by record on disk.
-
-Rows may lie in any order in any number of files. ``Spill`` reads them once, finds each row's record, and writes the
-rows of each work unit together into one Arrow file; a unit's rows are then read back by themselves. So neither the
-size of a table nor its order matters, and units can be read in different processes.
-"""
+"""CSV, Parquet and JSON-lines files as batches of typed columns, with bounded memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet
 
 from data_shards.paths import absolute_path
+from data_shards.sources.readers.cells import CellError, Cells, type_of
+from data_shards.sources.readers.csv_dialect import Dialect
+from data_shards.sources.readers.csv_files import csv_batches, missing_column
 
-TYPES: dict[str, pa.DataType] = {
-    "number": pa.float64(),
-    "text": pa.string(),
-    "date": pa.timestamp("us"),
-    "numbers": pa.list_(pa.float32()),
-}
-BLOCK_BYTES = 8 << 20
-BUFFER_ROWS = 1 << 20
-EMPTY = ["", "NA", "NaN", "nan", "NULL", "null", "None"]
-_CSV = (".csv", ".csv.gz", ".csv.bz2")
+_CSV = tuple(f"{kind}{packed}" for kind in (".csv", ".tsv", ".txt") for packed in ("", ".gz", ".bz2", ".zst"))
+_PARQUET = (".parquet", ".pq")
+_JSON = (".jsonl", ".ndjson")
+_BATCH_ROWS = 1 << 16
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def find_files(folder: Path, pattern: str) -> list[Path]:
     """The file of that name, or those that a pattern with * matches, in order; ValueError if there is none.
 
     Args:
-        folder: absolute; where relative names and patterns start.
+        folder: absolute; where relative names and patterns start. pattern: ** stands for any number of folders.
     """
     path = absolute_path(pattern, folder)
     start = folder if path.is_relative_to(folder) else Path("/")
     files = sorted(start.glob(str(path.relative_to(start)))) if "*" in pattern else [path]
     for file in files:
+        if file.is_dir():
+            raise ValueError(
+                f"{file} is a folder; give the files in it as a pattern, e.g. {pattern.rstrip('/')}/**/*.parquet"
+            )
         if not file.is_file():
             raise ValueError(f"file {file} does not exist")
-        if not file.name.endswith((*_CSV, ".parquet")):
-            raise ValueError(f"file {file} is neither CSV (.csv, .csv.gz, .csv.bz2) nor Parquet (.parquet)")
+        if not file.name.endswith((*_CSV, *_PARQUET, *_JSON)):
+            raise ValueError(
+                f"file {file} is neither CSV (.csv, .tsv, .txt, also packed: .gz, .bz2, .zst) nor Parquet (.parquet) "
+                "nor JSON lines (.jsonl)"
+            )
     if not files:
         raise ValueError(f"no file matches {path}")
     return files
 
 
-def batches(file: Path, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
+def batches(file: Path, columns: Mapping[str, str], cells: Cells | None = None) -> Iterator[pa.RecordBatch]:
     """Some columns of a file, piece by piece.
 
     Args:
-        columns: name -> type, a key of ``TYPES``.
+        columns: name -> type (see ``cells``); a name that the file lacks may be a Hive partition: /y=1/ in its path
+        cells: converts; keeps what was swallowed and what must agree between files.
 
     Raises:
-        ValueError: a missing column, or a cell that is not of the type; names file and column.
+        ValueError: a missing column, or a cell that is not of the type; names file, row and column.
     """
+    cells = cells or Cells()
+    row, parts = 0, _partitions(file)
+    for batch in _raw(file, list(columns), parts, cells.dialect):
+        arrays = []
+        for name, kind in columns.items():
+            arrays.append(_convert(file, batch, name, kind, cells, row))
+        yield pa.record_batch(arrays, names=list(columns))
+        row += len(batch)
+
+
+def _convert(file: Path, batch: pa.RecordBatch, name: str, kind: str, cells: Cells, row: int) -> pa.Array:
     try:
-        pieces = _csv(file, columns) if file.name.endswith(_CSV) else _parquet(file, columns)
-        yield from pieces
-    except pa.ArrowKeyError as error:
-        raise ValueError(f"{file}: {str(error).strip(chr(34))}") from error
+        return cells.convert(batch.column(name), name, kind)
+    except CellError as error:
+        where = "" if error.row is None else f", row {row + error.row + 1}"
+        raise ValueError(f"{file}{where}: column {name!r}{':' if where else ''} {error}") from error
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
+        kinds = f"{batch.column(name).type}"
+        raise ValueError(f"{file}: column {name!r} ({kinds}) cannot be read as {kind}: {error}") from error
 
 
-def _csv(file: Path, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
-    if "numbers" in columns.values():
-        raise ValueError(f"{file}: a CSV cell cannot hold a list of numbers; use Parquet, or one column a feature")
-    options = pa.csv.ConvertOptions(
-        column_types={name: TYPES[kind] for name, kind in columns.items()},
-        include_columns=list(columns),
-        null_values=EMPTY,
-        strings_can_be_null=True,
-    )
-    # Quoted notes contain line ends. One thread, so that an error names the row.
-    parse = pa.csv.ParseOptions(newlines_in_values=True)
-    read = pa.csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES)
-    with pa.csv.open_csv(file, read_options=read, parse_options=parse, convert_options=options) as reader:
-        yield from reader
+def _raw(file: Path, names: list[str], parts: dict[str, str | None], dialect: Dialect) -> Iterator[pa.RecordBatch]:
+    """Columns as the file has them; those that only the path has are text."""
+    if file.name.endswith(_PARQUET):
+        yield from _parquet(file, names, parts)
+    elif file.name.endswith(_JSON):
+        yield from _with_parts(_json_lines(file, [n for n in names if n not in parts]), names, parts)
+    else:
+        yield from _with_parts(csv_batches(file, [n for n in names if n not in parts], dialect), names, parts)
 
 
-def _parquet(file: Path, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
-    with pa.parquet.ParquetFile(file) as parquet:
-        there = parquet.schema_arrow.names
-        for name in columns:
-            if name not in there:
-                raise ValueError(f"{file} has no column {name!r}; it has {', '.join(there)}")
-        for batch in parquet.iter_batches(batch_size=1 << 16, columns=list(columns)):
-            arrays = [_cast(file, batch.column(name), name, kind) for name, kind in columns.items()]
-            yield pa.record_batch(arrays, names=list(columns))
+def _partitions(file: Path) -> dict[str, str | None]:
+    """Hive partitions of a path: /rows/y=1/part.parquet has y = 1."""
+    pairs = (folder.split("=", 1) for folder in file.parent.parts if "=" in folder)
+    return {name: None if value == _HIVE_NULL else unquote(value) for name, value in pairs}
 
 
-def _cast(file: Path, column: pa.Array, name: str, kind: str) -> pa.Array:
-    if kind == "text" and pa.types.is_floating(column.type):
-        raise ValueError(f"{file}: column {name!r} holds {column.type}, and is to be compared as text; store integers")
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if kind == "number" and pa.types.is_boolean(column.type):
-        column = column.cast(pa.uint8())
+def _with_parts(
+    pieces: Iterator[pa.RecordBatch], names: Sequence[str], parts: dict[str, str | None]
+) -> Iterator[pa.RecordBatch]:
+    for piece in pieces:
+        arrays = [
+            pa.array([parts[name]] * len(piece), pa.string()) if name in parts else piece.column(name) for name in names
+        ]
+        yield pa.record_batch(arrays, names=list(names))
+
+
+def _parquet(file: Path, names: list[str], parts: dict[str, str | None]) -> Iterator[pa.RecordBatch]:
     try:
-        return column.cast(TYPES[kind])
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"{file}: column {name!r} ({column.type}) cannot be read as {kind}: {error}") from error
+        with pa.parquet.ParquetFile(file) as parquet:
+            there = parquet.schema_arrow.names
+            for name in names:
+                if there.count(name) > 1:
+                    raise ValueError(
+                        f"{file} has {there.count(name)} columns called {name!r}; give them different names"
+                    )
+                if name not in there and name not in parts:
+                    raise ValueError(missing_column(file, name, there))
+            own = {name: value for name, value in parts.items() if name not in there}
+            wanted = [name for name in names if name not in own]
+            pieces = parquet.iter_batches(batch_size=_BATCH_ROWS, columns=wanted)
+            yield from _with_parts(pieces, names, own)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
 
 
-@dataclass
-class Spill:
-    """Rows of one table, sorted out by work unit in one Arrow file.
-
-    Attributes:
-        file: the Arrow file. places: unit -> numbers of its record batches, in the order of the table.
-        notes: what was left out, by reason.
-    """
-
-    file: Path
-    places: dict[int, list[int]] = field(default_factory=dict)
-    notes: dict[str, int] = field(default_factory=dict)
-
-    def rows(self, unit: int) -> pa.Table | None:
-        """Rows of one unit ordered by record, those of one record as in the table; None if there are none."""
-        if unit not in self.places:
-            return None
-        with pa.memory_map(str(self.file)) as source, pa.ipc.open_file(source) as reader:
-            table = pa.Table.from_batches([reader.get_batch(number) for number in self.places[unit]])
-        order = np.argsort(table["record"].to_numpy(), kind="stable")
-        return table.take(pa.array(order))
+def _json_lines(file: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
+    """Fields of one JSON object a line, as text, numbers, booleans or lists; a field that is absent is empty."""
+    try:
+        with pa.input_stream(str(file)) as stream:
+            full = ((number, line) for number, line in enumerate(_lines(file, stream), 1) if line.strip())
+            found: set[str] = set()
+            while rows := [_json_row(file, number, line) for number, line in islice(full, _BATCH_ROWS)]:
+                found |= {name for row in rows for name in row}
+                yield pa.record_batch([_json_column(file, rows, name) for name in names], names=names)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    for name in names:
+        if name not in found:
+            raise ValueError(missing_column(file, name, sorted(found)))
 
 
-def spill(
-    files: list[Path],
-    columns: Mapping[str, str],
-    key: str,
-    keys: pa.Array,
-    unit_records: int,
-    out: Path,
-    skip: bool,
-    keep: Callable[[pa.Table], pa.Table] | None = None,
-) -> Spill:
-    """Sort the rows of a table out by work unit.
-
-    Args:
-        columns: name -> type of what is kept (the key need not be among them). key: column that names the record.
-        keys: keys of all records; the place in it is the record's number. unit_records: records of a unit.
-        out: Arrow file to write. skip: rows of unknown records are counted instead of refused.
-        keep: takes the rows that are wanted out of a piece of the table; then none at all is fine.
-
-    Raises:
-        ValueError: a row without key or, unless ``skip``, with an unknown one; or a table that matches no record.
-    """
-    made, writer, count, matched = Spill(out), None, 0, 0
-    with pa.OSFile(str(out), "wb") as sink:
-        for buffer in _buffers(files, {**columns, key: "text"}, keep):
-            record = _record_numbers(buffer, key, keys, files, skip, made.notes)
-            table = pa.table({"record": record, **{name: buffer[name] for name in columns}})
-            table = table.filter(record.is_valid()).combine_chunks()
-            matched += len(table)
-            unit = table["record"].to_numpy() // unit_records
-            order = np.argsort(unit, kind="stable")
-            table, unit = table.take(pa.array(order)), unit[order]
-            writer = writer or pa.ipc.new_file(sink, table.schema)
-            for number, start, stop in _runs(unit):
-                for batch in table.slice(start, stop - start).combine_chunks().to_batches():
-                    writer.write_batch(batch)
-                    made.places.setdefault(number, []).append(count)
-                    count += 1
-        if writer is not None:
-            writer.close()
-    if not matched and keep is None:
-        raise ValueError(f"{files[0]}: no row belongs to a record of the records' file; is {key!r} the right column?")
-    return made
+def _lines(file: Path, stream: pa.NativeFile) -> Iterator[str]:
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig")
+    number = 0
+    try:
+        for line in text:
+            number += 1
+            yield line
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}, after line {number}: not UTF-8, which JSON is ({error.reason})") from error
 
 
-def _buffers(
-    files: list[Path], columns: dict[str, str], keep: Callable[[pa.Table], pa.Table] | None
-) -> Iterator[pa.Table]:
-    """Rows of all files in order, in large pieces."""
-    held: list[pa.Table] = []
-    for file in files:
-        for batch in batches(file, columns):
-            piece = pa.Table.from_batches([batch])
-            held.append(piece if keep is None else keep(piece))
-            if sum(len(piece) for piece in held) >= BUFFER_ROWS:
-                yield pa.concat_tables(held)
-                held = []
-    if held:
-        yield pa.concat_tables(held)
+def _json_row(file: Path, number: int, line: str) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            raise ValueError("a field occurs twice")
+        return row
+
+    def constant(word: str) -> None:
+        """NaN is nothing; infinity is refused."""
+        if word != "NaN":
+            raise ValueError(f"{word} is no JSON")
+
+    try:
+        row = json.loads(line, object_pairs_hook=once, parse_constant=constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}, line {number} is not a JSON object: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{file}, line {number} is not a JSON object but {type(row).__name__}")
+    return row
 
 
-def _record_numbers(
-    buffer: pa.Table, key: str, keys: pa.Array, files: list[Path], skip: bool, notes: dict[str, int]
-) -> pa.ChunkedArray:
-    own = buffer[key]
-    if own.null_count:
-        raise ValueError(f"{files[0]}: {own.null_count} rows have no {key!r}; which record do they belong to?")
-    record = pc.index_in(own, value_set=keys)
-    if record.null_count:
-        if not skip:
-            first = own.filter(record.is_null())[0].as_py()
-            raise ValueError(
-                f"{files[0]}: {record.null_count:,} rows belong to records that the records' file does not have, the "
-                f"first to {first!r}; set unknown_keys: skip if they are not wanted"
-            )
-        notes["rows_of_unknown_records"] = notes.get("rows_of_unknown_records", 0) + record.null_count
-    return record
+def _json_column(file: Path, rows: list[dict[str, Any]], name: str) -> pa.Array:
+    """Numbers as numbers if all are, else everything as text; lists as lists."""
+    values = [row.get(name) for row in rows]
+    kinds = {type(value) for value in values if value is not None}
+    if dict in kinds or (list in kinds and len(kinds) > 1):
+        raise ValueError(
+            f"{file}: field {name!r} holds {' and '.join(sorted(k.__name__ for k in kinds))}; use one kind"
+        )
+    if kinds == {str} or kinds == {bool} or kinds == {int}:
+        return _array(file, name, values)
+    if kinds and kinds <= {int, float}:
+        return _array(file, name, [None if value is None else float(value) for value in values])
+    if kinds == {list}:
+        return _array(file, name, values, pa.list_(pa.float64()))
+    return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
-def _runs(sorted_N: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """(value, start, stop) of the runs of equal values."""
-    starts = np.flatnonzero(np.diff(sorted_N, prepend=-1))
-    for start, stop in zip(starts.tolist(), np.append(starts, len(sorted_N))[1:].tolist(), strict=True):
-        yield int(sorted_N[start]), start, stop
+def _array(file: Path, name: str, values: list[Any], kind: pa.DataType | None = None) -> pa.Array:
+    try:
+        return pa.array(values, kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
+        raise ValueError(f"{file}: field {name!r} cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def read_small(file: Path, columns: Mapping[str, str]) -> dict[str, list[Any]]:
+def read_small(file: Path, columns: Mapping[str, str], cells: Cells | None = None) -> dict[str, list[Any]]:
     """A whole table in memory, column by column."""
-    table = pa.Table.from_batches(list(batches(file, columns)), pa.schema([(n, TYPES[t]) for n, t in columns.items()]))
+    schema = pa.schema([(name, type_of(kind)) for name, kind in columns.items()])
+    table = pa.Table.from_batches(list(batches(file, columns, cells)), schema)
     return {name: table[name].to_pylist() for name in columns}

@@ -6,16 +6,25 @@ Every section refuses keys it does not know; a mistake becomes one sentence with
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from data_shards.records.schema import DatasetSchema, Kind, ModalitySpec, TaskKind, TaskSpec
+from data_shards.records.record import unusual_part
+from data_shards.records.schema import TaskKind
+from data_shards.sources.readers.csv_dialect import Dialect
 
 Policy = Literal["error", "skip"]
+Rounding = Literal["error", "allow"]
 _ABOUT_FILE = "file with the rows, or a pattern such as events/*.parquet; default: the file of the records"
 _ABOUT_KEY = "column that says which record a row belongs to; default: the one of the records"
+_ABOUT_CSV = "how this file is written, where that differs from the mapping's csv"
+_ABOUT_UNKNOWN = "rows of records that are not in the records' file: an error, or left out (counted)"
+_ABOUT_ROUNDING = (
+    "numbers of a finer resolution than float32 has at their size (whole numbers above 16,777,216, say): an error, "
+    "or rounded (counted)"
+)
 
 
 class Section(BaseModel):
@@ -27,9 +36,22 @@ class Section(BaseModel):
 class Records(Section):
     """One row per record."""
 
-    file: str = Field(description="CSV (also .gz) or Parquet file with one row per record")
+    file: str = Field(
+        description="CSV, Parquet or JSON-lines file with one row per record, or a pattern such as rows/**/*.parquet; "
+        "folders named column=value are columns, too"
+    )
     key: str = Field(description="column that names the record: letters, digits, '_' and '-', unique")
-    group: str | None = Field(None, description="column that says what belongs together, e.g. a patient")
+    keys: Literal["plain", "escape"] = Field(
+        "plain",
+        description="escape: any text may be a key; '_' and what a key cannot hold become '_' and two hexadecimal "
+        "digits for each byte of UTF-8, a.jpg becomes a_2ejpg (back: unescape_key in data_shards.records.record)",
+    )
+    group: str | None = Field(
+        None,
+        description="column that says what belongs together, e.g. a patient; an empty cell is a group of its own, and "
+        "counted",
+    )
+    csv: Dialect | None = Field(None, description=_ABOUT_CSV)
     need_any: tuple[str, ...] = Field(
         (), description="modalities of which a record must have at least one; records without any are left out, counted"
     )
@@ -49,6 +71,14 @@ class Split(Section):
     key: str | None = Field(None, description="column of that file that names the record or, with by: group, the group")
     by: Literal["record", "group"] = Field("record", description="what the key of that file names")
     rename: dict[str, str] = Field(default_factory=dict, description="cell -> part, e.g. {valid: val}")
+    csv: Dialect | None = Field(None, description=_ABOUT_CSV)
+
+    @model_validator(mode="after")
+    def _usual_names(self) -> Split:
+        for part in (*self.shares, *self.rename.values()):
+            if problem := unusual_part(part):
+                raise ValueError(problem)
+        return self
 
     @model_validator(mode="after")
     def _one_way(self) -> Split:
@@ -66,7 +96,8 @@ class Modality(Section):
 
     file: str | None = Field(None, description=_ABOUT_FILE)
     key: str | None = Field(None, description=_ABOUT_KEY)
-    unknown_keys: Policy = Field("error", description="rows of records that are not in the records' file")
+    csv: Dialect | None = Field(None, description=_ABOUT_CSV)
+    unknown_keys: Policy = Field("error", description=_ABOUT_UNKNOWN)
     unit: str = Field("", description="unit of the values")
     description: str = Field("", description="for people")
 
@@ -75,12 +106,19 @@ class SeriesTable(Modality):
     """Irregular series: in long form one row an observation, in wide form (``columns``) one row a time."""
 
     kind: Literal["series"] = Field(description="says that it is one")
-    time: str = Field(description="column with the time")
-    time_unit: str = Field("hours", description="unit of the times; for dates: seconds, minutes, hours or days")
+    time: str = Field(description="column with the time: numbers in time_unit, durations, or, with an origin, dates")
+    time_unit: str = Field(
+        "hours", description="unit of the times; for dates and durations: seconds, minutes, hours or days"
+    )
     origin: str | None = Field(
         None, description="column of the records' file with the date that is time 0; the time column then holds dates"
     )
-    horizon: float | None = Field(None, gt=0, description="length of the observation window, in time_unit")
+    date_unit: Literal["nanoseconds", "microseconds", "milliseconds", "seconds", "minutes", "hours", "days"] | None = (
+        Field(None, description="dates, those of the origin too, are numbers: so many of these since 1970 (Unix times)")
+    )
+    horizon: float | None = Field(
+        None, gt=0, description="length of the observation window, in time_unit; must be given"
+    )
     outside: Policy = Field("error", description="observations before 0 or after the horizon")
     channel: str | None = Field(None, description="long form: column with the name of the channel")
     value: str | None = Field(None, description="long form: column with the value; empty = not observed")
@@ -89,6 +127,18 @@ class SeriesTable(Modality):
     columns: tuple[str, ...] = Field((), description="wide form: one column a channel; empty = not observed")
     units: tuple[str, ...] = Field((), description="unit of each channel")
     max_length: int | None = Field(None, description="most observations a record may hold")
+    rounding: Rounding = Field("error", description=_ABOUT_ROUNDING)
+
+    @model_validator(mode="after")
+    def _window(self) -> SeriesTable:
+        if self.horizon is None:
+            raise ValueError(
+                "a series needs its horizon, the length of the observation window in time_unit, e.g. horizon: 48; no "
+                "model can be trained without one"
+            )
+        if self.date_unit is not None and self.origin is None:
+            raise ValueError("date_unit is for dates, which need their time 0: give origin, too")
+        return self
 
     @model_validator(mode="after")
     def _one_form(self) -> SeriesTable:
@@ -119,6 +169,7 @@ class VectorTable(Modality):
         description="an empty cell: is an error, becomes 0, becomes 0 and is told by a further feature <column>_known, "
         "or makes the whole vector absent; a row without any value is absent in any case but known and zero",
     )
+    rounding: Rounding = Field("error", description=_ABOUT_ROUNDING)
 
     @model_validator(mode="after")
     def _one_form(self) -> VectorTable:
@@ -137,10 +188,13 @@ class TextTable(Modality):
 
 
 class ImageTable(Modality):
-    """Pictures by path."""
+    """Pictures by path, or in the cells of a Parquet file."""
 
     kind: Literal["image"] = Field(description="says that it is one")
-    column: str = Field(description="column with the path of a picture; empty = absent")
+    column: str = Field(
+        description="column with the path of a picture, or with its bytes (Parquet: binary, or a struct of bytes and "
+        "path); empty = absent"
+    )
     folder: str = Field(".", description="folder that the paths are relative to, itself relative to the mapping file")
     channels: Literal[1, 3] = Field(3, description="1 = grey, 3 = red, green, blue")
     height: int = Field(ge=1, le=4096, description="pixels")
@@ -165,9 +219,16 @@ class Task(Section):
     kind: TaskKind = Field(description="binary, multiclass, multilabel or regression")
     column: str | None = Field(None, description="column with the label")
     columns: tuple[str, ...] = Field((), description="multilabel and regression: one column a label or target")
-    classes: tuple[str, ...] = Field((), description="multiclass: the cells there are, in order; binary: (no, yes)")
+    classes: tuple[str, ...] = Field(
+        (),
+        description="multiclass: the cells there are, in order; binary: (no, yes), either the cells themselves or "
+        "names for cells 0/1, no/yes, false/true",
+    )
     file: str | None = Field(None, description=_ABOUT_FILE)
     key: str | None = Field(None, description=_ABOUT_KEY)
+    csv: Dialect | None = Field(None, description=_ABOUT_CSV)
+    unknown_keys: Policy = Field("error", description=_ABOUT_UNKNOWN)
+    rounding: Rounding = Field("error", description=f"of a regression target: {_ABOUT_ROUNDING}")
     unit: str = Field("", description="unit of a regression target")
     description: str = Field("", description="for people")
 
@@ -196,12 +257,24 @@ class Mapping(Section):
     )
     modalities: dict[str, AnyModality] = Field(min_length=1, description="name -> where it is")
     tasks: dict[str, Task] = Field(default_factory=dict, description="name -> where its labels are")
+    csv: Dialect = Field(default_factory=Dialect, description="how CSV files are written; a file may say otherwise")
 
-    def dataset_schema(self) -> DatasetSchema:
-        """Modalities and tasks in the order of the file; ValueError as the schema's own."""
-        modalities = [_spec(name, modality) for name, modality in self.modalities.items()]
-        tasks = [_task(name, task) for name, task in self.tasks.items()]
-        return DatasetSchema(self.name, tuple(modalities), tuple(tasks), self.description)
+    def dialect(self, file: str) -> Dialect:
+        """How one file is written: what a section says of it, before what the mapping says of all.
+
+        Raises:
+            ValueError: two sections say different things of it.
+        """
+        own: Dialect | None = None
+        for section in (self.records, self.split, *self.modalities.values(), *self.tasks.values()):
+            if (section.file or self.records.file) != file or section.csv is None:
+                continue
+            if own is not None and own != section.csv:
+                raise ValueError(f"two sections say with csv how {file} is written, and not the same")
+            own = section.csv
+        if own is None:
+            return self.csv
+        return Dialect.model_validate(self.csv.model_dump(exclude_unset=True) | own.model_dump(exclude_unset=True))
 
 
 def read_mapping(path: Path) -> Mapping:
@@ -236,30 +309,3 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         message = "there is no such entry"
     return f"{'.'.join(place) or 'the file'}: {message}{given}"
-
-
-def _spec(name: str, table: Any) -> ModalitySpec:
-    kind: Kind = table.kind
-    about = {"unit": table.unit, "description": table.description}
-    if isinstance(table, SeriesTable):
-        window = {"time_unit": table.time_unit, "horizon": table.horizon, "max_length": table.max_length}
-        return ModalitySpec(name, kind, channels=table.names, units=table.units, **window, **about)  # type: ignore[arg-type]
-    if isinstance(table, VectorTable):
-        known = tuple(f"{column}_known" for column in table.columns) if table.empty == "known" else ()
-        names = table.columns + known
-        return ModalitySpec(name, kind, channels=names, shape=(table.size or len(names),), **about)
-    if isinstance(table, TextTable):
-        return ModalitySpec(name, kind, max_length=table.max_length, **about)
-    if isinstance(table, ImageTable):
-        return ModalitySpec(name, kind, shape=(table.channels, table.height, table.width), dtype="uint8", **about)
-    leads = table.leads if isinstance(table.leads, tuple) else ()
-    shape = (len(leads) or table.leads,)
-    return ModalitySpec(
-        name, kind, channels=leads, shape=shape, rate=table.rate, max_length=table.max_length, **about
-    )  # fmt: skip
-
-
-def _task(name: str, task: Task) -> TaskSpec:
-    classes = task.columns if task.kind == "multilabel" else task.classes
-    dim = len(task.columns) or 1 if task.kind == "regression" else 0
-    return TaskSpec(name, task.kind, classes=classes, dim=dim, unit=task.unit, description=task.description)

@@ -39,7 +39,10 @@ MAPPING: dict[str, Any] = {
             **{"kind": "series", "file": "events.csv.gz", "time": "when", "origin": "admitted", "horizon": 48},
             **{"channel": "what", "value": "value", "channels": ["K"], "outside": "skip"},
         },
-        "motion": {"kind": "series", "file": "motion.parquet", "time": "t", "time_unit": "s", "columns": ["x", "y"]},
+        "motion": {
+            **{"kind": "series", "file": "motion.parquet", "time": "t", "time_unit": "s", "horizon": 1},
+            **{"columns": ["x", "y"]},
+        },
         "static": {"kind": "vector", "columns": ["age", "height"], "empty": "known"},
         "embedding": {"kind": "vector", "file": "notes.parquet", "column": "embedding", "size": 3},
         "note": {"kind": "text", "file": "notes.parquet", "column": "text", "unknown_keys": "skip"},
@@ -124,7 +127,8 @@ def test_every_kind_of_column_becomes_what_it_should(tmp_path: Path) -> None:
     assert (one.group, two.group, three.group) == ("p1", "p1", "p2")
     assert (one.splits, three.splits) == ({"default": "train"}, {"default": "val", "other": "train"})
     assert {name: count for name, count in notes.items() if count} == {
-        "observations": 8, "empty_values": 1, "observations_outside_window": 1, "rows_of_unknown_records": 1
+        "observations": 8, "empty_values": 1, "observations_outside_window": 1, "rows_of_unknown_records": 1,
+        "records_without_part.other": 1,
     }  # fmt: skip
 
 
@@ -134,7 +138,7 @@ def test_pieces_processes_and_row_order_do_not_change_the_data_set(
     """Two records a unit and four rows a buffer, in a process of its own, against everything at once."""
     path = lay_tables(tmp_path)
     whole = pack(create_source("tables", {"path": path}), str(tmp_path / "whole"))
-    monkeypatch.setattr("data_shards.sources.readers.table_files.BUFFER_ROWS", 2)
+    monkeypatch.setattr("data_shards.sources.readers.spill.BUFFER_ROWS", 2)
     monkeypatch.setattr(tables, "UNIT_RECORDS", 2)
     records, _ = read(path)
     pack(create_source("tables", {"path": path, "scratch": str(tmp_path)}), str(tmp_path / "pieces"))
@@ -187,21 +191,21 @@ def changed(**changes: Any) -> dict[str, Any]:
         ({"split": {"shares": {"train": 0.5}}}, {}, "split: shares add up to 0.5"),
         ({"records__file": "nowhere.csv"}, {}, "nowhere.csv does not exist"),
         ({"records__need_any": ["vital"]}, {}, "need_any names vital"),
-        ({"modalities__note__column": "texts"}, {}, "no column 'texts'; it has stay, text, embedding"),
-        ({"modalities__static__columns": ["age", "weight"]}, {}, "stays.csv: .*weight"),
+        ({"modalities__note__column": "texts"}, {}, "no column 'texts'; it has 'stay', 'text', 'emb.*'"),
+        ({"modalities__static__columns": ["age", "weight"]}, {}, "has no column 'weight'; it has 'stay', .*with separator ','"),
         ({"modalities__static__columns": ["age", "ward"]}, {}, "column 'ward' of .* used as number and as text"),
-        ({"modalities__static__empty": "error"}, {}, "column 'height' is empty for record number 1"),
+        ({"modalities__static__empty": "error"}, {}, "column 'height' is empty for record 's1'"),
         ({"modalities__note__unknown_keys": "error"}, {}, "1 rows belong to records .* 'sx'; set unknown_keys"),
         ({"modalities__labs__channels": ["Na"]}, {}, "'what' that no modality lists, e.g. 'K'"),
         ({"modalities__vitals__outside": "error"}, {}, "outside 0 to 48 hours, the first at 96"),
         ({"modalities__photo__width": 4}, {}, "3 x 2 pixels, not 4 x 2; set resize: true"),
-        ({"modalities__embedding__size": 4}, {}, "a list of 3 numbers, not of 4"),
-        ({"tasks__ward__classes": ["north", "east"]}, {}, "label 'south' of column 'ward' is none of north, east"),
+        ({"modalities__embedding__size": 4}, {}, "a list of 3 numbers for record .s2., not of 4"),
+        ({"tasks__ward__classes": ["north", "east"]}, {}, "'south' .* record 's1', is none of north, east"),
         ({}, {"stays": STAYS.replace("s2,", "s1,")}, "'s1' occurs 2 times"),
         ({}, {"stays": STAYS.replace("s2,", ",")}, "1 rows have no 'stay'"),
-        ({}, {"stays": STAYS.replace("55,170", "55,tall")}, "stays.csv: .*tall"),
+        ({}, {"stays": STAYS.replace("55,170", "55,tall")}, "stays.csv, row 2: column 'height': 'tall' is no number"),
         ({}, {"stays": STAYS.splitlines()[0] + "\n"}, "holds no row"),
-        ({}, {"events": EVENTS.replace(",70", ",fast")}, "events.csv.gz: .*'fast'"),
+        ({}, {"events": EVENTS.replace(",70", ",fast")}, "'fast' in column 'value', record 's1', is no number"),
         ({}, {"events": EVENTS.replace("2020-01-01 01:00:00", "")}, "have no 'when'"),
         ({}, {"events": EVENTS.replace("s1,", "x1,").replace("s2,", "x2,")}, "belong to records .* 'x2'"),
         ({}, {"stays": STAYS.replace("one.png", "two.png")}, "two.png cannot be read"),
@@ -221,8 +225,8 @@ import json, sys
 from collections import Counter
 import pyarrow as pa
 from data_shards import create_source
-from data_shards.sources.readers import table_files
-table_files.BLOCK_BYTES, table_files.BUFFER_ROWS = 1 << 18, 20_000
+from data_shards.sources.readers import csv_files, spill
+csv_files.BLOCK_BYTES, spill.BUFFER_ROWS = 1 << 18, 20_000
 source, notes = create_source("tables", {"path": sys.argv[1]}), Counter()
 records = sum(1 for unit in source.units() for record in source.read(unit, notes))
 print(json.dumps([records, notes["observations"], pa.default_memory_pool().max_memory()]))
@@ -238,7 +242,15 @@ def test_memory_does_not_grow_with_the_table(tmp_path: Path) -> None:
         (tmp_path / "stays.csv").write_text("stay\n" + "".join(f"s{n}\n" for n in range(5_000)))
         lines = [f"s{stay},{time:.14f},k,1.5\n" for stay, time in zip(stays, times, strict=True)]
         (tmp_path / "events.csv").write_text("stay,t,what,v\n" + "".join(lines))
-        labs = {"kind": "series", "file": "events.csv", "time": "t", "channel": "what", "value": "v", "channels": ["k"]}
+        labs = {
+            "kind": "series",
+            "file": "events.csv",
+            "time": "t",
+            "horizon": 10,
+            "channel": "what",
+            "value": "v",
+            "channels": ["k"],
+        }
         tree = {"name": "n", "records": {"file": "stays.csv", "key": "stay"}, "modalities": {"labs": labs}}
         (tmp_path / "mapping.yaml").write_text(yaml.safe_dump(tree))
         command = [sys.executable, "-c", MEASURE, str(tmp_path / "mapping.yaml")]
