@@ -192,7 +192,7 @@ def changed(**changes: Any) -> dict[str, Any]:
         ({"records__file": "nowhere.csv"}, {}, "nowhere.csv does not exist"),
         ({"records__need_any": ["vital"]}, {}, "need_any names vital"),
         ({"modalities__note__column": "texts"}, {}, "no column 'texts'; it has 'stay', 'text', 'emb.*'"),
-        ({"modalities__static__columns": ["age", "weight"]}, {}, "has no column 'weight'; it has 'stay', .*with separator ','"),
+        ({"modalities__static__columns": ["age", "weight"]}, {}, "has no column 'weight'; it has .*with separator ','"),
         ({"modalities__static__columns": ["age", "ward"]}, {}, "column 'ward' of .* used as number and as text"),
         ({"modalities__static__empty": "error"}, {}, "column 'height' is empty for record 's1'"),
         ({"modalities__note__unknown_keys": "error"}, {}, "1 rows belong to records .* 'sx'; set unknown_keys"),
