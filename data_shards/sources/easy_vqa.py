@@ -27,7 +27,8 @@ from data_shards.permutation import permutation
 from data_shards.records.record import Record
 from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.sources.base import Source, SourceOptions, hashed_part
-from data_shards.sources.readers.pictures import PictureError, decode_picture
+from data_shards.sources.readers.picture_files import PictureError
+from data_shards.sources.readers.pictures import decode_picture
 
 ARCHIVE = "easy_vqa_data.tar.gz"
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
@@ -81,20 +82,20 @@ class EasyVQA(Source):
                 "shape": known[part].get((picture, "shape")),
                 "words": np.array([word in _words(question) for word in self.words], np.float32),
             }
-            values: dict[str, Any] = {"image": self._picture(part, picture), "question": question}
+            values: dict[str, Any] = {"image": self._picture(part, picture, notes), "question": question}
             home = part
             if part == "train":
                 home = hashed_part(f"picture {picture}", (("train", 1 - self.val), ("val", self.val)), str(self.seed))
             notes[f"questions_{home}"] += 1
             yield Record(f"{part}-{number:05d}", values, targets, {"default": home}, group=f"{part}-picture-{picture}")
 
-    def _picture(self, part: str, picture: int) -> np.ndarray:
+    def _picture(self, part: str, picture: int, notes: Counter[str]) -> np.ndarray:
         name = f"{part}/images/{picture}.png"
         files = _load(self.place)
         if name not in files:
             raise ValueError(f"{self.place} has a question about {name}, and no such picture")
         try:
-            return decode_picture(files[name], self.size)
+            return decode_picture(files[name], self.size, notes)
         except PictureError as error:
             raise ValueError(f"{self.place}, {name}: {error}") from error
 

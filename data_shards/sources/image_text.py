@@ -29,7 +29,8 @@ from data_shards.permutation import permutation
 from data_shards.records.record import Record
 from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.sources.base import Source, SourceOptions
-from data_shards.sources.readers.pictures import PictureError, decode_mask, decode_picture
+from data_shards.sources.readers.picture_files import PictureError
+from data_shards.sources.readers.pictures import decode_mask, decode_picture
 
 PARTS = {"train": ("train",), "val": ("val", "dev", "valid"), "test": ("test",)}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -214,15 +215,17 @@ class ImageText(Source):
         return self._file(row, self.set["picture"].format(value=value), decode_picture, notes)
 
     def _file(
-        self, row: dict[str, Any], name: str, decode: Callable[[bytes, int], np.ndarray], notes: Counter[str]
+        self,
+        row: dict[str, Any],
+        name: str,
+        decode: Callable[[Path, int, Counter[str]], np.ndarray],
+        notes: Counter[str],
     ) -> np.ndarray | None:
         path = (self.folder / name).resolve()
         if not path.is_relative_to(self.folder.resolve()):
             raise ValueError(f"{row['where']}: picture {name!r} is outside of {self.folder}")
         try:
-            if not path.is_file():
-                raise PictureError("there is no such file")
-            return decode(path.read_bytes(), self.set["size"])
+            return decode(path, self.set["size"], notes)
         except PictureError as error:
             if self.set["damaged"] == "refuse":
                 raise ValueError(

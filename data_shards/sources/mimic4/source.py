@@ -169,7 +169,7 @@ class Mimic4(Source):
         picture = self._last_picture(rows.get("cxr"), stay.start, until)
         if picture is not None:
             side = self.options.image_side
-            values["cxr"] = read_picture(picture, (1, side, side), resize=True)
+            values["cxr"] = read_picture(picture, f"picture {picture}", (1, side, side), True, notes)
         ecgs = _between(rows.get("ecg"), "ecg_time", stay.start, until)
         if ecgs is not None:
             path = ecgs.sort_by("ecg_time")["path"].to_pylist()[-1]

@@ -1,93 +1,96 @@
-"""Picture files as arrays. Needs Pillow (``pip install pillow``)."""
+"""Pictures, from files or from bytes, as arrays of one size. Needs Pillow (``pip install pillow``).
+
+All go one way: decoded and turned upright (`picture_files`), made grey or colour of 8 bits (`picture_values`), fitted.
+What was done to a picture is counted in notes ``pictures_turned``, ``_flattened``, ``_reduced_to_8_bits``,
+``_first_of_several_frames`` and ``_colour_profile_not_applied``; to a mask, in ``masks_turned`` and so on.
+"""
 
 from __future__ import annotations
 
-import io
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-MAX_PIXELS = 1 << 26  # larger ones are refused before they are decoded
+from data_shards.sources.readers.picture_files import MAX_PIXELS, PictureError, decode, pillow
+from data_shards.sources.readers.picture_values import Background, Count, class_numbers, eight_bit
 
 
-class PictureError(ValueError):
-    """A picture is empty, damaged or absurdly large. The text says what is wrong, not where it was."""
-
-
-def read_picture(path: Path, shape: tuple[int, int, int], resize: bool = False) -> np.ndarray:
+def read_picture(
+    source: Path | bytes,
+    where: str,
+    shape: tuple[int, int, int],
+    resize: bool,
+    notes: Counter[str],
+    background: Background = "white",
+) -> np.ndarray:
     """uint8 of ``shape`` (C, H, W); C is 1 (grey) or 3 (red, green, blue).
 
+    Args:
+        source: a file, or its content. where: file, row or key, for messages. resize: stretch to H x W what is of
+            another size. notes: what was done to the picture. background: colour below what is transparent.
+
     Raises:
-        ValueError: no picture there, a damaged or absurdly large one, or one of another size without ``resize``.
+        ValueError: no picture there, a damaged or absurdly large one, numbers without a plain meaning, or one of
+            another size (upright) without ``resize``. All begin with ``where``.
     """
     channels, height, width = shape
     try:
-        with _pillow().open(path) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(f"{path} has {picture.width} x {picture.height} pixels, at most {MAX_PIXELS} are read")
-            if picture.size != (width, height) and not resize:
-                raise ValueError(
-                    f"{path} is {picture.width} x {picture.height} pixels, not {width} x {height}; set resize: true"
-                )
-            plain = picture.convert("L" if channels == 1 else "RGB")
-            if plain.size != (width, height):
-                plain = plain.resize((width, height), _pillow().Resampling.BILINEAR)
-            array = np.asarray(plain, np.uint8)
-    except (OSError, SyntaxError, _pillow().DecompressionBombError) as error:
-        raise ValueError(f"picture {path} cannot be read: {error}") from error
-    return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+        plain = eight_bit(decode(source), channels, background, _counts("pictures", notes))
+    except PictureError as error:
+        raise ValueError(f"{where} cannot be read: {error}") from error
+    if plain.size != (width, height):
+        if not resize:
+            raise ValueError(
+                f"{where} is {plain.width} x {plain.height} pixels, not {width} x {height}; set resize: true"
+            )
+        plain = plain.resize((width, height), pillow().Resampling.BILINEAR)
+    return _channels_first(plain)
 
 
-def decode_picture(data: bytes, size: int) -> np.ndarray:
+def decode_picture(
+    source: Path | bytes, size: int, notes: Counter[str], background: Background = "white"
+) -> np.ndarray:
     """uint8 (3, size, size): the shorter side is scaled to `size`, the middle of the longer one is kept.
 
     Raises:
-        PictureError: no bytes, no picture, or more pixels than are plausible.
+        PictureError: no bytes, no picture, more pixels than are plausible, or numbers without a plain meaning.
     """
-    plain = _square(_open(data).convert("RGB"), size, _pillow().Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(plain, np.uint8).transpose(2, 0, 1))
+    plain = eight_bit(decode(source), 3, background, _counts("pictures", notes))
+    return _channels_first(_square(plain, size, pillow().Resampling.BICUBIC))
 
 
-def decode_mask(data: bytes, size: int) -> np.ndarray:
-    """uint8 (1, size, size) of class numbers, cut as `decode_picture` cuts the picture; no number is made up.
+def decode_mask(source: Path | bytes, size: int, notes: Counter[str]) -> np.ndarray:
+    """uint8 (1, size, size) of class numbers, turned and cut as `decode_picture` does; no number is made up.
 
     Raises:
-        PictureError: as `decode_picture`, or colours instead of numbers.
+        PictureError: as `decode_picture`, or colours, alpha or too large numbers instead of class numbers.
     """
-    mask = _open(data)
-    if mask.mode not in ("1", "L", "P"):
-        raise PictureError(f"a mask is a grey or palette picture of class numbers, and this one has mode {mask.mode}")
-    return np.asarray(_square(mask, size, _pillow().Resampling.NEAREST)).astype(np.uint8)[None]
+    mask = class_numbers(decode(source), _counts("masks", notes))
+    return _channels_first(_square(mask, size, pillow().Resampling.NEAREST))
 
 
-def _open(data: bytes) -> Any:
-    """The decoded picture. Raises PictureError."""
-    if not data:
-        raise PictureError("the picture is empty (0 bytes)")
-    try:
-        with _pillow().open(io.BytesIO(data)) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise PictureError(f"{picture.width} x {picture.height} pixels, at most {MAX_PIXELS} are read")
-            picture.load()
-            return picture.copy()
-    except (OSError, SyntaxError, _pillow().DecompressionBombError) as error:
-        raise PictureError(f"the picture cannot be decoded ({' '.join(str(error).split())[:120]})") from error
+def _counts(what: str, notes: Counter[str]) -> Count:
+    def count(done: str) -> None:
+        notes[f"{what}_{done}"] += 1
+
+    return count
+
+
+def _channels_first(plain: Any) -> np.ndarray:
+    """uint8 (C, H, W) of an image in mode L or RGB."""
+    array = np.asarray(plain, np.uint8)
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
 def _square(plain: Any, size: int, resample: Any) -> Any:
-    """The shorter side scaled to `size`, the middle of the longer one."""
+    """The shorter side scaled to `size`, the middle of the longer one. Raises PictureError."""
     if plain.size == (size, size):
         return plain
     scale = size / min(plain.size)
     wide, high = (max(size, round(side * scale)) for side in plain.size)
+    if wide * high > MAX_PIXELS:
+        raise PictureError(f"{plain.width} x {plain.height} pixels are too long and thin for a square of {size}")
     left, top = (wide - size) // 2, (high - size) // 2
     return plain.resize((wide, high), resample).crop((left, top, left + size, top + size))
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ValueError("pictures need Pillow: pip install pillow") from error
-    return Image

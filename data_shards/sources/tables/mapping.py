@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from data_shards.records.record import unusual_part
 from data_shards.records.schema import TaskKind
 from data_shards.sources.readers.csv_dialect import Dialect
+from data_shards.sources.readers.picture_values import Background
 
 Policy = Literal["error", "skip"]
 Rounding = Literal["error", "allow"]
@@ -200,6 +201,7 @@ class ImageTable(Modality):
     height: int = Field(ge=1, le=4096, description="pixels")
     width: int = Field(ge=1, le=4096, description="pixels")
     resize: bool = Field(False, description="pictures of another size are resized instead of refused")
+    background: Background = Field("white", description="colour below what is transparent; counted")
 
 
 class WaveformTable(Modality):

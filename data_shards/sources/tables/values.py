@@ -78,14 +78,23 @@ def texts(rows: Rows, spec: TextTable, folder: Path, notes: Counter[str]) -> dic
 
 
 def pictures(rows: Rows, spec: ImageTable, folder: Path, notes: Counter[str]) -> dict[int, Value]:
-    """One picture per record that names one."""
+    """One picture per record that names one by a path, or holds its bytes, alone or as a struct of bytes and path."""
     cells, shape = rows.table[spec.column].to_pylist(), (spec.channels, spec.height, spec.width)
     found = dict[int, Value]()
     for record, row in rows.single():
-        cell = cells[row]
-        if cell is not None:
-            found[record] = read_picture(absolute_path(spec.folder, folder) / cell["path"], shape, spec.resize)
+        source = _picture_source(cells[row], absolute_path(spec.folder, folder))
+        if source is not None:
+            where = f"picture {source}" if isinstance(source, Path) else f"picture in {spec.column!r}"
+            where = f"{rows.file}, record {rows.name(record)}: {where}"
+            found[record] = read_picture(source, where, shape, spec.resize, notes, spec.background)
     return found
+
+
+def _picture_source(cell: str | bytes | dict[str, Any] | None, folder: Path) -> Path | bytes | None:
+    """What a cell names or holds; of a struct its bytes, or else its path. None if it is empty."""
+    if isinstance(cell, dict):
+        cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
+    return folder / cell if isinstance(cell, str) else cell
 
 
 def waveforms(rows: Rows, spec: WaveformTable, folder: Path, notes: Counter[str]) -> dict[int, Value]:
