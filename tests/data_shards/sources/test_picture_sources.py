@@ -17,7 +17,8 @@ from PIL import Image
 from data_shards import Record, create_source, open_manifest, pack
 from data_shards.records.record import validate
 from data_shards.sources.base import Source
-from data_shards.sources.readers.pictures import PictureError, decode_picture
+from data_shards.sources.readers.picture_files import PictureError
+from data_shards.sources.readers.pictures import decode_picture
 from tests.trainer.vqa import archive
 
 
@@ -54,12 +55,12 @@ def test_a_picture_is_scaled_by_its_shorter_side_and_cut_in_the_middle() -> None
     pixels[:, 4:12] = 200
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "png")
-    got = decode_picture(stream.getvalue(), 8)
+    got = decode_picture(stream.getvalue(), 8, Counter())
     assert got.shape == (3, 8, 8) and got.dtype == np.uint8 and (got == 200).all()
     with pytest.raises(PictureError, match=r"empty \(0 bytes\)"):
-        decode_picture(b"", 8)
+        decode_picture(b"", 8, Counter())
     with pytest.raises(PictureError, match="cannot be decoded"):
-        decode_picture(stream.getvalue()[:40], 8)
+        decode_picture(stream.getvalue()[:40], 8, Counter())
 
 
 def test_food101_layout(tmp_path: Path) -> None:
