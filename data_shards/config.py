@@ -70,6 +70,15 @@ class DataConfig(BaseModel):
 
     @field_validator("storage_options")
     @classmethod
+    def _no_words_for_booleans(cls, options: dict[str, Any]) -> dict[str, Any]:
+        # Nobody knows the type of a file system's option, and the text "no" would count as true.
+        for name, value in options.items():
+            if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):
+                raise ValueError(f"storage_options.{name}: {value} is text in YAML 1.2; write true or false")
+        return options
+
+    @field_validator("storage_options")
+    @classmethod
     def _no_credentials(cls, options: dict[str, Any]) -> dict[str, Any]:
         for name in _option_names(options):
             if any(word in name.lower() for word in _SECRET):

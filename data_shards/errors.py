@@ -14,6 +14,10 @@ class PathError(ValueError):
     """What was given as a path or URL names no place that may be used."""
 
 
+class YamlError(ValueError):
+    """A YAML file cannot be read, or says one thing twice."""
+
+
 class RecordError(ValueError):
     """One stored record does not have the layout that the schema and the limits of the codec ask for.
 

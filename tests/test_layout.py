@@ -60,14 +60,19 @@ FLOORS = {
         ("loading", "packing", "inspection"),
         ("sources", "shards"),
         ("records",),
-        ("paths", "permutation", "config"),
+        ("paths", "permutation", "config", "yaml_file"),
         ("errors",),
     ),
 }
 # The rooms' faces: lazy, so the names in them are no imports of theirs.
 FACES = ("data_shards/__init__.py", "parallel/__init__.py", "trainer/__init__.py")
 # Library -> what the names of the files that may import it begin with.
-ONLY_IN = {"deepspeed": "parallel/engine/engine.py", "mlflow": "trainer/tracking/mlflow_", "ray": "launch/"}
+ONLY_IN = {
+    "deepspeed": "parallel/engine/engine.py",
+    "mlflow": "trainer/tracking/mlflow_",
+    "ray": "launch/",
+    "yaml": "data_shards/yaml_file.py",
+}
 NEVER = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
 RUNS_CODE = {"eval", "exec", "yaml.load", "yaml.unsafe_load"}
 
@@ -303,6 +308,7 @@ def house(**files: str) -> list[Source]:
         ("data_shards__x", "def f():\n    from parallel import mesh", "imports parallel"),
         ("trainer__x", "import ray.train", "belongs in launch/"),
         ("trainer__training__loop", "import deepspeed", "belongs in parallel/engine/engine.py"),
+        ("launch__x", "def f():\n    import yaml", "belongs in data_shards/yaml_file.py"),
         ("launch__x", "from mlflow import MlflowClient", "belongs in trainer/tracking/mlflow_"),
         ("trainer__tracking__create", "import mlflow", "belongs in trainer/tracking/mlflow_"),
         ("trainer__x", "import pickle", "no pickle"),

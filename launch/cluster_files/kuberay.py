@@ -8,8 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from data_shards.yaml_file import read_yaml
 from launch.cluster_files.description import ClusterFile, NodeGroup, ray_versions
 
 FIELDS = Path(__file__).with_name("kuberay_fields.yaml")
@@ -19,7 +18,7 @@ PLAIN = {"string": str, "integer": int, "number": (int, float), "boolean": bool,
 @cache
 def published_fields() -> dict[str, Any]:
     """Type name -> its fields and their types, as published for the version under `version`."""
-    fields: dict[str, Any] = yaml.safe_load(FIELDS.read_text(encoding="utf-8"))
+    fields: dict[str, Any] = read_yaml(FIELDS, "field list")
     return fields
 
 

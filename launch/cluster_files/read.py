@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import yaml
-
+from data_shards.errors import YamlError
 from data_shards.paths import absolute_path
+from data_shards.yaml_file import read_as_1_1
 from launch.cluster_files.description import ClusterFile, NodeGroup, flag_value, ray_versions, starts
 from launch.errors import UsageError
 
@@ -35,9 +35,9 @@ def read_cluster_file(path: str) -> ClusterFile:
     if "#SBATCH" in text:
         return _slurm(text)
     try:
-        trees = [tree for tree in yaml.safe_load_all(text) if tree is not None]
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        trees = [tree for tree in read_as_1_1(text, path) if tree is not None]
+    except YamlError as error:
+        raise UsageError(str(error)) from None
     tree = next((tree for tree in trees if isinstance(tree, dict) and "kind" in tree), trees[0] if trees else None)
     if isinstance(tree, dict) and isinstance(tree.get("provider"), dict):
         return _described(_launcher, "ray up", tree, text)

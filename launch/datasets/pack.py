@@ -59,6 +59,8 @@ def _source_options(name: str, flags: dict[str, str | None], options: Sequence[s
         key, equals, value = option.partition("=")
         if not equals or key not in fields:
             raise UsageError(f"-o {option!r}: write KEY=VALUE; source {name} takes {', '.join(fields) or 'no options'}")
+        if key in settings:
+            raise UsageError(f"-o {option}: {key} is {settings[key]!r} already; give it once")
         settings[key] = value
     for key, field in fields.items():
         if field.is_required() and key not in settings:

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from data_shards.errors import YamlError
 from data_shards.paths import absolute_path
+from data_shards.yaml_file import read_yaml, to_yaml
 from launch.versions import ROOT
 from trainer.config.errors import RecipeError, unknown_key, validation_sentence
 from trainer.config.run_config import RunConfig
@@ -121,13 +122,13 @@ def load_space(space: str) -> SpaceConfig:
         hint = f", did you mean {near[0]}?" if near else ""
         raise RecipeError(f"there is no space {space!r}{hint}; shipped spaces: {', '.join(known_spaces())}")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path, "space")
         for key in tree if isinstance(tree, dict) else ():
             if key not in SpaceConfig.model_fields:
                 raise RecipeError(f"space {path.name}: {unknown_key(str(key), SpaceConfig)}")
         return SpaceConfig.model_validate(tree)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"space {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except YamlError as error:
+        raise RecipeError(str(error)) from None
     except ValidationError as error:
         raise RecipeError(f"space {path.name}: {validation_sentence(error, SpaceConfig)}") from None
 
@@ -151,4 +152,4 @@ def trials(space: SpaceConfig, config: RunConfig) -> list[Trial]:
 
 def _word(value: Any) -> str:
     """A value as an override takes it."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000).strip().removesuffix("...").strip()
+    return to_yaml(value, one_line=True).strip().removesuffix("...").strip()

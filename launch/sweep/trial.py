@@ -17,8 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
+from data_shards.yaml_file import to_yaml
 from launch.versions import ROOT
 from trainer.config.run_config import RunConfig
 from trainer.run_folder import FAILED, PRUNED, metric_lines, read_json, remove, stored_result, write_json
@@ -80,7 +79,7 @@ def run_trial(config: RunConfig, metric: str, address: str) -> Iterator[tuple[in
 
 def _start(config: RunConfig, folder: Path, address: str) -> subprocess.Popen[bytes]:
     recipe = folder / f"{config.name}.yaml"
-    recipe.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude={"evaluation"}), sort_keys=False))
+    recipe.write_text(to_yaml(config.model_dump(mode="json", exclude={"evaluation"})))
     if config.parallel.workers == 1:
         command = [sys.executable, "-m", "trainer", str(recipe)]
     else:

@@ -12,10 +12,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from data_shards.errors import YamlError
 from data_shards.paths import absolute_path
+from data_shards.yaml_file import parse_yaml, read_yaml
 from trainer.config.errors import RecipeError, section_of, unknown_key, validation_sentence
 from trainer.config.run_config import RunConfig, run_config_class
 
@@ -30,7 +31,10 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     (names the key, the value and what it takes).
     """
     path = _find(recipe)
-    tree = _parse(path.read_text(encoding="utf-8"), f"recipe {path}")
+    try:
+        tree = read_yaml(path, "recipe")
+    except YamlError as error:
+        raise RecipeError(str(error)) from None
     if not isinstance(tree, dict):
         raise RecipeError(f"recipe {path} must be a mapping of sections, not {type(tree).__name__}")
     tree.setdefault("name", f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}")
@@ -87,9 +91,9 @@ def _find(recipe: str) -> Path:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+        return parse_yaml(text, where)
+    except YamlError as error:
+        raise RecipeError(str(error)) from None
 
 
 def _apply(tree: dict[str, Any], kind: type[RunConfig], override: str) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 
-import yaml
-
 from data_shards.loading.mixture import Mixture
+from data_shards.yaml_file import to_yaml
 from trainer.checkpoints.checkpoint import Checkpoint
 from trainer.models.flops import parameter_counts, parameter_share
 from trainer.models.mope.prompts.frozen_backbone import backbone_of
@@ -35,7 +34,7 @@ def log_origin(session: Session, tracker: Tracker) -> None:
         tracker.set_tags({"job": config.job, "backbone.digest": backbone["digest"], **runs})
     tracker.set_tags({"job_type": config.job, "dataset.name": manifest.schema.name, "dataset.digest": manifest.digest})
     if session.context.rank == 0:
-        tracker.log_text(RECIPE, yaml.safe_dump(whole, sort_keys=False))
+        tracker.log_text(RECIPE, to_yaml(whole))
         tracker.log_text(REQUIREMENTS, environment_lock())
 
 

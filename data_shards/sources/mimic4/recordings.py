@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from data_shards.paths import absolute_path
 from data_shards.sources.readers.table_files import read_small
+from data_shards.yaml_file import read_yaml
 
 GAP = -32768  # WFDB format 16: no value
 
@@ -65,11 +65,11 @@ def read_phenotypes(definitions: str | None, icd10: str | None) -> Phenotypes:
         raise ValueError(
             "task=phenotypes needs -o definitions=FILE (YAML: name -> codes) and -o icd10=FILE (CSV: icd10cm, icd9cm)"
         )
+    tree = read_yaml(absolute_path(definitions), "definitions file")
     try:
-        tree = yaml.safe_load(absolute_path(definitions).read_text("utf-8"))
         used = {name: entry for name, entry in tree.items() if entry.get("use_in_benchmark", True)}
         codes = {str(code): n for n, name in enumerate(sorted(used)) for code in used[name]["codes"]}
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{definitions} is not a YAML of phenotype -> codes: {error!r}") from error
     crosswalk = absolute_path(icd10)
     if not crosswalk.is_file():

@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_shards.records.record import unusual_part
 from data_shards.records.schema import TaskKind
 from data_shards.sources.readers.csv_dialect import Dialect
 from data_shards.sources.readers.picture_values import Background
+from data_shards.yaml_file import read_yaml
 
 Policy = Literal["error", "skip"]
 Rounding = Literal["error", "allow"]
@@ -285,12 +285,7 @@ def read_mapping(path: Path) -> Mapping:
     Raises:
         ValueError: no such file, no YAML, an unknown or illegal entry; says where.
     """
-    try:
-        tree = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"mapping file {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"mapping file {path} is not YAML: {' '.join(str(error).split())}") from error
+    tree = read_yaml(path, "mapping file")
     try:
         mapping = Mapping.model_validate(tree)
     except ValidationError as error:

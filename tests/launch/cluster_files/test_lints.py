@@ -122,9 +122,12 @@ def test_every_field_of_the_manifests_is_published(capsys):
     assert "RayJob.spec.rayClusterSpec.authOptions.mode" in capsys.readouterr().out
 
 
+TWICE = ("provider: {}\nmax_workers: 2\nmax_workers: 9\n", "key max_workers is given twice, in line 2 and in line 3")
+
+
 def test_what_is_no_cluster_file_is_said(tmp_path):
     path = tmp_path / "x.yaml"
-    for text, sentence in (("a: 1", "no cluster file"), ("a: [", "not valid YAML"), ("", "no cluster file")):
+    for text, sentence in (("a: 1", "no cluster file"), ("a: [", "not valid YAML"), ("", "no cluster file"), TWICE):
         path.write_text(text)
         with pytest.raises(ValueError, match=sentence):
             read_cluster_file(str(path))

@@ -80,6 +80,10 @@ def test_a_space_is_the_same_trials_each_time() -> None:
         ("samples: 4", "samples draws nothing without random"),
         ("random: {a: {low: 2, high: 1}}", "low=2.0 must be less than high=1.0"),
         ("sched: asha", "sched"),
+        (
+            "grid: {optim.lr: [1]}\nseeds: 2\ngrid: {optim.clip: [1]}",
+            "key grid is given twice, in line 1 and in line 3",
+        ),
         ("grid: {model.nonsense: [1]}", "model.nonsense"),
     ],
 )

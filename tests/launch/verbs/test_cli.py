@@ -73,6 +73,11 @@ def test_inspect_shows_modalities_splits_and_labels(cli, packed):
         (["pack", "nope", "--out", "OUT"], 2, "unknown source 'nope'; sources are "),
         (["pack", "physionet2012", "--out", "OUT"], 2, "source physionet2012 needs --source"),
         (["pack", "digits", "--out", "OUT", "--source", "x"], 2, "source digits takes no --source"),
+        (
+            ["pack", "synthetic", "--out", "OUT", "-o", "seed=1", "-o", "seed=2"],
+            2,
+            "-o seed=2: seed is '1' already; give it once",
+        ),
         (["pack", "digits", "--out", "OUT", "-o", "colour=1"], 2, "source digits takes missing"),
         (["pack", "physionet2012", "--source", "OUT", "--out", "OUT"], 1, "holds neither set-a nor set-a.tar.gz"),
         (["pack", "digits"], 2, "--out"),

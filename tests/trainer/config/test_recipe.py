@@ -144,3 +144,21 @@ def test_relative_paths_become_absolute_and_urls_stay(monkeypatch):
         absolute_paths(load_recipe("digits", ["tracking.uri=sqlite:///x.db"]), Path("/a")).tracking.uri
         == "sqlite:////a/x.db"
     )
+
+
+def test_a_key_twice_is_refused_in_a_recipe_and_in_an_override(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("data: {url: d}\noptim: {lr: 1e-3}\ntraining: {epochs: 2}\noptim: {lr: 1e-4}\n")
+    with pytest.raises(RecipeError, match=rf"recipe {path}: key optim is given twice, in line 2 and in line 4"):
+        load_recipe(str(path))
+    with pytest.raises(RecipeError, match=r"key lr is given twice, in line 1 at columns 2 and 12"):
+        load_recipe("digits", ["optim={lr: 1e-3, lr: 1e-4}"])
+
+
+def test_numbers_and_words_of_a_recipe_are_what_is_written(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("data: {url: d}\noptim: {lr: 1e-3}\ntraining: {epochs: 012, compile: no}\nname: 0x10\n")
+    config = load_recipe(str(path), ["tracking.tags={day: 2024-01-01, on: yes, version: 1.10}"])
+    assert (config.optim.lr, config.training.epochs) == (0.001, 12)
+    assert config.training.compile is False and config.name == "0x10"
+    assert config.tracking.tags == {"day": "2024-01-01", "on": "yes", "version": "1.10"}
