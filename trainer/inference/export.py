@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 import fsspec
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,16 @@ def load_model(url: str, device: torch.device | str = "cpu") -> nn.Module:
         raise CheckpointError(f"{url} holds no exported model: make one with `checkpoint export`") from None
     if about.get("format") != FORMAT:
         raise CheckpointError(f"{url} has format {about.get('format')!r}; this version reads {FORMAT!r}")
-    return _filled(RunConfig.of(about["config"]), about, safetensors.torch.load(data), url).to(device)
+    return _filled(RunConfig.of(about["config"]), about, _tensors(data, url), url).to(device)
+
+
+def _tensors(data: bytes, url: str) -> dict[str, Tensor]:
+    """Tensors of an export, in float32 whatever type they were stored in since. Raises CheckpointError."""
+    try:
+        stored = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{url}/model.safetensors is damaged: {error}") from None
+    return {name: value.float() if value.is_floating_point() else value for name, value in stored.items()}
 
 
 def checkpoint_model(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.finished_run import newest_checkpoint
 from data_shards import StepLoader, open_manifest
@@ -247,6 +248,16 @@ def test_an_exported_model_answers_like_the_trained_one(data: str, tmp_path: Pat
     assert values["brier"] == pytest.approx(result["metrics"]["test/died/brier"], abs=1e-6)
     with pytest.raises(CheckpointError, match="holds no exported model"):
         load_model(str(tmp_path))
+    # Somebody made it smaller: it is loaded in float32, with the values that are left.
+    file = tmp_path / "export" / "model.safetensors"
+    halved = {name: value.bfloat16() for name, value in load_file(file).items()}
+    save_file(halved, file)
+    again = load_model(str(tmp_path / "export"))
+    assert all(torch.equal(value, halved[name].float()) for name, value in again.named_parameters())
+    assert {value.dtype for value in again.parameters()} == {torch.float32}
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match=r"model.safetensors is damaged: "):
+        load_model(str(tmp_path / "export"))
 
 
 def test_listing_and_verifying_checkpoints(data: str, tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 A folder in the format of `transformers`, a name on its hub (the local cache first), a run of job=tower, or, without a
 source, random weights of a given architecture. Weights are read from safetensors only, and no code that comes with a
 model is ever run.
+
+The library would take the type of numbers from a file: what is stored in half precision would be computed in it, or
+meet what is not. Here every tower is float32, whatever its files say; `parallel.precision` alone says what is computed
+in, and a value that was stored in fewer bits is the same in float32.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from trainer.checkpoints.checkpoint import checkpoint_weights
@@ -28,6 +33,7 @@ from trainer.run_folder import CHECKPOINTS
 
 PICTURES = ("vit", "swin", "clip_vision_model", "dinov2")
 CLIP_PART = {"image": "clip_vision_model", "text": "clip_text_model"}
+DTYPES = ("dtype", "torch_dtype")
 
 
 @dataclass
@@ -46,13 +52,19 @@ class Loaded:
 def random_tower(what: str, config: TowerConfig) -> Loaded:
     """Random weights of the family and settings that a recipe gives."""
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig
 
     if config.family is None:
         raise BackboneError(f"tower {what} has neither mope.{what}.source nor mope.{what}.family: give one of them")
+    given = [name for name in DTYPES if name in config.config]
+    if given:
+        raise BackboneError(
+            f"tower {what}: mope.{what}.config.{given[0]} is not for a recipe to say: towers are float32, and "
+            "parallel.precision says what is computed in"
+        )
     try:
         settings = AutoConfig.for_model(config.family, **config.config)
-        model = AutoModel.from_config(settings, attn_implementation=register_attention())
+        model = _from_config(settings)
     except (TypeError, ValueError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(f"tower {what}: mope.{what}.config does not make a {config.family}: {reason}") from error
@@ -74,7 +86,7 @@ def tower_from(what: str, source: str, weights: bool = True) -> Loaded:
 
 def _from_hub(what: str, source: str, weights: bool) -> Loaded:
     """A folder in transformers' format, or a name."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig
 
     settings: Any = from_pretrained("configuration", what, source, AutoConfig)
     family = CLIP_PART[what] if settings.model_type == "clip" else str(settings.model_type)
@@ -82,19 +94,34 @@ def _from_hub(what: str, source: str, weights: bool) -> Loaded:
         raise BackboneError(
             f"tower {what}: {source} is a model of type {family}; those known here are {', '.join(KINDS)}"
         )
+    if getattr(settings, "quantization_config", None) is not None:
+        raise BackboneError(
+            f"tower {what}: {source} is quantised, and its weights are no plain numbers: give the model that it was "
+            "made from"
+        )
     if not weights:
         part = getattr(settings, {"image": "vision_config", "text": "text_config"}[what], settings)
-        empty = AutoModel.from_config(part, attn_implementation=register_attention())
-        return Loaded(empty, family, shapes_only=True)
+        return Loaded(_from_config(part), family, shapes_only=True)
     loaded = Loaded(from_pretrained("model", what, source, _class_of(family)), family)
     if what == "text":
         loaded.tokenizer = from_pretrained("tokenizer", what, source)
     else:
         facts = _preprocessing(source)
         if facts.get("do_normalize", True) and "image_mean" in facts:
-            loaded.mean = [255 * float(value) for value in facts["image_mean"]]
-            loaded.std = [255 * float(value) for value in facts["image_std"]]
+            # Mean and deviation are of rescaled pixels; here pixels are 0 to 255.
+            step = float(facts.get("rescale_factor", 1 / 255)) if facts.get("do_rescale", True) else 1.0
+            loaded.mean = [float(value) / step for value in facts["image_mean"]]
+            loaded.std = [float(value) / step for value in facts["image_std"]]
     return loaded
+
+
+def _from_config(settings: Any) -> Any:
+    """A model with random weights, in float32 whatever its configuration says."""
+    from transformers import AutoModel
+
+    return AutoModel.from_config(
+        settings, attn_implementation=register_attention(), dtype=torch.float32, trust_remote_code=False
+    )
 
 
 def _preprocessing(source: str) -> dict[str, Any]:
@@ -120,10 +147,12 @@ def from_pretrained(part: str, what: str, source: str, kind: Any = None) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
-    options: dict[str, Any] = {}
+    # Said each time, where None would ask a person on a terminal.
+    options: dict[str, Any] = {"trust_remote_code": False}
     found: Any
     if part == "model":
-        options = {"use_safetensors": True, "attn_implementation": register_attention(), "output_loading_info": True}
+        options |= {"use_safetensors": True, "attn_implementation": register_attention(), "dtype": torch.float32}
+        options["output_loading_info"] = True
     try:
         with _quiet():
             try:
@@ -141,6 +170,8 @@ def from_pretrained(part: str, what: str, source: str, kind: Any = None) -> Any:
     lost = [name for name in info["missing_keys"] if "pooler" not in name]
     if lost:
         raise BackboneError(f"tower {what}: {source} has no weights for {len(lost)} parameters, e.g. {sorted(lost)[0]}")
+    other = sorted(name for name, value in model.named_parameters() if value.dtype != torch.float32)
+    assert not other, f"{other[0]} is not float32 although the library was told so"
     return model
 
 

@@ -43,7 +43,7 @@ class FolderTokenizer:
 
     def __call__(self, texts: list[bytes]) -> tuple[Tensor, Tensor]:
         decoded = [text.decode("utf-8", "replace") for text in texts]
-        rows = self._tokenizer(decoded, truncation=True, max_length=self.longest)["input_ids"]
+        rows = self._tokenizer(decoded, add_special_tokens=True, truncation=True, max_length=self.longest)["input_ids"]
         pad = self._tokenizer.pad_token_id
         return _padded(rows, 0 if pad is None else int(pad))
 

@@ -58,14 +58,14 @@ class Tower(nn.Module):
         """Raw pictures (B, C, H, W) -> hidden states (B, N, D)."""
         assert self.mean is not None and self.scale is not None
         x_BCHW = (values_BCHW.float() - self.mean()) * self.scale()
-        hidden_BND: Tensor = self.model(pixel_values=x_BCHW.to(self.dtype)).last_hidden_state
+        hidden_BND: Tensor = self.model(pixel_values=x_BCHW.to(self.dtype), return_dict=True).last_hidden_state
         return hidden_BND
 
     def feature_maps(self, values_BCHW: Tensor) -> list[Tensor]:
         """Raw pictures -> maps (B, D, H, W) after each stage, of a tower whose stages shrink the picture (swin)."""
         assert self.mean is not None and self.scale is not None
         x_BCHW = ((values_BCHW.float() - self.mean()) * self.scale()).to(self.dtype)
-        output = self.model(pixel_values=x_BCHW, output_hidden_states=True)
+        output = self.model(pixel_values=x_BCHW, output_hidden_states=True, return_dict=True)
         return list(output.reshaped_hidden_states[1:])
 
     def texts(self, texts: list[bytes], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,9 @@ class Tower(nn.Module):
 
     def encode_tokens(self, numbers_BN: Tensor, valid_BN: Tensor) -> Tensor:
         """Hidden states (B, N, D) of texts."""
-        hidden_BND: Tensor = self.model(input_ids=numbers_BN, attention_mask=valid_BN.long()).last_hidden_state
+        # `return_dict` is said, because a folder's config.json may say otherwise.
+        output = self.model(input_ids=numbers_BN, attention_mask=valid_BN.long(), return_dict=True)
+        hidden_BND: Tensor = output.last_hidden_state
         return hidden_BND
 
     def read(self, hidden_BND: Tensor, valid_BN: Tensor | None, tail_BPD: Tensor | None = None) -> Tensor:
