@@ -24,10 +24,11 @@ FORWARD_AND_BACKWARD = 3
 
 @dataclass
 class FlopCounter:
-    """FLOPs of one model. Features are: records, pairs of each group, indicators, events, positions, squares.
+    """FLOPs of one model. Features are: records, pairs of each group, indicators, events, patches, positions, squares.
 
-    `positions` are byte groups of all texts and `text_squares` the sum of their squared numbers per text; `squares` is
-    the sum of squared lengths of the sequences that attend across modalities (samples, or bins of a sample).
+    `patches` are of all signals of a group of waveforms; `positions` are byte groups of all texts and `text_squares`
+    the sum of their squared numbers per text; `squares` is the sum of squared lengths of the sequences that attend
+    across modalities (samples, or bins of a sample).
 
     Args:
         schema: of the data. tasks: logits of each task that has a head. config: of the model.
@@ -45,7 +46,8 @@ class FlopCounter:
         self.layout = group_layout(self.schema)
         self.tokens = {name: self._tokens(name) for name in self.layout}
         pairs = tuple(f"pairs/{name}" for name in self.layout)
-        self.features = ("records", *pairs, "indicators", "events", "positions", "text_squares", "squares")
+        patches = tuple(f"patches/{name}" for name in self.layout if self._kind(name) == "waveform")
+        self.features = ("records", *pairs, *patches, "indicators", "events", "positions", "text_squares", "squares")
         self._bins_MT = self._tokens_by_bin()
 
     def measure(self, batch: Batch) -> Tensor:
@@ -65,6 +67,9 @@ class FlopCounter:
         if "text" in groups:
             length_P = -(-groups["text"].offsets.diff() // self.config.text.stride)
             tensors |= {"positions": length_P.sum(), "text_squares": length_P.square().sum()}
+        for name in groups:
+            if f"patches/{name}" in self.features:
+                tensors[f"patches/{name}"] = -(-groups[name].offsets.diff() // self.config.waveform.patch).sum()
         known = torch.tensor([number.get(name, 0.0) for name in self.features], dtype=torch.float64)
         features_X = known.to(batch.device, non_blocking=True)
         for name, value in tensors.items():
@@ -114,13 +119,12 @@ class FlopCounter:
             case "image":
                 return (spec.shape[1] // config.image.patch) * (spec.shape[2] // config.image.patch)
             case "waveform":
-                return min(config.waveform.tokens, self._patches(name))
+                return config.waveform.tokens
             case "text":
                 return config.text.tokens
 
-    def _patches(self, name: str) -> int:
-        longest = max(self.schema.modalities[index].max_length or 1 for index in self.layout[name])
-        return -(-longest // self.config.waveform.patch)
+    def _kind(self, name: str) -> str:
+        return self.schema.modalities[self.layout[name][0]].kind
 
     def _tokens_by_bin(self) -> Tensor:
         """(M, T): tokens of each modality in each bin, as `token_layout` places them."""
@@ -169,7 +173,7 @@ class FlopCounter:
             case "image":
                 return pairs * number * 2 * 2 * dim * (spec.shape[0] * config.image.patch**2 + dim)
             case "waveform":
-                return pairs * self._patches(name) * 2 * 2 * dim * (spec.width * config.waveform.patch + dim)
+                return values[f"patches/{name}"] * 2 * 2 * dim * (spec.width * config.waveform.patch + dim)
             case "text":
                 per_position = config.text.layers * 24 * dim * dim + 2 * dim * dim
                 return values["positions"] * per_position + values["text_squares"] * config.text.layers * 4 * dim

@@ -49,10 +49,9 @@ def build_encoder(
                 first.shape, _standardiser(specs, statistics, config.series.clip), config.image.patch, dim, blocks
             )
         case "waveform":
-            longest = max(spec.max_length or 1 for spec in specs)
             standardiser = _standardiser(specs, statistics, config.series.clip)
             return WaveformEncoder(
-                first.width, longest, standardiser, config.waveform.patch, config.waveform.tokens, dim, blocks
+                first.width, standardiser, config.waveform.patch, config.waveform.tokens, dim, blocks
             )
         case "text":
             longest = max(spec.max_length or 1 for spec in specs)

@@ -28,6 +28,10 @@ def expected_features(counter: FlopCounter, statistics: SplitStatistics, records
             length = (table.mean[0] + (stride - 1) / 2) / stride
             values["positions"] += records * presence * length
             values["text_squares"] += records * presence * (length**2 + (table.std[0] / stride) ** 2)
+        if spec.kind == "waveform":
+            patch = counter.config.waveform.patch
+            samples = table.count[0] / max(1, table.present)
+            values[f"patches/{spec.group}"] += records * presence * (samples + (patch - 1) / 2) / patch
     values["squares"] = records * counter.expected_squares(presence_M)
     return [values[name] for name in counter.features]
 
@@ -59,6 +63,5 @@ def activation_elements(counter: FlopCounter, features: list[float]) -> tuple[fl
             case "image":
                 outside += rows * (spec.shape[0] * config.image.patch**2 + 4 * dim)
             case "waveform":
-                patches = -(-(spec.max_length or 1) // config.waveform.patch)
-                outside += pairs * patches * (spec.width * config.waveform.patch + 5 * dim)
+                outside += values[f"patches/{name}"] * (spec.width * config.waveform.patch + 5 * dim)
     return block, outside
