@@ -12,6 +12,7 @@ import numpy as np
 
 from data_shards.inspection.leakage import groups_known, value_rows, warnings
 from data_shards.inspection.sampling import MOST_RECORDS, sampling
+from data_shards.records.schema import RAGGED
 from data_shards.shards.index import ABSENT, ShardIndex
 from data_shards.shards.manifest import Manifest
 from data_shards.shards.reader import read_index
@@ -85,7 +86,7 @@ def _modalities(manifest: Manifest, index: ShardIndex) -> list[dict[str, Any]]:
     for number, spec in enumerate(manifest.schema.modalities):
         lengths = index.lengths_nM[:, number]
         lengths = lengths[lengths != ABSENT]
-        ragged = spec.kind in ("series", "text", "waveform")
+        ragged = spec.kind in RAGGED
         rows.append(
             {
                 "name": spec.name,

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from data_shards.records.arrays import Limits
-from data_shards.records.schema import DatasetSchema
+from data_shards.records.schema import RAGGED, DatasetSchema
 from data_shards.records.statistics import Accumulator
 from data_shards.shards.index import ABSENT, ShardIndex, dump_index
-from data_shards.shards.manifest import Chunk, Contents, IndexFile, Manifest, Shard
+from data_shards.shards.manifest import LENGTHS, Chunk, Contents, IndexFile, Manifest, Shard
 from data_shards.shards.storage import Storage
 from data_shards.shards.tar import ShardBuilder
 
@@ -69,6 +69,8 @@ class ShardSetWriter:
         self._notes: Counter[str] = Counter()
         self._keys: set[str] = set()
         self._observations = 0
+        self._longest: np.ndarray = np.zeros(len(schema.modalities), np.int64)
+        self._total: np.ndarray = np.zeros(len(schema.modalities), np.int64)
 
     def add(self, unit: Unit) -> None:
         """Take in one unit; writes every shard that it fills."""
@@ -88,6 +90,9 @@ class ShardSetWriter:
             raise ValueError(f"record {record.key} has {len(record.payload)} bytes, at most {Limits().member_bytes}")
         self._keys.add(record.key)
         self._observations += record.observations
+        lengths_M = np.maximum(record.lengths_M, 0)  # nothing where a modality is absent
+        np.maximum(self._longest, lengths_M, out=self._longest)
+        self._total += lengths_M
         for pair in sorted(record.splits.items()):
             self._columns.setdefault(pair, len(self._columns))
         shard = self._open
@@ -156,7 +161,7 @@ class ShardSetWriter:
             splits.setdefault(split, {})[part] = sum(chunk.parts[c] for shard in shards for chunk in shard.chunks)
         contents = Contents(
             schema=self.schema,
-            source=report(self._notes),
+            source=self._with_lengths(report(self._notes)),
             records=len(self._keys),
             observations=self._observations,
             columns=tuple(self._columns),
@@ -165,6 +170,18 @@ class ShardSetWriter:
             statistics={split: a.summary() for split, a in sorted(self._statistics.items()) if a.records},
         )
         return Manifest.of(contents, self.storage)
+
+    def _with_lengths(self, report: dict[str, Any]) -> dict[str, Any]:
+        """The report with real lengths of what may be of any length. Raises ValueError: it has such an entry itself."""
+        if LENGTHS in report:
+            raise ValueError(
+                f"source {self.schema.name}: its report has an entry {LENGTHS!r}, which pack writes itself"
+            )
+        sizes = zip(self.schema.modalities, self._longest.tolist(), self._total.tolist(), strict=True)
+        lengths = {
+            spec.name: {"longest": longest, "total": total} for spec, longest, total in sizes if spec.kind in RAGGED
+        }
+        return {**report, LENGTHS: lengths} if lengths else report
 
     def discard(self, keep: set[str]) -> list[str]:
         """Remove everything that was written, but not files of ``keep``; returns what could not be removed."""

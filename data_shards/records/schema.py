@@ -29,7 +29,9 @@ DTYPES: dict[str, tuple[str, ...]] = {
     "text": ("uint8",),
     "waveform": ("float32", "int16"),
 }
+# The most that a record may hold where nothing is declared. A rule for packing: no memory is ever sized by it.
 MAX_LENGTH: dict[str, int] = {"series": 1_000_000, "text": 65_536, "waveform": 10_000_000}
+RAGGED = tuple(MAX_LENGTH)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from data_shards.shards.storage import NAME, Storage
 FILE = "manifest.json"
 FORMAT = "fleximoe-shards"
 VERSION = 1
+LENGTHS = "lengths"  # entry of `Contents.source`: older readers of this version take any there, and nowhere else
 MAX_BYTES = 1 << 28
 MAX_CHUNK_BYTES = 1 << 30
 _STRICT = ConfigDict(extra="forbid")
@@ -69,7 +70,8 @@ class Contents:
 
     Attributes:
         schema: modalities and tasks.
-        source: the source's own report (counts of what was left out, options, best achievable score where known).
+        source: the source's own report (counts of what was left out, options, best achievable score where known), and
+            under ``lengths`` what ``Manifest.lengths`` gives.
         records, observations: totals; an observation is one stored event of a series.
         columns: (split, part) pairs, the columns of ``Chunk.parts`` and, per split, the codes of the index.
         splits: split -> part -> number of records.
@@ -122,6 +124,15 @@ class Manifest(Contents):
     def in_memory(self) -> bool:
         """Whether it lives in this process only."""
         return self.storage.scheme == "memory"
+
+    @property
+    def lengths(self) -> dict[str, dict[str, int]] | None:
+        """Modality of any length -> ``longest`` and ``total`` of all records, in events, samples or bytes.
+
+        None for data packed before lengths were kept; the indices of their shards hold them.
+        """
+        found: dict[str, dict[str, int]] | None = self.source.get(LENGTHS)
+        return found
 
     def column(self, split: str, part: str) -> int:
         """Number of the (split, part) column; ValueError lists what there is."""

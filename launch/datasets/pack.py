@@ -9,6 +9,7 @@ from typing import Any
 
 from data_shards import create_source, pack
 from data_shards.paths import absolute_url
+from data_shards.shards.manifest import LENGTHS
 from data_shards.sources import known_sources, source_class
 from launch.errors import UsageError
 from launch.output.tables import print_json_line, print_table
@@ -39,7 +40,9 @@ def pack_source(
     )  # fmt: skip
     rows = [(key, report[key]) for key in ("records", "observations", "shards", "bytes", "seconds")]
     notes = [note for note in sorted(report["source"].get("notes", {}).items()) if note not in rows]
-    print_table(f"packed {report['url']}", ("what", "how much"), rows + notes)
+    lengths = report["source"].get(LENGTHS, {})
+    longest = [(f"longest {name}", own["longest"]) for name, own in lengths.items()]
+    print_table(f"packed {report['url']}", ("what", "how much"), rows + longest + notes)
     print_json_line(report)
 
 

@@ -33,6 +33,7 @@ def plan_recipe(
     head = {"recipe": recipe, "gpu": device.name, "data": source}
     count = gpus or config.parallel.workers
     job = job_type(config.job)
+    config = job.sized(config, described, statistics)
     if job.spreads_experts:
         result = head | make_plan(config, CostModel(config, described, statistics, device), count)
         _show(result)

@@ -11,9 +11,12 @@ from torch import Tensor
 
 from parallel import Engine
 from trainer.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from trainer.checkpoints.description import outdated
 from trainer.checkpoints.pieces import ROLES, CheckpointError, ForeignCheckpointError
 
 logger = logging.getLogger(__name__)
+
+TEXT_POSITIONS = "encoders.text.position.weight"
 
 
 Values = list[tuple[Tensor, Tensor]]
@@ -64,12 +67,19 @@ def _buffers(checkpoint: Checkpoint, engine: Engine) -> Values:
 def check_parameters(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> None:
     """Raises CheckpointError if the model's parameters are not the checkpoint's."""
     stored = {name: tuple(shape) for name, shape in checkpoint.meta["parameters"].items()}
+    if problem := outdated(stored):
+        raise ForeignCheckpointError(f"{checkpoint.path} {problem}")
     for name in sorted(stored.keys() | expected.keys()):
-        if stored.get(name) != expected.get(name):
-            raise ForeignCheckpointError(
-                f"{checkpoint.path} does not fit this model: parameter {name} is {stored.get(name, 'absent')} in the "
-                f"checkpoint and {expected.get(name, 'absent')} in the model; use the recipe it was written with"
-            )
+        theirs, ours = stored.get(name, "absent"), expected.get(name, "absent")
+        if theirs == ours:
+            continue
+        way_out = "use the recipe it was written with"
+        if name == TEXT_POSITIONS and "absent" not in (theirs, ours):
+            way_out = f"set model.text.positions={theirs[0]}"
+        raise ForeignCheckpointError(
+            f"{checkpoint.path} does not fit this model: parameter {name} is {theirs} in the checkpoint and {ours} in "
+            f"the model; {way_out}"
+        )
 
 
 def restore(

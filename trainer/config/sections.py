@@ -45,6 +45,12 @@ class TextEncoderConfig(Section):
     layers: int = Field(1, ge=1, description="transformer layers")
     heads: int = Field(4, ge=1, description="attention heads; must divide model.dim")
     tokens: int = Field(4, ge=1, description="tokens made of one text, each by a learned query")
+    positions: int | None = Field(
+        None,
+        ge=1,
+        description="learned positions; what lies behind shares the last one; null = as many as the longest text of "
+        "the training part has",
+    )
 
 
 class ImageEncoderConfig(Section):
@@ -57,7 +63,7 @@ class WaveformEncoderConfig(Section):
     """Evenly sampled signals cut into patches of samples, embedded and averaged into a few tokens."""
 
     patch: int = Field(16, ge=1, description="samples in one patch")
-    tokens: int = Field(8, ge=1, description="tokens made of one waveform, each an equal stretch of the longest one")
+    tokens: int = Field(8, ge=1, description="tokens made of one waveform, each an equal stretch of its own length")
 
 
 class VectorEncoderConfig(Section):

@@ -19,7 +19,7 @@ from data_shards import DatasetSchema
 from data_shards.paths import absolute_url
 from parallel import LocalDispatcher
 from trainer.checkpoints.checkpoint import Checkpoint, checkpoint_weights
-from trainer.checkpoints.description import statistics_from_json
+from trainer.checkpoints.description import outdated, statistics_from_json
 from trainer.checkpoints.find import open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.config.run_config import RunConfig
@@ -33,10 +33,12 @@ def export_model(checkpoint_url: str, out_url: str) -> dict[str, Any]:
     """Write the model of a checkpoint (or of a run's best one) to a folder; `model.json` last.
 
     Raises:
-        CheckpointError: no such checkpoint, or a damaged one.
+        CheckpointError: no such checkpoint, a damaged one, or one whose weights mean something else by now.
     """
     out_url = absolute_url(out_url)
     checkpoint = open_checkpoint(absolute_url(checkpoint_url))
+    if problem := outdated(checkpoint.meta["parameters"]):
+        raise CheckpointError(f"{checkpoint.path} {problem}")
     weights = checkpoint_weights(checkpoint)
     data = safetensors.torch.save(weights, metadata={"format": FORMAT})
     keys = ("config", "schema", "statistics", "schema_digest", "data_digest", "mlflow_run_id", "step", "backbone")
@@ -101,6 +103,8 @@ def checkpoint_model(
 
 def _filled(config: RunConfig, about: dict[str, Any], weights: dict[str, Tensor], where: str) -> nn.Module:
     """The model with the recipe, schema and statistics that a checkpoint or an export describes, and its weights."""
+    if problem := outdated(weights):
+        raise CheckpointError(f"{where} {problem}")
     schema = DatasetSchema.from_json(json.dumps(about["schema"]))
     job = job_type(config.model_job)
     tasks = [task.name for task in job.tasks(config, schema)]

@@ -23,6 +23,7 @@ from trainer.checkpoints.restore import load_engine, restore
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config.run_config import RunConfig
 from trainer.jobs.origin import lineage, log_origin, model_size
+from trainer.models.job_type import job_type
 from trainer.models.mope.prompts.frozen_backbone import backbone_of, check_backbone
 from trainer.session import Session, build_session
 from trainer.tracking.create import create_tracker
@@ -38,7 +39,9 @@ logger = logging.getLogger("fleximoe")
 def train(config: RunConfig, context: Context, tags: dict[str, str]) -> dict[str, Any]:
     """Train a model, or continue the run of this name; then evaluate its best checkpoint on the test part."""
     manifest = open_data(config.data)
-    session = build_session(config, context, manifest, manifest.schema, _statistics(manifest, config))
+    statistics = _statistics(manifest, config)
+    config = job_type(config.job).sized(config, manifest.schema, statistics)
+    session = build_session(config, context, manifest, manifest.schema, statistics)
     check_records(session)
     context.start.mark("model")
     tracker = create_tracker(config.tracking, config.name, config.tracking.run_id, tags, context.rank, config.run_dir)

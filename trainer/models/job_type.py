@@ -77,6 +77,10 @@ class JobType(ABC):
             )
         return config
 
+    def sized(self, config: RunConfig, schema: DatasetSchema, statistics: SplitStatistics) -> RunConfig:
+        """The recipe of a new run with the sizes that its training part decides; the checkpoint keeps them."""
+        return config
+
     def check(self, config: RunConfig, schema: DatasetSchema) -> None:  # noqa: B027
         """Raise ValueError for what can be refused before workers start; loads no weights."""
 

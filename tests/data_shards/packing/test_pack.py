@@ -6,7 +6,9 @@ import json
 import os
 import resource
 import signal
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +38,44 @@ def test_report_and_manifest_agree(tmp_path: Path) -> None:
     on_disk = {path.name for path in (tmp_path / "set").iterdir()}
     assert on_disk == {FILE, *(s.name for s in manifest.shards), *(s.index.name for s in manifest.shards)}
     assert manifest.url.endswith("set") and open_manifest(str(tmp_path / "set" / FILE)).digest == manifest.digest
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_real_lengths_are_recorded_whoever_packs(tmp_path: Path, workers: int) -> None:
+    report = pack(ListSource(SCHEMA, RECORDS), str(tmp_path / "set"), workers=workers)
+    found: dict[str, list[int]] = {name: [0] for name in ("ecg", "labs", "note", "vitals")}
+    for record in RECORDS:
+        for name in found.keys() & record.values.keys():
+            value = record.values[name]
+            found[name].append(len(value.encode() if isinstance(value, str) else value))
+    expected = {name: {"longest": max(own), "total": sum(own)} for name, own in found.items()}
+    assert report["source"]["lengths"] == open_manifest(str(tmp_path / "set")).lengths == expected
+    assert min(own["longest"] for own in expected.values()) > 0
+
+
+def test_data_without_recorded_lengths_are_read_and_older_readers_know_every_entry(tmp_path: Path) -> None:
+    """Version 1 refuses entries that it does not know, but for those of the source's report."""
+    make_set(tmp_path)
+    table = json.loads((tmp_path / FILE).read_text())
+    assert sorted(table) == [
+        *("columns", "format", "observations", "records", "schema", "shards", "source", "splits", "statistics"),
+        "version",
+    ]
+    own = table["statistics"]["default"]
+    assert sorted(own["modalities"]["ecg"]) == ["count", "max", "mean", "min", "present", "std"]
+    del table["source"]["lengths"]
+    (tmp_path / FILE).write_text(json.dumps(table))
+    assert open_manifest(str(tmp_path)).lengths is None
+
+
+def test_a_source_cannot_write_lengths_itself(tmp_path: Path) -> None:
+    class Boaster(ListSource):
+        def report(self, notes: Counter[str]) -> dict[str, Any]:
+            return {"lengths": "very long"}
+
+    with pytest.raises(ValueError, match="its report has an entry 'lengths', which pack writes itself"):
+        pack(Boaster(SCHEMA, RECORDS), str(tmp_path / "set"))
+    assert list((tmp_path / "set").glob("*")) == []
 
 
 def test_plain_webdataset_reads_the_same_records(tmp_path: Path) -> None:

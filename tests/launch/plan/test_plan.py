@@ -21,7 +21,7 @@ from launch.plan.statistics import stated_statistics
 from parallel import LocalDispatcher, MoEConfig
 from tests.ranks import run_ranks
 from tests.saved_activations import saved_bytes
-from tests.trainer.tiny import config, packed
+from tests.trainer.tiny import SCHEMA, config, packed
 from tests.trainer.training.test_loop import Rank
 from trainer.config.run_config import RunConfig
 from trainer.models.flops import parameter_counts
@@ -33,6 +33,13 @@ from trainer.worker.devices import find_device
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return open_manifest(packed(tmp_path_factory.mktemp("plan") / "data"))
+
+
+def test_without_data_lengths_are_as_declared() -> None:
+    tables = stated_statistics(SCHEMA, 0.5, records=100).modalities
+    assert (tables["note"].present, tables["note"].mean, tables["note"].max) == (50, (24.0,), (24.0,))
+    assert (tables["ecg"].present, tables["ecg"].count) == (50, (50 * 40, 50 * 40))
+    assert tables["vital"].count == (500,)
 
 
 def cost_model(run: RunConfig, manifest: Manifest, gpu: str = "h100") -> CostModel:

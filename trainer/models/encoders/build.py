@@ -7,6 +7,9 @@ accept zero pairs.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 from torch import nn
 
 from data_shards import DatasetSchema, ModalitySpec
@@ -54,8 +57,24 @@ def build_encoder(
                 first.width, standardiser, config.waveform.patch, config.waveform.tokens, dim, blocks
             )
         case "text":
-            longest = max(spec.max_length or 1 for spec in specs)
-            return TextEncoder(longest, config.text, dim, blocks)
+            return TextEncoder(config.text.positions or declared_positions(specs, config), config.text, dim, blocks)
+
+
+def declared_positions(specs: Iterable[ModalitySpec], config: ModelConfig) -> int:
+    """Positions of the longest text that the schema allows: the table of checkpoints whose recipe names no number."""
+    return max((-(-(spec.max_length or 1) // config.text.stride) for spec in specs if spec.kind == "text"), default=1)
+
+
+def sized(config: ModelConfig, schema: DatasetSchema, statistics: SplitStatistics) -> ModelConfig:
+    """The architecture with the numbers that the training part decides, which a checkpoint then keeps in its recipe.
+
+    Other data that the model later meets may be longer: the sizes of its parameters never follow them.
+    """
+    texts = [statistics.modalities[spec.name].max[0] for spec in schema.modalities if spec.kind == "text"]
+    if not texts or config.text.positions is not None:
+        return config
+    positions = max(1, math.ceil(max(texts) / config.text.stride))
+    return config.model_copy(update={"text": config.text.model_copy(update={"positions": positions})})
 
 
 def _standardiser(specs: list[ModalitySpec], statistics: SplitStatistics, clip: float) -> Standardiser:

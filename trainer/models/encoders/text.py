@@ -36,13 +36,17 @@ class TextLayer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Packed bytes with offsets -> (P, T, D). An empty text gives its modality's queries alone."""
+    """Packed bytes with offsets -> (P, T, D). An empty text gives its modality's queries alone.
 
-    def __init__(self, longest: int, config: TextEncoderConfig, dim: int, blocks: int) -> None:
+    Args:
+        positions: rows of the table of positions; what lies behind the last row shares it.
+    """
+
+    def __init__(self, positions: int, config: TextEncoderConfig, dim: int, blocks: int) -> None:
         super().__init__()
         self.tokens, self.stride = config.tokens, config.stride
         self.byte = nn.Embedding(config.stride * BYTES, dim)
-        self.position = nn.Embedding(-(-longest // config.stride), dim)
+        self.position = nn.Embedding(positions, dim)
         nn.init.normal_(self.byte.weight, std=config.stride**-0.5)
         nn.init.normal_(self.position.weight, std=0.02)
         self.layers = nn.ModuleList(TextLayer(dim, config.heads) for _ in range(config.layers))
@@ -68,7 +72,7 @@ class TextEncoder(nn.Module):
         byte_OD = self.byte(group.bytes_O.long() + (place_O % self.stride) * BYTES)
         summed_RD = segment_sum(byte_OD, start_P[pair_O] + place_O // self.stride, rows)
         place_R = torch.arange(rows, device=pair_R.device) - start_P[pair_R]
-        return summed_RD + self.position(place_R), pair_R
+        return summed_RD + self.position(place_R.clamp_max(self.position.num_embeddings - 1)), pair_R
 
     def _read(self, x_RD: Tensor, pair_R: Tensor, query_PTD: Tensor) -> Tensor:
         """Each query attends over its text's positions."""

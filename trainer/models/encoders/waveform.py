@@ -66,7 +66,7 @@ class WaveformEncoder(nn.Module):
 
 
 def length_features(length_P: Tensor) -> Tensor:
-    """(P, LENGTH_INPUTS) sines and cosines of the octaves of the samples and one more, so that none is a length, too."""
+    """(P, LENGTH_INPUTS) sines and cosines of log2(1 + samples), float32."""
     octave_P = (length_P + 1).double().log2()
     angle_PX = (octave_P[:, None] / octave_P.new_tensor(PERIODS)) * (2 * torch.pi)
     return torch.cat([angle_PX.sin(), angle_PX.cos()], dim=1).float()

@@ -24,6 +24,11 @@ class FuseMoEJob(JobType):
     spreads_experts = True
     no_decay = ("bias", "w3", "phase", "frequency", "missing.weight", "modality.weight", "bin.weight", "position")
 
+    def sized(self, config: RunConfig, schema: DatasetSchema, statistics: SplitStatistics) -> RunConfig:
+        from trainer.models.encoders.build import sized
+
+        return config.model_copy(update={"model": sized(config.model, schema, statistics)})
+
     def check(self, config: RunConfig, schema: DatasetSchema) -> None:
         if config.model.moe.router == "disjoint":
             from parallel import expert_pools

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from data_shards import DatasetSchema, ModalitySpec, TaskSpec, WaveformGroup
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics
+from tests.allocations import Allocations
 from trainer.config.sections import ModelConfig
 from trainer.models.encoders.build import build_encoder
 from trainer.models.encoders.waveform import WaveformEncoder, length_features, stretch_means
@@ -75,7 +72,9 @@ def reference(encoder: WaveformEncoder, value_LC: Tensor, block: int) -> Tensor:
             own = [patch for i, patch in enumerate(patches) if i * encoder.tokens // n == token]
         rows.append(torch.stack(own).mean(0))
     length_X = length_features(torch.tensor([len(value_LC)]))[0]
-    return torch.stack(rows) + encoder.position_TD + length_X @ encoder.length.weight[block] + encoder.length.bias[block]
+    return (
+        torch.stack(rows) + encoder.position_TD + length_X @ encoder.length.weight[block] + encoder.length.bias[block]
+    )
 
 
 def test_tokens_are_what_one_signal_after_the_other_gives() -> None:
@@ -179,19 +178,6 @@ def test_long_stretches_are_summed_exactly_in_bf16() -> None:
     few_ND = torch.ones(1, 1, dtype=torch.bfloat16).requires_grad_()
     stretch_means(few_ND, torch.tensor([1]), 300).sum().backward()
     assert few_ND.grad is not None and few_ND.grad.item() == 300
-
-
-class Allocations(TorchDispatchMode):
-    """The largest tensor, in elements, that any operation gives."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.largest = max(self.largest, leaf.numel())
-        return out
 
 
 @pytest.mark.parametrize("lengths", [(50,) * 8, (1, 1, 1, 393, 1, 1, 1, 1)], ids=["equal", "one is long"])

@@ -12,11 +12,12 @@ from data_shards import DatasetSchema
 from data_shards.records.statistics import SplitStatistics
 from parallel import MoELayer
 from trainer.checkpoints.checkpoint import Checkpoint, checkpoint_weights
-from trainer.checkpoints.description import schema_difference, statistics_from_json
+from trainer.checkpoints.description import outdated, schema_difference, statistics_from_json
 from trainer.checkpoints.find import open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.config.job_types import FUSEMOE
 from trainer.config.sections import ModelConfig
+from trainer.models.encoders.build import declared_positions
 from trainer.models.mope.prompts.frozen_backbone import BackboneError, digest_of
 
 
@@ -49,8 +50,11 @@ def host_architecture(url: str, modality_dropout: float) -> ModelConfig:
 
     Balance losses are switched off: a frozen router cannot follow them, and prompts should not.
     """
-    recipe = _open(url).meta["config"]
-    model = ModelConfig.model_validate(recipe["model"])
+    about = _open(url).meta
+    model = ModelConfig.model_validate(about["config"]["model"])
+    if model.text.positions is None:
+        declared = declared_positions(DatasetSchema.from_json(json.dumps(about["schema"])).modalities, model)
+        model = model.model_copy(update={"text": model.text.model_copy(update={"positions": declared})})
     moe = model.moe.model_copy(update={"balance": 0.0, "entropy": 0.0, "z": 0.0})
     return model.model_copy(update={"moe": moe, "modality_dropout": modality_dropout})
 
@@ -91,4 +95,6 @@ def _open(url: str) -> Checkpoint:
     job = checkpoint.meta["config"]["job"]
     if job != FUSEMOE:
         raise BackboneError(f"mope.host={url} was trained with job={job}; a host is a checkpoint of job={FUSEMOE}")
+    if problem := outdated(checkpoint.meta["parameters"]):
+        raise BackboneError(f"mope.host: {checkpoint.path} {problem}")
     return checkpoint
