@@ -119,9 +119,20 @@ def _rgb(picture: Any) -> Any:
         picture = picture.convert(picture.mode.upper())
     if picture.mode in ("LA", "RGBA", "PA"):
         return picture.convert("RGBA").convert("RGB")
+    if picture.mode == "LAB":
+        return _lab_as_srgb(picture)
     opaque = picture.copy() if "transparency" in picture.info else picture
     opaque.info.pop("transparency", None)
     return opaque.convert("RGB")
+
+
+def _lab_as_srgb(picture: Any) -> Any:
+    """Mode RGB of mode LAB, colour by colour; Pillow's own way goes through a coarse table, 9 levels off."""
+    from PIL import ImageCms
+
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    exact = ImageCms.buildTransform(lab, srgb, "LAB", "RGB", flags=ImageCms.Flags.NOOPTIMIZE)
+    return exact.apply(picture)
 
 
 def _alpha(decoded: Decoded) -> Any:
