@@ -5,6 +5,7 @@
 experts     the same tokens and k, with 8 and with more experts
 modalities  the same number of present pairs and tokens, with 4 and with more declared modalities
 absent      modalities that are declared and absent everywhere: added time over the step without them, for each one
+declared    the same waveforms, declared as long as they are and 2,500 times as long
 
 A step is a whole one (forward, backward, clipping, AdamW on every parameter), in the engine that training uses; `model`
 is forward and backward alone. Ratios are times over the first of each kind; `absent` is the increase for one modality.
@@ -26,6 +27,7 @@ from benchmarks.common import (
     table,
     take_turns,
 )  # fmt: skip
+from data_shards import Batch, DatasetSchema, ModalitySpec, TaskSpec, WaveformGroup
 from parallel import MoEConfig
 from trainer.config.sections import ModelConfig, SeriesEncoderConfig
 
@@ -81,6 +83,24 @@ def absent(
     return {f"{name}-each": each}, [[name, f"8 and {declared} absent", 1e3 * after, "", after / before]]
 
 
+def declared(records: int, dim: int, samples: int, rounds: int) -> tuple[dict[str, float], list[list[object]]]:
+    """Time over the declared length of waveforms; every other one has half of the samples."""
+    lengths = torch.full((records,), samples).where(torch.arange(records) % 2 == 0, samples // 2)
+    whole, alone = {}, {}
+    for longest in (samples, 2500 * samples):
+        waveform = ModalitySpec("signal", "waveform", shape=(1,), max_length=longest)
+        schema = DatasetSchema("made-up", (waveform,), (TaskSpec("label", "binary"),))
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        rows = torch.arange(records)
+        values_OC = torch.randn(int(offsets[-1]), 1, generator=torch.Generator().manual_seed(0))
+        group = WaveformGroup(torch.zeros_like(rows), rows, offsets, values_OC)
+        present = torch.ones(records, 1, dtype=torch.bool)
+        batch = Batch([f"r{i}" for i in range(records)], rows, present, {}, {"waveform/1": group})
+        model, engine = build_model(schema, config(dim, 16))
+        whole[str(longest)], alone[str(longest)] = engine_step(engine, batch), model_step(model, batch)
+    return _compare("declared", take_turns(whole, rounds), take_turns(alone, rounds))
+
+
 def _compare(
     name: str, whole: dict[str, float], alone: dict[str, float]
 ) -> tuple[dict[str, float], list[list[object]]]:
@@ -100,6 +120,7 @@ def main() -> None:
         modalities(records, dim, [4, 64], rounds, "joint", False),
         modalities(records, dim, [4, 64], rounds, "per_modality", False),
         absent(records, dim, 8, 3 * rounds, False),
+        declared(records, dim, 4000, rounds),
     ]
     if not quick:
         parts += [modalities(records, dim, [4, 64], rounds, "joint", True), absent(records, dim, 8, 3 * rounds, True)]
