@@ -144,14 +144,11 @@ def _json_lines(file: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
 
 
 def _lines(file: Path, stream: pa.NativeFile) -> Iterator[str]:
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig")
-    number = 0
-    try:
-        for line in text:
-            number += 1
-            yield line
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}, after line {number}: not UTF-8, which JSON is ({error.reason})") from error
+    for number, line in enumerate(io.BufferedReader(stream), 1):  # type: ignore[type-var,var-annotated]
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file}, line {number} is not UTF-8, which JSON is: {error}") from error
 
 
 def _json_row(file: Path, number: int, line: str) -> dict[str, Any]:
