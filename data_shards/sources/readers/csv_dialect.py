@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -103,3 +104,11 @@ class Dialect(BaseModel):
     def plain(self, text: str) -> bool:
         """Whether a piece holds no quote and no escape character: then every separator and line end is one."""
         return not any(mark is not None and mark in text for mark in (self.quote, self.escape))
+
+    def tidy(self, name: str) -> re.Pattern[str] | None:
+        """What a piece matches whose every quote opens, closes or doubles within a cell of one line; None: nothing."""
+        if not self.quote or self.escape:
+            return None
+        cut, quote = re.escape(self.cut_by(name)), re.escape(self.quote)
+        cell = rf"(?:{quote}(?:[^{quote}\r\n]++|{quote}{quote})*+{quote}|[^{quote}{cut}\r\n]*+)"
+        return re.compile(rf"(?:{cell}(?:{cut}|\r\n?|\n))*+{cell}")
