@@ -1,8 +1,8 @@
 """CSV files as batches of cells (text), with the dialect checked: no quote that never closes, no row of another width.
 
 Pieces in which every quote has its place, cell by cell and line by line, are taken apart by Arrow; the others by
-`csv.reader` in strict mode, which is ten times slower and which Arrow's result is tested against. Arrow itself takes any
-quoting.
+`csv.reader` in strict mode, which is ten times slower and which Arrow's result is tested against. Arrow by itself takes
+any quoting.
 """
 
 from __future__ import annotations

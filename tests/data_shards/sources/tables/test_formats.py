@@ -60,7 +60,7 @@ def test_a_partition_without_a_value_is_empty_and_a_folder_is_no_file(tmp_path: 
     with pytest.raises(ValueError, match=r"rows is a folder; give the files in it as a pattern"):
         read(tmp_path, mapping)
     mapping["records"]["file"] = "rows/*.parquet"
-    with pytest.raises(ValueError, match="no file matches .*rows"):
+    with pytest.raises(ValueError, match=r"no file matches .*rows"):
         read(tmp_path, mapping)
 
 

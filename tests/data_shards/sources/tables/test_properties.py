@@ -1,4 +1,4 @@
-"""Random tables, written as CSV and as Parquet: the same records, equal to pandas' reading of the Parquet file, or both refused.
+"""Random tables, written as CSV and as Parquet: the same records, as pandas reads the Parquet file, or both refused.
 
 Columns have random types, nulls, zones, quotes and unicode; rows any order; blocks and buffers any size.
 """
@@ -10,7 +10,7 @@ import json
 import math
 import tempfile
 from collections import Counter
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ NUMBERS = (
     | st.floats(-1e4, 1e4, width=32).map(float)
     | st.sampled_from([0.1, 1 / 3, 1e-8, 16777217, 1e9 + 1, 2.5e38, math.nan])
 )
-ZONES = [None, timezone.utc, timezone(timedelta(hours=-5, minutes=-30))]
+ZONES = [None, UTC, timezone(timedelta(hours=-5, minutes=-30))]
 START = datetime(2150, 3, 28)
 
 
