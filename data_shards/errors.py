@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 # Why a record can be skipped (`ShardError.reason`); what is skipped is counted by these.
 REASONS = ("unreadable", "truncated", "checksum", "tar", "layout", "value")
+
+
+def skipped_words(skipped: Mapping[str, int]) -> str:
+    """How many records were skipped, and why: "5 records skipped (3 checksum, 2 truncated)"."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+    return f"{sum(skipped.values())} records skipped ({reasons})"
 
 
 class ManifestError(ValueError):

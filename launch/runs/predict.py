@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
+from data_shards.errors import skipped_words
 from data_shards.paths import absolute_url, is_local
 from launch.cluster.environment import prepare_for_ray, settle_paths
 from launch.errors import RunFailedError, UsageError
@@ -158,6 +159,9 @@ class PredictWorker:
 def write_whole(rows: Rows, url: str) -> tuple[int, Counter[str]]:
     """Write tables as one Parquet file that appears complete or not at all; (rows written, records skipped).
 
+    Raises:
+        UsageError: there are no records. RunFailedError: none of them could be read.
+
     Rows go to a temporary file first: beside the target, or on local disk if the target is in an object store.
     """
     import pyarrow.parquet
@@ -178,6 +182,8 @@ def write_whole(rows: Rows, url: str) -> tuple[int, Counter[str]]:
             skipped.update(lost)
         if writer is None:
             raise UsageError("there is no record to predict")
+        if not written:
+            raise RunFailedError(f"no record could be read, so nothing is predicted: {skipped_words(skipped)}")
         writer.close()
         if local:
             temporary.replace(path)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
 
 from data_shards import Batch
+from data_shards.errors import REASONS, ShardError, skipped_words
 from trainer.config.errors import RecipeError
 from trainer.metrics.predictions import PredictionCollector, Predictions
 from trainer.metrics.scores import part_metrics
 from trainer.models.job_type import PartObserver
 from trainer.models.layers.missing import keep_modalities
 from trainer.session import Session
-from trainer.worker.collectives import broadcast_json
+from trainer.worker.collectives import broadcast_json, sum_over_ranks
 
 
 def predict(session: Session, part: str, drop: list[str] | None = None) -> Predictions:
@@ -37,19 +39,35 @@ def predict(session: Session, part: str, drop: list[str] | None = None) -> Predi
 
 
 def predict_hiding(session: Session, part: str, hides: Sequence[Callable[[Batch], Batch]]) -> list[Predictions]:
-    """Predictions for every record of a part, once for each way to hide something; data are read once. Collective."""
+    """Predictions for every record of a part, once for each way to hide something; data are read once. Collective.
+
+    Raises:
+        ShardError: the part has records, and all of them had to be skipped; on every rank.
+    """
     names = getattr(session.engine.module, "measures", ())
     collectors = [PredictionCollector(session.tasks, names) for _ in hides]
     session.engine.eval()
+    loader, lost = session.loader(part, shuffle=False), Counter[str]()
     with torch.no_grad():
-        for step in session.loader(part, shuffle=False).steps(0):
+        for step in loader.steps(0):
+            lost.update(step.skipped)
             for batch in step.micro_batches:
                 batch = batch.to(session.device)
                 for hide, collector in zip(hides, collectors, strict=True):
                     output = session.engine(hide(batch))
                     collector.add(batch.index_B, output.logits, batch.targets, output.measures)
     session.engine.train()
-    return [collector.gather(session.device) for collector in collectors]
+    skipped = _over_ranks(lost, session.device)
+    found = [collector.gather(session.device, skipped) for collector in collectors]
+    if loader.records and not len(found[0]):
+        raise ShardError("", f"no record of part {part} could be read: {skipped_words(skipped)}", reason="limit")
+    return found
+
+
+def _over_ranks(lost: Counter[str], device: torch.device) -> dict[str, int]:
+    """Reason -> records that all ranks together had to skip. Collective."""
+    counts = sum_over_ranks(torch.tensor([float(lost[name]) for name in REASONS], device=device))
+    return {name: int(count) for name, count in zip(REASONS, counts.tolist(), strict=True) if count}
 
 
 def observe(session: Session, part: str, observer: PartObserver) -> None:
@@ -74,20 +92,29 @@ def evaluate_part(session: Session, part: str, drop: list[str] | None = None) ->
 
 
 def part_results(session: Session, part: str, predictions: Predictions) -> dict[str, float]:
-    """Metrics, loss and number of records of a part's predictions, keyed `part/...`."""
+    """Metrics, loss, and records read and skipped, of a part's predictions, keyed `part/...`.
+
+    What nothing is labelled for has no figure: without any label there is no loss.
+    """
     metrics = part_metrics(part, session.tasks, predictions)
-    metrics |= {f"{part}/{name}": float(value_B.nanmean()) for name, value_B in predictions.measures.items()}
-    metrics[f"{part}/loss"] = _loss(session, predictions) + metrics.get(f"{part}/loss", 0.0)
+    measured = {name: value_B[~value_B.isnan()] for name, value_B in predictions.measures.items()}
+    metrics |= {f"{part}/{name}": float(value_X.mean()) for name, value_X in measured.items() if len(value_X)}
+    losses = _losses(session, predictions)
+    if losses:
+        metrics[f"{part}/loss"] = sum(losses) + metrics.get(f"{part}/loss", 0.0)
     metrics[f"{part}/records"] = float(len(predictions))
+    if predictions.skipped:
+        metrics[f"{part}/skipped"] = float(sum(predictions.skipped.values()))
     return metrics
 
 
-def _loss(session: Session, predictions: Predictions) -> float:
-    """Mean task loss, weighted as in training."""
-    total = 0.0
+def _losses(session: Session, predictions: Predictions) -> list[float]:
+    """Mean loss of each task that has a label, weighted as in training."""
+    found = []
     for task in session.tasks:
         loss, target_Bt = session.losses[task.name], predictions.targets[task.name].to(session.device)
-        count = loss.labelled(target_Bt).sum().clamp_min(1)
-        weight = session.config.training.task_weights.get(task.name, 1.0)
-        total += weight * float(loss(predictions.logits[task.name].to(session.device), target_Bt) / count)
-    return total
+        count = loss.labelled(target_Bt).sum()
+        if int(count):
+            weight = session.config.training.task_weights.get(task.name, 1.0)
+            found.append(weight * float(loss(predictions.logits[task.name].to(session.device), target_Bt) / count))
+    return found

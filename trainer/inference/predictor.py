@@ -20,6 +20,7 @@ from data_shards.loading.collate import Collator
 from data_shards.loading.schema_map import place_of
 from data_shards.shards.reader import Reader
 from trainer.checkpoints.checkpoint import Checkpoint
+from trainer.checkpoints.pieces import CheckpointError
 from trainer.inference.explain import check_explainable, explain
 from trainer.inference.export import checkpoint_model
 from trainer.inference.request import Request, checkpoint_schema, model_tasks
@@ -66,12 +67,23 @@ class Predictor:
         self.model = checkpoint_model(checkpoint, device, request.config)
         if request.explain:
             check_explainable(self.model)
+        self._check_temperatures()
         self._reader = Reader(self.manifest, data, request.part)
         self._place = place_of(self.manifest.schema, schema, request.member)
         self._collate = Collator(schema)
         self._order = EpochOrder(
             self.manifest.counts(data.split, request.part), 0, 0, data.window_chunks, shuffle=False
         )
+
+    def _check_temperatures(self) -> None:
+        """Raise CheckpointError: some tasks have a temperature, and another one that needs one has none."""
+        known = self.request.temperatures
+        without = [task.name for task in self.tasks if task.kind != "regression" and task.name not in known]
+        if known and without:
+            raise CheckpointError(
+                f"{self.request.checkpoint} has no temperature for {', '.join(without)}: part val had no label of it "
+                "when temperatures were fitted; predict without --calibrated"
+            )
 
     def stretches(self) -> list[Stretch]:
         """All of the part."""

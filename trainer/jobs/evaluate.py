@@ -18,6 +18,7 @@ from trainer.checkpoints.pieces import CheckpointError
 from trainer.checkpoints.restore import load_engine
 from trainer.config.run_config import RunConfig
 from trainer.evaluation.missing_curve import missing_curve
+from trainer.evaluation.outlook import labels_of, unlabelled
 from trainer.evaluation.part import evaluate_part, part_results, predict
 from trainer.metrics.main_metric import by_rate, task_curves
 from trainer.metrics.predictions import Predictions
@@ -28,6 +29,8 @@ from trainer.session import Session, build_session
 from trainer.tracking.mlflow_run import add_to_run
 from trainer.worker.collectives import broadcast_json
 from trainer.worker.context import Context
+
+NO_FIT = "no temperature can be fitted"
 
 
 def evaluate(config: RunConfig, context: Context) -> dict[str, Any]:
@@ -44,6 +47,7 @@ def evaluate(config: RunConfig, context: Context) -> dict[str, Any]:
     check_backbone(checkpoint.path, checkpoint.meta.get("backbone"), session.engine.module)
     load_engine(checkpoint, session.engine, moments=False)
     try:
+        _can_measure(session, request.part, request.temperature)
         metrics, predictions = evaluate_part(session, request.part, request.drop)
         result = {
             "run_id": _run_id(session, checkpoint),
@@ -61,6 +65,15 @@ def evaluate(config: RunConfig, context: Context) -> dict[str, Any]:
         return result
     finally:
         session.close()
+
+
+def _can_measure(session: Session, part: str, temperature: bool) -> None:
+    """Raise ValueError where there is no label to compare with. Collective."""
+    for wanted, why in ((part, "there is nothing to measure"), *([("val", NO_FIT)] if temperature else [])):
+        session.manifest.column(session.config.data.split, wanted)
+        found = labels_of(session, wanted)
+        if found is not None and not found.measurable:
+            raise ValueError(f"{unlabelled(session, found)}, so {why}; `predict` gives what the model says")
 
 
 def _run_id(session: Session, checkpoint: Checkpoint) -> str | None:

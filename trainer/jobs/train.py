@@ -29,6 +29,7 @@ from trainer.session import Session, build_session
 from trainer.tracking.create import create_tracker
 from trainer.tracking.tracker import Tracker
 from trainer.training.loop import TrainingLoop
+from trainer.training.preconditions import check_preconditions
 from trainer.training.progress import Progress
 from trainer.worker.collectives import broadcast_json, sum_over_ranks
 from trainer.worker.context import Context
@@ -42,6 +43,7 @@ def train(config: RunConfig, context: Context, tags: dict[str, str]) -> dict[str
     statistics = _statistics(manifest, config)
     config = job_type(config.job).sized(config, manifest.schema, statistics)
     session = build_session(config, context, manifest, manifest.schema, statistics)
+    check_preconditions(session)
     check_records(session)
     context.start.mark("model")
     tracker = create_tracker(config.tracking, config.name, config.tracking.run_id, tags, context.rank, config.run_dir)

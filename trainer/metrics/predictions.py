@@ -20,6 +20,8 @@ class Predictions:
     targets: dict[str, Tensor]
     measures: dict[str, Tensor] = field(default_factory=dict)
     """Further numbers of each record (B,), whose means are metrics; NaN where a record has none."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Reason -> records of the part that could not be read."""
 
     def __len__(self) -> int:
         return len(self.index_B)
@@ -43,7 +45,7 @@ class PredictionCollector:
         """One batch."""
         self._rows.append((index_B, logits, targets, measures or {}))
 
-    def gather(self, device: torch.device) -> Predictions:
+    def gather(self, device: torch.device, skipped: dict[str, int] | None = None) -> Predictions:
         """Collective: all records of all ranks, sorted by their place in the data set."""
         index_B = gather_rows(self._cat([row[0] for row in self._rows], torch.int64, 0, device))
         order_B = index_B.argsort()
@@ -58,7 +60,7 @@ class PredictionCollector:
             name: gather_rows(self._cat([row[3][name] for row in self._rows], torch.float32, 0, device))[order_B].cpu()
             for name in self.measures
         }
-        return Predictions(index_B[order_B].cpu(), logits, targets, measures)
+        return Predictions(index_B[order_B].cpu(), logits, targets, measures, skipped or {})
 
     def _cat(self, parts: list[Tensor], dtype: torch.dtype, width: int, device: torch.device) -> Tensor:
         shape = (0, width) if width else (0,)

@@ -11,6 +11,8 @@ Shape legend: B records, C logits of a task, t targets of a task.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -21,11 +23,11 @@ from trainer.metrics.predictions import Predictions
 
 
 def task_metrics(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> dict[str, float]:
-    """Metrics of one task over its labelled records; those that need both classes are left out where one is missing.
+    """Metrics of one task over its labelled records; those that labels do not define are left out.
 
-    binary: auroc, auprc, f1, accuracy (threshold 0.5), brier, ece. multiclass: accuracy, f1 (macro), auroc (macro, one
-    against the rest), brier (summed over classes), ece (of the chosen class). multilabel: those of binary, macro over
-    labels. regression: mae, rmse, r2, in the target's unit.
+    binary: auroc, auprc (both classes), f1 (a positive), accuracy (threshold 0.5), brier, ece. multiclass: accuracy, f1
+    (macro), auroc (macro, one against the rest; every class), brier (summed over classes), ece (of the chosen class).
+    multilabel: those of binary, macro over labels. regression: mae, rmse, r2 (two values), in the target's unit.
     """
     labelled_B = (~target_Bt.isnan()).any(dim=1)
     # In double precision probabilities tie only where logits do, so ranking metrics do not depend on rounding.
@@ -36,16 +38,39 @@ def task_metrics(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> dict[s
     return {name: float(value) for name, value in compute[task.kind](logits_BC, target_Bt).items()}
 
 
+def metric_names(task: TaskSpec, values: Sequence[Collection[float]]) -> set[str]:
+    """Names that `task_metrics` gives for labels with these values in each target column.
+
+    Nothing is computed and no library is loaded, so that a recipe's metric can be checked before the first step.
+    """
+    if not any(values):
+        return set()
+    if task.kind == "regression":
+        distinct = len({value for column in values for value in column})
+        return {"mae", "rmse"} | ({"r2"} if distinct > 1 else set())
+    if task.kind == "multiclass":
+        every = len(values[0]) == len(task.classes)
+        return {"accuracy", "f1", "brier", "ece"} | ({"auroc"} if every else set())
+    names: set[str] = set()
+    for column in values:
+        names |= {"accuracy", "brier", "ece"} if column else set()
+        names |= {"f1"} if 1 in column else set()
+        names |= {"auroc", "auprc"} if {0, 1} <= set(column) else set()
+    return names
+
+
 def _binary(logits_B1: Tensor, target_B1: Tensor) -> dict[str, Tensor]:
     from torchmetrics.functional import classification
 
     probability_B, truth_B = logits_B1[:, 0].sigmoid(), target_B1[:, 0].long()
     metrics = {
         "accuracy": classification.binary_accuracy(probability_B, truth_B),
-        "f1": classification.binary_f1_score(probability_B, truth_B),
         "brier": (probability_B - truth_B).square().mean(),
         "ece": torch.tensor(reliability(probability_B, truth_B).error),
     }
+    # Without a positive there is nothing to find: 0 would be a mean over nothing.
+    if int(truth_B.sum()):
+        metrics["f1"] = classification.binary_f1_score(probability_B, truth_B)
     if 0 < int(truth_B.sum()) < len(truth_B):
         metrics["auroc"] = classification.binary_auroc(probability_B, truth_B)
         metrics["auprc"] = classification.binary_average_precision(probability_B, truth_B)

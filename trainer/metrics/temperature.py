@@ -5,6 +5,8 @@ They are kept in `temperature.json` in the run's folder, with the step of the ch
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from data_shards import TaskSpec
 from trainer.checkpoints.checkpoint import Checkpoint
 from trainer.checkpoints.pieces import CheckpointError
@@ -14,18 +16,18 @@ from trainer.run_folder import TEMPERATURE, read_json, write_json
 
 
 def fit_temperatures(tasks: list[TaskSpec], predictions: Predictions) -> dict[str, float]:
-    """One temperature per task; regression tasks have none."""
+    """One temperature per task that has a label; regression tasks have none."""
     return {
         task.name: fit_temperature(task, predictions.logits[task.name], predictions.targets[task.name])
         for task in tasks
-        if task.kind != "regression"
+        if task.kind != "regression" and not bool(predictions.targets[task.name].isnan().all())
     }
 
 
 def scaled(predictions: Predictions, temperatures: dict[str, float]) -> Predictions:
     """The predictions with logits divided by their task's temperature."""
     logits = {name: value / temperatures.get(name, 1.0) for name, value in predictions.logits.items()}
-    return Predictions(predictions.index_B, logits, predictions.targets)
+    return replace(predictions, logits=logits)
 
 
 def write_temperatures(checkpoint: Checkpoint, temperatures: dict[str, float]) -> None:

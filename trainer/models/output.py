@@ -15,7 +15,8 @@ class Fused:
 
     `losses` are further terms of the loss, with their coefficients, the same value on every rank and with gradients
     for this rank's share only (as balance losses); `experts` are weights of prompt experts (B, K) by site, NaN for
-    records without the site's modality; `measures` are numbers (B,) of each record, NaN for none, whose means are
+    records without the site's modality; `empty` names terms of `losses` that no record of any rank had something for,
+    whose value is 0; `measures` are numbers (B,) of each record, NaN for none, whose means are
     metrics.
     """
 
@@ -25,3 +26,4 @@ class Fused:
     losses: dict[str, Tensor] = field(default_factory=dict)
     experts: dict[str, Tensor] = field(default_factory=dict)
     measures: dict[str, Tensor] = field(default_factory=dict)
+    empty: frozenset[str] = frozenset()

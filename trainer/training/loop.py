@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from data_shards import Batch, Step
-from data_shards.errors import REASONS
+from data_shards.errors import REASONS, ShardError, skipped_words
 from parallel import biased_routers, reduce_stats
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.checkpoints.writer import CheckpointWriter
@@ -81,6 +81,7 @@ class TrainingLoop:
         self.routing_total: list[Tensor] = []
         self._biased = biased_routers(self.engine.module)
         self._step_counts: list[Tensor] = []
+        self._met: set[str] = set()  # tasks that have a label in the current step, on any rank
         place = (self.config.run_dir, self.context.rank, self.context.world)
         # Collective, so on every rank, also where no tracker will take its figures.
         self._usage = NodeUsage(*place[1:], session.context.local_rank, session.device)
@@ -166,7 +167,7 @@ class TrainingLoop:
         self.engine.set_lr_factor(lr_factor(self.config.optim, progress.step, self.timetable.total_steps))
         batches = [self._prepare(batch) for batch in step.micro_batches]
         # Before any forward pass: losses are divided by the labels of the global step.
-        counts, stop = self._agree(batches, step.skipped)
+        counts, delivered, stop = self._agree(batches, step)
         for batch in batches:
             self.engine.backward(self._loss(batch, counts))
         if not self.engine.step():
@@ -178,14 +179,13 @@ class TrainingLoop:
         progress.step += 1
         if self._trace is not None:
             self._trace.write(progress.step, progress.epoch, [key for batch in batches for key in batch.keys])
-        progress.samples_seen += step.records
+        progress.samples_seen += delivered
         progress.epoch, progress.offset = step.position.epoch, step.position.offset
         # Before the step is evaluated or saved: timetable and checkpoint see the next epoch's beginning.
         if progress.offset >= self.loader.records:
             progress.close_epoch(self.loader.records)
         self.profiler.step()
-        self.meter.steps += 1
-        self.meter.records += step.records
+        self.meter.end_step(delivered)
         if progress.step % self.config.training.log_every == 0 or progress.step in (1, self.timetable.total_steps):
             self._log()
         if self._starting:
@@ -207,11 +207,12 @@ class TrainingLoop:
             batch = drop_modalities(batch, probability, key)
         return batch
 
-    def _agree(self, batches: list[Batch], skipped: dict[str, int]) -> tuple[dict[str, Tensor], bool]:
-        """One exchange: labels of the global step per task, records delivered and skipped, wishes of any rank.
+    def _agree(self, batches: list[Batch], step: Step) -> tuple[dict[str, Tensor], int, bool]:
+        """One exchange: labels of the global step per task (1 for none), records delivered, whether to stop.
 
         Raises:
-            ShardError: more than `data.max_skipped` records were skipped in this run, over all ranks.
+            ShardError: more than `data.max_skipped` records were skipped in this run, or all of this step, over all
+                ranks.
         """
         own = [
             sum(
@@ -220,19 +221,24 @@ class TrainingLoop:
             )
             for task in self.session.tasks
         ]
-        counted = [float(sum(len(batch) for batch in batches)), *(float(skipped.get(name, 0)) for name in REASONS)]
+        counted = [float(sum(len(batch) for batch in batches)), *(float(step.skipped.get(name, 0)) for name in REASONS)]
         wishes = [float(self.context.should_stop()), float(self.context.should_save())]
         mine = torch.tensor([*wishes, *counted])
         # On a GPU the host waits at each `float`, and once more for the shared sums.
         labels = torch.tensor([float(count) for count in own], device=self.session.device)
         # Labels, wishes and counts travel together: one exchange a step, not four.
         shared = sum_over_ranks(torch.cat([labels, mine.to(self.session.device)]))
-        stop, save, delivered, *lost = shared[len(own) :].tolist()
+        *labelled, stop, save, delivered = shared[: -len(REASONS)].tolist()
+        lost = shared[-len(REASONS) :].tolist()
+        self._met = {task.name for task, number in zip(self.session.tasks, labelled, strict=True) if number}
         self._save_wanted = bool(save)
         gone = {name: int(n) for name, n in zip(REASONS, lost, strict=True) if n}
         # Raises on every rank or on none, as all have the same sums.
         self.progress.account(int(delivered), gone, self.config.data.max_skipped)
-        return {task.name: shared[i].clamp_min(1) for i, task in enumerate(self.session.tasks)}, bool(stop)
+        if not delivered:
+            raise ShardError("", f"no record of step {self.progress.step + 1} could be read: {skipped_words(gone)}")
+        counts = {task.name: shared[i].clamp_min(1) for i, task in enumerate(self.session.tasks)}
+        return counts, int(delivered), bool(stop)
 
     def _not_finite(self, batches: list[Batch]) -> None:
         """The engine refused a step whose gradient is not finite. Weights are as before it.
@@ -256,7 +262,7 @@ class TrainingLoop:
         output = self.engine(batch)
         # Routing is balanced over the global batch: its sums are added up over ranks before a loss is made of them.
         stats = reduce_stats(output.routing, self.session.mesh.world_group)
-        total, parts = step_loss(self.session, batch, output, stats, counts)
+        total, parts = step_loss(self.session, batch, output, stats, counts, self._met)
         self.meter.add_losses(parts)
         self.meter.add_routing(stats)
         if self._biased:
@@ -272,7 +278,7 @@ class TrainingLoop:
         # Collective, like `_usage.read` below: ranks log at the same steps, though only rank 0 writes.
         metrics, counts = self.meter.read()
         # The loss first: MLflow's compare page draws what a run logged first.
-        metrics = {"train/loss": metrics["train/loss"]} | metrics | routing_metrics(counts)
+        metrics = dict(sorted(metrics.items(), key=lambda item: item[0] != "train/loss")) | routing_metrics(counts)
         self.routing_total = counts
         # Of the step that was just made, which `progress` has counted already.
         metrics["train/lr"] = self.config.optim.lr * lr_factor(
@@ -282,9 +288,10 @@ class TrainingLoop:
         metrics |= {
             "train/epoch": self.progress.epoch + self.progress.offset / max(1, self.loader.records),
             "train/samples_seen": self.progress.samples_seen,
-            "train/tokens_seen": self.progress.tokens_seen,
             "data/skipped": sum(self.progress.skipped.values()),
         }
+        if tokens is not None:
+            metrics["train/tokens_seen"] = self.progress.tokens_seen
         metrics |= self._usage.read()
         if self.context.rank == 0:
             line = step_line(self.progress.step, self.timetable.total_steps, self.progress.epoch, metrics)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from data_shards import Batch
 from parallel import RoutingStats
-from trainer.models.flops import Counter
+from trainer.models.flops import Counter as FlopCounter
 from trainer.session import Session
 from trainer.worker.collectives import sum_over_ranks
 
@@ -26,26 +27,39 @@ NOT_PARTS = {"loss", "lr", "grad_norm", "epoch", "samples_seen", "tokens_seen"}
 class Meter:
     """Sums since the last line: loss parts (device), records, tokens, arithmetic, seconds waited for data.
 
-    `counter` counts the arithmetic of batches and `peak` is what all workers together could do, in FLOP/s.
+    A part of the loss is a mean over the steps that had it: a step without a label of a task says nothing of it.
+    `weights` are the tasks' in the loss; `counter` counts the arithmetic of batches and `peak` is what all workers
+    together could do, in FLOP/s.
     """
 
     device: torch.device
-    counter: Counter
+    counter: FlopCounter
     world: int
     peak: float
+    weights: dict[str, float] = field(default_factory=dict)
     steps: int = 0
     records: int = 0
     waited: float = 0.0
     parts: dict[str, Tensor] = field(default_factory=dict)
+    had: Counter[str] = field(default_factory=Counter)
     tokens: Tensor | None = None
     counts: list[Tensor] | None = None
     features: Tensor | None = None
     since: float = field(default_factory=time.perf_counter)
+    _met: set[str] = field(default_factory=set)
 
     def add_losses(self, parts: dict[str, Tensor]) -> None:
         """This rank's share of each part of the loss of one micro-batch."""
         for name, value in parts.items():
             self.parts[name] = self.parts.get(name, torch.zeros((), device=self.device)) + value.detach()
+        self._met |= parts.keys()
+
+    def end_step(self, records: int) -> None:
+        """An optimiser step was made, on so many records of all ranks."""
+        self.steps += 1
+        self.records += records
+        self.had.update(self._met)
+        self._met = set()
 
     def add_batch(self, batch: Batch) -> None:
         """What this rank's next micro-batch asks for."""
@@ -62,22 +76,25 @@ class Meter:
         self.tokens = tokens if self.tokens is None else self.tokens + tokens
 
     def read(self) -> tuple[dict[str, float], list[Tensor]]:
-        """Collective: means since the last call, the expert counts (M, E) per layer, and a fresh start."""
+        """Collective: means since the last call, the expert counts (M, E) per layer, and a fresh start.
+
+        What was never there has no figure. Ranks have met the same parts, as labels are counted over all of them.
+        """
         # Sorted, so that ranks add up the same parts whatever order they met them in.
         names = sorted(self.parts)
-        values = torch.stack([self.parts[name] for name in names]).double().to(self.device)
+        values = torch.stack([torch.zeros((), device=self.device), *(self.parts[name] for name in names)])[1:].double()
         width = len(self.counter.features)
         asked = torch.zeros(width, dtype=torch.float64, device=self.device) if self.features is None else self.features
         # Only these are this rank's own; tokens and counts of the routing are sums over ranks already.
         shared = sum_over_ranks(torch.cat([values, asked]))
-        means = (shared[: len(names)] / max(1, self.steps)).tolist()
+        sums = dict(zip(names, shared[: len(names)].tolist(), strict=True))
         seconds = time.perf_counter() - self.since
-        tokens = float(self.tokens) if self.tokens is not None else 0.0
         flops = self.counter.step_flops(shared[len(names) :]) / seconds
-        metrics = {f"train/{name}": value for name, value in zip(names, means, strict=True)}
+        metrics = {f"train/{name}": value for name, value in self._means(sums).items()}
+        if self.tokens is not None:
+            metrics["perf/tokens_per_s"] = float(self.tokens) / seconds
         metrics |= {
             "perf/samples_per_s": self.records / seconds,
-            "perf/tokens_per_s": tokens / seconds,
             "perf/step_s": seconds / max(1, self.steps),
             "perf/loader_share": self.waited / seconds,
             "perf/tflops": flops / self.world / 1e12,
@@ -85,16 +102,24 @@ class Meter:
             "perf/memory_gib": memory_gib(self.device),
         }
         counts = [count.cpu() for count in self.counts or []]
-        self.steps, self.records, self.waited, self.parts = 0, 0, 0.0, {}
+        self.steps, self.records, self.waited, self.parts, self.had = 0, 0, 0.0, {}, Counter()
         self.tokens = self.counts = self.features = None
         self.since = time.perf_counter()
         return metrics, counts
+
+    def _means(self, sums: dict[str, float]) -> dict[str, float]:
+        """Each part over the steps that had it; the loss is the sum of the parts as they are weighted."""
+        means = {name: value / self.had[name] for name, value in sums.items()}
+        if len({self.had[name] for name in sums}) > 1 and "loss" in means:
+            means["loss"] = sum(self.weights.get(name, 1.0) * mean for name, mean in means.items() if name != "loss")
+        return means
 
 
 def meter_of(session: Session) -> Meter:
     """A fresh meter of a job's steps."""
     counter = session.job.counter(session.config, session.schema, session.tasks, session.engine.module)
-    return Meter(session.device, counter, session.context.world, session.peak * session.context.world)
+    weights = {task.name: session.config.training.task_weights.get(task.name, 1.0) for task in session.tasks}
+    return Meter(session.device, counter, session.context.world, session.peak * session.context.world, weights)
 
 
 def memory_gib(device: torch.device) -> float:
@@ -109,26 +134,24 @@ def routing_metrics(counts: list[Tensor]) -> dict[str, float]:
 
     `moe/load_ratio`: tokens of the fullest expert over the mean. `moe/dead_share`: experts without any token.
     `moe/evenness`: exp(entropy of the load) / E, 1 = uniform. `moe/specialisation`: mutual information of modality and
-    expert over the entropy of modality, 0 = experts do not tell modalities apart, 1 = each serves one only.
+    expert over the entropy of modality, 0 = experts do not tell modalities apart, 1 = each serves one only. Layers that
+    no token met have no figures, and of one modality alone there is no specialisation.
     """
     ratios, dead, even, special = [], [], [], []
-    for count_ME in counts:
-        joint_ME = count_ME.double() / count_ME.sum().clamp_min(1)
+    for count_ME in (count_ME for count_ME in counts if count_ME.any()):
+        joint_ME = count_ME.double() / count_ME.sum()
         load_E, modality_M = joint_ME.sum(0), joint_ME.sum(1)
         experts = len(load_E)
         ratios.append(float(load_E.max() * experts))
         dead.append(float((load_E == 0).double().mean()))
         even.append(float(_entropy(load_E).exp() / experts))
         shared = _entropy(load_E) + _entropy(modality_M) - _entropy(joint_ME.flatten())
-        special.append(float(shared / _entropy(modality_M).clamp_min(1e-9)))
-    if not counts:
+        if int((modality_M > 0).sum()) > 1:
+            special.append(float(shared / _entropy(modality_M)))
+    if not ratios:
         return {}
-    return {
-        "moe/load_ratio": max(ratios),
-        "moe/dead_share": max(dead),
-        "moe/evenness": min(even),
-        "moe/specialisation": sum(special) / len(special),
-    }
+    found = {"moe/load_ratio": max(ratios), "moe/dead_share": max(dead), "moe/evenness": min(even)}
+    return found | ({"moe/specialisation": sum(special) / len(special)} if special else {})
 
 
 def _entropy(p: Tensor) -> Tensor:
@@ -136,17 +159,21 @@ def _entropy(p: Tensor) -> Tensor:
 
 
 def step_line(step: int, total: int, epoch: int, metrics: dict[str, float]) -> str:
-    """One step as one line."""
+    """One step as one line; what has no figure is left out, and a loss of nothing is a dash."""
     parts = " ".join(
         f"{name.removeprefix('train/')} {value:.4g}"
         for name, value in sorted(metrics.items())
         if name.startswith("train/") and name.removeprefix("train/") not in NOT_PARTS
     )
+    loss = f"{metrics['train/loss']:.4f}" if "train/loss" in metrics else "-"
+    tokens = f"{metrics['perf/tokens_per_s']:.0f} tokens/s " if "perf/tokens_per_s" in metrics else ""
+    routing = ""
+    if "moe/load_ratio" in metrics:
+        routing = f"load max/mean {metrics['moe/load_ratio']:.2f} dead {metrics['moe/dead_share']:.0%} | "
     return (
-        f"step {step}/{total} epoch {epoch} loss {metrics['train/loss']:.4f} ({parts}) lr {metrics['train/lr']:.2e} "
+        f"step {step}/{total} epoch {epoch} loss {loss} ({parts}) lr {metrics['train/lr']:.2e} "
         f"norm {metrics['train/grad_norm']:.3g} | {metrics['perf/samples_per_s']:.0f} samples/s "
-        f"{metrics['perf/tokens_per_s']:.0f} tokens/s {metrics['perf/tflops']:.3g} TFLOP/s "
+        f"{tokens}{metrics['perf/tflops']:.3g} TFLOP/s "
         f"MFU {metrics['perf/mfu']:.0%} data {metrics['perf/loader_share']:.0%} | "
-        f"load max/mean {metrics.get('moe/load_ratio', 0):.2f} dead {metrics.get('moe/dead_share', 0):.0%} | "
-        f"{metrics['perf/memory_gib']:.2f} GiB"
+        f"{routing}{metrics['perf/memory_gib']:.2f} GiB"
     )

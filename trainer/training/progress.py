@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from data_shards import ShardError
+from data_shards.errors import ShardError, skipped_words
 
 
 @dataclass
@@ -48,9 +48,8 @@ class Progress:
         }
         total = sum(self.skipped.values())
         if total > most:
-            reasons = ", ".join(f"{n} {name}" for name, n in sorted(self.skipped.items()))
             raise ShardError(
-                "of this run", f"{total} records skipped ({reasons}), data.max_skipped is {most}", reason="limit"
+                "of this run", f"{skipped_words(self.skipped)}, data.max_skipped is {most}", reason="limit"
             )
 
     def close_epoch(self, records: int) -> None:

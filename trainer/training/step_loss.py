@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor
@@ -14,24 +14,36 @@ from trainer.session import Session
 
 
 def step_loss(
-    session: Session, batch: Batch, output: Fused, stats: list[RoutingStats], counts: Mapping[str, Tensor]
+    session: Session,
+    batch: Batch,
+    output: Fused,
+    stats: list[RoutingStats],
+    counts: Mapping[str, Tensor],
+    met: Container[str],
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """This rank's loss of one micro-batch, and its parts as they are logged.
+
+    A part that the whole step has nothing for (a task without a label in it, masks that are not there) is in the loss
+    with the value 0, as every parameter takes part in every step; it is not among the parts that are logged, and
+    `loss` is not either where nothing was learned from.
 
     The engine averages gradients over ranks and micro-batches; task sums are divided by the labels of the whole step,
     so they are multiplied by both numbers. Balance losses are computed from global sums on every rank, whose gradients
     reach only this rank's own tokens: they are multiplied by the number of ranks.
 
     Args:
-        stats: routing of this micro-batch, summed over ranks. counts: task -> labels of the whole step.
+        stats: routing of this micro-batch, summed over ranks. counts: task -> labels of the whole step, 1 for none.
+        met: tasks that have a label in the step.
     """
     world, micro = session.context.world, session.config.training.accumulation
-    parts = {}
+    parts, learned = {}, False
     total = torch.zeros((), device=session.device)
     for task in session.tasks:
         value = session.losses[task.name](output.logits[task.name], batch.targets[task.name])
-        parts[task.name] = value / counts[task.name]
-        total = total + session.config.training.task_weights.get(task.name, 1.0) * parts[task.name] * world * micro
+        mean = value / counts[task.name]
+        total = total + session.config.training.task_weights.get(task.name, 1.0) * mean * world * micro
+        if task.name in met:
+            parts[task.name], learned = mean, True
     task_total = total / (world * micro)
     moe = session.config.model.moe
     for name, value in balance_losses(stats, moe).items():
@@ -41,7 +53,10 @@ def step_loss(
             parts[name] = coefficient * value / (world * micro)
     for name, value in output.losses.items():
         total = total + value * world
-        parts[name] = value / (world * micro)
+        if name not in output.empty:
+            parts[name] = value / (world * micro)
     extra = ("balance", "entropy", "z", *output.losses)
-    parts["loss"] = task_total + sum(parts[name] for name in extra if name in parts)
+    # A model that has no task learns from terms of its own.
+    if learned or (not session.tasks and not output.empty):
+        parts["loss"] = task_total + sum(parts[name] for name in extra if name in parts)
     return total, parts

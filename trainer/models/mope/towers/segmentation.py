@@ -84,20 +84,22 @@ class PromptedSegmenter(TowerModel):
         logits_BCHW, output = self.masks(batch)
         rows_P, mask_PHW = self.true_masks(batch)
         loss_P = mask_loss(logits_BCHW[rows_P], mask_PHW)
-        losses = dict(output.losses)
+        losses, empty = dict(output.losses), frozenset[str]()
         if self.training and torch.is_grad_enabled():
             sums = torch.stack([loss_P.sum() + logits_BCHW.sum() * 0, loss_P.new_tensor(len(loss_P))])
             shared = summed_over_ranks(sums)
             losses["mask"] = shared[0] / shared[1].detach().clamp_min(1)
+            # The host waits for the number, as a loss of no mask at all is no loss of 0.
+            empty = frozenset() if float(shared[1].detach()) else frozenset({"mask"})
         found_P = {"loss": loss_P.detach(), **agreement(logits_BCHW[rows_P].detach(), mask_PHW)}
         measures = {
             name: value_P.new_full((len(batch),), torch.nan).index_copy(0, rows_P, value_P)
             for name, value_P in found_P.items()
         }
-        return Fused({}, [], output.pooled_BX, losses, output.experts, measures)
+        return Fused({}, [], output.pooled_BX, losses, output.experts, measures, empty)
 
     def true_masks(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Rows (P,) of the batch that have a mask, and int64 class numbers (P, H, W).
+        """Rows (P,) of the batch that have a mask with a labelled pixel, and int64 class numbers (P, H, W).
 
         Raises:
             ValueError: a pixel has a class that the recipe does not know.
@@ -114,7 +116,13 @@ class PromptedSegmenter(TowerModel):
                 f"and mope.mask.classes is {self.classes}: classes are 0 to {self.classes - 1}, {UNLABELLED} is "
                 "unlabelled"
             )
-        return rows_P, mask_PHW
+        known_P = (mask_PHW != UNLABELLED).flatten(1).any(1)
+        return rows_P[known_P], mask_PHW[known_P]
+
+    @property
+    def label_modality(self) -> str:
+        """What is a label here."""
+        return self.schema.modality_names[self._mask_modality]
 
     def _tower_vector(self, tower: Tower, what: str, seen: Seen, flow: Flow | None) -> Tensor:
         if what != "image":

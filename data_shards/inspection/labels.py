@@ -1,0 +1,74 @@
+"""Which labels a part holds, from the shards' indexes: no record is read, and no index more than is needed.
+
+A label's values are what metrics depend on: a part with one class only has no AUROC. Reading stops as soon as the
+caller knows enough, which for ordinary data is after the first shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from data_shards.records.schema import DatasetSchema, TaskSpec
+from data_shards.shards.manifest import Manifest
+from data_shards.shards.reader import read_index
+
+
+@dataclass
+class PartLabels:
+    """What was seen of a part.
+
+    Attributes:
+        records: of the part. labelled: task -> records with a label of it, among the records that were looked at.
+        values: task -> for each target column the values seen: all classes; of a regression two at most.
+        present: modalities that a record looked at has.
+    """
+
+    records: int
+    labelled: dict[str, int] = field(default_factory=dict)
+    values: dict[str, tuple[set[float], ...]] = field(default_factory=dict)
+    present: set[str] = field(default_factory=set)
+
+
+def part_labels(
+    manifest: Manifest, split: str, part: str, tasks: Sequence[str], enough: Callable[[PartLabels], bool]
+) -> PartLabels:
+    """Labels of a part, shard by shard until the caller knows `enough`; a split or part that is not there is empty.
+
+    Raises:
+        ShardError: an index cannot be read.
+    """
+    schema = manifest.schema
+    chosen = [schema.task(name) for name in tasks]
+    seen = PartLabels(manifest.splits.get(split, {}).get(part, 0))
+    seen.labelled = dict.fromkeys(tasks, 0)
+    seen.values = {task.name: tuple(set() for _ in range(task.width)) for task in chosen}
+    if not seen.records:
+        return seen
+    column = manifest.column(split, part)
+    for number, shard in enumerate(manifest.shards):
+        if not any(chunk.parts[column] for chunk in shard.chunks):
+            continue
+        index = read_index(manifest, number)
+        rows = index.members(column)
+        seen.present |= {schema.modality_names[m] for m in np.flatnonzero(index.present[rows].any(axis=0))}
+        for task in chosen:
+            _add(seen, task, index.targets_nW[rows][:, _columns(schema, task)])
+        if enough(seen):
+            break
+    return seen
+
+
+def _columns(schema: DatasetSchema, task: TaskSpec) -> slice:
+    place = schema.task_names.index(task.name)
+    return slice(schema.target_offsets[place], schema.target_offsets[place + 1])
+
+
+def _add(seen: PartLabels, task: TaskSpec, target_nt: np.ndarray) -> None:
+    seen.labelled[task.name] += int((~np.isnan(target_nt)).any(axis=1).sum())
+    for values, column_n in zip(seen.values[task.name], target_nt.T, strict=True):
+        known = np.unique(column_n[~np.isnan(column_n)]).tolist()
+        # Of numbers it is enough to know that they are not all the same.
+        values |= {*(known if task.kind != "regression" else [*known[:1], *known[-1:]])}

@@ -1,0 +1,124 @@
+"""Whether a run can learn, choose and measure what its recipe asks, decided before the first step.
+
+What the recipe cannot do is refused; what it merely cannot measure is said, and has no figure later.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from trainer.evaluation.outlook import Outlook, labels_of, unlabelled
+from trainer.session import Session
+
+logger = logging.getLogger("fleximoe")
+
+
+def check_preconditions(session: Session) -> None:
+    """Before anything is trained or written. Collective, with the same outcome on every rank.
+
+    Raises:
+        ValueError: the training part has no record or no label, or the metric that chooses cannot be computed; says
+            what to do.
+    """
+    _can_learn(session)
+    _can_choose(session)
+    _can_measure(session)
+
+
+def _can_learn(session: Session) -> None:
+    """From the statistics of the training part, which the manifest holds."""
+    config, split = session.config.training, session.config.data.split
+    where = f"part train of {session.manifest.url}"
+    if not session.manifest.splits[split].get("train"):
+        raise ValueError(f"{where} holds no record, so there is nothing to learn: pack data with a part train")
+    _known_weights(session)
+    if not session.tasks:
+        found = labels_of(session, "train")
+        if found is not None and found.marked is False:
+            raise ValueError(f"{unlabelled(session, found)}, so there is nothing to learn: label it")
+        return
+    without = [task.name for task in session.tasks if not _labelled(session, task.name)]
+    if len(without) == len(session.tasks) or (config.tasks and without):
+        more = "" if len(without) == len(session.tasks) else ", or leave it out of training.tasks"
+        raise ValueError(
+            f"no record of {where} has a label of {', '.join(without)}, so there is nothing to learn: label it{more}"
+        )
+    if without:
+        _say(session, f"no record of {where} has a label of {', '.join(without)}: the run learns the other tasks only")
+    _balanced(session)
+
+
+def _labelled(session: Session, task: str) -> int:
+    table = session.statistics.tasks.get(task)
+    return table.labelled if table is not None else 0
+
+
+def _known_weights(session: Session) -> None:
+    wrong = sorted(set(session.config.training.task_weights) - set(session.schema.task_names))
+    if wrong:
+        raise ValueError(
+            f"training.task_weights names {', '.join(wrong)}, and data set {session.schema.name} has the tasks "
+            f"{', '.join(session.schema.task_names)}"
+        )
+
+
+def _balanced(session: Session) -> None:
+    """`class_weighting: balanced` has no weight to give where a class is not there."""
+    if session.config.training.class_weighting != "balanced":
+        return
+    for task in session.tasks:
+        counts = session.statistics.tasks[task.name].counts if _labelled(session, task.name) else ()
+        if task.kind in ("binary", "multiclass") and counts and not all(counts):
+            _say(
+                session,
+                f"training.class_weighting=balanced has no effect on {task.name}: part train has no record of "
+                f"{sum(not count for count in counts)} of its {len(counts)} classes",
+            )
+
+
+def _can_choose(session: Session) -> None:
+    """The metric that ranks evaluations and stops early."""
+    stopping, parts = session.config.training.early_stopping, session.manifest.splits[session.config.data.split]
+    if "val" not in parts:
+        if stopping.patience is not None:
+            raise ValueError(
+                f"training.early_stopping.patience={stopping.patience} needs a part val to judge by, and "
+                f"{session.manifest.url} has {', '.join(sorted(parts))}: pack data with a part val, or set it to null"
+            )
+        return
+    found = labels_of(session, "val", stopping.metric)
+    if found is None:
+        _say(session, f"an index of {session.manifest.url} is damaged, so nobody knows yet what val can measure")
+        return
+    names = found.names | {"val/records"}
+    if stopping.metric not in names:
+        raise ValueError(
+            f"training.early_stopping.metric = {stopping.metric!r} is not computed; there are "
+            f"{', '.join(sorted(names))}{_because(session, found)}"
+        )
+    _say_unlabelled(session, found)
+
+
+def _because(session: Session, found: Outlook) -> str:
+    if not found.records or len(found.labelled) < len(session.tasks) or found.marked is False:
+        return f" ({unlabelled(session, found)}: label it, or pack without a part val)"
+    return ""
+
+
+def _can_measure(session: Session) -> None:
+    """The test part, at the end."""
+    if "test" not in session.manifest.splits[session.config.data.split]:
+        return
+    found = labels_of(session, "test")
+    if found is not None:
+        _say_unlabelled(session, found)
+
+
+def _say_unlabelled(session: Session, found: Outlook) -> None:
+    if not found.records or len(found.labelled) < len(session.tasks) or found.marked is False:
+        _say(session, f"{unlabelled(session, found)}: there will be no figure of it")
+
+
+def _say(session: Session, sentence: str) -> None:
+    if session.context.rank == 0:
+        logger.warning("%s", sentence)
