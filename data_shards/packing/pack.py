@@ -80,6 +80,13 @@ def pack(
         raise ValueError(
             f"{storage.url} already holds a packed data set; choose another folder, or overwrite it (--overwrite)"
         )
+    source.units()  # a source may learn its schema from all of its data
+    for modality in source.schema.modalities:
+        if modality.kind == "series" and modality.horizon is None:
+            raise ValueError(
+                f"series {modality.name} has no horizon, the length of its observation window; no model can be trained "
+                "without one: give it in the schema"
+            )
     old = set(storage.names()) if overwrite else set()
     writer = ShardSetWriter(storage, source.schema, shard_bytes, chunk_records, chunk_bytes)
     try:

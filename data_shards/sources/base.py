@@ -27,7 +27,7 @@ class Source(ABC):
     """Gives records of one schema, in work units that can be read in different processes.
 
     Attributes:
-        schema: of every record.
+        schema: of every record; whole once ``units`` was called.
         options: what it was made with; the source can be pickled to a worker process of the packer.
     """
 

@@ -42,6 +42,8 @@ def pack_source(
     notes = [note for note in sorted(report["source"].get("notes", {}).items()) if note not in rows]
     lengths = report["source"].get(LENGTHS, {})
     longest = [(f"longest {name}", own["longest"]) for name, own in lengths.items()]
+    windows = report["source"].get("horizons_from_longest_times", {})
+    notes += [(f"horizon of {name} (longest time seen)", value) for name, value in windows.items()]
     print_table(f"packed {report['url']}", ("what", "how much"), rows + longest + notes)
     print_json_line(report)
 

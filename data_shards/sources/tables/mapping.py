@@ -118,7 +118,10 @@ class SeriesTable(Modality):
         Field(None, description="dates, those of the origin too, are numbers: so many of these since 1970 (Unix times)")
     )
     horizon: float | None = Field(
-        None, gt=0, description="length of the observation window, in time_unit; must be given"
+        None,
+        gt=0,
+        description="length of the observation window, in time_unit; default: the longest time seen, which the report "
+        "names",
     )
     outside: Policy = Field("error", description="observations before 0 or after the horizon")
     channel: str | None = Field(None, description="long form: column with the name of the channel")
@@ -132,11 +135,6 @@ class SeriesTable(Modality):
 
     @model_validator(mode="after")
     def _window(self) -> SeriesTable:
-        if self.horizon is None:
-            raise ValueError(
-                "a series needs its horizon, the length of the observation window in time_unit, e.g. horizon: 48; no "
-                "model can be trained without one"
-            )
         if self.date_unit is not None and self.origin is None:
             raise ValueError("date_unit is for dates, which need their time 0: give origin, too")
         return self

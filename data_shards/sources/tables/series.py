@@ -116,11 +116,12 @@ def _own_values(rows: Rows, spec: SeriesTable, channel_L: np.ndarray) -> np.ndar
 
 def _inside(rows: Rows, spec: SeriesTable, time_O: np.ndarray, notes: Counter[str]) -> np.ndarray:
     """bool [O]: within the observation window."""
-    inside: np.ndarray = (time_O >= 0) & (time_O <= spec.horizon)
+    horizon = np.inf if spec.horizon is None else spec.horizon
+    inside: np.ndarray = (time_O >= 0) & (time_O <= horizon)
     outside = int((~inside).sum())
     if outside and spec.outside == "error":
         raise ValueError(
-            f"{rows.file}: {outside:,} observations of a unit are outside 0 to {spec.horizon:g} {spec.time_unit}, the "
+            f"{rows.file}: {outside:,} observations of a unit are outside 0 to {horizon:g} {spec.time_unit}, the "
             f"first at {time_O[~inside][0]:.10g}; set a larger horizon, or outside: skip"
         )
     notes["observations_outside_window"] += outside

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from data_shards.paths import absolute_path
-from data_shards.records.record import Record, escape_key
+from data_shards.records.record import Record, Series, escape_key
 from data_shards.sources.base import Source, SourceOptions
 from data_shards.sources.readers.cells import Cells
 from data_shards.sources.readers.spill import Spill, spill
@@ -75,6 +75,7 @@ class Tables(Source):
             # Columns that are not there, now
             next(batches(files[0], {place[1]: "text", **self.columns[place]}, self._cells(place)), None)
         self.records_count = 0
+        self.horizons: dict[str, float] = {}
         self._spills: dict[Place, Spill] = {}
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
@@ -100,6 +101,7 @@ class Tables(Source):
                     self.files[place], columns, place[1], keys, UNIT_RECORDS, out, skip, cells=cells
                 )
             self.records_count = len(keys)
+            self._find_windows()
         return list(range(-(-self.records_count // UNIT_RECORDS)))
 
     def read(self, unit: int, notes: Counter[str]) -> Iterator[Record]:
@@ -135,6 +137,27 @@ class Tables(Source):
             own_key = escape_key(key) if self.mapping.records.keys == "escape" else key
             yield Record(own_key, values, labels, parts, group=groups[number] or key)
 
+    def _find_windows(self) -> None:
+        """The longest time seen as the horizon of each series whose mapping names none; the schema is whole then."""
+        modalities, units = dict(self.mapping.modalities), range(-(-self.records_count // UNIT_RECORDS))
+        for name, modality in modalities.items():
+            if not isinstance(modality, SeriesTable) or modality.horizon is not None:
+                continue
+            longest = max((self._longest_time(modality, unit) for unit in units), default=0.0)
+            if not longest > 0:
+                raise ValueError(
+                    f"series {name}: no time above 0 was seen, so its observation window is unknown; give horizon"
+                )
+            self.horizons[name] = longest
+            modalities[name] = modality.model_copy(update={"horizon": longest})
+        self.mapping = self.mapping.model_copy(update={"modalities": modalities})
+        self.schema = dataset_schema(self.mapping)
+
+    def _longest_time(self, modality: SeriesTable, unit: int) -> float:
+        tables = self._tables(unit)
+        found = self._values(modality, tables, tables[self.home], Counter())
+        return max((float(v.times_O.max()) for v in found.values() if isinstance(v, Series) and len(v)), default=0.0)
+
     def _tables(self, unit: int) -> dict[Place, Rows]:
         """Rows of the unit of every table that has any."""
         found, keys = dict[Place, Rows](), list[str]()
@@ -158,6 +181,7 @@ class Tables(Source):
         return super().report(notes) | {
             "mapping": self.mapping.model_dump(mode="json", exclude_defaults=True),
             "files": files,
+            "horizons_from_longest_times": self.horizons,
         }
 
     def _keys(self) -> pa.Array:

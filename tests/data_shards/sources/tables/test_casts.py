@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -10,9 +12,19 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from data_shards import DatasetSchema, ModalitySpec, Record, Series, TaskSpec
+from data_shards import (
+    DatasetSchema,
+    ModalitySpec,
+    Record,
+    Series,
+    TaskSpec,
+    create_source,
+    open_manifest,
+    pack,
+)
 from data_shards.records.precision import lost
 from data_shards.records.record import validate
+from data_shards.sources.base import Source, SourceOptions
 from tests.data_shards.sources.tables.build import AGE, events, read, rows, series
 
 START = 1_577_836_800
@@ -206,8 +218,37 @@ def test_durations_are_times(tmp_path: Path) -> None:
         read(tmp_path, mapping)
 
 
-def test_a_series_without_a_window_is_refused_when_packing(tmp_path: Path) -> None:
-    mapping = series()
+def test_the_window_of_a_series_without_one_is_its_longest_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where units are small, and 0.1 is more in float32 than in float64."""
+    monkeypatch.setattr("data_shards.sources.tables.source.UNIT_RECORDS", 1)
+    mapping = series(channel="c", value="v", channels=["K"], other_channels="skip")
+    mapping["modalities"]["w"] = {**mapping["modalities"]["s"], "channels": ["Na"], "horizon": 5}
     del mapping["modalities"]["s"]["horizon"]
-    with pytest.raises(ValueError, match=r"modalities\.s: a series needs its horizon"):
-        read(tmp_path, mapping, r_csv="id\na\n", e_csv="id,t,v\na,1,1\n")
+    table = "id,t,c,v\nb,0.1,K,1\na,0.05,K,1\na,7,X,1\na,3,Na,1\n"
+    read(tmp_path, mapping, r_csv="id\na\nb\n", e_csv=table)
+    source = create_source("tables", {"path": str(tmp_path / "mapping.yaml")})
+    report = pack(source, str(tmp_path / "out"))
+    horizons = {m.name: m.horizon for m in open_manifest(str(tmp_path / "out")).schema.modalities}
+    assert horizons == {"s": float(np.float32(0.1)), "w": 5.0}
+    assert report["source"]["horizons_from_longest_times"] == {"s": float(np.float32(0.1))}
+    with pytest.raises(ValueError, match=r"1 observations of a unit are outside 0 to inf hours, the first at -1"):
+        read(tmp_path, mapping, e_csv="id,t,c,v\na,-1,K,1\n")
+    with pytest.raises(ValueError, match=r"series s: no time above 0 was seen.*give horizon"):
+        read(tmp_path, mapping, e_csv="id,t,c,v\na,0,K,1\n")
+
+
+def test_a_source_without_a_window_is_refused_when_packing(tmp_path: Path) -> None:
+    class Windowless(Source):
+        schema = DatasetSchema("d", (ModalitySpec("s", "series", channels=("v",)),))
+
+        def units(self) -> list[int]:
+            return [0]
+
+        def read(self, unit: int, notes: Counter[str]) -> Iterator[Record]:
+            yield Record("a", {})
+
+    with pytest.raises(ValueError, match="series s has no horizon"):
+        pack(Windowless(SourceOptions()), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
