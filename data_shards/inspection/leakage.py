@@ -135,7 +135,7 @@ def _values(manifest: Manifest, split: str, statistics: SplitStatistics) -> dict
             found[name] = f"split {split}: {name} has no value in train; other parts' values mean nothing to a model"
         elif row["std"] == 0 and row["kind"] != "vector":
             found[name] = f"split {split}: {name} is always {row['min']:g}"
-        elif row["farthest"] > FAR:
+        elif (row["farthest"] or 0.0) > FAR:
             found[name] = (
                 f"split {split}: {name} goes from {row['min']:g} to {row['max']:g}, up to {row['farthest']:.0f} "
                 f"standard deviations from its mean {row['mean']:.4g}: a wrong unit, or a code for a missing value?"
@@ -144,16 +144,20 @@ def _values(manifest: Manifest, split: str, statistics: SplitStatistics) -> dict
 
 
 def value_rows(manifest: Manifest, statistics: SplitStatistics) -> list[dict[str, Any]]:
-    """One row per channel of the train part: count, mean, std, min, max, and the farthest value in deviations."""
+    """One row per channel of the train part: count, mean, std, min, max, and the farthest value in deviations.
+
+    None where there is nothing to say: of a channel without values, and how far in deviations of 0.
+    """
     rows = []
     for spec in manifest.schema.modalities:
         table = statistics.modalities[spec.name]
         for c in range(spec.width):
             mean, std, low, high = table.mean[c], table.std[c], table.min[c], table.max[c]
-            farthest = max(abs(low - mean), abs(high - mean)) / std if std > 0 else 0.0
+            farthest = max(abs(low - mean), abs(high - mean)) / std if std > 0 else None
+            known = {"mean": mean, "std": std, "min": low, "max": high, "farthest": farthest}
             channel = spec.channels[c] if c < len(spec.channels) else ("bytes" if spec.kind == "text" else str(c))
+            shown = known if table.count[c] else dict.fromkeys(known)
             rows.append(
-                {"modality": spec.name, "kind": spec.kind, "channel": channel, "count": table.count[c], "mean": mean,
-                 "std": std, "min": low, "max": high, "farthest": farthest}
-            )  # fmt: skip
+                {"modality": spec.name, "kind": spec.kind, "channel": channel, "count": table.count[c], **shown}
+            )
     return rows

@@ -43,7 +43,8 @@ def sampling(manifest: Manifest, most: int = MOST_RECORDS) -> dict[str, Any]:
 
     Returns:
         ``records``: how many were read; ``series``: modality -> ``channels``: channel -> observations per record that
-        has the channel, share of present records that have it, median gap between neighbours (null below two);
+        has the channel (null where none has), share of present records that have it, median gap between neighbours
+        (null below two);
         ``per_time_unit``: observations in one unit of time; ``when``: counts of observations in equal bins of the
         window.
     """
@@ -74,7 +75,7 @@ def _series(spec: Any, rows: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, A
     for c, name in enumerate(spec.channels):
         has = counts_RC[:, c] > 0
         gap = float(np.median(np.concatenate(gaps[c]))) if gaps[c] else None
-        mean = float(counts_RC[has, c].mean()) if has.any() else 0.0
+        mean = float(counts_RC[has, c].mean()) if has.any() else None
         table[name] = {"per_record": mean, "share": float(has.mean()), "median_gap": gap}
     return {
         "time_unit": spec.time_unit,

@@ -32,7 +32,8 @@ def summary(manifest: Manifest, patterns: int = 10, sample: int = MOST_RECORDS) 
         ``name, url, digest, records, observations, bytes, shards, chunks, source``;
         ``modalities``: one row per modality with kind, channels, present, share, length quantiles;
         ``patterns``: total number of presence patterns, records with all modalities, and the most frequent ones;
-        ``splits``: split -> part -> records, groups, share present per modality, labels per task;
+        ``splits``: split -> part -> records, groups, share present per modality (null for an empty part), labels per
+        task;
         ``values``: split -> one row per channel of its train part (count, mean, std, min, max, farthest);
         ``sampling``: of series, from a sample (``sampling.py``); ``warnings``: sentences; ``groups_known``.
 
@@ -133,11 +134,12 @@ def _patterns(manifest: Manifest, index: ShardIndex, most: int) -> dict[str, Any
 
 def _part(manifest: Manifest, index: ShardIndex, split: str, part: str) -> dict[str, Any]:
     rows = index.members(manifest.column(split, part))
-    share = index.present[rows].mean(axis=0) if rows.any() else np.zeros(len(manifest.schema.modalities))
+    names = manifest.schema.modality_names
+    share = index.present[rows].mean(axis=0).tolist() if rows.any() else [None] * len(names)
     return {
         "records": int(rows.sum()),
         "groups": len(np.unique(index.group_n[rows & (index.group_n != 0)])),
-        "present": dict(zip(manifest.schema.modality_names, share.tolist(), strict=True)),
+        "present": dict(zip(names, share, strict=True)),
         "tasks": _labels(manifest, index, rows),
     }
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from data_shards.config import DataConfig
-from data_shards.errors import ShardError
+from data_shards.errors import ShardError, skipped_words
 from data_shards.loading.batch import Batch
 from data_shards.loading.collate import Collator
 from data_shards.loading.dataset import DataSet, part_of
@@ -229,6 +229,5 @@ class StepLoader:
     def _count(self, skipped: dict[str, int]) -> None:
         self.skipped.update(skipped)
         if self.skipped.total() > self.config.max_skipped:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
-            found = f"this rank skipped {self.skipped.total()} records ({reasons})"
+            found = f"on this rank {skipped_words(self.skipped)}"
             raise ShardError("", f"{found}, data.max_skipped is {self.config.max_skipped}", reason="limit")

@@ -54,16 +54,23 @@ def draw_weights(records: int, draws: int = DRAWS, seed: int = 0) -> Array:
     return np.concatenate([np.ones((1, records)), drawn])
 
 
-def interval(values_R: Array) -> Interval:
-    """Of draws whose first is the part itself. Draws in which a metric does not exist (one class only) are left out."""
+def interval(values_R: Array) -> Interval | None:
+    """Of draws whose first is the part itself. Draws in which a metric does not exist (one class only) are left out.
+
+    None where it does not exist for the part itself, or in no draw.
+    """
+    if np.isnan(values_R[0]) or np.isnan(values_R[1:]).all():
+        return None
     low, high = np.nanquantile(values_R[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(values_R[0]), float(low), float(high))
 
 
-def difference(first_R: Array, second_R: Array) -> Difference:
-    """Of two metrics on the same draws."""
+def difference(first_R: Array, second_R: Array) -> Difference | None:
+    """Of two metrics on the same draws; None where one of them does not exist."""
     change_R = first_R - second_R
     found, drawn = interval(change_R), change_R[1:][~np.isnan(change_R[1:])]
+    if found is None:
+        return None
     # One more than counted: with R draws nothing can be said to be rarer than 1 / (R + 1).
     p = 2 * (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (1 + len(drawn))
     return Difference(found.value, found.low, found.high, min(1.0, float(p)))
@@ -94,13 +101,25 @@ def task_measures(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> dict[
     return {name: _mean_of([column[name] for column in columns]) for name in columns[0]}
 
 
+def _share(part: Array, whole: Array) -> Array:
+    """A quotient; NaN where there is nothing to divide by."""
+    return np.divide(part, whole, out=np.full_like(whole, np.nan), where=whole > 0)
+
+
 def _mean_of(metrics: Sequence[Metric]) -> Metric:
-    return lambda weight_RB: np.mean([metric(weight_RB) for metric in metrics], axis=0)
+    """Over the metrics that a draw has."""
+
+    def metric(weight_RB: Array) -> Array:
+        values = np.array([metric(weight_RB) for metric in metrics])
+        known = ~np.isnan(values)
+        return _share(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0).astype(float))
+
+    return metric
 
 
 def _weighted_mean(value_B: Array, known_B: NDArray[np.bool_]) -> Metric:
     value_B = np.where(known_B, value_B, 0.0)
-    return lambda weight_RB: weight_RB @ value_B / np.maximum(weight_RB @ known_B, 1e-12)
+    return lambda weight_RB: _share(weight_RB @ value_B, weight_RB @ known_B.astype(float))
 
 
 def _binary(logits_B: Array, truth_B: Array) -> dict[str, Metric]:
@@ -110,8 +129,9 @@ def _binary(logits_B: Array, truth_B: Array) -> dict[str, Metric]:
     hit_B, positive_B = (said_B == (truth_B == 1)) & known_B, (truth_B == 1) & known_B
 
     def f1(weight_RB: Array) -> Array:
-        true_R = weight_RB @ (said_B & positive_B)
-        return 2 * true_R / np.maximum(weight_RB @ (said_B & known_B) + weight_RB @ positive_B, 1e-12)
+        true_R, positive_R = weight_RB @ (said_B & positive_B), weight_RB @ positive_B
+        found_R = _share(2 * true_R, weight_RB @ (said_B & known_B) + positive_R)
+        return np.where(positive_R > 0, found_R, np.nan)
 
     return {
         "auroc": _auroc(logits_B, truth_B),
@@ -139,7 +159,7 @@ def _auroc(score_B: Array, truth_B: Array) -> Metric:
         negative, positive = _sorted_sums(score_B, truth_B, weight_RB)
         below = negative.cumsum(1) - negative / 2
         pairs = negative.sum(1) * positive.sum(1)
-        return np.where(pairs > 0, (positive * below).sum(1) / np.maximum(pairs, 1e-12), np.nan)
+        return _share((positive * below).sum(1), pairs)
 
     return metric
 
@@ -151,8 +171,9 @@ def _auprc(score_B: Array, truth_B: Array) -> Metric:
         negative, positive = _sorted_sums(score_B, truth_B, weight_RB)
         true, false = positive[:, ::-1].cumsum(1), negative[:, ::-1].cumsum(1)
         total = positive.sum(1)
+        # A threshold that nobody has reached yet finds nothing: precision there has weight 0.
         gained = positive[:, ::-1] * true / np.maximum(true + false, 1e-12)
-        return np.where(total > 0, gained.sum(1) / np.maximum(total, 1e-12), np.nan)
+        return _share(gained.sum(1), total)
 
     return metric
 
@@ -169,7 +190,7 @@ def _multiclass(logits_BC: Array, truth_B: Array) -> dict[str, Metric]:
     ]  # fmt: skip
     return {
         "accuracy": _weighted_mean(hit_B.astype(float), known_B),
-        "auroc": _mean_of(areas),
+        "auroc": lambda weight_RB: np.mean([area(weight_RB) for area in areas], axis=0),
         "brier": _weighted_mean(wrong_B, known_B),
     }
 
@@ -178,16 +199,20 @@ def _regression(value_Bn: Array, target_Bn: Array) -> dict[str, Metric]:
     """Each known target counts once, as in `task_metrics`; all targets of a record are drawn together."""
     known_Bn = ~np.isnan(target_Bn)
     error_Bn = np.where(known_Bn, value_Bn - target_Bn, 0.0)
-    target_Bn = np.where(known_Bn, target_Bn, 0.0)
+    # About their mean, which changes no difference and no variance, but what rounding leaves of it.
+    target_Bn = np.where(known_Bn, target_Bn - target_Bn[known_Bn].mean(), 0.0)
+    scale = float((target_Bn**2).sum() / known_Bn.sum())
     count_B, square_B = known_Bn.sum(axis=1).astype(float), (error_Bn**2).sum(axis=1)
 
     def mean(column_B: Array) -> Metric:
-        return lambda weight_RB: weight_RB @ column_B / np.maximum(weight_RB @ count_B, 1e-12)
+        return lambda weight_RB: _share(weight_RB @ column_B, weight_RB @ count_B)
 
     def r2(weight_RB: Array) -> Array:
         middle_R = mean(target_Bn.sum(axis=1))(weight_RB)
         spread_R = mean((target_Bn**2).sum(axis=1))(weight_RB) - middle_R**2
-        return 1 - mean(square_B)(weight_RB) / np.maximum(spread_R, 1e-12)
+        # Of equal targets there is no variance to explain; what rounding leaves of it is none.
+        spread_R = np.where(spread_R > 1e-12 * scale, spread_R, 0.0)
+        return 1 - _share(mean(square_B)(weight_RB), spread_R)
 
     return {
         "mae": mean(np.abs(error_Bn).sum(axis=1)),

@@ -139,7 +139,9 @@ def label_figure(parts: dict[str, Any]) -> Figure | None:
         axes = figure.add_subplot(len(tasks), 1, place + 1)
         for row, facts in enumerate(parts.values()):
             labels = facts["tasks"][task]
-            shares = np.array(list(labels["counts"].values()), float) / max(labels["labelled"], 1)
+            if not labels["labelled"]:
+                continue
+            shares = np.array(list(labels["counts"].values()), float) / labels["labelled"]
             if labels["kind"] == "multilabel":
                 axes.scatter(shares, np.full(len(shares), row), color=BLUE, s=18)
                 continue

@@ -57,7 +57,7 @@ def value_table(rows: list[dict[str, Any]]) -> list[Row]:
     """Rows of ``VALUE_COLUMNS``; of modalities with very many channels the first few."""
     shown: list[Row] = []
     for _, group in groupby(rows, key=lambda row: row["modality"]):
-        own = [tuple(float(row[name]) if name == "farthest" else row[name] for name in VALUE_COLUMNS) for row in group]
+        own = [tuple(row[name] for name in VALUE_COLUMNS) for row in group]
         short = own if len(own) <= MOST_CHANNELS else own[:FEW_CHANNELS]
         shown += short
         if len(short) < len(own):

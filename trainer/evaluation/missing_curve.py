@@ -55,7 +55,8 @@ def missing_curve(session: Session, part: str, seeds: int, metric: str | None = 
     hides = [_hide(session, hiding, counts[:, number]) for number, hiding in enumerate(chosen)]
     everything = predict_hiding(session, part, hides)
     sum_over_ranks(counts)
-    hidden = (1 - counts[1] / counts[0].clamp_min(1)).tolist()
+    # 0 / 0, of a part without any modality, is no share.
+    hidden = [None if share != share else share for share in (1 - counts[1] / counts[0]).tolist()]
     result: dict[str, Any] = {}
     if session.context.rank == 0:
         rows = [part_results(session, part, predictions) for predictions in everything]
@@ -90,7 +91,7 @@ def _hide(session: Session, hiding: Hiding, counts: torch.Tensor) -> Callable[[B
 
 
 def _table(
-    part: str, chosen: list[Hiding], rows: list[dict[str, float]], hidden: list[float], metric: str | None
+    part: str, chosen: list[Hiding], rows: list[dict[str, float]], hidden: list[float | None], metric: str | None
 ) -> dict[str, Any]:
     whole = rows[0]
     without, missing = [], [{"rate": 0.0, "seed": 0, "hidden": 0.0, "metrics": whole}]

@@ -62,6 +62,8 @@ def missing_figure(curves: dict[str, dict[str, Any]]) -> Figure:
         own = {name: found[row] for name, found in tasks.items()}
         metric = next(iter(own.values()))["metric"]
         for name, curve in own.items():
+            if not by_rate(curve):  # labels that this metric needs are not there
+                continue
             rate, middle, low, high = zip(*by_rate(curve), strict=True)
             left.plot(rate, middle, marker="o", markersize=4, label=name)
             left.fill_between(rate, low, high, alpha=0.2)
@@ -76,14 +78,14 @@ def _without_bars(axes: Axes, curves: dict[str, dict[str, Any]], metric: str, mo
     """How much the metric falls without each modality; those that matter most in the first run, at most `most`."""
     lost: dict[str, dict[str, float]] = {}
     for name, curve in curves.items():
-        whole = curve["whole"].get(metric, 0.0)
-        lost[name] = {row["modality"]: whole - row["metrics"].get(metric, whole) for row in curve["without"]}
+        whole, rows = curve["whole"].get(metric), [row for row in curve["without"] if metric in row["metrics"]]
+        lost[name] = {row["modality"]: whole - row["metrics"][metric] for row in rows if whole is not None}
     first = next(iter(lost.values()))
     shown = sorted(first, key=lambda modality: abs(first[modality]), reverse=True)[:most][::-1]
     height = 0.8 / len(lost)
     for number, (name, values) in enumerate(lost.items()):
-        places = [row + number * height for row in range(len(shown))]
-        axes.barh(places, [values.get(modality, 0) for modality in shown], height=height, label=name)
+        known = [(row + number * height, values[modality]) for row, modality in enumerate(shown) if modality in values]
+        axes.barh([place for place, _ in known], [value for _, value in known], height=height, label=name)
     axes.set_yticks([row + 0.4 - height / 2 for row in range(len(shown))], shown, fontsize=8)
     axes.axvline(0, color="gray", linewidth=0.8)
     axes.set(xlabel=f"{metric} lost without it", title="one modality removed")

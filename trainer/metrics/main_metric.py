@@ -11,12 +11,18 @@ SMALLER_IS_BETTER = ("mae", "rmse", "loss", "brier", "ece")
 
 
 def primary_metric(part: str, metrics: dict[str, float], wanted: str | None = None) -> str:
-    """The full name of the metric that stands for a run. Raises ValueError if the wanted one was not computed."""
+    """The full name of the metric that stands for a run.
+
+    Raises:
+        ValueError: the wanted one was not computed, or none at all.
+    """
     if wanted is not None:
         if f"{part}/{wanted}" not in metrics:
             raise ValueError(f"there is no metric {part}/{wanted}; there are {', '.join(sorted(metrics))}")
         return f"{part}/{wanted}"
     names = [full for name in PRIMARY for full in metrics if full.startswith(f"{part}/") and full.endswith(f"/{name}")]
+    if not names:
+        raise ValueError(f"part {part} has no metric that could stand for it: nothing in it is labelled")
     # Average precision exists for tasks of yes and no only; they are compared by the area that all papers give.
     return names[0].removesuffix("auprc") + "auroc" if names[0].endswith("auprc") else names[0]
 

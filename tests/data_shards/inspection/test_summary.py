@@ -91,7 +91,7 @@ def test_sampling_is_what_the_records_hold(tmp_path: Path) -> None:
     gaps = np.concatenate([np.diff(r.values["labs"].times_O[:20]) for r in rows])  # type: ignore[union-attr]
     assert labs["channels"]["k"]["median_gap"] == pytest.approx(np.median(gaps), rel=1e-5)
     assert labs["channels"]["k"] | {"median_gap": 0} == {"per_record": 20.0, "share": 1.0, "median_gap": 0}
-    assert labs["channels"]["never"] == {"per_record": 0.0, "share": 0.0, "median_gap": None}
+    assert labs["channels"]["never"] == {"per_record": None, "share": 0.0, "median_gap": None}
     manifest = open_manifest(str(tmp_path))
     keys = [record.key for record in sample_records(manifest, 7)]
     assert len(keys) == 7 and keys[0] == "r0" and keys[-1] == "r299"

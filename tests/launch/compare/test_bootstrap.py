@@ -54,6 +54,7 @@ def test_draws_with_one_class_only_have_no_area() -> None:
     weights = np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]])
     assert measures["auroc"](weights)[0] == 1.0 and np.isnan(measures["auroc"](weights)[1:]).all()
     assert np.isnan(measures["auprc"](weights)[1])
+    assert measures["f1"](weights)[0] == pytest.approx(2 / 3) and np.isnan(measures["f1"](weights)[1])
     with pytest.raises(ValueError, match="task died has no labelled record"):
         task_measures(TASKS[0], torch.zeros(2, 1), torch.full((2, 1), torch.nan))
 
@@ -91,3 +92,27 @@ def test_seeds_are_tested_in_pairs() -> None:
     assert seed_test(first, second) == pytest.approx(stats.ttest_rel(first, second).pvalue)
     assert seed_test([0.8], [0.7]) is None and seed_test([0.8, 0.9], [0.7, 0.8]) is not None
     assert seed_test([0.5, 0.75], [0.25, 0.5]) is None, "no spread at all is no evidence"
+
+
+def test_a_draw_without_a_label_has_no_figure_and_nothing_has_no_interval() -> None:
+    target = torch.tensor([[1.0], [torch.nan], [torch.nan]])
+    weights = np.array([[1.0, 1.0, 1.0], [0.0, 2.0, 1.0], [2.0, 0.0, 1.0]])
+    for task in (TaskSpec("t", "binary"), TaskSpec("t", "regression")):
+        for name, measure in task_measures(task, torch.tensor([[0.5], [0.5], [0.5]]), target).items():
+            values = measure(weights)
+            assert np.isnan(values[1]), f"{task.kind} {name} of no label"
+            assert np.isnan(values[0]) == (name in ("auroc", "r2"))
+    nothing, some = np.full(4, np.nan), np.array([0.5, 0.25, np.nan, 0.75])
+    assert interval(nothing) is None and difference(some, nothing) is None
+    found = interval(some)
+    assert found is not None and found.value == 0.5 and 0.25 <= found.low < found.high <= 0.75
+
+
+def test_variance_of_targets_far_from_zero_is_no_rounding() -> None:
+    """Targets near 1e9: their squares leave no digit for a variance of 1."""
+    rng = np.random.default_rng(0)
+    target = torch.tensor(1e9 + rng.normal(size=(50, 1)))
+    value = target + torch.tensor(rng.normal(size=(50, 1)) / 2)
+    measure = task_measures(TaskSpec("t", "regression"), value, target)["r2"]
+    error, spread = (value - target).square().mean(), target.var(correction=0)
+    assert measure(np.ones((1, 50)))[0] == pytest.approx(float(1 - error / spread), rel=1e-6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from sklearn import metrics as reference
 from data_shards import TaskSpec
 from tests.ranks import run_ranks
 from trainer.metrics.predictions import PredictionCollector
-from trainer.metrics.scores import part_metrics, task_metrics
+from trainer.metrics.scores import metric_names, part_metrics, task_metrics
 from trainer.models.layers.heads import TaskLoss
 from trainer.worker.collectives import broadcast_json, gather_rows
 
@@ -60,6 +62,37 @@ def test_one_class_only_and_no_label() -> None:
     task = TaskSpec("t", "binary")
     assert "auroc" not in task_metrics(task, torch.zeros(3, 1), torch.ones(3, 1))
     assert task_metrics(task, torch.zeros(3, 1), torch.full((3, 1), torch.nan)) == {}
+
+
+KINDS = [
+    TaskSpec("t", "binary"),
+    TaskSpec("t", "multiclass", classes=("a", "b", "c")),
+    TaskSpec("t", "multilabel", classes=("p", "q")),
+    TaskSpec("t", "regression", dim=2),
+]
+
+
+@pytest.mark.parametrize("task", KINDS, ids=lambda task: task.kind)
+def test_names_are_known_from_the_labels_alone(task: TaskSpec) -> None:
+    """Every combination of a few labels gives exactly the metrics that were foretold."""
+    known = {"regression": (1.5, 2.5), "multiclass": (0.0, 1.0, 2.0)}.get(task.kind, (0.0, 1.0))
+    seen = set()
+    for rows in itertools.product((torch.nan, *known), repeat=3 if task.width == 1 else 4):
+        target = torch.tensor(rows).view(-1, task.width)
+        got = task_metrics(task, torch.zeros(len(target), task.dim), target)
+        values = [{value for value in column.tolist() if value == value} for column in target.T]
+        assert got.keys() == metric_names(task, values), rows
+        assert all(value == value for value in got.values()), "none of them is NaN"
+        seen.add(frozenset(got))
+    assert len(seen) >= 3
+
+
+def test_without_a_positive_there_is_no_f1() -> None:
+    task = TaskSpec("t", "binary")
+    assert task_metrics(task, torch.ones(3, 1), torch.zeros(3, 1)).keys() == {"accuracy", "brier", "ece"}
+    several = TaskSpec("t", "multilabel", classes=("p", "q"))
+    got = task_metrics(several, torch.ones(2, 2), torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    assert got["f1"] == pytest.approx(2 / 3), "the mean over labels that have one"
 
 
 def test_losses_by_hand_and_unlabelled_records_do_not_count() -> None:
