@@ -76,6 +76,7 @@ class Session:
             self.context.world,
             accumulation=training.accumulation if shuffle else 1,
             shuffle=shuffle,
+            schema=self.schema,
         )
 
 

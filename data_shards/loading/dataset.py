@@ -6,23 +6,46 @@ how to read them.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from data_shards.config import DataConfig
 from data_shards.loading.mixed_order import MixedPart
 from data_shards.loading.mixture import Mixture, open_mixture
 from data_shards.loading.order import EpochOrder, rank_share
+from data_shards.loading.schema_map import Place, place_of
+from data_shards.records.codec import Columns
+from data_shards.records.schema import DatasetSchema
 from data_shards.shards.manifest import Manifest, open_manifest
 from data_shards.shards.reader import Reader
 
 DataSet = Manifest | Mixture
 
 
-class PlainPart:
-    """One part of one data set."""
+class MappedReader:
+    """Reads records of one data set and gives them the numbers that a model knows."""
 
-    def __init__(self, manifest: Manifest, config: DataConfig, part: str) -> None:
+    def __init__(self, reader: Reader, place: Place) -> None:
+        self.reader, self.place = reader, place
+
+    @property
+    def io(self) -> Counter[str]:
+        """Reads, bytes and retries so far."""
+        return self.reader.io
+
+    def read(self, chunk_N: np.ndarray, ordinal_N: np.ndarray) -> tuple[list[Columns], np.ndarray, Counter[str]]:
+        """As ``Reader.read``."""
+        records, index_B, skipped = self.reader.read(chunk_N, ordinal_N)
+        return [self.place.put(record) for record in records], index_B, skipped
+
+
+class PlainPart:
+    """One part of one data set, as a model with modalities of this ``schema`` sees it."""
+
+    def __init__(self, manifest: Manifest, config: DataConfig, part: str, schema: DatasetSchema) -> None:
         self.manifest, self.config, self.part = manifest, config, part
+        self.place = place_of(manifest.schema, schema)
         self.counts = manifest.counts(config.split, part)
         self.records = int(self.counts.sum())
 
@@ -34,18 +57,20 @@ class PlainPart:
         """A rank's records of a step, sorted by storage place."""
         return rank_share(chunk_N, ordinal_N, rank, world)
 
-    def reader(self) -> Reader:
+    def reader(self) -> Reader | MappedReader:
         """A reader for this process."""
-        return Reader(self.manifest, self.config, self.part)
+        reader = Reader(self.manifest, self.config, self.part)
+        return reader if self.place.same else MappedReader(reader, self.place)
 
     def known(self, index_B: np.ndarray) -> None:
         """All modalities exist for all records."""
         return None
 
 
-def part_of(data: DataSet, config: DataConfig, part: str) -> PlainPart | MixedPart:
-    """The part to read; ValueError if there is none of that name."""
-    return MixedPart(data, config, part) if isinstance(data, Mixture) else PlainPart(data, config, part)
+def part_of(data: DataSet, config: DataConfig, part: str, schema: DatasetSchema) -> PlainPart | MixedPart:
+    """The part to read, in the order of ``schema``; ValueError if there is none of that name."""
+    kind = MixedPart if isinstance(data, Mixture) else PlainPart
+    return kind(data, config, part, schema)  # type: ignore[arg-type]
 
 
 def open_data(config: DataConfig) -> DataSet:

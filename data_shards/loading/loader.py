@@ -20,9 +20,10 @@ from data_shards.config import DataConfig
 from data_shards.errors import ShardError, skipped_words
 from data_shards.loading.batch import Batch
 from data_shards.loading.collate import Collator
-from data_shards.loading.dataset import DataSet, part_of
+from data_shards.loading.dataset import DataSet, MappedReader, part_of
 from data_shards.loading.mixed_order import MixedReader
 from data_shards.loading.order import Position, share_bounds
+from data_shards.records.schema import DatasetSchema
 from data_shards.shards.reader import Reader
 
 logger = logging.getLogger(__name__)
@@ -60,10 +61,12 @@ class _Fetched:
 class _Steps(torch.utils.data.Dataset[_Fetched]):
     """(epoch, start) -> the rank's micro-batches as flat buffers; the reader is made where it is used."""
 
-    def __init__(self, data: DataSet, config: DataConfig, part: str, place: dict[str, Any]) -> None:
-        self.schema, self.place = data.schema, place
-        self.data = part_of(data, config, part)
-        self._reader: Reader | MixedReader | None = None
+    def __init__(
+        self, data: DataSet, config: DataConfig, part: str, place: dict[str, Any], schema: DatasetSchema
+    ) -> None:
+        self.schema, self.place = schema, place
+        self.data = part_of(data, config, part, schema)
+        self._reader: Reader | MappedReader | MixedReader | None = None
         self._order = lru_cache(maxsize=2)(self._make_order)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -126,6 +129,7 @@ class StepLoader:
         batch_size: records of a global step over all ranks and micro-batches.
         rank, world: this data rank and their number. accumulation: micro-batches per step.
         shuffle: False takes storage order (evaluation). seed: of the order; default ``config.seed``.
+        schema: modalities, channels and tasks as batches are to have them, by name; default: as the data have them.
 
     Attributes:
         records: records of the part. steps_per_epoch: steps of an epoch from its start.
@@ -146,6 +150,7 @@ class StepLoader:
         accumulation: int = 1,
         shuffle: bool = True,
         seed: int | None = None,
+        schema: DatasetSchema | None = None,
     ) -> None:
         if batch_size < 1 or accumulation < 1 or not 0 <= rank < world:
             raise ValueError(
@@ -156,8 +161,9 @@ class StepLoader:
             raise ValueError("memory:// lives in one process only; set data.workers to 0 or use another place")
         self.config, self.batch_size, self.accumulation = config, batch_size, accumulation
         seed = config.seed if seed is None else seed
-        place = {"batch_size": batch_size, "rank": rank, "world": world, "accumulation": accumulation}
-        self._steps = _Steps(manifest, config, part, {**place, "shuffle": shuffle, "seed": seed})
+        place: dict[str, Any] = {"batch_size": batch_size, "rank": rank, "world": world, "accumulation": accumulation}
+        place |= {"shuffle": shuffle, "seed": seed}
+        self._steps = _Steps(manifest, config, part, place, schema or manifest.schema)
         self.records = self._steps.data.records
         self.steps_per_epoch = -(-self.records // batch_size)
         self.skipped: Counter[str] = Counter()

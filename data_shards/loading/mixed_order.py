@@ -21,6 +21,7 @@ from data_shards.loading.mixture import Mixture
 from data_shards.loading.order import EpochOrder, rank_share
 from data_shards.loading.schema_map import place_of
 from data_shards.records.codec import Columns
+from data_shards.records.schema import DatasetSchema
 from data_shards.shards.reader import Reader
 
 
@@ -56,7 +57,7 @@ def taken_before(place_N: np.ndarray, counts: list[int]) -> np.ndarray:
 class MixedPart:
     """One part of a mixture: its order, its readers, and how a step is shared among ranks."""
 
-    def __init__(self, mixture: Mixture, config: DataConfig, part: str) -> None:
+    def __init__(self, mixture: Mixture, config: DataConfig, part: str, schema: DatasetSchema) -> None:
         mixture.column(config.split, part)
         self.mixture, self.config, self.part = mixture, config, part
         self.own = [k for k, m in enumerate(mixture.members) if part in m.manifest.splits[m.split]]
@@ -69,6 +70,7 @@ class MixedPart:
         self.chunk_base = np.cumsum([0, *chunks])
         # Chunks are numbered over the data sets that have this part, records over all of them.
         self.record_base = np.cumsum([0, *(m.manifest.records for m in mixture.members)])
+        self.places = [place_of(m.manifest.schema, schema, m.name) for m in mixture.members]
 
     def order(self, seed: int, epoch: int, shuffle: bool) -> MixedOrder | _InTurn:
         """The sequence of an epoch; without shuffling, one data set after the other in storage order."""
@@ -90,8 +92,7 @@ class MixedPart:
     def known(self, index_B: np.ndarray) -> np.ndarray:
         """bool [B, M]: modalities of each record's own data set."""
         member_B = np.searchsorted(self.record_base, index_B, side="right") - 1
-        sizes = [len(member.schema.modalities) for member in self.mixture.members]
-        return member_B[:, None] == np.repeat(np.arange(len(sizes)), sizes)[None]
+        return np.stack([place.could_have for place in self.places])[member_B]
 
 
 class MixedOrder:
@@ -155,8 +156,7 @@ class MixedReader:
         # The readers share what one may hold.
         config = part.config.model_copy(update={"memory_bytes": max(1 << 20, part.config.memory_bytes // len(members))})
         self.readers = [Reader(m.manifest, m.config(config), part.part) for m in members]
-        whole = part.mixture.schema
-        self.places = [place_of(m.manifest.schema, whole, m.name) for m in members]
+        self.places = [part.places[k] for k in part.own]
 
     @property
     def io(self) -> Counter[str]:

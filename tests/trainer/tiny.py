@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,24 @@ class Tiny(Source):
         part = "test" if unit % 6 == 5 else "val" if unit % 6 == 4 else "train"
         present = {name: value for (name, value), keep in zip(values.items(), kept, strict=True) if keep}
         yield Record(f"r{unit:04d}", present, targets, {"default": part})
+
+
+class Reordered(Tiny):
+    """The same records, with modalities, tasks, and the channels of `lab` in the opposite order."""
+
+    schema = DatasetSchema(
+        "tiny",
+        tuple(replace(spec, channels=spec.channels[::-1]) for spec in SCHEMA.modalities[::-1]),
+        SCHEMA.tasks[::-1],
+    )
+
+    def read(self, unit: Any, notes: Counter[str]) -> Iterator[Record]:
+        for record in super().read(unit, notes):
+            for name, value in record.values.items():
+                if isinstance(value, Series):
+                    last = len(SCHEMA.modalities[SCHEMA.numbers[name]].channels) - 1
+                    record.values[name] = Series(value.times_O, last - value.channels_O, value.values_O)
+            yield record
 
 
 def series(rng: np.random.Generator, channels: int, horizon: float, z: float) -> Series:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -30,8 +30,9 @@ def statistics_from_json(value: dict[str, Any]) -> SplitStatistics:
 def schema_difference(expected: DatasetSchema, found: DatasetSchema, tasks: bool = True) -> str | None:
     """The first difference that matters to a model, as a clause; None if the schemas agree.
 
-    The most that a record may hold is a rule for packing: no model depends on it but through its own recipe.
-    Without `tasks` only the modalities count: predictions need no labels.
+    Modalities, channels and tasks are found by their names (`schema_map`), so their order makes no difference. The most
+    that a record may hold is a rule for packing: no model depends on it but through its own recipe. Without `tasks` only
+    the modalities count: predictions need no labels.
     """
     pairs: list[tuple[str, tuple[ModalitySpec | TaskSpec, ...], tuple[ModalitySpec | TaskSpec, ...]]] = [
         ("modalities", expected.modalities, found.modalities),
@@ -39,12 +40,14 @@ def schema_difference(expected: DatasetSchema, found: DatasetSchema, tasks: bool
     ]
     for kind, before, after in pairs if tasks else pairs[:1]:
         names_before, names_after = [item.name for item in before], [item.name for item in after]
-        if names_before != names_after:
+        if sorted(names_before) != sorted(names_after):
             return f"its {kind} are {', '.join(names_after)}, the model was trained on {', '.join(names_before)}"
-        for old, new in zip(before, after, strict=True):
+        found_by_name = {item.name: item for item in after}
+        for old in before:
+            new = asdict(_in_order_of(old, found_by_name[old.name]))
             for field, value in asdict(old).items():
-                if field not in ("description", "max_length") and asdict(new)[field] != value:
-                    return f"{kind} {old.name}: {field} is {asdict(new)[field]!r}, the model was trained with {value!r}"
+                if field not in ("description", "max_length") and new[field] != value:
+                    return f"{kind} {old.name}: {field} is {new[field]!r}, the model was trained with {value!r}"
     return None
 
 
@@ -61,3 +64,13 @@ def outdated(parameters: Collection[str]) -> str | None:
                 "not of each signal's own: train again, or use the version that wrote it"
             )
     return None
+
+
+def _in_order_of(old: ModalitySpec | TaskSpec, new: ModalitySpec | TaskSpec) -> ModalitySpec | TaskSpec:
+    """The modality with its channels, and their units, in the other's order, if they are the same channels."""
+    if not isinstance(old, ModalitySpec) or not isinstance(new, ModalitySpec):
+        return new
+    if sorted(old.channels) != sorted(new.channels):
+        return new
+    units = dict(zip(new.channels, new.units, strict=False))
+    return replace(new, channels=old.channels, units=tuple(units[name] for name in old.channels if units))

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from data_shards import Manifest, TaskSpec
 from data_shards.errors import ShardError
 from data_shards.inspection.labels import PartLabels, part_labels
 from data_shards.loading.mixture import Mixture
+from data_shards.loading.schema_map import same_question
 from trainer.metrics.scores import metric_names
 from trainer.session import Session
 from trainer.worker.collectives import broadcast_json
@@ -83,12 +84,11 @@ def _part(
     session: Session, before: Outlook, manifest: Manifest, split: str, prefix: str, metric: str | None
 ) -> Outlook:
     """What is known from other members of a mixture, and what this data set adds."""
-    # Two tasks of one name are the same question only if all that is said about them agrees.
-    own = {task.name: replace(task, name=prefix + task.name) for task in manifest.schema.tasks}
-    asked = {name: task for name, task in own.items() if task in session.tasks}
+    pairs = [(own, task) for own in manifest.schema.tasks for task in session.tasks]
+    asked = {own.name: task for own, task in pairs if same_question(own, task, prefix)}
     mask = _mask_modality(session)
     labels = part_labels(manifest, split, before.part, list(asked), _enough(session, before.part, asked, metric, mask))
-    labelled = [own[name].name for name, number in labels.labelled.items() if number]
+    labelled = [asked[name].name for name, number in labels.labelled.items() if number]
     names = {name for key, task in asked.items() for name in _names(session, before.part, task, labels.values[key])}
     marked = None if mask is None else bool(before.marked) or mask in labels.present
     names |= {f"{before.part}/{measure}" for measure in _measures(session) if marked}

@@ -20,7 +20,6 @@ from data_shards.loading.collate import Collator
 from data_shards.loading.schema_map import place_of
 from data_shards.shards.reader import Reader
 from trainer.checkpoints.checkpoint import Checkpoint
-from trainer.checkpoints.pieces import CheckpointError
 from trainer.inference.explain import check_explainable, explain
 from trainer.inference.export import checkpoint_model
 from trainer.inference.request import Request, checkpoint_schema, model_tasks
@@ -67,23 +66,12 @@ class Predictor:
         self.model = checkpoint_model(checkpoint, device, request.config)
         if request.explain:
             check_explainable(self.model)
-        self._check_temperatures()
         self._reader = Reader(self.manifest, data, request.part)
         self._place = place_of(self.manifest.schema, schema, request.member)
         self._collate = Collator(schema)
         self._order = EpochOrder(
             self.manifest.counts(data.split, request.part), 0, 0, data.window_chunks, shuffle=False
         )
-
-    def _check_temperatures(self) -> None:
-        """Raise CheckpointError: some tasks have a temperature, and another one that needs one has none."""
-        known = self.request.temperatures
-        without = [task.name for task in self.tasks if task.kind != "regression" and task.name not in known]
-        if known and without:
-            raise CheckpointError(
-                f"{self.request.checkpoint} has no temperature for {', '.join(without)}: part val had no label of it "
-                "when temperatures were fitted; predict without --calibrated"
-            )
 
     def stretches(self) -> list[Stretch]:
         """All of the part."""
@@ -126,8 +114,8 @@ class Predictor:
 
     def _by_modality(self, share_BM: torch.Tensor, batch: Batch) -> pa.Array:
         """One named number per modality; null where the record does not have it."""
-        own = slice(self._place.first, self._place.first + self._place.count)
-        share_BM, absent_BM = share_BM[:, own].cpu(), ~batch.present_BM[:, own].cpu()
+        own = torch.from_numpy(self._place.numbers.astype(np.int64))
+        share_BM, absent_BM = share_BM.cpu()[:, own], ~batch.present_BM.cpu()[:, own]
         names = self.manifest.schema.modality_names
         columns = [
             pa.array(share_BM[:, m].numpy(), pa.float32(), mask=absent_BM[:, m].numpy()) for m in range(len(names))

@@ -15,6 +15,8 @@ import torch
 
 from data_shards import Batch, DataSet, Manifest, open_data
 from data_shards.inspection.presence import first_without
+from data_shards.loading.schema_map import statistics_in
+from data_shards.records.statistics import SplitStatistics
 from trainer.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from trainer.checkpoints.description import statistics_to_json
 from trainer.checkpoints.find import committed_paths
@@ -40,9 +42,10 @@ logger = logging.getLogger("fleximoe")
 def train(config: RunConfig, context: Context, tags: dict[str, str]) -> dict[str, Any]:
     """Train a model, or continue the run of this name; then evaluate its best checkpoint on the test part."""
     manifest = open_data(config.data)
-    statistics = _statistics(manifest, config)
-    config = job_type(config.job).sized(config, manifest.schema, statistics)
-    session = build_session(config, context, manifest, manifest.schema, statistics)
+    schema = job_type(config.model_job).schema(config, manifest.schema)
+    statistics = statistics_in(_statistics(manifest, config), manifest.schema, schema)
+    config = job_type(config.job).sized(config, schema, statistics)
+    session = build_session(config, context, manifest, schema, statistics)
     check_preconditions(session)
     check_records(session)
     context.start.mark("model")
@@ -116,7 +119,7 @@ def _prepare(session: Session) -> None:
         logger.info("features of the frozen towers are read")
 
 
-def _statistics(manifest: DataSet, config: RunConfig):  # type: ignore[no-untyped-def]
+def _statistics(manifest: DataSet, config: RunConfig) -> SplitStatistics:
     split = config.data.split
     manifest.column(split, "train")
     return manifest.statistics[split]

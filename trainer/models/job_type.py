@@ -84,6 +84,10 @@ class JobType(ABC):
     def check(self, config: RunConfig, schema: DatasetSchema) -> None:  # noqa: B027
         """Raise ValueError for what can be refused before workers start; loads no weights."""
 
+    def schema(self, config: RunConfig, schema: DatasetSchema) -> DatasetSchema:
+        """The data's schema with modalities and channels in the order that the model has; most take the data's own."""
+        return schema
+
     def tasks(self, config: RunConfig, schema: DatasetSchema) -> list[TaskSpec]:
         """What the model's heads learn. Raises ValueError: an unknown task, or none."""
         found = [schema.task(name) for name in config.training.tasks or schema.task_names]

@@ -130,7 +130,7 @@ def test_missing_shard(tmp_path: Path) -> None:
 def test_skipping_stops_at_its_limit(tmp_path: Path) -> None:
     _, path, starts, _ = packed(tmp_path)
     path.write_bytes(path.read_bytes()[: starts[AT] - 512])  # 6 of the 12 train records are gone
-    with pytest.raises(ShardError, match=r"this rank skipped \d records \(\d truncated\), data.max_skipped is 3"):
+    with pytest.raises(ShardError, match=r"on this rank \d records skipped \(\d truncated\), data.max_skipped is 3"):
         deliver(tmp_path, on_error="skip", max_skipped=3)
 
 

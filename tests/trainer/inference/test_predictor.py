@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from data_shards import DatasetSchema, pack
 from tests.trainer.jobs.test_train import job
-from tests.trainer.tiny import SCHEMA, Tiny, TinyOptions, config, packed, predictor_of
+from tests.trainer.tiny import SCHEMA, Reordered, Tiny, TinyOptions, config, packed, predictor_of
 from trainer.checkpoints.evaluation_recipe import evaluation_config
 from trainer.checkpoints.find import open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
@@ -128,6 +129,35 @@ def test_no_labels_are_needed_and_other_modalities_refused(trained: tuple[str, P
     pack(Fewer(TinyOptions()), str(tmp_path / "fewer"), chunk_records=6)
     with pytest.raises(CheckpointError, match="its modalities are vital"):
         predictor_of(request_for(trained, data=tmp_path / "fewer"))
+
+
+def test_another_order_of_modalities_channels_and_tasks_is_the_same_data(
+    trained: tuple[str, Path], tmp_path: Path
+) -> None:
+    pack(Reordered(TinyOptions()), str(tmp_path / "other"), chunk_records=6)
+    own, other = (whole(request_for(trained, data=data))[1] for data in (trained[0], tmp_path / "other"))
+    assert own.column_names == other.column_names
+    assert all(own[name].equals(other[name]) for name in own.column_names), "to the last digit, labels too"
+    explained = [
+        whole(request_for(trained, data=data, explain=True, part="test"))[1].to_pylist()
+        for data in (trained[0], tmp_path / "other")
+    ]
+    assert explained[0] == explained[1] and "died.modality_share" in explained[0][0]
+    checkpoint = open_checkpoint(str(trained[1]))
+    results = [job(1, evaluation_config(checkpoint, str(data))) for data in (trained[0], tmp_path / "other")]
+    assert results[0]["metrics"] == results[1]["metrics"] and results[0]["samples"] == 8
+
+
+def test_other_channels_are_refused_by_name(trained: tuple[str, Path], tmp_path: Path) -> None:
+    class Renamed(Tiny):
+        schema = replace(
+            SCHEMA, modalities=(replace(SCHEMA.modalities[0], channels=("a", "b", "d")), *SCHEMA.modalities[1:])
+        )
+
+    pack(Renamed(TinyOptions()), str(tmp_path / "renamed"), chunk_records=6)
+    said = r"modalities lab: channels is \('a', 'b', 'd'\), the model was trained with \('a', 'b', 'c'\)"
+    with pytest.raises(CheckpointError, match=said):
+        predictor_of(request_for(trained, data=tmp_path / "renamed"))
 
 
 def test_temperatures_are_kept_and_used(trained: tuple[str, Path]) -> None:

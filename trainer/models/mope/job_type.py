@@ -85,6 +85,15 @@ class MopeJob(TowerJob):
         model = host_architecture(mope.host, config.model.modality_dropout)
         return config.model_copy(update={"model": model})
 
+    def schema(self, config: RunConfig, schema: DatasetSchema) -> DatasetSchema:
+        """In the order of the host, whose parameters know modalities by their numbers."""
+        mope = self.settings(config)
+        if mope.host is None:
+            return schema
+        from trainer.models.mope.host.backbone import in_order_of_host
+
+        return in_order_of_host(mope.host, schema)
+
     def tasks(self, config: RunConfig, schema: DatasetSchema) -> list[TaskSpec]:
         """None where pixels are marked: the masks are a modality."""
         return [] if self.settings(config).mask is not None else super().tasks(config, schema)

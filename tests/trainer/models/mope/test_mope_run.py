@@ -19,7 +19,7 @@ from data_shards import Manifest, Record, create_source, open_manifest, pack
 from data_shards.shards.reader import read_index
 from launch.plan.replicated import plan_replicated
 from tests.trainer.jobs.test_train import job, losses, weights
-from tests.trainer.tiny import config, packed, predictor_of
+from tests.trainer.tiny import Reordered, TinyOptions, config, packed, predictor_of
 from tests.trainer.towers import batch, model, section
 from tests.trainer.vqa import packed_vqa, recipe
 from trainer.checkpoints.evaluation_recipe import evaluation_config
@@ -28,6 +28,7 @@ from trainer.config.run_config import RunConfig
 from trainer.inference.request import Request
 from trainer.metrics.prediction_table import read_predictions
 from trainer.models.job_type import job_type
+from trainer.models.mope.host.backbone import load_host
 from trainer.worker.devices import find_device
 
 
@@ -194,6 +195,20 @@ def test_baselines_run_as_the_same_job(vqa: str, tmp_path: Path, method: str) ->
     assert result["status"] == "finished" and "test/accuracy" in result["metrics"]
     again = job(1, evaluation_config(open_checkpoint(result["checkpoint"])))
     assert again["metrics"] == result["metrics"]
+
+
+def test_data_in_another_order_than_the_host_train_the_same(icu: tuple[str, str], tmp_path: Path) -> None:
+    """Modalities and channels are found by their names: the host's weights meet what they were trained on."""
+    pack(Reordered(TinyOptions()), str(tmp_path / "other"), chunk_records=6)
+    one, two = on_host(icu, tmp_path / "one"), on_host((str(tmp_path / "other"), icu[1]), tmp_path / "two")
+    for run_config in (one, two):
+        run_config.training.epochs = 1
+    results = [job(1, run_config) for run_config in (one, two)]
+    assert losses(tmp_path / "one") == losses(tmp_path / "two") and results[0]["metrics"] == results[1]["metrics"]
+    schemas = [open_checkpoint(result["checkpoint"]).meta["schema"]["modalities"] for result in results]
+    assert schemas[0] == schemas[1], "the checkpoint says the host's order"
+    with pytest.raises(ValueError, match=r"has the modalities of host .* in another order"):
+        load_host(icu[1], Reordered.schema)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

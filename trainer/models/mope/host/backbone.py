@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -65,12 +65,10 @@ def load_host(url: str, schema: DatasetSchema, weights: bool = True) -> Host:
     Raises BackboneError: not there, damaged, or of other modalities than `schema`.
     """
     checkpoint = _open(url)
-    trained_on = DatasetSchema.from_json(json.dumps(checkpoint.meta["schema"]))
-    difference = schema_difference(
-        DatasetSchema("host", trained_on.modalities), DatasetSchema("host", schema.modalities)
-    )
-    if difference:
-        raise BackboneError(f"data set {schema.name} does not fit host {checkpoint.path}: {difference}")
+    ordered = _fitting(checkpoint, schema)
+    if weights and _order(ordered) != _order(schema):
+        # The weights know modalities and channels by their numbers.
+        raise BackboneError(f"data set {schema.name} has the modalities of host {checkpoint.path} in another order")
     statistics = statistics_from_json(checkpoint.meta["statistics"])
     if not weights:
         shapes = {name: torch.empty(size, device="meta") for name, size in checkpoint.meta["parameters"].items()}
@@ -81,6 +79,23 @@ def load_host(url: str, schema: DatasetSchema, weights: bool = True) -> Host:
         raise BackboneError(f"mope.host: {error}") from error
     kept = _without_heads(found)
     return Host(kept, statistics, digest_of(kept), checkpoint.run_id)
+
+
+def in_order_of_host(url: str, schema: DatasetSchema) -> DatasetSchema:
+    """The schema with modalities and channels in the order of the host. Raises BackboneError: they are others."""
+    return _fitting(_open(url), schema)
+
+
+def _fitting(checkpoint: Checkpoint, schema: DatasetSchema) -> DatasetSchema:
+    trained_on = DatasetSchema.from_json(json.dumps(checkpoint.meta["schema"]))
+    difference = schema_difference(trained_on, schema, tasks=False)
+    if difference:
+        raise BackboneError(f"data set {schema.name} does not fit host {checkpoint.path}: {difference}")
+    return replace(schema, modalities=trained_on.modalities)
+
+
+def _order(schema: DatasetSchema) -> list[tuple[str, tuple[str, ...]]]:
+    return [(spec.name, spec.channels) for spec in schema.modalities]
 
 
 def _without_heads(weights: dict[str, Tensor]) -> dict[str, Tensor]:
