@@ -77,8 +77,9 @@ def reference(encoder: WaveformEncoder, value_LC: Tensor, block: int) -> Tensor:
     )
 
 
-def test_tokens_are_what_one_signal_after_the_other_gives() -> None:
-    encoder = encoder_of(None)
+@pytest.mark.parametrize("tokens", [1, 3, 8])
+def test_tokens_are_what_one_signal_after_the_other_gives(tokens: int) -> None:
+    encoder = encoder_of(None, tokens)
     lengths = (1, 3, 4, 5, 0, 8, 9, 12, 13, 40, 41, 203)
     blocks = signals(*lengths), signals(*lengths[::-1], seed=1)
     found_PTD = encode(encoder, *blocks)
