@@ -19,7 +19,7 @@ SOURCES: dict[str, tuple[str, str]] = {
     "cmu_mosi": ("cmu", "CmuMosi"),
     "digits": ("digits", "Digits"),
     "easy_vqa": ("easy_vqa", "EasyVQA"),
-    "image_text": ("image_text", "ImageText"),
+    "image_text": ("image_text.source", "ImageText"),
     "mimic4": ("mimic4.source", "Mimic4"),
     "pam": ("pam", "Pam"),
     "physionet2012": ("physionet2012", "PhysioNet2012"),

@@ -1,10 +1,8 @@
-"""Pictures with text: JSON lines in three published layouts, easy-VQA from its archive; what is wrong is named."""
+"""Pictures with text in JSON lines: prepared layouts, masks, what is left out, and what is refused."""
 
 from __future__ import annotations
 
 import io
-import json
-import tarfile
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -14,40 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_shards import Record, create_source, open_manifest, pack
-from data_shards.records.record import validate
-from data_shards.sources.base import Source
+from data_shards import create_source, open_manifest, pack
 from data_shards.sources.readers.picture_files import PictureError
 from data_shards.sources.readers.pictures import decode_picture
-from tests.trainer.vqa import archive
-
-
-def png(colour: tuple[int, int, int], size: tuple[int, int] = (12, 8)) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", size, colour).save(stream, "png")
-    return stream.getvalue()
-
-
-def folder(
-    path: Path, rows: dict[str, list[dict[str, Any]]], files: dict[str, bytes], labels: list[str] | None = None
-) -> str:
-    path.mkdir()
-    for name, lines in rows.items():
-        (path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for name, data in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(data)
-    if labels is not None:
-        (path / "labels.txt").write_text("".join(f"{label} \n" for label in labels))
-    return str(path)
-
-
-def read(source: Source) -> tuple[dict[str, Record], Counter[str]]:
-    notes: Counter[str] = Counter()
-    records = {record.key: record for unit in source.units() for record in source.read(unit, notes)}
-    for record in records.values():
-        validate(source.schema, record)
-    return records, notes
+from tests.data_shards.sources.image_text.folders import folder, png, read
 
 
 def test_a_picture_is_scaled_by_its_shorter_side_and_cut_in_the_middle() -> None:
@@ -108,7 +76,7 @@ def test_snli_ve_layout(tmp_path: Path) -> None:
     files = {f"Flickr30K/flickr30k_images/{n}.jpg": png((n, n, n)) for n in (7, 8)}
     source = create_source("image_text", {"path": folder(tmp_path / "f", rows, files), "preset": "snli_ve", "size": 8})
     records, notes = read(source)
-    assert notes == {"records_train": 3, "records_val": 1, "without_label": 1}
+    assert notes == {"records_train": 3, "records_val": 1, "without_label": 1, "records_left_out": 1}
     assert source.schema.task("label").classes == ("contradiction", "entailment", "neutral")
     assert records["val-0000000"].values["image"][0, 0, 0] == 8  # type: ignore[index]
 
@@ -132,7 +100,12 @@ def test_records_come_in_an_order_that_tells_nothing(tmp_path: Path) -> None:
             r"line 2, picture empty.png: the picture is empty \(0 bytes\)",
             "damaged_picture",
         ),
-        ({"img": "gone.png"}, "damaged", r"picture gone.png: there is no such file", "damaged_picture"),
+        (
+            {"img": "gone.png"},
+            "no_picture",
+            r"line 2, picture gone.png: there is no such file",
+            "picture_file_not_there",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_line_is_refused_or_left_out(
@@ -178,7 +151,7 @@ def test_masks_keep_their_class_numbers_and_are_cut_like_their_pictures(tmp_path
     assert len(found) == 4 and len(masks) == 2
     assert all(np.array_equal(mask[0], numbers[:, 4:12]) for mask in masks)
     colours = folder(tmp_path / "y", {"train.jsonl": [{**line, "mask": "a.png"}]}, files)
-    with pytest.raises(ValueError, match=r"line 1, picture a.png: a mask is a grey or palette picture .* mode RGB"):
+    with pytest.raises(ValueError, match=r"line 1, mask a.png: a mask is a grey or palette picture .* mode RGB"):
         read(create_source("image_text", {**options, "path": colours}))
 
 
@@ -200,46 +173,9 @@ def test_paths_cannot_leave_the_folder_and_fields_must_be_there(tmp_path: Path) 
     path = folder(tmp_path / "f", {"train.jsonl": rows}, {"x.png": png((0, 0, 0))})
     with pytest.raises(ValueError, match=r"picture '../secret.png' is outside of"):
         read(create_source("image_text", {"path": path, "size": 8}))
-    with pytest.raises(ValueError, match=r"line 1 has no field 'title': say which fields hold what"):
+    with pytest.raises(
+        ValueError, match=r"line 1 has no field 'title', nor has any other .* it has label, text, img: say which"
+    ):
         create_source("image_text", {"path": path, "size": 8, "text": "title"})
-    with pytest.raises(ValueError, match=r"has no snli_ve_train.jsonl: give option file or preset"):
+    with pytest.raises(ValueError, match=r"has no snli_ve_train.jsonl; it has train.jsonl. Say which"):
         create_source("image_text", {"path": path, "preset": "snli_ve"})
-
-
-def test_easy_vqa_is_read_from_its_archive(tmp_path: Path) -> None:
-    archive(tmp_path / "source", pictures=12)
-    source = create_source("easy_vqa", {"path": str(tmp_path / "source"), "size": 16, "val": 0.3})
-    records, notes = read(source)
-    assert len(records) == 36 + 18 and notes["questions_test"] == 18 and notes["questions_val"] > 0
-    homes: dict[str, set[str]] = {}
-    for record in records.values():
-        homes.setdefault(str(record.group), set()).add(record.splits["default"])
-    assert all(len(parts) == 1 for parts in homes.values()), "questions about one picture are in one part"
-    record = records["train-00000"]
-    assert record.values["question"] == "what color is the shape?"
-    colour = source.schema.task("colour").classes[int(record.targets["colour"])]  # type: ignore[arg-type]
-    assert source.schema.task("answer").classes[int(record.targets["answer"])] == colour  # type: ignore[arg-type]
-    words = source.schema.task("words").classes
-    assert {word for word, said in zip(words, record.targets["words"], strict=True) if said} == {  # type: ignore[arg-type]
-        "what",
-        "color",
-        "is",
-        "the",
-        "shape",
-    }
-    with tarfile.open(tmp_path / "source" / "easy_vqa_data.tar.gz") as whole:
-        whole.extractall(
-            tmp_path / "unpacked", filter="data", members=[m for m in whole.getmembers() if m.name[0] == "d"]
-        )
-    again, _ = read(create_source("easy_vqa", {"path": str(tmp_path / "unpacked"), "size": 16, "val": 0.3}))
-    assert again.keys() == records.keys()
-    assert np.array_equal(again["train-00000"].values["image"], record.values["image"])  # type: ignore[arg-type]
-
-
-def test_easy_vqa_that_is_not_there_or_cut_short(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds neither easy_vqa_data.tar.gz nor"):
-        create_source("easy_vqa", {"path": str(tmp_path)})
-    path = archive(tmp_path / "source", pictures=4)
-    path.write_bytes(path.read_bytes()[:600])
-    with pytest.raises(ValueError, match=r"is not a readable .tar.gz archive|has no data/"):
-        create_source("easy_vqa", {"path": str(path)})
