@@ -36,7 +36,7 @@ class Labels:
         if labels == [self.layout.no_label]:
             return []
         if len(set(labels)) > 1 and self.layout.kind == "multiclass":
-            names = ", ".join(labels[:4])
+            names = ", ".join(map(repr, labels[:4]))
             raise ValueError(f"{where} has {len(labels)} labels, {names}, and one is read: say -o kind=multilabel")
         return labels
 
@@ -103,6 +103,6 @@ def class_names(folder: Path, trained: frozenset[str], layout: Layout) -> list[s
     least = 2 if layout.kind == "multiclass" else 1
     if len(names) < least:
         raise ValueError(
-            f"{folder}: the labels are {', '.join(names) or 'none'}, and a class needs another to tell it from"
+            f"{folder}: the labels are {names}, and a class needs another to tell it from"
         )
     return names

@@ -52,9 +52,15 @@ class JsonLines(Lines):
         return parse_object(self.line(number), self.where(number))
 
 
-@lru_cache(maxsize=6)
 def _index(path: str) -> tuple[array[int], array[int]]:
     """Offset and line number, from 1, of every line that is not blank."""
+    state = Path(path).stat()
+    return _indexed(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=6)
+def _indexed(path: str, size: int, changed: int) -> tuple[array[int], array[int]]:
+    """Of the file as it was then."""
     offsets, numbers, offset = array("q"), array("q"), 0
     with Path(path).open("rb") as stream:
         for number, line in enumerate(stream, start=1):
