@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from data_shards.records.record import KEY
-from data_shards.sources.image_text.lines import kind_of
+from data_shards.sources.readers.strict_json import kind_of
 
 Row = dict[str, Any]
 

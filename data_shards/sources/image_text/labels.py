@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 
 from data_shards.sources.image_text.fields import LeftOut, Row, labels_of
-from data_shards.sources.image_text.lines import BOM, parse_text
 from data_shards.sources.image_text.options import Layout
+from data_shards.sources.readers.strict_json import BOM, parse_text
 
 LISTED = "labels.txt"
 
@@ -102,7 +102,5 @@ def class_names(folder: Path, trained: frozenset[str], layout: Layout) -> list[s
         raise ValueError(f"{listed} lists {twice[0]!r} twice")
     least = 2 if layout.kind == "multiclass" else 1
     if len(names) < least:
-        raise ValueError(
-            f"{folder}: the labels are {names}, and a class needs another to tell it from"
-        )
+        raise ValueError(f"{folder}: the labels are {names}, and a class needs another to tell it from")
     return names

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.sources.image_text.fields import is_missing
-from data_shards.sources.image_text.lines import BOM, Lines, Rows, parse_object, parse_text
+from data_shards.sources.image_text.lines import Lines, Rows
 from data_shards.sources.image_text.parts import PARTS
+from data_shards.sources.readers.strict_json import BOM, parse_object, parse_text
 
 
 @dataclass(frozen=True)
