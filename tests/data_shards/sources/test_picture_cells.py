@@ -1,4 +1,4 @@
-"""Tables whose pictures are deep, turned or transparent, by path and as bytes of a Parquet column: values and counts."""
+"""Tables whose pictures are deep, turned or transparent, by path and as bytes in Parquet: values and counts."""
 
 from __future__ import annotations
 
@@ -63,9 +63,8 @@ def test_turned_and_transparent_pictures(tmp_path: Path, as_bytes: bool) -> None
     found, notes = packed(tmp_path / "f", pictures, as_bytes, channels=3)
     assert np.abs(found["t"][:, :, 40:].astype(int) - np.array([255, 0, 0])[:, None, None]).max() < 4
     assert np.abs(found["t"][:, :, :24].astype(int) - np.array([0, 0, 255])[:, None, None]).max() < 4
-    assert (found["alpha"][:, :32] == np.array([255, 0, 0])[:, None, None]).all() and (
-        found["alpha"][:, 32:] == 255
-    ).all()
+    assert (found["alpha"][:, :32] == np.array([255, 0, 0])[:, None, None]).all()
+    assert (found["alpha"][:, 32:] == 255).all()
     assert notes["pictures_turned"] == notes["pictures_flattened"] == 1
     black, _ = packed(tmp_path / "g", {"alpha.png": pictures["alpha.png"]}, as_bytes, channels=3, background="black")
     assert (black["alpha"][:, 32:] == 0).all()
