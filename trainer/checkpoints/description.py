@@ -30,9 +30,9 @@ def statistics_from_json(value: dict[str, Any]) -> SplitStatistics:
 def schema_difference(expected: DatasetSchema, found: DatasetSchema, tasks: bool = True) -> str | None:
     """The first difference that matters to a model, as a clause; None if the schemas agree.
 
-    Modalities, channels and tasks are found by their names (`schema_map`), so their order makes no difference. The most
-    that a record may hold is a rule for packing: no model depends on it but through its own recipe. Without `tasks` only
-    the modalities count: predictions need no labels.
+    Modalities, channels and tasks are found by their names (`schema_map`), so their order makes no difference. The
+    most that a record may hold is a rule for packing: no model depends on it but through its own recipe. Without
+    `tasks` only the modalities count: predictions need no labels.
     """
     pairs: list[tuple[str, tuple[ModalitySpec | TaskSpec, ...], tuple[ModalitySpec | TaskSpec, ...]]] = [
         ("modalities", expected.modalities, found.modalities),

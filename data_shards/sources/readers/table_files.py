@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,6 +16,7 @@ from data_shards.paths import absolute_path
 from data_shards.sources.readers.cells import CellError, Cells, type_of
 from data_shards.sources.readers.csv_dialect import Dialect
 from data_shards.sources.readers.csv_files import csv_batches, missing_column
+from data_shards.sources.readers.strict_json import BOM, parse_object
 
 _CSV = tuple(f"{kind}{packed}" for kind in (".csv", ".tsv", ".txt") for packed in ("", ".gz", ".bz2", ".zst"))
 _PARQUET = (".parquet", ".pq")
@@ -131,9 +131,10 @@ def _json_lines(file: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
     """Fields of one JSON object a line, as text, numbers, booleans or lists; a field that is absent is empty."""
     try:
         with pa.input_stream(str(file)) as stream:
-            full = ((number, line) for number, line in enumerate(_lines(file, stream), 1) if line.strip())
+            lines = enumerate(io.BufferedReader(stream), 1)  # type: ignore[type-var,var-annotated]
+            full = ((n, line.removeprefix(BOM) if n == 1 else line) for n, line in lines if line.strip())
             found: set[str] = set()
-            while rows := [_json_row(file, number, line) for number, line in islice(full, _BATCH_ROWS)]:
+            while rows := [parse_object(line, f"{file}, line {n}") for n, line in islice(full, _BATCH_ROWS)]:
                 found |= {name for row in rows for name in row}
                 yield pa.record_batch([_json_column(file, rows, name) for name in names], names=names)
     except OSError as error:
@@ -141,35 +142,6 @@ def _json_lines(file: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
     for name in names:
         if name not in found:
             raise ValueError(missing_column(file, name, sorted(found)))
-
-
-def _lines(file: Path, stream: pa.NativeFile) -> Iterator[str]:
-    for number, line in enumerate(io.BufferedReader(stream), 1):  # type: ignore[type-var,var-annotated]
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file}, line {number} is not UTF-8, which JSON is: {error}") from error
-
-
-def _json_row(file: Path, number: int, line: str) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        row = dict(pairs)
-        if len(row) < len(pairs):
-            raise ValueError("a field occurs twice")
-        return row
-
-    def constant(word: str) -> None:
-        """NaN is nothing; infinity is refused."""
-        if word != "NaN":
-            raise ValueError(f"{word} is no JSON")
-
-    try:
-        row = json.loads(line, object_pairs_hook=once, parse_constant=constant)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}, line {number} is not a JSON object: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{file}, line {number} is not a JSON object but {type(row).__name__}")
-    return row
 
 
 def _json_column(file: Path, rows: list[dict[str, Any]], name: str) -> pa.Array:

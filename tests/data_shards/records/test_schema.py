@@ -150,3 +150,10 @@ def test_dense_table_becomes_observed_events_only() -> None:
     assert result.times_O.tolist() == [0.5, 1.5, 1.5]
     assert result.channels_O.tolist() == [0, 0, 1]
     assert result.values_O.tolist() == [1.0, 3.0, 4.0]
+
+
+def test_the_shape_of_a_vector_or_waveform_follows_from_its_channels():
+    assert ModalitySpec("ecg", "waveform", channels=("I", "II", "V1")).shape == (3,)
+    assert ModalitySpec("age", "vector", channels=("age", "age_known")).shape == (2,)
+    with pytest.raises(ValueError, match="shape"):
+        ModalitySpec("ecg", "waveform")
