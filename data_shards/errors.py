@@ -26,6 +26,21 @@ class YamlError(ValueError):
     """A YAML file cannot be read, or says one thing twice."""
 
 
+class LeaseHeldError(ValueError):
+    """Somebody else owns the name: who, since when, and what to do. Nothing has been written."""
+
+
+class LeaseLostError(ValueError):
+    """The name belongs to somebody else by now; whoever meets this must not write under it any more."""
+
+
+class LeaseDoubtError(OSError):
+    """For too long nothing was heard from the storage, so whether the name is still one's own is not known.
+
+    It passes when the storage is back and nobody has taken over.
+    """
+
+
 class RecordError(ValueError):
     """One stored record does not have the layout that the schema and the limits of the codec ask for.
 

@@ -58,6 +58,7 @@ FLOORS = {
     "parallel": (("engine",), ("mesh",), ("moe",), ("config",)),
     "data_shards": (
         ("loading", "packing", "inspection"),
+        ("lease",),
         ("sources", "shards"),
         ("records",),
         ("paths", "permutation", "config", "yaml_file"),

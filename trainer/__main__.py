@@ -1,7 +1,7 @@
 """`torchrun --nproc-per-node N -m trainer RECIPE [section.key=value ...]`: the same training without Ray.
 
 Rank 0 prints the result as the last line on stdout, one JSON object. Exit codes: 0 done, 1 the run failed, 2 a wrong
-recipe; torchrun turns any of the last two into its own 1.
+recipe, or another process has the run of this name; torchrun turns any of the last two into its own 1.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from data_shards.errors import PathError
+from data_shards.errors import LeaseHeldError, PathError
 from parallel import init_distributed
 from trainer.config.errors import RecipeError
 from trainer.config.paths import absolute_paths
@@ -38,7 +38,7 @@ def main() -> int:
     except Exception as error:
         if arguments.debug:
             raise
-        wrong = isinstance(error, RecipeError | PathError)
+        wrong = isinstance(error, RecipeError | PathError | LeaseHeldError)
         if rank == 0 or not wrong:  # every rank finds the same mistake in a recipe
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if wrong else 1

@@ -1,7 +1,8 @@
 """Pack a source into shards. Records are read and encoded in parallel, shards are written in order, the manifest last.
 
 The result does not depend on the number of processes: work units are merged in the source's order. On any error the
-files written so far are removed, and there is no manifest.
+files written so far are removed, and there is no manifest. The place belongs to one pack at a time (`lease/lease.py`);
+one that finds that it was followed by another removes nothing, for shards of equal content have equal names.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from data_shards.errors import LeaseDoubtError, LeaseLostError
+from data_shards.lease.lease import LEASE_S, Lease, take
 from data_shards.packing.shard_writer import Encoded, ShardSetWriter, Unit
 from data_shards.records.codec import Columns, Decoder, encode_record
 from data_shards.records.statistics import TRAIN, Accumulator
 from data_shards.shards.index import group_code
-from data_shards.shards.manifest import FILE
+from data_shards.shards.manifest import FILE, Manifest
 from data_shards.shards.storage import Storage
 
 if TYPE_CHECKING:
@@ -54,6 +57,7 @@ def pack(
     chunk_bytes: int = 8 << 20,
     storage_options: dict[str, Any] | None = None,
     overwrite: bool = False,
+    lease_s: float = LEASE_S,
 ) -> dict[str, Any]:
     """Write a data set and return a report.
 
@@ -64,45 +68,26 @@ def pack(
         shard_bytes: a shard is closed once it is at least this large.
         chunk_records, chunk_bytes: a chunk is closed at either limit.
         overwrite: replace a data set that is already there.
+        lease_s: seconds after which a pack that gives no sign of life may be followed by another one.
 
     Returns:
         url, records, observations, shards, chunks, bytes, seconds, digest, source (the source's own report).
 
     Raises:
         ValueError: a record that does not fit the schema, a key twice, no record at all, or a data set that is there.
+        LeaseHeldError: another pack is at work there. LeaseLostError: it has taken over.
         OSError: the bytes could not be stored.
     """
     begin = time.perf_counter()
     storage = Storage(out_url, storage_options)
     if storage.scheme in ("http", "https"):
         raise ValueError(f"{storage.url} can only be read; pack into a folder or an object store")
-    if not overwrite and storage.exists(FILE):
-        raise ValueError(
-            f"{storage.url} already holds a packed data set; choose another folder, or overwrite it (--overwrite)"
-        )
-    source.units()  # a source may learn its schema from all of its data
-    for modality in source.schema.modalities:
-        if modality.kind == "series" and modality.horizon is None:
-            raise ValueError(
-                f"series {modality.name} has no horizon, the length of its observation window; no model can be trained "
-                "without one: give it in the schema"
-            )
-    old = set(storage.names()) if overwrite else set()
-    writer = ShardSetWriter(storage, source.schema, shard_bytes, chunk_records, chunk_bytes)
-    try:
-        for unit in _encoded_units(source, workers):
-            writer.add(unit)
-        # The manifest last: until it is there, readers see the old data set, or none.
-        manifest = writer.finish(source.report)
-        storage.write(FILE, manifest.to_json().encode())
-    except BaseException as error:
-        left = writer.discard(keep=old)
-        if isinstance(error, OSError):
-            kept = f"could not be removed: {', '.join(left)}" if left else "nothing was kept"
-            raise OSError(f"packing into {storage.url} stopped, {kept}: {error}") from error
-        raise
-    # Nothing names these files any more.
-    _remove_replaced(storage, old, writer.written)
+    _refuse_packed(storage, overwrite)
+    what, advice = f"packing of {source.schema.name}", "pack into another place (--out)"
+    with take(storage.url, what, advice, lease_s=lease_s, options=storage_options) as lease:
+        # Again: another one may have finished between the look and the lease.
+        _refuse_packed(storage, overwrite)
+        manifest = _write(source, storage, lease, workers, overwrite, (shard_bytes, chunk_records, chunk_bytes))
     return {
         "url": storage.url,
         "records": manifest.records,
@@ -115,6 +100,61 @@ def pack(
         "splits": manifest.splits,
         "source": manifest.source,
     }
+
+
+def _refuse_packed(storage: Storage, overwrite: bool) -> None:
+    if not overwrite and storage.exists(FILE):
+        raise ValueError(
+            f"{storage.url} already holds a packed data set; choose another folder, or overwrite it (--overwrite)"
+        )
+
+
+def _learn_schema(source: Source) -> None:
+    """Let a source learn its schema from all of its data; ValueError for a series that no model could be trained on."""
+    source.units()
+    for modality in source.schema.modalities:
+        if modality.kind == "series" and modality.horizon is None:
+            raise ValueError(
+                f"series {modality.name} has no horizon, the length of its observation window; no model can be trained "
+                "without one: give it in the schema"
+            )
+
+
+def _write(
+    source: Source, storage: Storage, lease: Lease, workers: int, overwrite: bool, sizes: tuple[int, int, int]
+) -> Manifest:
+    """Shards and manifest of a place that is this process's own; sizes as the arguments of `pack`."""
+    _learn_schema(source)
+    old = set(storage.names()) if overwrite else set()
+    writer = ShardSetWriter(storage, source.schema, *sizes, lease)
+    try:
+        for unit in _encoded_units(source, workers):
+            writer.add(unit)
+        # The manifest last: until it is there, readers see the old data set, or none.
+        manifest = writer.finish(source.report)
+        lease.confirm()
+        if overwrite:
+            storage.write(FILE, manifest.to_json().encode())
+        else:
+            storage.create(FILE, manifest.to_json().encode())
+    except BaseException as error:
+        left = _discard(writer, lease, old)
+        if isinstance(error, OSError):
+            kept = f"could not be removed: {', '.join(left)}" if left else "nothing was kept"
+            raise OSError(f"packing into {storage.url} stopped, {kept}: {error}") from error
+        raise
+    # Nothing names these files any more.
+    _remove_replaced(storage, old, writer.written)
+    return manifest
+
+
+def _discard(writer: ShardSetWriter, lease: Lease, keep: set[str]) -> list[str]:
+    """Remove what was written, unless it may be another's by now; returns what is left."""
+    try:
+        lease.confirm()
+    except (LeaseLostError, LeaseDoubtError):
+        return sorted(set(writer.written) - keep)
+    return writer.discard(keep)
 
 
 def _remove_replaced(storage: Storage, old: set[str], written: list[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.lease.lease import Guard
 from data_shards.records.arrays import Limits
 from data_shards.records.schema import RAGGED, DatasetSchema
 from data_shards.records.statistics import Accumulator
@@ -53,7 +54,13 @@ class ShardSetWriter:
     """Cuts encoded records into chunks and shards, and remembers what it wrote."""
 
     def __init__(
-        self, storage: Storage, schema: DatasetSchema, shard_bytes: int, chunk_records: int, chunk_bytes: int
+        self,
+        storage: Storage,
+        schema: DatasetSchema,
+        shard_bytes: int,
+        chunk_records: int,
+        chunk_bytes: int,
+        guard: Guard,
     ) -> None:
         if min(shard_bytes, chunk_records, chunk_bytes) < 1:
             raise ValueError(
@@ -61,6 +68,7 @@ class ShardSetWriter:
             )
         self.storage, self.schema = storage, schema
         self.shard_bytes, self.chunk_records, self.chunk_bytes = shard_bytes, chunk_records, chunk_bytes
+        self._guard = guard
         self.written: list[str] = []
         self._open = _OpenShard()
         self._closed: list[tuple[Shard, np.ndarray]] = []
@@ -130,6 +138,7 @@ class ShardSetWriter:
             np.array([record.group for record, _ in shard.rows], np.int64),
         )
         table = dump_index(index)
+        self._guard.confirm()
         self._write(f"{stem}.tar", data)
         self._write(f"{stem}.index", table)
         file = IndexFile(f"{stem}.index", len(table), hashlib.sha256(table).hexdigest())

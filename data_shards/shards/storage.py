@@ -123,7 +123,7 @@ class Storage:
         for attempt in range(self.retries + 1):
             try:
                 return once()
-            except _failures() as error:
+            except storage_failures() as error:
                 if attempt == self.retries or self._permanent(error):
                     kind = EOFError if isinstance(error, EOFError) else OSError
                     raise kind(f"{name}: {_say(error)} (attempt {attempt + 1})") from error
@@ -146,8 +146,24 @@ class Storage:
             _write_local(Path(path), data)
             return
         self._open()[0].pipe_file(path, data)
-        if self._open()[0].size(path) != len(data):
+        self._check_size(name, data)
+
+    def _check_size(self, name: str, data: bytes) -> None:
+        if self._open()[0].size(self.path(name)) != len(data):
             raise OSError(f"{name}: the store holds another number of bytes than the {len(data)} written")
+
+    def create(self, name: str, data: bytes) -> None:
+        """The same for a file that must not be there yet: of two that create it one succeeds.
+
+        Raises:
+            FileExistsError: it is there. OSError: the bytes could not be stored.
+        """
+        path = self.path(name)
+        if self.scheme == "file":
+            _write_local(Path(path), data, replace=False)
+            return
+        self._open()[0].pipe_file(path, data, mode="create")
+        self._check_size(name, data)
 
     def delete(self, name: str) -> None:
         """Remove a file if it is there."""
@@ -173,7 +189,7 @@ class Storage:
         return self._fs, self._path
 
 
-def _write_local(path: Path, data: bytes) -> None:
+def _write_local(path: Path, data: bytes, replace: bool = True) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -183,16 +199,31 @@ def _write_local(path: Path, data: bytes) -> None:
                 stream.write(view[start : start + _PIECE])
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
+        if replace:
+            temporary.replace(path)
+        else:
+            _link(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give a file its name, unless another has it; a file system without hard links is looked at before."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError:
+        if path.exists():
+            raise FileExistsError(f"{path} is there") from None
+        temporary.replace(path)
 
 
 def _say(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _failures() -> tuple[type[BaseException], ...]:
+def storage_failures() -> tuple[type[BaseException], ...]:
     """Failures of storage, as opposed to programming errors and lack of memory, which pass through."""
     import aiohttp
 

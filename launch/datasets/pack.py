@@ -26,6 +26,7 @@ def pack_source(
     workers: int,
     shard_mb: int,
     overwrite: bool,
+    lease_s: float,
 ) -> None:
     """Pack a source; prints the report as the last line."""
     out = absolute_url(out)
@@ -36,8 +37,13 @@ def pack_source(
         raise UsageError(f"source {name} needs a library that is not installed: {error}") from error
     logger.info("packing %s into %s", name, out)
     report = pack(
-        source, out, workers=workers or os.cpu_count() or 1, shard_bytes=shard_mb << 20, overwrite=overwrite
-    )  # fmt: skip
+        source,
+        out,
+        workers=workers or os.cpu_count() or 1,
+        shard_bytes=shard_mb << 20,
+        overwrite=overwrite,
+        lease_s=lease_s,
+    )
     rows = [(key, report[key]) for key in ("records", "observations", "shards", "bytes", "seconds")]
     notes = [note for note in sorted(report["source"].get("notes", {}).items()) if note not in rows]
     lengths = report["source"].get(LENGTHS, {})

@@ -28,6 +28,9 @@ def pack(
     workers: Annotated[int, typer.Option(min=0, help="Processes that read and encode; 0 = one per CPU.")] = 0,
     shard_mb: Annotated[int, typer.Option(min=1, help="Size at which a shard is closed, in MiB.")] = 64,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set that is there.")] = False,
+    lease_s: Annotated[
+        float, typer.Option("--lease-s", min=0.5, help="Seconds after which a pack that hangs may be followed.")
+    ] = 60,
     debug: Debug = False,
 ) -> None:
     """Turn original data into shards: WebDataset tars with a manifest. Done once per data set.
@@ -40,7 +43,7 @@ def pack(
     """
     from launch.datasets.pack import pack_source
 
-    pack_source(source, folder, out, splits, option or [], workers, shard_mb, overwrite)
+    pack_source(source, folder, out, splits, option or [], workers, shard_mb, overwrite, lease_s)
 
 
 @app.command()

@@ -169,14 +169,11 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_store_that_fails_late_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = Storage.write
-
     def failing(self: Storage, name: str, data: bytes) -> None:
-        if name == FILE:
-            raise OSError(28, os.strerror(28))
-        write(self, name, data)
+        assert name == FILE
+        raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(Storage, "write", failing)
+    monkeypatch.setattr(Storage, "create", failing)
     with pytest.raises(OSError, match="No space left on device"):
         pack(ListSource(SCHEMA, RECORDS), str(tmp_path))
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,74 @@
+"""Whether the owner of a lease is still there, as another process can tell."""
+
+from __future__ import annotations
+
+import logging
+
+from data_shards.lease.clock import Clock
+from data_shards.lease.entries import Entries, entries_at
+from data_shards.lease.record import Parent, Record
+
+logger = logging.getLogger(__name__)
+
+UNREADABLE_S = 60.0  # an entry that never becomes readable: its owner ended while it was writing it
+
+
+class Watch:
+    """Looks at an owner again and again. An owner of this machine is judged at once, another one by what it does."""
+
+    def __init__(self, clock: Clock, what: str, place: str) -> None:
+        self._clock, self._name = clock, f"{what} at {place}"
+        self._number: int | None = None
+        self._since = 0.0
+        self._changed = False
+
+    def is_free(self, seen: set[int], head: Record | None) -> bool:
+        """Whether nobody owns the place, given its entries and the newest one."""
+        if not seen:
+            return True
+        if head is None:
+            return self._silent(max(seen), UNREADABLE_S)
+        if head.owner.is_dead():
+            return True
+        if head.owner.shares_clock():
+            return self._clock.now() - head.clock >= head.lease_s
+        if self._number is None:
+            logger.warning("%s was %s: looking for up to %g s whether it still is", self._name, head, head.lease_s)
+        return self._silent(max(seen), head.lease_s)
+
+    def is_alive(self, head: Record) -> bool:
+        """Whether the owner, which `is_free` was asked about, has certainly given a sign of life."""
+        return head.owner.shares_clock() or self._changed
+
+    def _silent(self, number: int, seconds: float) -> bool:
+        """Whether the newest entry has been the same for so long, as seen from here."""
+        if number != self._number:
+            self._changed = self._number is not None
+            self._number, self._since = number, self._clock.now()
+        return self._clock.now() - self._since >= seconds
+
+
+def head_of(entries: Entries, seen: set[int]) -> Record | None:
+    """The newest of these entries; None if it is not there any more, or cannot be read (yet)."""
+    data = entries.read(max(seen)) if seen else None
+    return None if data is None else Record.from_json(data)
+
+
+def newest(entries: Entries, clock: Clock) -> Record | None:
+    """The newest entry of all, None if there is none.
+
+    Raises OSError: there is one, and for a second it could not be read.
+    """
+    for _ in range(50):
+        seen = entries.numbers()
+        record = head_of(entries, seen)
+        if record is not None or not seen:
+            return record
+        clock.sleep(0.02)  # its owner was just replacing it by the next
+    raise OSError(f"entry {max(seen)} of a lease cannot be read")
+
+
+def holds(parent: Parent, clock: Clock) -> bool:
+    """Whether a lease is still held by the owner that it names. Raises OSError: the storage is away."""
+    head = newest(entries_at(parent.place, "owner"), clock)
+    return head is not None and head.token == parent.token
