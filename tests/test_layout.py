@@ -43,7 +43,7 @@ FLOORS = {
         ("models",),
         ("figures",),
         ("metrics",),
-        ("checkpoints", "tracking"),
+        ("checkpoints", "tracking", "run_lease"),
         ("config", "worker"),
         ("run_folder",),
     ),

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from data_shards.errors import LeaseHeldError, PathError
+from data_shards.lease.record import Parent
 from parallel import init_distributed
 from trainer.config.errors import RecipeError
 from trainer.config.paths import absolute_paths
@@ -34,7 +35,8 @@ def main() -> int:
             config = _config(arguments.recipe, arguments.overrides, context)
             from trainer.jobs.job import run  # heavy, and not needed to refuse a wrong recipe
 
-            result = run(config, context, source_tags() if rank == 0 else {})
+            under = Parent.from_json(arguments.under) if arguments.under else None
+            result = run(config, context, source_tags() if rank == 0 else {}, under)
     except Exception as error:
         if arguments.debug:
             raise
@@ -51,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="torchrun --nproc-per-node N -m trainer", description=__doc__.split("\n")[0])
     parser.add_argument("recipe", help=f"a YAML file, or one of {', '.join(known_recipes())}")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
+    parser.add_argument("--under", help=argparse.SUPPRESS)  # the lease of the sweep that this is a trial of, as JSON
     parser.add_argument("--debug", action="store_true", help="show stack traces")
     return parser
 

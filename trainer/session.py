@@ -13,6 +13,7 @@ from functools import partial
 import torch
 
 from data_shards import DataSet, DatasetSchema, StepLoader, TaskSpec
+from data_shards.lease.lease import Guard, Unowned
 from data_shards.records.statistics import SplitStatistics
 from parallel import Engine, Mesh, MeshSpec, create_mesh, init_distributed
 from parallel.config import ParallelConfig
@@ -44,6 +45,8 @@ class Session:
     peak: float
     """FLOP/s that one worker's device can reach at most; `peak_source` says where the figure is from."""
     peak_source: str
+    guard: Guard = field(default_factory=Unowned)
+    """Stands before everything that is written under the run's name."""
     _loaders: dict[tuple[str, bool], StepLoader] = field(default_factory=dict)
 
     @property

@@ -68,10 +68,14 @@ class Unowned:
 
 
 class Lease:
-    """A name that this process owns; made by `take`. A context manager: it is released at the end."""
+    """A name that this process owns; made by `take`. A context manager: it is released at the end.
 
-    def __init__(self, entries: Entries, first: Record, place: str, clock: Clock) -> None:
-        self.place, self.token, self._what = place, first.token, first.what
+    `parent` is this lease as others know it who work, or take their own, on its behalf.
+    """
+
+    def __init__(self, entries: Entries, first: Record, parent: Parent, clock: Clock) -> None:
+        self.parent = parent
+        self.place, self.token, self._what = parent.place, first.token, first.what
         self._entries, self._first, self._clock = entries, first, clock
         self._mine: set[int] = set()
         self._confirmed = first.clock
@@ -79,11 +83,6 @@ class Lease:
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
-
-    @property
-    def parent(self) -> Parent:
-        """This lease as the one on whose behalf others may take theirs."""
-        return Parent(self.place, self.token)
 
     @property
     def lost(self) -> bool:
@@ -147,7 +146,7 @@ class Lease:
             self._lose(number, created, head_of(self._entries, there - {number}))
         under = self._first.under
         if under is not None and not holds(under, self._clock):
-            self._lose(number, created, newest(entries_at(under.place, "owner"), self._clock), under.place)
+            self._lose(number, created, newest(entries_at(under.place, under.stem), self._clock), under.place)
 
     def _read(self, number: int) -> Record | None:
         data = self._entries.read(number)
@@ -279,7 +278,8 @@ def take(
         seen = entries.numbers()
         head = head_of(entries, seen)
         if watch.is_free(seen, head):
-            lease = Lease(entries, _first(what, head, lease_s, under, clock), place, clock)
+            first = _first(what, head, lease_s, under, clock)
+            lease = Lease(entries, first, Parent(place, first.token, stem), clock)
             if lease.claim(seen):
                 if heartbeat:
                     lease.keep()

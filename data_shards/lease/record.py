@@ -12,10 +12,11 @@ from data_shards.lease.owner import Owner
 
 @dataclass(frozen=True)
 class Parent:
-    """The lease that gives the right to take another one, in words that can be handed to another process."""
+    """A lease that somebody holds, in words that can be handed to other processes that work on its behalf."""
 
     place: str
     token: str
+    stem: str = "owner"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

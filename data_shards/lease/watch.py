@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from data_shards.errors import LeaseDoubtError, LeaseLostError
 from data_shards.lease.clock import Clock
 from data_shards.lease.entries import Entries, entries_at
 from data_shards.lease.record import Parent, Record
@@ -11,6 +12,30 @@ from data_shards.lease.record import Parent, Record
 logger = logging.getLogger(__name__)
 
 UNREADABLE_S = 60.0  # an entry that never becomes readable: its owner ended while it was writing it
+
+
+class Follower:
+    """The guard of a process that works on behalf of a lease which another process of the same job holds."""
+
+    def __init__(self, parent: Parent, every_s: float, clock: Clock | None = None) -> None:
+        self._parent, self._every_s, self._clock = parent, every_s, clock or Clock()
+        self._confirmed = self._clock.now()
+
+    def check(self) -> None:
+        """As `Guard.check`, but asks the storage if that was not done for `every_s` seconds."""
+        if self._clock.now() - self._confirmed > self._every_s:
+            self.confirm()
+
+    def confirm(self) -> None:
+        """As `Guard.confirm`."""
+        now = self._clock.now()
+        try:
+            held = holds(self._parent, self._clock)
+        except OSError as error:
+            raise LeaseDoubtError(f"{self._parent.place}: {error}") from error
+        if not held:
+            raise LeaseLostError(f"{self._parent.place} belongs to another process by now, or is free")
+        self._confirmed = now
 
 
 class Watch:
@@ -70,5 +95,5 @@ def newest(entries: Entries, clock: Clock) -> Record | None:
 
 def holds(parent: Parent, clock: Clock) -> bool:
     """Whether a lease is still held by the owner that it names. Raises OSError: the storage is away."""
-    head = newest(entries_at(parent.place, "owner"), clock)
+    head = newest(entries_at(parent.place, parent.stem), clock)
     return head is not None and head.token == parent.token

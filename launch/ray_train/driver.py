@@ -7,6 +7,7 @@ itself, so nothing about checkpoints passes through Ray.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from typing import Any
@@ -19,6 +20,9 @@ import ray.train.torch
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from data_shards.errors import LeaseDoubtError
+from data_shards.lease.lease import Lease
+from data_shards.lease.record import Parent
 from data_shards.paths import is_local
 from launch.cluster.environment import job_tags
 from launch.cluster.nodes import Sizes, fitting_workers, placement_problem, staying_nodes
@@ -29,6 +33,7 @@ from launch.ray_train.mailbox import POLL_SECONDS, Failure, open_mailbox, print_
 from launch.ray_train.node_watch import NodeWatch
 from launch.ray_train.worker import work
 from trainer.config.run_config import RunConfig
+from trainer.run_lease import take_run
 from trainer.tracking.mlflow_run import close_run, open_run
 from trainer.tracking.operations import Status
 from trainer.worker.context import StopOnSignal
@@ -41,47 +46,62 @@ logger = logging.getLogger(__name__)
 NEVER_S = 1e9
 
 
-def train_on_ray(config: RunConfig, debug: bool = False) -> dict[str, Any]:
-    """Run the job on Ray and return rank 0's result; every path in `config` must be absolute.
+def train_on_ray(config: RunConfig, debug: bool = False, under: Parent | None = None) -> dict[str, Any]:
+    """Train on Ray and return rank 0's result; every path in `config` must be absolute.
 
-    SIGTERM or SIGINT asks the workers for a checkpoint and an end; the result's `status` is then "stopped".
+    The driver owns the run's name from before the first write until the end, through all restarts of its workers; what
+    they write they write on its behalf. SIGTERM or SIGINT asks the workers for a checkpoint and an end; the result's
+    `status` is then "stopped".
+
+    Args:
+        under: the lease of the sweep that this is a trial of.
 
     Raises:
+        LeaseHeldError: another process is at work on the run. LeaseLostError: it has taken the run over.
         RunFailedError: with the worker's own sentence if it raised one.
     """
     tags = {**source_tags(), **job_tags()}
-    tracked = not config.evaluates
     status: Status = "FAILED"
-    with StopOnSignal(gentle=False):
-        run_id = open_run(config.tracking, config.name, tags, config.run_dir) if tracked else None
+    with StopOnSignal(gentle=False), take_run(config, under) as lease:
+        run_id = open_run(config.tracking, config.name, tags, config.run_dir)
         config.tracking.run_id = run_id
         if run_id is not None:
             logger.info("run %s is MLflow run %s at %s", config.name, run_id, config.tracking.uri)
         try:
-            # Ray replaces signal handlers when it starts, so those for the run itself are set after that.
-            with ray_session(config, debug), StopOnSignal() as signals:
-                result = _Fit(config, tags, signals).wait()
-            stopped = result["status"] == "stopped"
-            status = "KILLED" if stopped else "FINISHED"
-            return {**result, "signal": signals.received} if stopped else result
+            result = _fit(config, tags, debug, lease)
+            status = "KILLED" if result["status"] == "stopped" else "FINISHED"
+            return result
         except (KeyboardInterrupt, RunFailedError) as error:
             if isinstance(error, KeyboardInterrupt) or error.stopped_by:
                 status = "KILLED"
             raise
         finally:
-            if tracked:
+            if not lease.lost:
                 close_run(config.tracking, run_id, status)
+
+
+def evaluate_on_ray(config: RunConfig, debug: bool = False) -> dict[str, Any]:
+    """Evaluate on Ray and return rank 0's result. Raises as `train_on_ray`, but owns no name."""
+    with StopOnSignal(gentle=False):
+        return _fit(config, {**source_tags(), **job_tags()}, debug, None)
+
+
+def _fit(config: RunConfig, tags: dict[str, str], debug: bool, lease: Lease | None) -> dict[str, Any]:
+    # Ray replaces signal handlers when it starts, so those for the run itself are set after that.
+    with ray_session(config, debug), StopOnSignal() as signals:
+        result = _Fit(config, tags, signals, lease).wait()
+    return {**result, "signal": signals.received} if result["status"] == "stopped" else result
 
 
 class _Fit:
     """`TorchTrainer.fit` in a thread, so that the main one can print, and pass on a signal, meanwhile."""
 
-    def __init__(self, config: RunConfig, tags: dict[str, str], signals: StopOnSignal) -> None:
-        self._signals = signals
+    def __init__(self, config: RunConfig, tags: dict[str, str], signals: StopOnSignal, lease: Lease | None) -> None:
+        self._signals, self._lease = signals, lease
         self._mailbox = open_mailbox()
         sizes = _sizes(config)
         _check_nodes(config, sizes)
-        self._trainer = _torch_trainer(config, tags, self._mailbox, sizes)
+        self._trainer = _torch_trainer(config, tags, self._mailbox, sizes, lease)
         self._nodes = NodeWatch(self._mailbox, sizes)
         self._result: Any = None
         self._error: Exception | None = None
@@ -103,7 +123,9 @@ class _Fit:
                 ray.get(self._mailbox.ask.remote("stop", f"signal {self._signals.received}"))
                 asked = True
             self._nodes.look()
+            self._check_lease()
         print_lines(self._mailbox)  # the last words
+        self._check_lease()
         if self._error is not None:
             # What a worker said of itself; Ray's error says that a worker has failed.
             failure: Failure | None = ray.get(self._mailbox.worst_failure.remote())
@@ -111,6 +133,12 @@ class _Fit:
             raise RunFailedError(text, self._signals.received) from self._error
         result: dict[str, Any] = self._result.return_value
         return result
+
+    def _check_lease(self) -> None:
+        """Raises LeaseLostError: another driver has the run by now; leaving ends the workers."""
+        with contextlib.suppress(LeaseDoubtError):
+            if self._lease is not None:
+                self._lease.check()
 
 
 def _needs(config: RunConfig) -> dict[str, float]:
@@ -153,7 +181,10 @@ def _scaling(sizes: Sizes) -> ScalingConfig:
     return ScalingConfig(use_gpu="GPU" in sizes.needs, resources_per_worker=dict(sizes.needs), **workers)
 
 
-def _torch_trainer(config: RunConfig, tags: dict[str, str], mailbox: Any, sizes: Sizes) -> TorchTrainer:
+def _torch_trainer(
+    config: RunConfig, tags: dict[str, str], mailbox: Any, sizes: Sizes, lease: Lease | None
+) -> TorchTrainer:
+    under = lease.parent.to_json() if lease is not None else None
     resize = [RightSize(mailbox, sizes)] if sizes.elastic else []
     fs, root = fsspec.url_to_fs(config.run_dir)
     # Ray keeps a few small files of its own beside ours.
@@ -162,7 +193,7 @@ def _torch_trainer(config: RunConfig, tags: dict[str, str], mailbox: Any, sizes:
         place["storage_filesystem"] = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
     return TorchTrainer(
         work,  # type: ignore[arg-type]  # what it returns becomes Result.return_value
-        train_loop_config={"config": config.model_dump(mode="json"), "tags": tags, "mailbox": mailbox},
+        train_loop_config={"config": config.model_dump(mode="json"), "tags": tags, "mailbox": mailbox, "under": under},
         torch_config=TorchConfig(timeout_s=int(config.parallel.timeout_s)),
         scaling_config=_scaling(sizes),
         run_config=ray.train.RunConfig(

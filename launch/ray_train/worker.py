@@ -11,6 +11,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from data_shards.lease.record import Parent
 from launch.errors import RunFailedError
 from launch.ray_train.mailbox import Attempt, Failure, MailboxHandler, WishWatch
 from trainer.config.run_config import RunConfig
@@ -61,7 +62,8 @@ def work(settings: dict[str, Any]) -> dict[str, Any] | None:
         from trainer.jobs.job import run
 
         start.mark("imports")
-        result = run(RunConfig.of(settings["config"]), RayContext(start, watch), settings["tags"])
+        under = Parent.from_json(settings["under"]) if settings["under"] else None
+        result = run(RunConfig.of(settings["config"]), RayContext(start, watch), settings["tags"], under)
         if result["status"] == "stopped" and ray.get(mailbox.end.remote()) == "regroup":
             # An exception is what makes Ray start another group.
             raise RegroupError(f"rank {rank} ends at step {result['step']} with a checkpoint")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data_shards.lease.record import Parent
 from data_shards.paths import absolute_url
 from launch.cluster.environment import prepare_for_ray, settle_paths
 from launch.errors import RunFailedError, UsageError
@@ -16,11 +17,14 @@ from trainer.config.run_config import RunConfig
 from trainer.models.job_type import job_type
 
 
-def train_recipe(recipe: str, overrides: Sequence[str], debug: bool) -> None:
-    """Train a recipe on Ray; prints the result as the last line. Leaves with 128 + n if signal n stopped it."""
+def train_recipe(recipe: str, overrides: Sequence[str], debug: bool, under: str | None = None) -> None:
+    """Train a recipe on Ray; prints the result as the last line. Leaves with 128 + n if signal n stopped it.
+
+    `under`: of a trial, the lease of its sweep, as JSON. Raises LeaseHeldError: the run is at work.
+    """
     config = settle_paths(load_recipe(recipe, overrides))
     check(config)
-    _finish(config, _on_ray(config, debug))
+    _finish(config, _on_ray(config, debug, Parent.from_json(under) if under else None))
 
 
 def finetune_recipe(recipe: str, overrides: Sequence[str], debug: bool) -> None:
@@ -65,11 +69,11 @@ def evaluate_run(
     _finish(config, run(config, SingleContext()))
 
 
-def _on_ray(config: RunConfig, debug: bool) -> dict[str, Any]:
+def _on_ray(config: RunConfig, debug: bool, under: Parent | None = None) -> dict[str, Any]:
     prepare_for_ray(config)
-    from launch.ray_train.driver import train_on_ray
+    from launch.ray_train.driver import evaluate_on_ray, train_on_ray
 
-    return train_on_ray(config, debug)
+    return evaluate_on_ray(config, debug) if config.evaluates else train_on_ray(config, debug, under)
 
 
 def _finish(config: RunConfig, result: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ app = typer.Typer(rich_markup_mode=None)
 def train(
     recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe (launch/recipes), or a YAML file.")],
     overrides: Overrides = None,
+    under: Annotated[str | None, typer.Option(hidden=True)] = None,
     debug: Debug = False,
 ) -> None:
     """Train on Ray: the one at cluster.address or RAY_ADDRESS, else a local one for this command only.
@@ -30,7 +31,7 @@ def train(
     """
     from launch.runs.train import train_recipe
 
-    train_recipe(recipe, overrides or [], debug)
+    train_recipe(recipe, overrides or [], debug, under)
 
 
 @app.command()

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_shards.lease.create import create_file, creating_mode
 from parallel import Fragment
 
 ROLES = ("master", "exp_avg", "exp_avg_sq")
@@ -68,7 +69,7 @@ def snapshot(fragments: Iterable[Fragment]) -> list[Snapshot]:
 
 
 def write_pieces(fs: fsspec.AbstractFileSystem, folder: str, file: str, parts: Sequence[Snapshot]) -> list[Piece]:
-    """Write one safetensors file of 1-D float32 tensors and describe its pieces."""
+    """Write one safetensors file of 1-D float32 tensors, which is not there yet, and describe its pieces."""
     header: dict[str, Any] = {}
     # The header is the first thing in the file and names every offset, so they are counted before anything is written.
     offset = 0
@@ -83,7 +84,7 @@ def write_pieces(fs: fsspec.AbstractFileSystem, folder: str, file: str, parts: S
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # data begins at a multiple of 8 bytes
     base, begin, pieces = 8 + len(text), 0, []
-    with fs.open(f"{folder}/{file}", "wb") as stream:
+    with fs.open(f"{folder}/{file}", creating_mode(fs)) as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for part in parts:
             # One interval at a time: no second copy of the whole state.
@@ -99,9 +100,9 @@ def write_pieces(fs: fsspec.AbstractFileSystem, folder: str, file: str, parts: S
 
 
 def write_digested_json(fs: fsspec.AbstractFileSystem, path: str, value: Any) -> str:
-    """Write a JSON file and return the SHA-256 of its bytes."""
+    """Write a JSON file, which is not there yet, and return the SHA-256 of its bytes. Raises FileExistsError."""
     data = json.dumps(value, indent=1).encode()
-    fs.pipe_file(path, data)
+    create_file(fs, path, data)
     return hashlib.sha256(data).hexdigest()
 
 

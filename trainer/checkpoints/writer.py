@@ -2,6 +2,10 @@
 
 Ranks write on their own; rank 0 waits for the descriptions of all ranks and commits, so no collective runs beside
 training. What a checkpoint is stands in `checkpoint.py`.
+
+Only the owner of the run's name writes (`data_shards/lease`). A process that was frozen or cut off and comes back late
+finds that out before each file. Should it have been frozen in the middle of one: whoever writes the same step later
+removes the files that are there and creates new ones, which a late writer cannot replace, COMMIT among them.
 """
 
 from __future__ import annotations
@@ -15,6 +19,9 @@ from typing import Any
 
 import fsspec
 
+from data_shards.errors import LeaseLostError
+from data_shards.lease.create import create_file
+from data_shards.lease.lease import Guard, Unowned
 from parallel import Engine
 from trainer.checkpoints.checkpoint import FORMAT, Checkpoint, address, read_checkpoint
 from trainer.checkpoints.find import checkpoint_folders
@@ -43,6 +50,7 @@ class CheckpointWriter:
         agree: collective; whether all ranks are fine.
         before_commit: called on rank 0 when all is written and only the commit is left, so that what it makes durable
             (the metrics up to this step) is never behind a checkpoint.
+        guard: tells whether the run's name is this process's own.
     """
 
     def __init__(
@@ -55,7 +63,9 @@ class CheckpointWriter:
         keep_best: int,
         agree: Callable[[bool], bool] = lambda ok: ok,
         before_commit: Callable[[], None] = lambda: None,
+        guard: Guard | None = None,
     ) -> None:
+        self._guard = guard or Unowned()
         self._fs, root = fsspec.url_to_fs(run_dir)
         self._root = f"{root.rstrip('/')}/{CHECKPOINTS}"
         self._rank, self._world, self._attempt = rank, world, attempt
@@ -76,7 +86,7 @@ class CheckpointWriter:
         """Copy this rank's state and write it in the background. Collective.
 
         Waits for the previous checkpoint if that is still being written. A checkpoint that cannot be written is a
-        warning, not the end of training: the error is in `failed` until one succeeds.
+        warning, not the end of training: the error is in `failed` until one succeeds. Raises as `settle`.
         """
         # One at a time: two would hold two copies of the state, and could commit in the wrong order.
         self.settle()
@@ -90,7 +100,10 @@ class CheckpointWriter:
         self._thread.start()
 
     def settle(self) -> bool:
-        """Return when nothing is being written any more: whether the last checkpoint was committed. Collective."""
+        """Return when nothing is being written any more: whether the last checkpoint was committed. Collective.
+
+        Raises LeaseLostError on the rank that holds the run's name, once it belongs to another process.
+        """
         if self._thread is not None:
             # For this rank's own part only: all ranks meet in `_agree`, and then rank 0 alone waits for its commit.
             self._written.wait()
@@ -99,16 +112,22 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
         # Once more: rank 0 alone knows whether the commit succeeded.
-        return self._agree(self.failed is None)
+        fine = self._agree(self.failed is None)
+        if isinstance(self.failed, LeaseLostError):
+            raise self.failed
+        return fine
 
     def _write(self, parts: list[Snapshot], meta: dict[str, Any]) -> None:
         step = int(meta["step"])
         self.failed = None
         try:
             path = self.path(step)
-            self._fs.makedirs(path, exist_ok=True)
             stem = f"rank-{self._rank:05d}"
+            self._guard.check()
+            self._fs.makedirs(path, exist_ok=True)
+            self._clear(path, stem)
             pieces = write_pieces(self._fs, path, f"{stem}.safetensors", parts)
+            self._guard.check()
             # After the pieces: rank 0 takes its presence for theirs.
             write_digested_json(
                 self._fs, f"{path}/{stem}.json", {"attempt": self._attempt, "pieces": piece_rows(pieces)}
@@ -118,6 +137,8 @@ class CheckpointWriter:
             if self._rank == 0:
                 self._commit(path, meta)
                 self._prune(step)
+        except LeaseLostError as error:
+            self.failed = error
         except Exception as error:  # storage fails in many ways; none of them may end training
             self.failed = error
             logger.warning("checkpoint of step %d could not be written (%s); training goes on", step, error)
@@ -125,16 +146,26 @@ class CheckpointWriter:
             # After a failure, too, or `settle` would wait for ever.
             self._written.set()
 
+    def _clear(self, path: str, stem: str) -> None:
+        """Remove this rank's files of an earlier attempt at the same step, the marker first."""
+        self._fs.invalidate_cache()  # what another process has put there
+        names = [*(("COMMIT", "checkpoint.json") if self._rank == 0 else ()), f"{stem}.json", f"{stem}.safetensors"]
+        for file in (f"{path}/{name}" for name in names):
+            if self._fs.exists(file):
+                self._fs.rm_file(file)
+
     def _commit(self, path: str, meta: dict[str, Any]) -> None:
         ranks = {}
         for rank in range(self._world):
             file = f"rank-{rank:05d}.json"
             ranks[file] = self._await_rank(f"{path}/{file}")
+        self._guard.confirm()
         digest = write_digested_json(self._fs, f"{path}/checkpoint.json", {**meta, "ranks": ranks})
         # Metrics first: they are never behind a checkpoint that a run goes on from.
         self._before_commit()
+        self._guard.confirm()
         # Last: what is read later counts only if this is there, and matches.
-        self._fs.pipe_file(f"{path}/COMMIT", digest.encode())
+        create_file(self._fs, f"{path}/COMMIT", digest.encode())
 
     def _await_rank(self, path: str) -> str:
         """Digest of a rank's description, once that rank has written it in this attempt."""
@@ -172,6 +203,7 @@ class CheckpointWriter:
         # Of equal scores the earliest, as early stopping has it: the run's end looks for that very step.
         best = sorted(scored, key=lambda entry: (-(entry.score or 0.0), entry.step))[: self._keep_best]
         kept = {entry.path for entry in [*committed[-self._keep_last :], *best]}
+        self._guard.confirm()
         for path in [*doomed, *(entry.path for entry in committed if entry.path not in kept)]:
             _remove(self._fs, path)
 

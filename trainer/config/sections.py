@@ -183,6 +183,11 @@ class TrainingConfig(Section):
         0, ge=0, description="trace this many optimiser steps of rank 0 with torch's profiler, after five; 0 = none"
     )
     storage: str = Field("runs", description="folder or URL under which the run <name>/ is stored")
+    lease_s: float = Field(
+        60,
+        ge=0.5,
+        description="seconds after which a run that gives no sign of life may be continued by another process",
+    )
     early_stopping: EarlyStoppingConfig = Field(default_factory=EarlyStoppingConfig, description="early stopping")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="checkpoints")
 
@@ -197,6 +202,11 @@ class EvaluationConfig(Section):
     missing_curve: bool = Field(False, description="also measure without each modality, and with 0 to 70 % missing")
     missing_seeds: int = Field(3, ge=1, description="draws of what is missing, for each rate of the missing curve")
     temperature: bool = Field(False, description="fit a temperature per task on the validation part, and measure it")
+
+    @property
+    def writes(self) -> bool:
+        """Whether something is added to the run's folder."""
+        return self.missing_curve or self.temperature
 
 
 class TrackingConfig(Section):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from data_shards import DatasetSchema
+from data_shards.lease.lease import take
 from data_shards.paths import absolute_url
 from parallel import LocalDispatcher
 from trainer.checkpoints.checkpoint import Checkpoint, checkpoint_weights
@@ -34,6 +35,7 @@ def export_model(checkpoint_url: str, out_url: str) -> dict[str, Any]:
 
     Raises:
         CheckpointError: no such checkpoint, a damaged one, or one whose weights mean something else by now.
+        LeaseHeldError: another export is writing there.
     """
     out_url = absolute_url(out_url)
     checkpoint = open_checkpoint(absolute_url(checkpoint_url))
@@ -44,9 +46,11 @@ def export_model(checkpoint_url: str, out_url: str) -> dict[str, Any]:
     keys = ("config", "schema", "statistics", "schema_digest", "data_digest", "mlflow_run_id", "step", "backbone")
     about = {"format": FORMAT, "checkpoint": checkpoint.url, **{key: checkpoint.meta.get(key) for key in keys}}
     fs, root = fsspec.url_to_fs(out_url)
-    fs.makedirs(root, exist_ok=True)
-    fs.pipe_file(f"{root}/model.safetensors", data)
-    fs.pipe_file(f"{root}/model.json", json.dumps(about, indent=1).encode())
+    with take(out_url, "export of a model", "export to another folder") as lease:
+        fs.makedirs(root, exist_ok=True)
+        fs.pipe_file(f"{root}/model.safetensors", data)
+        lease.confirm()
+        fs.pipe_file(f"{root}/model.json", json.dumps(about, indent=1).encode())
     return {
         "model": out_url,
         "checkpoint": checkpoint.url,

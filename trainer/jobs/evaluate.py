@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from data_shards import DatasetSchema, open_data
+from data_shards.lease.lease import Guard, Unowned
 from trainer.checkpoints.checkpoint import Checkpoint
 from trainer.checkpoints.description import schema_difference, statistics_from_json
 from trainer.checkpoints.find import open_checkpoint
@@ -25,6 +27,7 @@ from trainer.metrics.predictions import Predictions
 from trainer.metrics.temperature import fit_temperatures, scaled, write_temperatures
 from trainer.models.mope.prompts.frozen_backbone import check_backbone
 from trainer.run_folder import MISSING_CURVE, MISSING_FIGURE, put_file, stored_run_id
+from trainer.run_lease import held_results
 from trainer.session import Session, build_session
 from trainer.tracking.mlflow_run import add_to_run
 from trainer.worker.collectives import broadcast_json
@@ -34,16 +37,27 @@ NO_FIT = "no temperature can be fitted"
 
 
 def evaluate(config: RunConfig, context: Context) -> dict[str, Any]:
-    """Metrics of a checkpoint on one part of its data, or of other data of the same schema."""
+    """Metrics of a checkpoint on one part of its data, or of other data of the same schema.
+
+    What writes into the run's folder does that alone. Raises LeaseHeldError: another one is at it.
+    """
     request = config.evaluation
     assert request is not None
     checkpoint = open_checkpoint(request.checkpoint)
+    with held_results(config, context, checkpoint.run_dir) if request.writes else nullcontext(Unowned()) as guard:
+        return _evaluate(config, context, checkpoint, guard)
+
+
+def _evaluate(config: RunConfig, context: Context, checkpoint: Checkpoint, guard: Guard) -> dict[str, Any]:
+    request = config.evaluation
+    assert request is not None
     manifest = open_data(config.data)
     schema = DatasetSchema.from_json(json.dumps(checkpoint.meta["schema"]))
     difference = schema_difference(schema, manifest.schema)
     if difference:
         raise CheckpointError(f"{manifest.url} does not fit checkpoint {checkpoint.path}: {difference}")
     session = build_session(config, context, manifest, schema, statistics_from_json(checkpoint.meta["statistics"]))
+    session.guard = guard
     check_backbone(checkpoint.path, checkpoint.meta.get("backbone"), session.engine.module)
     load_engine(checkpoint, session.engine, moments=False)
     try:
@@ -89,6 +103,7 @@ def _calibrate(session: Session, checkpoint: Checkpoint, predictions: Prediction
     temperatures = fit_temperatures(session.tasks, predict(session, "val", request.drop))
     metrics: dict[str, float] = {}
     if session.context.rank == 0:
+        session.guard.confirm()
         write_temperatures(checkpoint, temperatures)
         metrics = part_results(session, request.part, scaled(predictions, temperatures))
         metrics = {f"calibrated/{name}": value for name, value in metrics.items()}
@@ -115,6 +130,7 @@ def _missing_curve(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
             (files / MISSING_FIGURE).parent.mkdir()
             (files / MISSING_CURVE).write_text(json.dumps(curve, indent=1))
             missing_figure({session.config.name: curve}).savefig(files / MISSING_FIGURE)
+            session.guard.confirm()
             for name in (MISSING_CURVE, MISSING_FIGURE):
                 put_file(checkpoint.run_dir, name, files / name)
             add_to_run(session.config.tracking, _run_id(session, checkpoint), points, files)

@@ -9,24 +9,38 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from data_shards.lease.record import Parent
 from trainer.config.run_config import RunConfig
 from trainer.jobs.evaluate import evaluate
 from trainer.jobs.train import train
 from trainer.run_folder import RESULT, write_json
+from trainer.run_lease import held_run
 from trainer.worker.context import Context
 
 
-def run(config: RunConfig, context: Context, tags: dict[str, str] | None = None) -> dict[str, Any]:
+def run(
+    config: RunConfig, context: Context, tags: dict[str, str] | None = None, under: Parent | None = None
+) -> dict[str, Any]:
     """Do the job of `config` on this rank. Collective.
+
+    A job that trains owns the run's name until it ends; `under` is the lease on whose behalf it does, if one is held.
 
     Returns (on every rank): `run_id`, `checkpoint`, `metrics`, `samples`, `seconds`, `status`.
 
     Raises:
         ValueError: a wrong recipe, data set or checkpoint, in a sentence. FloatingPointError: training diverged.
+        LeaseHeldError: another process is at work on the run. LeaseLostError: it has taken the run over.
     """
     start = time.perf_counter()
-    result = evaluate(config, context) if config.evaluates else train(config, context, tags or {})
-    result["seconds"] = round(time.perf_counter() - start, 2)
-    if context.rank == 0 and not config.evaluates:
-        write_json(config.run_dir, RESULT, result)
+    if config.evaluates:
+        return _timed(evaluate(config, context), start)
+    with held_run(config, context, under) as guard:
+        result = _timed(train(config, context, tags or {}, guard), start)
+        if context.rank == 0:
+            guard.confirm()
+            write_json(config.run_dir, RESULT, result)
     return result
+
+
+def _timed(result: dict[str, Any], start: float) -> dict[str, Any]:
+    return {**result, "seconds": round(time.perf_counter() - start, 2)}

@@ -63,6 +63,7 @@ def save_adapter(session: Session, tracker: Tracker, best: Checkpoint) -> dict[s
         return {}
     url = f"{session.config.run_dir}/adapter"
     if session.context.rank == 0:
+        session.guard.confirm()
         write_adapter(best, url)
         log_adapter(tracker, url)
     return {"adapter": url}

@@ -15,6 +15,7 @@ import torch
 
 from data_shards import Batch, DataSet, Manifest, open_data
 from data_shards.inspection.presence import first_without
+from data_shards.lease.lease import Guard
 from data_shards.loading.schema_map import statistics_in
 from data_shards.records.statistics import SplitStatistics
 from trainer.checkpoints.checkpoint import Checkpoint, read_checkpoint
@@ -39,17 +40,22 @@ from trainer.worker.context import Context
 logger = logging.getLogger("fleximoe")
 
 
-def train(config: RunConfig, context: Context, tags: dict[str, str]) -> dict[str, Any]:
-    """Train a model, or continue the run of this name; then evaluate its best checkpoint on the test part."""
+def train(config: RunConfig, context: Context, tags: dict[str, str], guard: Guard) -> dict[str, Any]:
+    """Train a model, or continue the run of this name; then evaluate its best checkpoint on the test part.
+
+    `guard` stands before everything that is written under the name.
+    """
     manifest = open_data(config.data)
     schema = job_type(config.model_job).schema(config, manifest.schema)
     statistics = statistics_in(_statistics(manifest, config), manifest.schema, schema)
     config = job_type(config.job).sized(config, schema, statistics)
     session = build_session(config, context, manifest, schema, statistics)
+    session.guard = guard
     check_preconditions(session)
     check_records(session)
     context.start.mark("model")
-    tracker = create_tracker(config.tracking, config.name, config.tracking.run_id, tags, context.rank, config.run_dir)
+    run_id = config.tracking.run_id
+    tracker = create_tracker(config.tracking, config.name, run_id, tags, context.rank, config.run_dir, guard)
     status = "FAILED"
     try:
         result = _train(session, tracker)
@@ -67,6 +73,7 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
     checkpoint = _restore(session)
     context.start.mark("restore")
     progress = Progress(**checkpoint.meta["progress"]) if checkpoint else Progress()
+    tracker.rewind(progress.step)
     if checkpoint and context.rank == 0:
         logger.info("continuing %s at step %d", config.name, progress.step)
     # One word for this start of the run on all ranks, by which rank 0 tells their files from an earlier start's.
@@ -81,6 +88,7 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
         keep.keep_best,
         _agree(session),
         tracker.flush,
+        session.guard,
     )
     _prepare(session)
     loop = TrainingLoop(session, tracker, writer, describe_run(session, tracker.run_id), progress, size)

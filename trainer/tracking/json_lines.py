@@ -8,24 +8,30 @@ from typing import Any
 
 import fsspec
 
+from data_shards.errors import LeaseDoubtError
+from data_shards.lease.lease import Guard, Unowned
 from trainer.run_folder import METRICS
 from trainer.tracking.operations import File, Operation
+from trainer.worker.guarded_lines import GuardedLines
 
 
 class JsonLinesSink:
     """One JSON object a line in `<folder>/metrics.jsonl`, documents and figures as files beside it.
 
     Works on any fsspec URL. A local file is appended to line by line, so that `tail -f` follows a run; object stores
-    cannot append, so there the file is written anew at each flush.
+    cannot append, so there the file is written anew at each flush. While it is in doubt whether the name is this
+    process's own nothing is written, and it is made up for later.
     """
 
     run_id: str | None = None
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, guard: Guard | None = None) -> None:
+        self._guard = guard or Unowned()
         self._fs, self._root = fsspec.url_to_fs(folder)
         self._fs.makedirs(self._root, exist_ok=True)
         self._path = f"{self._root}/{METRICS}"
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
+        self._lines = GuardedLines(Path(self._path), self._guard) if self._local else None
         self._text = ""
         if not self._local and self._fs.exists(self._path):
             self._text = self._fs.cat_file(self._path).decode()
@@ -49,22 +55,54 @@ class JsonLinesSink:
             case "status":
                 self._write(seconds, status=operation["status"])
 
+    def rewind(self, step: int) -> None:
+        whole = self._text if self._lines is None else self._stored()
+        kept = "".join(line for line in whole.splitlines(keepends=True) if not _later(line, step))
+        if kept == whole:
+            return
+        self._text = kept
+        if self._lines is not None:
+            self._lines.replace(kept)
+
+    def _stored(self) -> str:
+        return Path(self._path).read_text(encoding="utf-8") if Path(self._path).exists() else ""
+
     def flush(self, timeout_s: float) -> None:
-        if not self._local:
-            self._fs.pipe_file(self._path, self._text.encode())
+        if self._lines is not None:
+            return
+        try:
+            self._guard.check()
+        except LeaseDoubtError:
+            return
+        self._fs.pipe_file(self._path, self._text.encode())
 
     def finish(self) -> None:
-        self.flush(timeout_s=0.0)
+        if self._lines is not None:
+            self._lines.close()
+        else:
+            self._guard.confirm()
+            self._fs.pipe_file(self._path, self._text.encode())
 
     def _write(self, seconds: float, **line: Any) -> None:
         text = json.dumps({"time": seconds, **line}, default=str) + "\n"
-        if self._local:
-            with Path(self._path).open("a", encoding="utf-8") as file:
-                file.write(text)
+        if self._lines is not None:
+            self._lines.write(text)
         else:
             self._text += text
 
     def _copy(self, file: File) -> None:
+        self._guard.confirm()
         folder = f"{self._root}/{file['folder']}" if file["folder"] else self._root
         self._fs.makedirs(folder, exist_ok=True)
         self._fs.put_file(file["path"], f"{folder}/{Path(file['path']).name}")
+
+
+def _later(line: str, step: int) -> bool:
+    """Whether a line holds metrics of a step after this one; one that a crash cut short will never be whole."""
+    if not line.endswith("\n"):
+        return True
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False  # damaged, but not by this start: it stays where it is
+    return "metrics" in entry and entry.get("step", 0) > step

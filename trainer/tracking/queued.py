@@ -6,6 +6,7 @@ in this process or in the next one that continues the run. Nothing here knows wh
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -17,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from data_shards.errors import LeaseDoubtError, LeaseLostError
+from data_shards.lease.lease import Guard, Unowned
 from trainer.tracking.operations import Operation
 from trainer.tracking.spool import Spool
 
@@ -43,9 +46,13 @@ class Store(Protocol):
 
 
 class QueuedSink:
-    """Keeps operations in a `Store`, and in a `Spool` while that is away."""
+    """Keeps operations in a `Store`, and in a `Spool` while that is away.
 
-    def __init__(self, store: Store, spool: Spool, flush_seconds: float) -> None:
+    What is queued when the run's name turns out to be another process's is dropped: that one has logged it again.
+    """
+
+    def __init__(self, store: Store, spool: Spool, flush_seconds: float, guard: Guard | None = None) -> None:
+        self._guard = guard or Unowned()
         self._store, self._spool, self._interval = store, spool, flush_seconds
         self._files: tempfile.TemporaryDirectory[str] | None = None
         self._queue: queue.Queue[Operation | threading.Event] = queue.Queue()
@@ -61,7 +68,9 @@ class QueuedSink:
         return self._store.run_id
 
     def take(self, operation: Operation) -> None:
-        """Queue what no later change can reach: numbers as floats, a file as a copy."""
+        """Queue what no later change can reach: numbers as floats, a file as a copy. Raises LeaseLostError."""
+        with contextlib.suppress(LeaseDoubtError):
+            self._guard.check()
         match operation["op"]:
             case "metrics":
                 numbers = {key: float(value) for key, value in operation["values"].items()}
@@ -70,6 +79,9 @@ class QueuedSink:
                 self._queue.put({**operation, "path": self._copy(Path(operation["path"]))})
             case _:
                 self._queue.put(operation)
+
+    def rewind(self, step: int) -> None:
+        """The store knows which steps it has, and keeps the first value of each."""
 
     def flush(self, timeout_s: float) -> None:
         """Send now what is queued; waits for it at most `timeout_s` seconds."""
@@ -110,12 +122,27 @@ class QueuedSink:
                 pending.append(item)
                 if time.monotonic() < due:
                     continue
-            self._deliver(pending)
-            pending, due = [], time.monotonic() + self._interval
+            pending, due = self._deliver_own(pending), time.monotonic() + self._interval
             if isinstance(item, threading.Event):
                 item.set()
                 if self._closed and self._queue.empty():
                     return
+
+    def _deliver_own(self, operations: list[Operation]) -> list[Operation]:
+        """Deliver while the name is this process's own; returns what has to wait until that is known again."""
+        try:
+            self._guard.confirm() if self._closed else self._guard.check()
+        except LeaseLostError as error:
+            if operations:
+                logger.warning("%d operations are not sent to %s: %s", len(operations), self._store.label, error)
+            return []
+        except LeaseDoubtError as error:
+            if not self._closed:
+                return operations
+            logger.warning("%d operations are not sent to %s: %s", len(operations), self._store.label, error)
+            return []
+        self._deliver(operations)
+        return []
 
     def _deliver(self, operations: list[Operation]) -> None:
         """The spool first, as order counts; what cannot be sent now joins its end."""

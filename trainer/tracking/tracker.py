@@ -10,20 +10,25 @@ become files before any sink sees them, once for all sinks; where there is no si
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from data_shards.errors import LeaseDoubtError, LeaseLostError
 from trainer.tracking.operations import Operation, Status
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 class Sink(Protocol):
-    """Where operations go. No method raises because a server is away."""
+    """Where operations go. No method raises because a server is away; each raises LeaseLostError once the run's name
+    belongs to another process."""
 
     @property
     def run_id(self) -> str | None:
@@ -31,6 +36,9 @@ class Sink(Protocol):
 
     def take(self, operation: Operation) -> None:
         """Keep an operation, without waiting for a server. The file that it names is gone afterwards."""
+
+    def rewind(self, step: int) -> None:
+        """Metrics of later steps are going to be logged again."""
 
     def flush(self, timeout_s: float) -> None:
         """Hand over what is buffered; a server is waited for at most this long."""
@@ -40,7 +48,10 @@ class Sink(Protocol):
 
 
 class Tracker:
-    """Where a run's record goes. No method raises because a server is away, and none waits for one while training."""
+    """Where a run's record goes. No method raises because a server is away, and none waits for one while training.
+
+    All but `finish` raise LeaseLostError once the run's name belongs to another process.
+    """
 
     def __init__(self, *sinks: Sink) -> None:
         self._sinks = sinks
@@ -87,16 +98,24 @@ class Tracker:
         """What may change later: attempts, notes, links."""
         self._log({"op": "tags", "values": dict(tags), "time": _now_ms()})
 
+    def rewind(self, step: int) -> None:
+        """The run goes on from this step: what an earlier start logged of later ones is made again."""
+        for sink in self._sinks:
+            sink.rewind(step)
+
     def flush(self, timeout_s: float = 10.0) -> None:
         """Hand over what is buffered; called with every checkpoint. A server is waited for at most this long."""
         for sink in self._sinks:
             sink.flush(timeout_s)
 
     def finish(self, status: Status) -> None:
-        """Flush, close and say truly how the run ended."""
+        """Flush, close and say truly how the run ended; nothing of it if the run is another process's by now."""
         for sink in self._sinks:
-            sink.take({"op": "status", "status": status, "time": _now_ms()})
-            sink.finish()
+            try:
+                sink.take({"op": "status", "status": status, "time": _now_ms()})
+                sink.finish()
+            except (LeaseLostError, LeaseDoubtError) as error:
+                logger.warning("the end of the run is not recorded: %s", error)
 
     def _log(self, operation: Operation) -> None:
         for sink in self._sinks:

@@ -85,7 +85,7 @@ class TrainingLoop:
         place = (self.config.run_dir, self.context.rank, self.context.world)
         # Collective, so on every rank, also where no tracker will take its figures.
         self._usage = NodeUsage(*place[1:], session.context.local_rank, session.device)
-        self._trace = RecordTrace(*place) if training.trace_records else None
+        self._trace = RecordTrace(*place, session.guard) if training.trace_records else None
 
     def run(self) -> Progress:
         """Train to the end, or until asked to stop (`stopped`). Collective.

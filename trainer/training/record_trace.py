@@ -10,7 +10,9 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from data_shards.lease.lease import Guard
 from data_shards.paths import absolute_path, is_local
+from trainer.worker.guarded_lines import GuardedLines
 
 FOLDER = "records"
 
@@ -18,7 +20,7 @@ FOLDER = "records"
 class RecordTrace:
     """Appends what this rank was given. Raises ValueError if the run is not stored on a file system."""
 
-    def __init__(self, run_dir: str, rank: int, world: int) -> None:
+    def __init__(self, run_dir: str, rank: int, world: int, guard: Guard) -> None:
         if not is_local(run_dir):
             raise ValueError(
                 f"training.trace_records needs a run stored in a folder, not in {run_dir}: object stores cannot append"
@@ -26,7 +28,7 @@ class RecordTrace:
         folder = absolute_path(run_dir) / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         self._world = world
-        self._file = (folder / f"rank-{rank:05d}.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._file = GuardedLines(folder / f"rank-{rank:05d}.jsonl", guard)
 
     def write(self, step: int, epoch: int, keys: list[str]) -> None:
         """Records of optimiser step `step` (from 1) of `epoch`."""
