@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from data_shards.lease.lease import Lease, take
 from launch.cluster.environment import prepare_for_ray
 from launch.errors import RunFailedError
 from launch.output.tables import print_json_line, print_table
@@ -34,10 +35,18 @@ def sweep_recipe(recipe: str, space_name: str, overrides: Sequence[str], debug: 
 
     Raises:
         RecipeError, UsageError: a wrong recipe or space, or a folder that holds another sweep.
+        LeaseHeldError: the sweep is at work. LeaseLostError: another process has taken it over.
         RunFailedError: every trial failed, or a signal ended the sweep.
     """
     sweep = plan_sweep(recipe, space_name, overrides)
     check(sweep.runs[0])
+    config = sweep.config
+    what, advice = f"sweep {config.name}", "give this sweep another name="
+    with take(config.run_dir, what, advice, lease_s=config.training.lease_s) as lease:
+        _sweep(sweep, lease, debug)
+
+
+def _sweep(sweep: Sweep, lease: Lease, debug: bool) -> None:
     claim(sweep)
     config = sweep.config
     prepare_for_ray(config)
@@ -51,14 +60,15 @@ def sweep_recipe(recipe: str, space_name: str, overrides: Sequence[str], debug: 
             "sweep.variant": trial.variant,
             "sweep.seed": str(trial.seed),
         }
-    tracker = create_tracker(config.tracking, config.name, parent, tags, 0, config.run_dir)
+    tracker = create_tracker(config.tracking, config.name, parent, tags, 0, config.run_dir, lease)
     status = "KILLED"
     try:
         tracker.log_params({"space": sweep.space.model_dump(mode="json"), "trials": len(sweep.trials)})
         from launch.sweep.tune import tune_trials
 
-        failures, stopped_by = tune_trials(sweep, debug)
+        failures, stopped_by = tune_trials(sweep, lease, debug)
         result = summarise(sweep, failures)
+        lease.confirm()
         if stopped_by is None:
             _keep(sweep, result, tracker, parent)
             status = "FINISHED"

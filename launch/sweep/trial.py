@@ -18,6 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_shards.yaml_file import to_yaml
+import yaml
+
+from data_shards.lease.record import Parent
+from data_shards.lease.watch import Follower
 from launch.versions import ROOT
 from trainer.config.run_config import RunConfig
 from trainer.run_folder import FAILED, PRUNED, metric_lines, read_json, remove, stored_result, write_json
@@ -54,16 +58,17 @@ def failure_of(config: RunConfig) -> str | None:
     return None if stored is None else str(stored["error"])
 
 
-def run_trial(config: RunConfig, metric: str, address: str) -> Iterator[tuple[int, float]]:
+def run_trial(config: RunConfig, metric: str, address: str, under: Parent) -> Iterator[tuple[int, float]]:
     """Start or continue the run and yield (step, value) of each evaluation, earlier ones first, while it goes on.
 
-    Raises TrialError if it fails.
+    `under` is the sweep's lease. Raises TrialError if it fails.
     """
     done = 0
     if stored_result(config.run_dir) is None and not was_pruned(config):
         with tempfile.TemporaryDirectory(prefix="trial_") as folder:
+            Follower(under, 0.0).confirm()
             remove(config.run_dir, FAILED)
-            process = _start(config, Path(folder), address)
+            process = _start(config, Path(folder), address, under)
             while process.poll() is None:
                 for step, value in list(evaluations(config, metric).items())[done:]:
                     done += 1
@@ -71,19 +76,22 @@ def run_trial(config: RunConfig, metric: str, address: str) -> Iterator[tuple[in
                 time.sleep(POLL_SECONDS)
             if process.returncode != 0:
                 text = _last_words(Path(folder) / "log", process.returncode)
+                # Not if the sweep is another process's by now: the trial goes on there.
+                Follower(under, 0.0).confirm()
                 write_json(config.run_dir, FAILED, {"error": text})
                 raise TrialError(text)
     # What came between the last look and the end; all of it if the run had ended before.
     yield from list(evaluations(config, metric).items())[done:]
 
 
-def _start(config: RunConfig, folder: Path, address: str) -> subprocess.Popen[bytes]:
+def _start(config: RunConfig, folder: Path, address: str, under: Parent) -> subprocess.Popen[bytes]:
     recipe = folder / f"{config.name}.yaml"
     recipe.write_text(to_yaml(config.model_dump(mode="json", exclude={"evaluation"})))
     if config.parallel.workers == 1:
         command = [sys.executable, "-m", "trainer", str(recipe)]
     else:
         command = [sys.executable, "-m", "launch", "train", str(recipe), f"cluster.address={address}"]
+    command += ["--under", under.to_json()]
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(
             command,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -13,6 +14,8 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
+from data_shards.errors import LeaseDoubtError, LeaseLostError
+from data_shards.lease.record import Parent
 from launch.cluster.ray_session import gpus_wanted, ray_session
 from launch.sweep.trial import failure_of, mark_pruned, run_trial, was_pruned
 from trainer.config.run_config import RunConfig
@@ -21,6 +24,7 @@ from trainer.tracking.mlflow_run import close_run
 from trainer.worker.context import StopOnSignal
 
 if TYPE_CHECKING:
+    from data_shards.lease.lease import Lease
     from launch.sweep.definition import Sweep
 
 logger = logging.getLogger("fleximoe")
@@ -28,8 +32,8 @@ logger = logging.getLogger("fleximoe")
 LONGEST = 100_000  # evaluations: trials end by their own recipe
 
 
-def tune_trials(sweep: Sweep, debug: bool) -> tuple[dict[int, str], int | None]:
-    """Run all trials that have not ended yet.
+def tune_trials(sweep: Sweep, lease: Lease, debug: bool) -> tuple[dict[int, str], int | None]:
+    """Run all trials that have not ended yet, on behalf of the sweep's lease; once that is lost they end.
 
     Returns:
         The errors of the trials that failed, by number, and the signal that ended the sweep early, if one did.
@@ -43,11 +47,17 @@ def tune_trials(sweep: Sweep, debug: bool) -> tuple[dict[int, str], int | None]:
         tempfile.TemporaryDirectory(prefix="tune_") as folder,
         StopOnSignal(doing="ending the trials; the same command continues from their checkpoints") as signals,
     ):
-        watcher = _Watcher(sweep, signals)
+        watcher = _Watcher(sweep, lease, signals)
         # Trials are processes of their own, which find this Ray by its address.
         address = ray.get_runtime_context().gcs_address
         settings = [
-            {"number": trial.number, "config": run.model_dump(mode="json"), "metric": sweep.metric, "address": address}
+            {
+                "number": trial.number,
+                "config": run.model_dump(mode="json"),
+                "metric": sweep.metric,
+                "address": address,
+                "under": lease.parent.to_json(),
+            }
             for trial, run in zip(sweep.trials, sweep.runs, strict=True)
         ]
         tuner = tune.Tuner(
@@ -60,7 +70,7 @@ def tune_trials(sweep: Sweep, debug: bool) -> tuple[dict[int, str], int | None]:
             run_config=tune.RunConfig(name="tune", storage_path=folder, callbacks=[watcher], verbose=0),
         )
         tuner.fit()
-    if signals.received is not None:
+    if signals.received is not None and not lease.lost:
         _close_cut_off(sweep, watcher.failures)
     return watcher.failures, signals.received
 
@@ -68,8 +78,8 @@ def tune_trials(sweep: Sweep, debug: bool) -> tuple[dict[int, str], int | None]:
 def _trial(settings: dict[str, Any]) -> None:
     """What Tune calls for each trial, in a process of its own."""
     run = settings["run"]
-    config = RunConfig.of(run["config"])
-    for number, (step, value) in enumerate(run_trial(config, run["metric"], run["address"]), start=1):
+    config, under = RunConfig.of(run["config"]), Parent.from_json(run["under"])
+    for number, (step, value) in enumerate(run_trial(config, run["metric"], run["address"], under), start=1):
         tune.report({"score": value, "evaluation": number, "step": step})
 
 
@@ -107,22 +117,35 @@ def _scheduler(sweep: Sweep) -> TrialScheduler:
 class _Watcher(tune.Callback):
     """In the driver: says how trials end, remembers those that were stopped, and passes a signal on to Tune."""
 
-    def __init__(self, sweep: Sweep, signals: StopOnSignal) -> None:
-        self._sweep, self._signals, self._told = sweep, signals, False
+    def __init__(self, sweep: Sweep, lease: Lease, signals: StopOnSignal) -> None:
+        self._sweep, self._lease, self._signals, self._told = sweep, lease, signals, False
         self.failures, self._ended = dict[int, str](), 0
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
         """Often: Tune ends all trials on SIGUSR1."""
-        if self._signals.received is not None and not self._told:
+        if self._cut_off() and not self._told:
             self._told = True
             signal.raise_signal(signal.SIGUSR1)
+
+    def _cut_off(self) -> bool:
+        """Whether trials end because the sweep does."""
+        return self._signals.received is not None or self._lost()
+
+    def _lost(self) -> bool:
+        """Whether the sweep's name is another process's by now. While its storage is away that is not known."""
+        with contextlib.suppress(LeaseLostError, LeaseDoubtError):
+            try:
+                self._lease.check()
+            except LeaseDoubtError:  # this process was frozen, or the storage was away
+                self._lease.confirm()
+        return self._lease.lost
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Finished by itself, or stopped by the scheduler; one that a signal cut off may go on another time."""
         number = trial.config["run"]["number"]
         run, last = self._sweep.runs[number], trial.last_result
         finished = stored_result(run.run_dir) is not None
-        if self._signals.received is not None and not finished:
+        if self._cut_off() and not finished:
             return  # `_close_cut_off` deals with it once Tune has returned
         # Tune has ended a trial that was not done: it was behind. Said in its folder, so that it stays ended.
         if not finished and not was_pruned(run):
@@ -132,8 +155,8 @@ class _Watcher(tune.Callback):
         self._say(number, f"{'finished' if finished else 'stopped early'} at step {last.get('step')}, {score}")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """Failed: the others go on. A trial that a signal cut off did not fail."""
-        if self._signals.received is not None:
+        """Failed: the others go on. A trial that was cut off did not fail."""
+        if self._cut_off():
             return
         number = trial.config["run"]["number"]
         text = failure_of(self._sweep.runs[number]) or "its process died"
