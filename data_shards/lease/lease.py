@@ -294,9 +294,9 @@ def take(
                     f"{what} at {place} belongs to {head}: {advice}, stop that process, or wait until it has ended "
                     f"(one that gives no sign of life is followed after {head.lease_s:g} s)"
                 )
-            clock.sleep(0.1)
+            clock.sleep(min(0.5, head.lease_s / 100))
         else:
-            clock.sleep(min(1.0, (head.lease_s if head else lease_s) / 20))
+            clock.sleep(min(5.0, head.lease_s / 20) if head is not None else 0.02)
 
 
 def _first(what: str, head: Record | None, lease_s: float, under: Parent | None, clock: Clock) -> Record:

@@ -11,7 +11,7 @@ from data_shards.lease.record import Parent, Record
 
 logger = logging.getLogger(__name__)
 
-UNREADABLE_S = 60.0  # an entry that never becomes readable: its owner ended while it was writing it
+UNREADABLE_S = 10.0  # an entry that never becomes readable: its owner ended while it was writing it
 
 
 class Follower:
