@@ -112,12 +112,19 @@ class Storage:
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None if the server does not say. Raises OSError if it is not there."""
+        self._forget_listings()
         size = self._retry(name, lambda: self._open()[0].size(self.path(name)))
         return None if size is None else int(size)
 
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
+        self._forget_listings()
         return bool(self._retry(name, lambda: self._open()[0].exists(self.path(name))))
+
+    def _forget_listings(self) -> None:
+        """Let fsspec look anew: another process may have written since."""
+        fs, root = self._open()
+        fs.invalidate_cache(root)
 
     def _retry(self, name: str, once: Callable[[], T]) -> T:
         for attempt in range(self.retries + 1):
