@@ -17,11 +17,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_shards.yaml_file import to_yaml
-import yaml
-
 from data_shards.lease.record import Parent
 from data_shards.lease.watch import Follower
+from data_shards.yaml_file import to_yaml
 from launch.versions import ROOT
 from trainer.config.run_config import RunConfig
 from trainer.run_folder import FAILED, PRUNED, metric_lines, read_json, remove, stored_result, write_json
