@@ -170,8 +170,15 @@ def _members(archive: tarfile.TarFile, place: str) -> dict[str, bytes]:
 
 @lru_cache(maxsize=4)
 def _questions(place: str, part: str) -> list[tuple[str, str, int]]:
-    rows = json.loads(_load(place)[f"{part}/questions.json"])
-    return [(str(question), str(answer), int(picture)) for question, answer, picture in rows]
+    where = f"{place}, data/{part}/questions.json"
+    try:
+        rows = json.loads(_load(place)[f"{part}/questions.json"])
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from error
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows]):
+        if not isinstance(row, list) or [type(cell) for cell in row] != [str, str, int]:
+            raise ValueError(f"{where}: number {number} is {str(row)[:80]}, not [question, answer, picture's number]")
+    return [(question, answer, picture) for question, answer, picture in rows]
 
 
 @lru_cache(maxsize=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -50,3 +51,24 @@ def test_easy_vqa_that_is_not_there_or_cut_short(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(ValueError, match=r"is not a readable .tar.gz archive|has no data/"):
         create_source("easy_vqa", {"path": str(path)})
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (
+            '[null, "red", 1]',
+            r"questions.json: number 0 is \[None, 'red', 1\], not \[question, answer, picture's number\]",
+        ),
+        ('["what?", null, 1]', r"number 0 is \['what\?', None, 1\], not"),
+        ('["what?", "red", 1.5]', r"number 0 is \['what\?', 'red', 1.5\], not"),
+        ('["what?", "red"', r"data/train/questions.json is not JSON: Expecting"),
+    ],
+)
+def test_questions_of_other_types_are_refused(tmp_path: Path, row: str, sentence: str) -> None:
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "questions.json").write_text(f"[{row}]" if part == "train" else json.dumps([]))
+    (tmp_path / "answers.txt").write_text("red\n")
+    with pytest.raises(ValueError, match=sentence):
+        create_source("easy_vqa", {"path": str(tmp_path)})

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -157,6 +157,7 @@ NEAR = {"HSV": 3, "LAB": 2, "CMYK": 1, "YCbCr": 2, "La": 2, "RGBa": 2}
 
 
 @pytest.mark.parametrize("mode", MODES)
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), background=st.sampled_from(["white", "black"]))
 def test_every_mode_is_its_formula(mode: str, seed: int, background: Background) -> None:
     picture, value_HWC, opacity_HW = MODES[mode](np.random.default_rng(seed))
