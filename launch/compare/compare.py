@@ -14,7 +14,8 @@ from trainer.config.paths import DATABASE, absolute_uri, database_uri
 from trainer.tracking.history import find_runs
 
 if TYPE_CHECKING:
-    from launch.compare.variants import Comparison, Pair
+    from launch.compare.comparison import Comparison
+    from launch.compare.pairs import Pair
 
 
 def compare_runs(
@@ -27,7 +28,7 @@ def compare_runs(
     """
     if not wanted and experiment is None:
         raise UsageError("name the runs to compare (folders, MLflow ids or names), or --experiment NAME")
-    from launch.compare.variants import compare, table_rows
+    from launch.compare.comparison import compare, table_rows
 
     report = None if html is None else absolute_path(html)
     found = find_runs(absolute_uri(uri) if uri else default_uri(), wanted, experiment)
@@ -35,6 +36,8 @@ def compare_runs(
     _print(comparison)
     result = {
         "metric": comparison.metric,
+        "comparable": comparison.comparable,
+        "finding": comparison.finding,
         "variants": table_rows(comparison),
         "pairs": [
             {
@@ -78,13 +81,16 @@ def _print(comparison: Comparison) -> None:
         cells.insert(1, f"{found.low:.4f} to {found.high:.4f}" if found else "")
         rows.append((variant.label, len(variant.runs), *cells))
     head = ("variant", "runs", names[0], "95 % over records", *names[1:])
-    print_table(f"{len(comparison.runs)} runs, best {comparison.metric} first; ± over seeds", head, rows)
+    order = f"best {comparison.metric} first" if comparison.comparable else "which do not all compare, in no order"
+    seeds = "; ± over runs of a variant" if any(len(variant.runs) > 1 for variant in comparison.variants) else ""
+    print_table(f"{len(comparison.runs)} runs, {order}{seeds}", head, rows)
     if comparison.pairs:
         rows = [_pair_row(pair) for pair in comparison.pairs]
         head = ("pair", "difference, 95 % over records", "p over", "verdict")
         print_table(f"pairs, by {comparison.metric}", head, rows)
+    people.print(comparison.finding, markup=False)
     for note in comparison.notes:
-        people.print(note)
+        people.print(note, markup=False)
 
 
 def _pair_row(pair: Pair) -> tuple[str, ...]:

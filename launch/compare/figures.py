@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from launch.compare.variants import Comparison, Variant
+from launch.compare.comparison import Comparison
+from launch.compare.variants import Variant
 from trainer.figures.evaluation import missing_figure, reliability_figure
 from trainer.figures.routing import routing_figure
 from trainer.metrics.calibration import statements
@@ -16,9 +17,13 @@ from trainer.metrics.prediction_table import read_predictions
 from trainer.run_folder import MISSING_CURVE, ROUTING, TEST_PREDICTIONS
 from trainer.tracking.history import TrackedRun
 
+MOST_CALIBRATED = 8  # variants in the figure of reliability
 
-def forest(comparison: Comparison) -> Figure:
-    """Mean of each variant with its interval over records, and its runs as dots."""
+
+def forest(comparison: Comparison) -> Figure | None:
+    """Mean of each variant with its interval over records, and its runs as dots; None where they do not compare."""
+    if not comparison.comparable:
+        return None
     variants = comparison.variants[::-1]
     figure = Figure(figsize=(8, 1.2 + 0.45 * len(variants)))
     axes = figure.add_subplot()
@@ -69,7 +74,7 @@ def _seen(seen: dict[int, float], step: int) -> float:
 def calibration(comparison: Comparison) -> Figure | None:
     """Reliability of every variant, all its runs and tasks together."""
     stated = {}
-    for variant in comparison.variants[:8]:
+    for variant in comparison.variants[:MOST_CALIBRATED]:
         found = [pair for run in variant.runs for pair in _statements(run)]
         if found:
             stated[variant.label] = (torch.cat([p for p, _ in found]), torch.cat([t for _, t in found]))
@@ -82,7 +87,7 @@ def _statements(run: TrackedRun) -> list[tuple[torch.Tensor, torch.Tensor]]:
         return []
     tasks, predictions = read_predictions(file)
     pairs = [statements(task, predictions.logits[task.name], predictions.targets[task.name]) for task in tasks]
-    return [pair for pair in pairs if pair is not None]
+    return [pair for pair in pairs if pair is not None and len(pair[0])]
 
 
 def routing(variant: Variant) -> Figure | None:
@@ -107,8 +112,11 @@ def missing(comparison: Comparison) -> tuple[Figure | None, list[dict[str, Any]]
     metric = next(iter(found.values()))["metric"]
     rows = []
     for name, curve in found.items():
-        half = [row["metrics"][metric] for row in curve["missing"] if row["rate"] == 0.5]
+        half = [row["metrics"][metric] for row in curve["missing"] if row["rate"] == 0.5 and metric in row["metrics"]]
+        if not half or metric not in curve["whole"]:
+            continue
         whole, middle = curve["whole"][metric], sum(half) / len(half)
         lost = whole - middle if larger_is_better(metric) else middle - whole
         rows.append({"run": name, "whole": whole, "half": middle, "lost": lost})
-    return missing_figure(found), rows
+    # Curves of other data in one chart would look like a comparison; what each run loses is its own.
+    return missing_figure(found) if comparison.comparable else None, rows

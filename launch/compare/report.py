@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from html import escape
 
 from launch.compare import figures as figures
-from launch.compare.variants import Comparison
+from launch.compare.comparison import Comparison
 from launch.output.html import html_page, picture, table
 from trainer.tracking.history import TrackedRun
 
@@ -14,13 +14,13 @@ from trainer.tracking.history import TrackedRun
 def page(comparison: Comparison) -> str:
     """The HTML text."""
     metric = comparison.metric
-    title = f"{len(comparison.runs)} runs compared by {metric}"
+    title = f"{len(comparison.runs)} runs by {metric}" + ("" if comparison.comparable else ", which do not all compare")
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f"<p>Made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. {escape(_summary(comparison))}</p>",
+        f"<p>Made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. {escape(comparison.finding)}</p>",
         *(f'<p class="alarm">{escape(note)}</p>' for note in comparison.notes),
         _section(
-            "Which is better",
+            "Which is better" if comparison.comparable else "What was measured",
             _metrics(comparison),
             picture(figures.forest(comparison), f"{metric} by variant"),
         ),
@@ -30,7 +30,10 @@ def page(comparison: Comparison) -> str:
             "Learning curves",
             picture(figures.curves(comparison), "training loss and validation by records seen"),
         ),
-        _section("Calibration", picture(figures.calibration(comparison), "reliability on the test part")),
+        _section(
+            "Calibration",
+            picture(figures.calibration(comparison), _of_first(comparison, "reliability on the test part")),
+        ),
         _section("Which expert serves which modality", *_routing(comparison)),
         _section("What absent modalities cost", *_missing(comparison)),
         _section("The runs", _runs(comparison)),
@@ -38,16 +41,10 @@ def page(comparison: Comparison) -> str:
     return html_page(title, parts)
 
 
-def _summary(comparison: Comparison) -> str:
-    """The finding, in a sentence."""
-    best = comparison.variants[0]
-    middle, spread = best.spread(comparison.metric)
-    text = f"Best is {best.label} with {comparison.metric} {middle:.4f}"
-    text += f" ± {spread:.4f} over {len(best.runs)} seeds." if spread is not None else "."
-    apart = [pair for pair in comparison.pairs if pair.verdict == "differ"]
-    if comparison.pairs and not apart:
-        return text + " No two variants differ beyond what chance over records and seeds explains."
-    return text + "".join(f" {pair.first.label} is better than {pair.second.label}." for pair in apart)
+def _of_first(comparison: Comparison, what: str) -> str:
+    """A caption that says so where not all variants are drawn."""
+    most = figures.MOST_CALIBRATED
+    return what if len(comparison.variants) <= most else f"{what}, of the first {most} variants"
 
 
 def _section(title: str, *content: str) -> str:
@@ -66,7 +63,9 @@ def _metrics(comparison: Comparison) -> str:
             text = f"{middle:.4f}" + (f" ± {spread:.4f}" if spread is not None else "")
             cells.append(text + (f" ({found.low:.3f} to {found.high:.3f})" if found else ""))
         rows.append((variant.label, len(variant.runs), *cells))
-    note = "<p>Mean ± standard deviation over seeds (95 % interval of the mean over draws of the test records).</p>"
+    several = any(len(variant.runs) > 1 for variant in comparison.variants)
+    over = " ± standard deviation over the runs of a variant" if several else ""
+    note = f"<p>Mean{over} (95 % interval of the mean over draws of the test records).</p>"
     return note + table(("variant", "runs", *comparison.metrics), rows)
 
 
@@ -93,8 +92,10 @@ def _pairs(comparison: Comparison) -> str:
 
 def _parameters(comparison: Comparison) -> str:
     """Only what is not the same everywhere; runs in columns."""
+    if len(comparison.runs) < 2:
+        return ""
     if not comparison.differing:
-        return "<p>Nothing: all parameters are equal.</p>"
+        return "<p>Nothing: all parameters that can matter are equal.</p>"
     order = sorted(comparison.runs, key=lambda run: run.started_ms)
     names = [run.name for run in order]
     return table(("parameter", *names), [(key, *row) for key, row in comparison.differing.items()])
@@ -110,11 +111,13 @@ def _routing(comparison: Comparison) -> list[str]:
 
 def _missing(comparison: Comparison) -> list[str]:
     figure, rows = figures.missing(comparison)
-    if figure is None:
+    if not rows:
         return []
     losses = table(
         ("run", "everything present", "half missing", "lost"), [tuple(row.values()) for row in rows], digits=".4f"
     )
+    if figure is None:
+        return [losses]
     return [losses, picture(figure, "by share of modalities missing at test time, and without each one")]
 
 

@@ -32,9 +32,9 @@ class Reliability:
 
     @property
     def error(self) -> float:
-        """Expected calibration error: mean gap between stated and true, weighted by statements."""
+        """Expected calibration error: mean gap between stated and true, weighted by statements; NaN for none."""
         gap = (self.stated - self.true).abs() * self.count
-        return float(gap.sum() / self.count.sum().clamp_min(1))
+        return float(gap.sum() / self.count.sum())
 
 
 def reliability(probability_X: Tensor, true_X: Tensor, bins: int = BINS) -> Reliability:
