@@ -98,9 +98,7 @@ class JsonLinesSink:
 
 
 def _later(line: str, step: int) -> bool:
-    """Whether a line holds metrics of a step after this one; one that a crash cut short will never be whole."""
-    if not line.endswith("\n"):
-        return True
+    """Whether a line holds metrics of a step after this one."""
     try:
         entry = json.loads(line)
     except ValueError:

@@ -49,8 +49,15 @@ class GuardedLines:
             self._file.close()
             self._file = None
 
+    def _cut_half_a_line(self) -> None:
+        """What a process was killed in; the next line would become a part of it."""
+        data = self._path.read_bytes() if self._path.exists() else b""
+        if not data.endswith(b"\n") and data:
+            os.truncate(self._path, data.rfind(b"\n") + 1)
+
     def _put(self) -> None:
         if self._file is None:
+            self._cut_half_a_line()
             self._file = self._path.open("a", encoding="utf-8")
         self._file.write(self._held)
         self._file.flush()

@@ -12,6 +12,7 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 
 from benchmarks.finished_run import newest_checkpoint
+from data_shards.errors import LeaseLostError
 from parallel import Fragment
 from tests.object_store import local_s3
 from trainer.checkpoints.find import committed_paths, open_checkpoint
@@ -74,6 +75,70 @@ def test_a_full_disk_does_not_end_training(tmp_path: Path, caplog: pytest.LogCap
     assert keeper.settle() and keeper.failed is None
     assert newest_checkpoint(str(tmp_path)).step == 3
     assert not (tmp_path / "checkpoints" / "step-0000000002").exists(), "the leftover is removed"
+
+
+class Fence:
+    """A guard whose name is lost after so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        self.left = looks
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise LeaseLostError("the run belongs to another process by now")
+
+    confirm = check
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_whoever_has_lost_the_run_commits_and_removes_nothing(tmp_path: Path) -> None:
+    """Whenever it finds out: before its pieces, its description, the checkpoint's, the marker, or clearing up."""
+    engine = StillEngine()
+    keeper = CheckpointWriter(str(tmp_path), 0, 1, "attempt", keep_last=1, keep_best=0)
+    keeper.save(engine, meta(1))  # type: ignore[arg-type]
+    assert keeper.settle()
+    before = tree(tmp_path)
+    for looks in range(4):
+        late = CheckpointWriter(str(tmp_path), 0, 1, "late", keep_last=1, keep_best=0, guard=Fence(looks))
+        late.save(engine, meta(2))  # type: ignore[arg-type]
+        with pytest.raises(LeaseLostError, match="another process"):
+            late.settle()
+        assert [path[-1] for path in committed_paths(str(tmp_path))] == ["1"]
+        assert looks or tree(tmp_path) == before
+    late = CheckpointWriter(str(tmp_path), 0, 1, "late", keep_last=1, keep_best=0, guard=Fence(4))
+    late.save(engine, meta(2))  # type: ignore[arg-type]
+    with pytest.raises(LeaseLostError):
+        late.settle()
+    assert [path[-1] for path in committed_paths(str(tmp_path))] == ["2", "1"], "step 1 was not its to remove"
+
+
+@pytest.mark.parametrize("storage", ["files", "s3"])
+def test_two_that_write_the_same_step_never_mix(storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is frozen in the middle of a file, and goes on when the other has committed that step."""
+    with local_s3(monkeypatch) as url:
+        place = f"{url}/runs/two" if storage == "s3" else str(tmp_path)
+        early, late = StillEngine(), StillEngine()
+        late.flat += 100
+        one, two = (CheckpointWriter(place, 0, 1, name, keep_last=2, keep_best=0) for name in ("one", "two"))
+        opened = one._fs.open
+
+        def frozen(path: str, mode: str, **options: Any) -> Any:
+            stream = opened(path, mode, **options)
+            monkeypatch.setattr(one._fs, "open", opened)
+            two.save(late, meta(1))  # type: ignore[arg-type]
+            assert two.settle()
+            return stream
+
+        monkeypatch.setattr(one._fs, "open", frozen)
+        one.save(early, meta(1))  # type: ignore[arg-type]
+        assert not one.settle()
+        assert isinstance(one.failed, FileExistsError)
+        checkpoint = newest_checkpoint(place)
+        assert torch.equal(checkpoint.reader().read("w", "master", 0, 10), late.flat)
 
 
 def test_any_interval_can_be_read_and_a_gap_is_noticed(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
+from data_shards.errors import LeaseDoubtError, LeaseLostError
 from tests.ports import free_port
 from trainer.config.sections import TrackingConfig
+from trainer.run_folder import metric_lines
 from trainer.tracking.create import create_tracker
 from trainer.tracking.json_lines import JsonLinesSink
 from trainer.tracking.mlflow_run import close_run, open_run
@@ -381,3 +383,66 @@ def test_json_lines_are_written_as_they_have_always_been(tmp_path, scheme, monke
 def test_flatten_gives_equal_text_for_equal_values():
     nested = {"a": {"b": [1, 2], "c": None, "d": {}}, "e": True, "f": "text"}
     assert flatten(nested) == {"a.b": "[1, 2]", "a.c": "null", "a.d": "{}", "e": "true", "f": "text"}
+
+
+class Guard:
+    """Says of a name what it is told to say."""
+
+    def __init__(self):
+        self.error = None
+
+    def check(self):
+        if self.error is not None:
+            raise self.error
+
+    confirm = check
+
+
+def test_a_late_process_records_nothing(config, tmp_path):
+    """In doubt lines wait; once the run is another's they are dropped, and its status stays what that one says."""
+    guard, client = Guard(), MlflowClient(config.uri)
+    tracker = tracker_of(config, tmp_path, guard=guard)
+    tracker.log_metrics({"train/loss": 1.0}, 1)
+    tracker.flush()
+    path, run_id = tmp_path / "runs" / "r" / "metrics.jsonl", tracker.run_id
+    before = path.read_text()
+    guard.error = LeaseDoubtError("nothing was heard")
+    tracker.log_metrics({"train/loss": 0.9}, 2)
+    tracker.flush()
+    assert path.read_text() == before and steps(client, run_id, "train/loss") == [1]
+    guard.error = None
+    tracker.log_metrics({"train/loss": 0.8}, 3)
+    tracker.flush()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    assert steps(client, run_id, "train/loss") == [1, 2, 3]
+    after = path.read_text()
+    guard.error = LeaseLostError("it belongs to another process by now")
+    with pytest.raises(LeaseLostError):
+        tracker.log_metrics({"train/loss": 0.7}, 4)
+    tracker.finish("FAILED")
+    assert path.read_text() == after and steps(client, run_id, "train/loss") == [1, 2, 3]
+    assert client.get_run(run_id).info.status == "RUNNING"
+
+
+@pytest.mark.parametrize("store", ["files", "memory"])
+def test_steps_that_are_made_again_stand_once(store, tmp_path):
+    folder = str(tmp_path / "run") if store == "files" else "memory://rewind/run"
+    first = Tracker(JsonLinesSink(folder))
+    first.log_params({"a": 1})
+    for step in (1, 2, 3, 4):
+        first.log_metrics({"train/loss": step}, step)
+    first.flush()
+    if store == "files":
+        with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+            file.write('{"time": 1, "step": 5, "met')  # killed in the middle of a line
+    second = Tracker(JsonLinesSink(folder))
+    second.log_params({"a": 1})
+    second.rewind(2)
+    second.log_metrics({"train/loss": 30}, 3)
+    second.finish("FINISHED")
+    if store == "files":
+        first.log_metrics({"train/loss": 40}, 5)  # late: into a file that has no name any more
+    lines = list(metric_lines(folder))
+    found = [(line["step"], line["metrics"]["train/loss"]) for line in lines if "metrics" in line]
+    assert found == [(1, 1), (2, 2), (3, 30)]
+    assert sum("params" in line for line in lines) == 2 and lines[-1]["status"] == "FINISHED"
