@@ -121,6 +121,10 @@ class _Watcher(tune.Callback):
         self._sweep, self._lease, self._signals, self._told = sweep, lease, signals, False
         self.failures, self._ended = dict[int, str](), 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune stores a copy that is never read; it would have no lease."""
+        return {key: value for key, value in self.__dict__.items() if key != "_lease"}
+
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
         """Often: Tune ends all trials on SIGUSR1."""
         if self._cut_off() and not self._told:
