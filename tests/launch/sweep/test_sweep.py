@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from launch.sweep.definition import plan_sweep
 from launch.sweep.results import summarise
 from launch.sweep.space import SpaceConfig, known_spaces, load_space, trials
+from tests.frozen import freeze, snapshot, wake
 from tests.launch.commands import ROOT, SMALL, environment, last_json, python
 from trainer.config.errors import RecipeError
 from trainer.config.recipe import apply_overrides, known_recipes, load_recipe
@@ -216,6 +217,41 @@ def test_a_killed_sweep_continues_to_the_same_best(tmp_path):
 def wait_for(done, process, timeout_s=240.0):
     deadline = time.monotonic() + timeout_s
     while not done():
-        assert process.poll() is None, process.stderr.read().decode()
+        assert process.poll() is None, process.stderr and process.stderr.read().decode()
         assert time.monotonic() < deadline, "the sweep did not get there in time"
         time.sleep(0.1)
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_two_sweeps_of_one_name(tmp_path):
+    """Refused while the first lives; followed once it is frozen; woken, it writes nothing, nor do its trials."""
+    options = ["-o", "records=250", "-o", "modalities=series:1,vector:1", "--workers", "1"]
+    last_json(python("-m", "launch", "pack", "synthetic", "--out", str(tmp_path / "data"), *options))
+    space = space_file(tmp_path, "metric: val/loss\nmode: min\nscheduler: none\ngrid: {optim.lr: [0.0001, 0.001]}")
+    words = [*SMALL, f"data.url={tmp_path}/data", f"training.storage={tmp_path}/runs", "name=s", "optim.warmup=0"]
+    words += ["parallel.workers=1", "parallel.expert_parallel=1", "training.epochs=400", "training.lease_s=4"]
+    command = ["-m", "launch", "sweep", "synthetic_small", space, *words]
+    with (tmp_path / "log").open("w") as log:
+        first = subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=log, text=True
+        )
+    folder = tmp_path / "runs" / "s"
+    wait_for(lambda: list(folder.glob("*/checkpoints/*/COMMIT")), first)
+    refused = python(*command)
+    assert refused.returncode == 2 and f"error: sweep s at {folder} belongs to " in refused.stderr
+    assert f"(pid {first.pid})" in refused.stderr and "give this sweep another name=" in refused.stderr
+    freeze(first)
+    deadline = time.monotonic() + 60
+    while (second := python(*command, timeout=500)).returncode == 2:
+        assert time.monotonic() < deadline, second.stderr
+    assert [row["status"] for row in last_json(second)["trials"]] == ["finished"] * 2
+    after = snapshot(str(folder))
+    wake(first)
+    first.communicate(timeout=120)
+    assert first.returncode == 1 and "it writes nothing more there" in (tmp_path / "log").read_text()
+    assert snapshot(str(folder)) == after
+    for number in range(2):
+        lines = [json.loads(line) for line in (folder / f"s-{number:03d}" / "metrics.jsonl").read_text().splitlines()]
+        logged = [line["step"] for line in lines if "train/loss" in line.get("metrics", {})]
+        assert logged == sorted(set(logged)) and logged[0] == 1, "every step stands once"
