@@ -38,12 +38,16 @@ class Owner:
 
     def is_dead(self) -> bool:
         """Whether it has certainly ended: it was one of this host, boot and container, and is not there any more."""
+        return self._was_here() and _start_of(self.pid) != self.started
+
+    def runs_here(self) -> bool:
+        """Whether it certainly has not: it is one of this host, boot and container. It may be frozen."""
+        return self._was_here() and _start_of(self.pid) == self.started
+
+    def _was_here(self) -> bool:
         here = this_process()
-        if None in (self.started, self.boot, self.pids) or (
-            (self.host, self.boot, self.pids) != (here.host, here.boot, here.pids)
-        ):
-            return False
-        return _start_of(self.pid) != self.started
+        known = None not in (self.started, self.boot, self.pids)
+        return known and (self.host, self.boot, self.pids) == (here.host, here.boot, here.pids)
 
     def shares_clock(self) -> bool:
         """Whether its `Clock` is this process's own."""

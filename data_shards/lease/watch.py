@@ -39,7 +39,7 @@ class Follower:
 
 
 class Watch:
-    """Looks at an owner again and again. An owner of this machine is judged at once, another one by what it does."""
+    """Looks at an owner again and again. A process of this host is judged at once, any other by its heartbeats."""
 
     def __init__(self, clock: Clock, what: str, place: str) -> None:
         self._clock, self._name = clock, f"{what} at {place}"
@@ -55,15 +55,17 @@ class Watch:
             return self._silent(max(seen), UNREADABLE_S)
         if head.owner.is_dead():
             return True
-        if head.owner.shares_clock():
-            return self._clock.now() - head.clock >= head.lease_s
+        if head.owner.shares_clock() and self._clock.now() - head.clock >= head.lease_s:
+            return True
+        if head.owner.runs_here():
+            return False
         if self._number is None:
             logger.warning("%s was %s: looking for up to %g s whether it still is", self._name, head, head.lease_s)
         return self._silent(max(seen), head.lease_s)
 
     def is_alive(self, head: Record) -> bool:
         """Whether the owner, which `is_free` was asked about, has certainly given a sign of life."""
-        return head.owner.shares_clock() or self._changed
+        return head.owner.runs_here() or self._changed
 
     def _silent(self, number: int, seconds: float) -> bool:
         """Whether the newest entry has been the same for so long, as seen from here."""

@@ -212,6 +212,19 @@ def test_an_owner_elsewhere_is_watched_for_the_time_of_its_lease(place: str, mon
         first.confirm()
 
 
+def test_an_owner_in_another_container_of_this_machine_is_judged_by_their_common_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container that is started again has no view of its former self, which may be dead or alive."""
+    clock = Hands()
+    first = as_owner(monkeypatch, host="pod-1", pids="pid:[1]")(str(tmp_path), clock)
+    clock.time += 50
+    own(str(tmp_path), clock).release()
+    assert 10 <= clock.slept < 15, "50 s of its 60 had passed"
+    with pytest.raises(LeaseLostError):
+        first.confirm()
+
+
 @EVERYWHERE
 def test_an_owner_elsewhere_that_gives_a_sign_of_life_keeps_its_name(
     place: str, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""`python -m tests.data_shards.packing.slow_pack URL LEASE_S`: a pack that says where it is and waits for a word.
+"""`python -m tests.data_shards.packing.slow_pack URL LEASE_S SEED`: a pack that says where it is and waits for a word.
 
 It prints `packing` when shards are written, and goes on with the next line on stdin; then `packed DIGEST`, or why not.
 """
@@ -25,8 +25,8 @@ class SlowSource(ListSource):
 
 
 def main() -> None:
-    url, lease_s = sys.argv[1], float(sys.argv[2])
-    source = SlowSource(SCHEMA, [make_record(i, seed=9) for i in range(40)])
+    url, lease_s, seed = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
+    source = SlowSource(SCHEMA, [make_record(i, seed=seed) for i in range(40)])
     try:
         report = pack(source, url, chunk_records=5, shard_bytes=20_000, lease_s=lease_s)
         print("packed", report["digest"], flush=True)

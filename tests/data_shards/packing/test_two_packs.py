@@ -31,9 +31,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
             yield f"{url}/set"
 
 
-def other_pack(place: str, lease_s: float) -> subprocess.Popen[str]:
-    """Another process that has written shards of other records, and waits."""
-    words = [sys.executable, "-m", "tests.data_shards.packing.slow_pack", place, str(lease_s)]
+def other_pack(place: str, lease_s: float, seed: int = 9) -> subprocess.Popen[str]:
+    """Another process that has written shards, and waits; with seed 0 of the same records as here."""
+    words = [sys.executable, "-m", "tests.data_shards.packing.slow_pack", place, str(lease_s), str(seed)]
     process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "packing\n"
     return process
@@ -70,7 +70,7 @@ def test_two_packs_into_one_place(place: str, tmp_path: Path) -> None:
 
 def test_a_frozen_pack_is_followed_and_commits_nothing_when_it_wakes(place: str, tmp_path: Path) -> None:
     mine = make_set(tmp_path / "alone", 40).digest
-    first = other_pack(place, lease_s=1.5)
+    first = other_pack(place, lease_s=1.5, seed=0)  # its shards have the names of the other's
     freeze(first)
     deadline = time.monotonic() + 60
     while True:  # until its lease has run out
