@@ -25,6 +25,7 @@ from data_shards.paths import absolute_path
 from data_shards.records.record import Record, Series
 from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.sources.base import Source, SourceOptions, hashed_part
+from data_shards.sources.part_lists import read_part_list
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "invasive_bp": ("SysABP", "DiasABP", "MAP"),
@@ -46,6 +47,7 @@ HORIZON = 48.0
 LONG_STAY = 7
 MAX_FILE = 1 << 22
 SHARES = (("train", 0.8), ("val", 0.1), ("test", 0.1))
+SHARES_BUT_TEST = (("train", 8 / 9), ("val", 1 / 9))
 _UNIT_STAYS = 500
 
 
@@ -55,7 +57,8 @@ class PhysioNet2012Options(SourceOptions):
     path: str = Field(description="folder with set-a (and b, c) as folders or .tar.gz, and Outcomes-a.txt (and b, c)")
     splits: str | None = Field(
         None,
-        description="CSV with a RecordID column and one column per split (train, val, test, or empty); else hashed",
+        description="CSV with a RecordID column and one column per split (train, val, test, or empty); with that "
+        "column alone it lists the test part, and the others are hashed; without a file all are",
     )
 
 
@@ -79,8 +82,7 @@ class PhysioNet2012(Source):
                 )
         self.groups = _read_groups(self.folder / "modalities.json")
         self.splits_file = absolute_path(options.splits) if options.splits else None
-        if self.splits_file and not self.splits_file.is_file():
-            raise ValueError(f"splits file {self.splits_file} does not exist")
+        self.part_list = read_part_list(self.splits_file, ["RecordID"]) if self.splits_file else None
         self.schema = _schema(self.groups)
 
     def units(self) -> list[tuple[str, int, int]]:
@@ -97,10 +99,19 @@ class PhysioNet2012(Source):
             notes["stays"] += 1
             record = self._record(stay, _load(archive)[stay], outcomes, notes)
             if record is not None:
+                for split in self.part_list.splits if self.part_list else ():
+                    notes[f"stays_without_part.{split}"] += split not in record.splits
                 yield record
 
     def report(self, notes: Counter[str]) -> dict[str, Any]:
         """What was read, left out, and why."""
+        if self.part_list is not None:
+            here = {stay for name in self.sets for stay in _stay_names(str(_archive(self.folder, name)))}
+            own = {
+                "split_ids_unknown": len(self.part_list.parts.keys() - here),
+                "split_ids_twice": self.part_list.twice,
+            }
+            notes = notes + Counter(own)
         return super().report(notes) | {
             "left_out": f"{notes['stays_without_observation']} stays hold no observation",
             "malformed": f"{notes['malformed_lines']} lines without a parameter name or value were left out",
@@ -166,12 +177,15 @@ class PhysioNet2012(Source):
                 notes["observations"] += 1
 
     def _parts(self, stay: str) -> dict[str, str]:
-        if self.splits_file is None:
+        if self.part_list is None:
             return {"default": hashed_part(stay, SHARES)}
-        table = _split_table(str(self.splits_file))
-        if stay not in table:
-            raise ValueError(f"stay {stay} is not in {self.splits_file}")
-        return table[stay]
+        if stay in self.part_list.parts:
+            return self.part_list.parts[stay]
+        if self.part_list.tests_only:
+            return {"default": hashed_part(stay, SHARES_BUT_TEST)}
+        raise ValueError(
+            f"stay {stay} is not in {self.splits_file}; give it a row, with empty cells if no split uses it"
+        )
 
 
 _HOURS = {f"{minute // 60:02d}:{minute % 60:02d}": minute / 60 for minute in range(48 * 60 + 1)}
@@ -247,15 +261,6 @@ def _outcomes(path: str) -> dict[str, tuple[int, int]]:
         if not set(needed) <= set(rows.fieldnames or ()):
             raise ValueError(f"{path} lacks one of the columns {', '.join(needed)}")
         return {row["RecordID"]: (int(row["Length_of_stay"]), int(row["In-hospital_death"])) for row in rows}
-
-
-@lru_cache(maxsize=1)
-def _split_table(path: str) -> dict[str, dict[str, str]]:
-    with Path(path).open(newline="") as stream:
-        rows = csv.DictReader(stream)
-        if "RecordID" not in (rows.fieldnames or ()):
-            raise ValueError(f"splits file {path} has no RecordID column")
-        return {row.pop("RecordID"): {split: part for split, part in row.items() if part} for row in rows}
 
 
 def _read_groups(path: Path) -> dict[str, tuple[str, ...]]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from data_shards.config import DataConfig
 from data_shards.errors import YamlError
-from data_shards.sources.mimic4.recordings import read_phenotypes
+from data_shards.sources.mimic4.diagnoses import read_phenotypes
 from data_shards.sources.tables.mapping import read_mapping
 from data_shards.yaml_file import parse_yaml, read_as_1_1, read_yaml, to_yaml
 
@@ -145,7 +145,7 @@ def test_definitions_of_phenotypes_keep_their_zeros_and_each_name_once(tmp_path)
     definitions, codes = tmp_path / "d.yaml", tmp_path / "c.csv"
     codes.write_text("icd10cm,icd9cm\nA00,0010\n")
     definitions.write_text("cholera: {codes: [0010, 250.10]}\n")
-    assert read_phenotypes(str(definitions), str(codes)).codes == {"0010": 0, "250.10": 0}
+    assert read_phenotypes(str(definitions), str(codes)).codes == {"0010": (0,), "25010": (0,)}
     definitions.write_text("cholera: {codes: [0010]}\nflu: {codes: [480]}\ncholera: {codes: [0011]}\n")
     with pytest.raises(ValueError, match="key cholera is given twice, in line 1 and in line 3"):
         read_phenotypes(str(definitions), str(codes))

@@ -1,112 +1,91 @@
-"""Files of MIMIC-IV that are not plain tables: ECG recordings and definitions of phenotypes."""
+"""ECGs of MIMIC-IV-ECG: twelve leads at 500 samples per second, ten seconds each.
+
+The header says what a record holds: rate, gains, baselines, units and the order of the leads, which in MIMIC-IV-ECG is
+not the usual one (aVF stands before aVL). They are given in the usual order, in mV. Twelve signals of which none has
+the name of a lead are taken to be in the usual order, and counted.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from data_shards.paths import absolute_path
-from data_shards.sources.readers.table_files import read_small
-from data_shards.yaml_file import read_yaml
+from data_shards.sources.readers.signals import Signal, fit_signal, lead_order
+from data_shards.sources.readers.wfdb import read_wfdb
 
-GAP = -32768  # WFDB format 16: no value
+LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+RATE = 500.0
 
 
 @dataclass(frozen=True)
 class Ecg:
-    """float32 [L, 12] in mV, and the number of samples that had no value (they are 0)."""
+    """An ECG at RATE / step samples per second.
+
+    Attributes:
+        values_LC: float32 [L, 12] in mV, in the order of LEADS. gaps: samples of the file that had no value.
+        counts: what else was odd or was done.
+    """
 
     values_LC: np.ndarray
     gaps: int
+    counts: Counter[str] = field(default_factory=Counter)
 
 
-@dataclass(frozen=True)
-class Phenotypes:
-    """Diagnosis codes (ICD-9, without dots) -> phenotype number, and the way from ICD-10 to ICD-9."""
+def read_ecg(path: Path, step: int, resample: bool = False) -> Ecg:
+    """A WFDB record of the twelve leads, every ``step`` samples averaged (those that have a value; 0 where none has).
 
-    names: tuple[str, ...]
-    codes: dict[str, int]
-    icd10: dict[str, str]
-
-    def labels(self, codes: list[tuple[str, str]]) -> np.ndarray:
-        """float32 [phenotypes]: 1 where one of the (code, version) pairs belongs to it."""
-        labels = np.zeros(len(self.names), np.float32)
-        for code, version in codes:
-            plain = code.strip().replace(".", "")
-            number = self.codes.get(self.icd10.get(plain, "") if version.strip() == "10" else plain)
-            if number is not None:
-                labels[number] = 1
-        return labels
-
-
-def maybe_table(folder: Path, name: str) -> Path | None:
-    """The .csv.gz or .csv of that name below the folder, if there is one."""
-    found = (folder / f"{name}{suffix}" for suffix in (".csv.gz", ".csv"))
-    return next((path for path in found if path.is_file()), None)
-
-
-def find_table(folder: Path, name: str) -> Path:
-    """The same; ValueError if there is none."""
-    path = maybe_table(folder, name)
-    if path is None:
-        raise ValueError(f"{folder / name}.csv (or .csv.gz) does not exist; is {folder} the folder of hosp/ and icu/?")
-    return path
-
-
-def read_phenotypes(definitions: str | None, icd10: str | None) -> Phenotypes:
-    """Definitions in the layout of the mimic3-benchmarks file: name -> {use_in_benchmark, codes}.
+    Args:
+        path: with or without .hea. step: of samples at RATE, so RATE / step samples per second are given; a record
+            that has these already is taken as it is.
+        resample: convert a record of any other rate (by a polyphase filter) instead of refusing it.
 
     Raises:
-        ValueError: a file is missing or of another layout.
+        ValueError: no such record, a lead is missing, or another rate; says which.
     """
-    if definitions is None or icd10 is None:
+    where, counts, wanted = f"ECG {path}", Counter[str](), RATE / step
+    record = read_wfdb(path)
+    names = record.names
+    if len(names) == len(LEADS) and not {name.lower() for name in names} & {lead.lower() for lead in LEADS}:
+        names, counts["ecg_leads_without_names"] = LEADS, 1
+    values_LC = record.values_LC[:, lead_order(names, LEADS, where)]
+    gaps = int(np.isnan(values_LC).sum())
+    if record.rate == RATE:
+        values_LC, counts["ecg_samples_cut"] = _averaged(record.values_LC, step)
+    elif record.rate == wanted:
+        values_LC, counts["ecg_at_packed_rate"] = record.values_LC, 1
+    elif resample:
+        # A gap would spread over its neighbours
+        values_LC, counts["ecg_resampled"] = _resampled(np.nan_to_num(record.values_LC), record.rate, wanted), 1
+    else:
         raise ValueError(
-            "task=phenotypes needs -o definitions=FILE (YAML: name -> codes) and -o icd10=FILE (CSV: icd10cm, icd9cm)"
+            f"{where} has {record.rate:g} samples per second, not {RATE:g}; convert such ECGs to the {wanted:g} that "
+            "are packed with -o ecg_resample=true, or leave them out with -o ecg_unusable=drop"
         )
-    tree = read_yaml(absolute_path(definitions), "definitions file")
-    try:
-        used = {name: entry for name, entry in tree.items() if entry.get("use_in_benchmark", True)}
-        codes = {str(code): n for n, name in enumerate(sorted(used)) for code in used[name]["codes"]}
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{definitions} is not a YAML of phenotype -> codes: {error!r}") from error
-    crosswalk = absolute_path(icd10)
-    if not crosswalk.is_file():
-        raise ValueError(f"{icd10} does not exist")
-    table = read_small(crosswalk, {"icd10cm": "text", "icd9cm": "text"})
-    # Several ICD-9 codes may stand for one of ICD-10; the first is the one that fits best.
-    pairs = zip(reversed(table["icd10cm"]), reversed(table["icd9cm"]), strict=True)
-    return Phenotypes(tuple(sorted(used)), codes, {str(new): str(old) for new, old in pairs})
+    signal = Signal(values_LC, wanted, names, record.units, record.odd)
+    fitted = fit_signal(signal, where, LEADS, wanted, "mV", counts)
+    # Gaps are those of the file: a mean has one only if all of its samples do
+    del counts["waveform_samples_without_value"]
+    return Ecg(fitted, gaps, counts)
 
 
-def read_ecg(path: Path, step: int) -> Ecg:
-    """A WFDB record of twelve leads in format 16 (``path`` without suffix), every ``step`` samples averaged.
-
-    Raises:
-        ValueError: no such record, or one of another format.
-    """
-    try:
-        lines = [line for line in path.with_suffix(".hea").read_text("ascii").splitlines() if line[:1] != "#"]
-        raw = path.with_suffix(".dat").read_bytes()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"ECG {path} cannot be read: {error}") from error
-    leads, samples = (int(word) for word in (lines[0].split()[1], lines[0].split()[3]))
-    formats = [line.split() for line in lines[1 : 1 + leads]]
-    if leads != 12 or any(words[1] != "16" for words in formats) or len(raw) != 2 * leads * samples:
-        raise ValueError(f"ECG {path}: {leads} leads of format {formats[0][1]}, {len(raw)} bytes; expected 12 of 16")
-    gain_baseline = [_gain(words[2]) for words in formats]
-    gain, baseline = np.array(gain_baseline, np.float64).T
-    counts = np.frombuffer(raw, "<i2").reshape(samples, leads)
-    gap = counts == GAP
-    values = np.where(gap, 0.0, (counts - baseline) / gain)
-    length = samples // step * step
-    averaged = values[:length].reshape(-1, step, leads).mean(axis=1)
-    return Ecg(averaged.astype(np.float32), int(gap.sum()))
+def _averaged(values_LC: np.ndarray, step: int) -> tuple[np.ndarray, int]:
+    """Means of ``step`` samples, NaN where none has a value, and how many samples at the end make no whole step."""
+    length = len(values_LC) // step * step
+    parts_LSC = values_LC[:length].reshape(-1, step, values_LC.shape[1])
+    known_LSC = ~np.isnan(parts_LSC)
+    count_LC = known_LSC.sum(axis=1)
+    sum_LC = np.where(known_LSC, parts_LSC, 0.0).sum(axis=1)
+    means = np.divide(sum_LC, count_LC, out=np.full(sum_LC.shape, np.nan), where=count_LC > 0)
+    return means, len(values_LC) - length
 
 
-def _gain(word: str) -> tuple[float, float]:
-    """(units per mV, value of 0 mV) of ``200.0(0)/mV``, ``200/mV`` or ``200``; 0 means the default of 200."""
-    number = word.partition("/")[0]
-    gain, _, rest = number.partition("(")
-    return float(gain) or 200.0, float(rest.rstrip(")") or 0)
+def _resampled(values_LC: np.ndarray, rate: float, wanted: float) -> np.ndarray:
+    # Only for records of another rate: loading scipy.signal takes half a second
+    from scipy.signal import resample_poly
+
+    ratio = Fraction(wanted / rate).limit_denominator(10_000)
+    return np.asarray(resample_poly(values_LC, ratio.numerator, ratio.denominator, axis=0))

@@ -16,6 +16,7 @@ from data_shards.paths import absolute_path
 from data_shards.records.record import Series
 from data_shards.sources.readers.csv_dialect import EMPTY_WORDS
 from data_shards.sources.readers.pictures import read_picture
+from data_shards.sources.readers.signals import fit_signal, read_signal
 from data_shards.sources.tables.mapping import ImageTable, Task, TextTable, VectorTable, WaveformTable
 from data_shards.sources.tables.rows import Rows
 
@@ -98,25 +99,26 @@ def _picture_source(cell: str | bytes | dict[str, Any] | None, folder: Path) -> 
 
 
 def waveforms(rows: Rows, spec: WaveformTable, folder: Path, notes: Counter[str]) -> dict[int, Value]:
-    """One waveform per record that names one."""
-    cells, found = rows.texts(spec.column), dict[int, Value]()
+    """One waveform per record that names one: a .npy file, or a WFDB record."""
+    cells, found, orders = rows.texts(spec.column), dict[int, Value](), dict[tuple[str, ...], str]()
     for record, row in rows.single():
         cell = cells[row]
-        if cell is not None:
-            array = read_array(absolute_path(spec.folder, folder) / cell)
-            found[record] = (array[:, None] if array.ndim == 1 else array).astype(np.float32)
+        if cell is None:
+            continue
+        path = absolute_path(spec.folder, folder) / cell
+        signal = read_signal(path)
+        if isinstance(spec.leads, int) and signal.names:
+            # A number says nothing of the order, so all files must agree
+            orders.setdefault(signal.names, str(path))
+            if len(orders) > 1:
+                (first, one), (other, two) = list(orders.items())[:2]
+                raise ValueError(
+                    f"{rows.file}: the leads of {one} are {', '.join(first)}, and of {two} {', '.join(other)}; say "
+                    "which ones and in which order: leads: [I, II, ...]"
+                )
+            notes[f"waveform_leads.{','.join(signal.names)}"] += 1
+        found[record] = fit_signal(signal, f"signal {path}", spec.leads, spec.rate, spec.unit, notes)
     return found
-
-
-def read_array(path: Path) -> np.ndarray:
-    """A .npy file of plain numbers; ValueError if it cannot be read or would have to be unpickled."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no NumPy file of plain numbers: {error}") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":
-        raise ValueError(f"{path} holds {getattr(array, 'dtype', 'several arrays')}, not one array of numbers")
-    return array
 
 
 def target(rows: Rows, task: Task, notes: Counter[str]) -> dict[int, Any]:

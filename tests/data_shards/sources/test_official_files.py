@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import collections
-import csv
-import gzip
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -12,22 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
-from PIL import Image
 
-from data_shards import Record, Series, create_source, pack
-from data_shards.records.record import validate
-from data_shards.sources.mimic4.recordings import read_ecg
+from data_shards import Series, create_source, pack
 from data_shards.sources.readers.plain_pickle import NotPlainError, read_plain_npy, read_plain_pickle
-
-
-def read(name: str, options: dict[str, Any]) -> tuple[dict[str, Record], Counter[str]]:
-    source, notes = create_source(name, options), Counter[str]()
-    records = {record.key: record for unit in source.units() for record in source.read(unit, notes)}
-    for record in records.values():
-        validate(source.schema, record)
-    return records, Counter({key: count for key, count in notes.items() if count})
-
+from tests.data_shards.sources.build import read
 
 # --- pickles without unpickling ---
 
@@ -272,179 +258,3 @@ def test_cmu_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps({part: {"text": [1]} for part in ("train", "valid", "test")}))
     with pytest.raises(ValueError, match="part train lacks audio, vision, id"):
         create_source("cmu_mosi", {"path": str(path)})
-
-
-# --- MIMIC-IV ---
-
-STAYS = (
-    # subject, admission, stay, in, out, death, age, gender
-    ("10000032", "20000001", "30000001", "2180-07-23 14:00:00", "2180-07-26 10:00:00", "", 52, "F"),
-    ("10000032", "20000002", "30000002", "2181-01-01 00:00:00", "2181-01-10 00:00:00", "2181-01-12 00:00:00", 52, "F"),
-    ("10000048", "20000003", "30000003", "2150-03-01 08:00:00", "2150-03-02 07:00:00", "", 61, "M"),  # one day only
-    ("10000055", "20000004", "30000004", "2150-03-01 08:00:00", "2150-03-05 07:00:00", "2150-03-03 00:00:00", 70, "M"),
-    ("10000061", "20000005", "30000005", "2150-03-01 08:00:00", "2150-03-09 08:00:00", "", 17, "M"),  # no adult
-    ("10000077", "20000006", "30000006", "2160-03-01 08:00:00", "2160-03-09 08:00:00", "", 40, "M"),  # never measured
-)
-CHART = (
-    ("10000032", "30000001", "2180-07-23 15:00:00", 220045, "80"),
-    ("10000032", "30000001", "2180-07-23 16:00:00", 223761, "98.6"),  # Fahrenheit
-    ("10000032", "30000001", "2180-07-23 17:00:00", 223762, "36.5"),
-    ("10000032", "30000001", "2180-07-23 18:00:00", 220045, "8000"),  # a typing error
-    ("10000032", "30000001", "2180-07-23 13:00:00", 220045, "70"),  # before the stay
-    ("10000032", "30000001", "2180-07-25 15:00:00", 220045, "71"),  # after 48 hours
-    ("10000032", "30000001", "2180-07-23 19:00:00", 220739, ""),  # no number
-    ("10000032", "30000002", "2181-01-01 02:30:00", 220045, "90"),
-    ("10000048", "30000003", "2150-03-01 09:00:00", 220045, "60"),
-    ("10000099", "30000099", "2150-03-01 09:00:00", 220045, "60"),  # not in the cohort
-)
-LABS = (("10000032", "", "2180-07-24 06:00:00", 50971, "4.2"), ("10000032", "", "2180-07-24 06:00:00", 99999, "1"))
-
-
-def table(path: Path, header: str, rows: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "wt", newline="") as stream:  # type: ignore[operator]
-        writer = csv.writer(stream)
-        writer.writerow(header.split(","))
-        writer.writerows(rows)
-
-
-def lay_mimic(folder: Path, optional: bool = True) -> Path:
-    people = {s[0]: (s[0], s[7], s[6], 2180, "2011 - 2013", "") for s in STAYS}
-    table(
-        folder / "hosp/patients.csv.gz",
-        "subject_id,gender,anchor_age,anchor_year,anchor_year_group,dod",
-        people.values(),
-    )
-    admissions = [(s[0], s[1], s[3], s[4], s[5], "EMERGENCY", int(bool(s[5]))) for s in STAYS]
-    header = "subject_id,hadm_id,admittime,dischtime,deathtime,admission_type,hospital_expire_flag"
-    table(folder / "hosp/admissions.csv.gz", header, admissions)
-    stays = [(*s[:3], "MICU", "MICU", s[3], s[4], 1.0) for s in STAYS]
-    table(
-        folder / "icu/icustays.csv.gz",
-        "subject_id,hadm_id,stay_id,first_careunit,last_careunit,intime,outtime,los",
-        stays,
-    )
-    chart = [(c[0], "", c[1], "", c[2], c[2], c[3], c[4], c[4], "", 0) for c in CHART]
-    header = "subject_id,hadm_id,stay_id,caregiver_id,charttime,storetime,itemid,value,valuenum,valueuom,warning"
-    table(folder / "icu/chartevents.csv.gz", header, chart)
-    labs = [(n, s, h, "", i, "", t, t, v, v, "mEq/L", "", "", "", "", "") for n, (s, h, t, i, v) in enumerate(LABS)]
-    header = "labevent_id,subject_id,hadm_id,specimen_id,itemid,order_provider_id,charttime,storetime,value,valuenum,"
-    header += "valueuom,ref_range_lower,ref_range_upper,flag,priority,comments"
-    table(folder / "hosp/labevents.csv", header, labs)
-    if optional:
-        lay_optional(folder)
-    return folder
-
-
-def lay_optional(folder: Path) -> None:
-    notes = [
-        (
-            "10000032-RR-15",
-            "10000032",
-            "",
-            "RR",
-            15,
-            "2180-07-24 01:00:00",
-            "2180-07-24 02:00:00",
-            'LATER, "quoted"\nlines',
-        ),
-        ("10000032-RR-14", "10000032", "", "RR", 14, "2180-07-23 23:00:00", "2180-07-24 02:00:00", "EARLIER"),
-        ("10000032-RR-16", "10000032", "", "RR", 16, "2180-07-28 01:00:00", "2180-07-28 02:00:00", "TOO LATE"),
-    ]
-    table(
-        folder / "note/radiology.csv.gz",
-        "note_id,subject_id,hadm_id,note_type,note_seq,charttime,storetime,text",
-        notes,
-    )
-    pictures = [
-        ("aaa", "10000032", "50414267", "AP", 21800724, "93014.5"),  # 09:30:14.5, the zero is gone
-        ("bbb", "10000032", "50414268", "PA", 21800724, "213014.531"),
-        ("ccc", "10000032", "50414269", "LATERAL", 21800724, "223014.531"),
-        ("ddd", "10000032", "50414270", "AP", 21800801, "0.0"),
-    ]
-    table(
-        folder / "cxr/mimic-cxr-2.0.0-metadata.csv.gz",
-        "dicom_id,subject_id,study_id,ViewPosition,StudyDate,StudyTime",
-        pictures,
-    )
-    path = folder / "cxr/files/p10/p10000032/s50414268/bbb.jpg"
-    path.parent.mkdir(parents=True)
-    Image.new("L", (90, 60), 200).save(path)
-    place = "files/p1000/p10000032/s40689238/40689238"
-    table(folder / "ecg/record_list.csv", "subject_id,study_id,file_name,ecg_time,path",
-          [("10000032", "40689238", "40689238", "2180-07-23 20:44:00", place)])  # fmt: skip
-    (folder / "ecg" / place).parent.mkdir(parents=True)
-    leads = "\n".join(f"40689238.dat 16 200.0(0)/mV 16 0 0 0 0 L{n}" for n in range(12))
-    (folder / "ecg" / f"{place}.hea").write_text(f"40689238 12 500 50 20:44:00\n{leads}\n# a comment\n")
-    counts = np.full((50, 12), 100, "<i2")
-    counts[0, 0] = -32768
-    (folder / "ecg" / f"{place}.dat").write_bytes(counts.tobytes())
-    header = "subject_id,hadm_id,seq_num,icd_code,icd_version"
-    codes = [("20000001", 1, "5723", 9), ("20000001", 2, "I2101", 10), ("20000002", 1, "0389", 9)]
-    table(folder / "hosp/diagnoses_icd.csv.gz", header, [("10000032", *row) for row in codes])
-
-
-def test_mimic_stays_are_matched_by_patient_and_time(tmp_path: Path) -> None:
-    records, notes = read("mimic4", {"path": str(lay_mimic(tmp_path / "mimic"))})
-    assert set(records) == {"stay-30000001", "stay-30000002"}
-    one, two = records["stay-30000001"], records["stay-30000002"]
-    assert set(one.values) == {"vitals", "labs", "notes", "cxr", "ecg", "static"}
-    assert set(two.values) == {"vitals", "static"}
-    vitals = one.values["vitals"]
-    assert isinstance(vitals, Series)
-    rows = zip(vitals.times_O.tolist(), vitals.channels_O.tolist(), vitals.values_O.tolist(), strict=True)
-    assert sorted(rows) == [(1.0, 0, 80.0), (2.0, 6, pytest.approx(37.0)), (3.0, 6, pytest.approx(36.5))]
-    labs = one.values["labs"]
-    assert isinstance(labs, Series) and labs.times_O.tolist() == [16.0] and labs.channels_O.tolist() == [1]
-    assert one.values["notes"] == 'EARLIER\nLATER, "quoted"\nlines'
-    picture = np.asarray(one.values["cxr"])
-    assert picture.shape == (1, 64, 64) and abs(int(picture.mean()) - 200) < 3  # the frontal one of 21:30
-    ecg = np.asarray(one.values["ecg"])
-    assert ecg.shape == (10, 12) and ecg[1, 0] == pytest.approx(0.5) and ecg[0, 0] == pytest.approx(0.4)
-    assert np.asarray(one.values["static"]).tolist() == [52, 0]
-    assert one.targets == {"ihm_48": 0.0, "los_48": 1.0}  # left alive after 68 hours
-    assert two.targets == {"ihm_48": 1.0, "los_48": 0.0}
-    assert one.splits == two.splits and one.group == two.group == "10000032"
-    assert notes == {"implausible_vitals": 1, "observations": 5, "ecg_gaps": 1, "stays_without_observation": 1}
-
-
-def test_mimic_without_notes_pictures_and_ecgs_and_with_phenotypes(tmp_path: Path) -> None:
-    plain = create_source("mimic4", {"path": str(lay_mimic(tmp_path / "plain", optional=False))})
-    assert plain.schema.modality_names == ("vitals", "labs", "static")
-    definitions, icd10 = tmp_path / "ccs.yaml", tmp_path / "icd10cmtoicd9gem.csv"
-    groups = {
-        "Septicemia": {"use_in_benchmark": True, "codes": ["0389", "0380"]},
-        "Acute myocardial infarction": {"use_in_benchmark": True, "codes": ["41011"]},
-        "Portal hypertension": {"use_in_benchmark": True, "codes": ["5723"]},
-        "Unused": {"use_in_benchmark": False, "codes": ["I2101"]},
-    }
-    definitions.write_text(yaml.safe_dump(groups))
-    table(icd10, "icd10cm,icd9cm,flags", [("I2101", "41011", "10000"), ("I2101", "0389", "10000")])
-    folder = lay_mimic(tmp_path / "mimic")
-    options = {"path": str(folder), "task": "phenotypes", "definitions": str(definitions), "icd10": str(icd10)}
-    records, _ = read("mimic4", options)
-    assert set(records) == {
-        "stay-30000001",
-        "stay-30000002",
-        "stay-30000003",
-    }  # short stays count, never measured do not
-    assert np.asarray(records["stay-30000001"].targets["phenotypes"]).tolist() == [1, 1, 0]
-    assert np.asarray(records["stay-30000002"].targets["phenotypes"]).tolist() == [0, 0, 1]
-    vitals = records["stay-30000001"].values["vitals"]
-    assert isinstance(vitals, Series) and vitals.times_O.max() == 49.0  # the whole stay
-    report = pack(create_source("mimic4", options), str(tmp_path / "out"), workers=2)
-    assert report["records"] == 3
-
-
-def test_mimic_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"hosp/patients.csv \(or .csv.gz\) does not exist; is"):
-        create_source("mimic4", {"path": str(tmp_path)})
-    folder = lay_mimic(tmp_path / "mimic")
-    with pytest.raises(ValueError, match="task=phenotypes needs -o definitions=FILE"):
-        create_source("mimic4", {"path": str(folder), "task": "phenotypes"})
-    (folder / "cxr/files/p10/p10000032/s50414268/bbb.jpg").unlink()
-    with pytest.raises(ValueError, match=r"bbb\.jpg cannot be read"):
-        read("mimic4", {"path": str(folder)})
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_ecg(folder / "ecg/none", 5)

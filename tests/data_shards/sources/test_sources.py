@@ -27,7 +27,7 @@ from data_shards import (
 from data_shards.records.record import validate
 from data_shards.sources import SOURCES, source_class
 from data_shards.sources.base import hashed_part
-from data_shards.sources.mimic4.recordings import read_phenotypes
+from data_shards.sources.mimic4.diagnoses import read_phenotypes
 from data_shards.sources.physionet2012 import STATIC
 from data_shards.sources.planted import auroc
 from data_shards.sources.synthetic import Synthetic
