@@ -141,6 +141,26 @@ def test_two_that_write_the_same_step_never_mix(storage: str, tmp_path: Path, mo
         assert torch.equal(checkpoint.reader().read("w", "master", 0, 10), late.flat)
 
 
+@pytest.mark.parametrize("storage", ["files", "s3"])
+def test_a_marker_is_never_replaced(storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is frozen when only its commit is left, and goes on when the other has committed that step."""
+    with local_s3(monkeypatch) as url:
+        place = f"{url}/runs/two" if storage == "s3" else str(tmp_path)
+        late = StillEngine()
+        late.flat += 100
+        two = CheckpointWriter(place, 0, 1, "two", keep_last=2, keep_best=0)
+
+        def frozen() -> None:
+            two.save(late, meta(1))  # type: ignore[arg-type]
+            assert two.settle()
+
+        one = CheckpointWriter(place, 0, 1, "one", keep_last=2, keep_best=0, before_commit=frozen)
+        one.save(StillEngine(), meta(1))  # type: ignore[arg-type]
+        assert not one.settle()
+        assert isinstance(one.failed, FileExistsError)
+        assert torch.equal(newest_checkpoint(place).reader().read("w", "master", 0, 10), late.flat)
+
+
 def test_any_interval_can_be_read_and_a_gap_is_noticed(tmp_path: Path) -> None:
     keeper, engine = writer(tmp_path), StillEngine()
     keeper.save(engine, meta(1))  # type: ignore[arg-type]
