@@ -1,12 +1,19 @@
-"""Records of a source, checked against its schema, and what was counted."""
+"""Records of a source, checked against its schema, with what was counted; packed records; the measurement data."""
 
 from __future__ import annotations
 
+import tarfile
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
-from data_shards import Record, create_source
+import pytest
+
+from data_shards import Record, create_source, open_manifest
+from data_shards.records.codec import Decoder
 from data_shards.records.record import validate
+
+SHARED = Path(__file__).parents[4] / "shared"
 
 
 def read(name: str, options: dict[str, Any]) -> tuple[dict[str, Record], Counter[str]]:
@@ -15,3 +22,24 @@ def read(name: str, options: dict[str, Any]) -> tuple[dict[str, Record], Counter
     for record in records.values():
         validate(source.schema, record)
     return records, Counter({key: count for key, count in notes.items() if count})
+
+
+def packed_records(folder: Path) -> dict[str, Record]:
+    """What lies in the shards, by key."""
+    decoder, found = Decoder(open_manifest(str(folder)).schema), dict[str, Record]()
+    for shard in sorted(folder.glob("*.tar")):
+        with tarfile.open(shard) as archive:
+            for member in archive:
+                stream = archive.extractfile(member)
+                assert stream is not None
+                record = decoder.record(stream.read())
+                found[record.key] = record
+    return found
+
+
+def real_data(place: str) -> Path:
+    """A folder of the measurement data, which are not part of this repository; skips the test where it is absent."""
+    folder = SHARED / place
+    if not folder.exists():
+        pytest.skip(f"{folder} is not there: the measurement data are not part of this repository")
+    return folder
