@@ -54,22 +54,25 @@ def workers_below(pid: int) -> list[psutil.Process]:
 def test_two_drivers_of_one_run(place: Path) -> None:
     run = str(place / "runs" / "two")
     first = start(place)
-    reaches(first, run, 20)
-    refused = python(*command(place, ENDLESS))
-    assert refused.returncode == 2 and f"(pid {first.pid})" in refused.stderr
-    assert refused.stderr.strip().splitlines()[-1].startswith(f"error: run two at {run} belongs to ")
-    # Workers that die are followed by others of the same run, which the driver owns all the while.
-    os.kill(workers_below(first.pid)[0].pid, signal.SIGKILL)
-    reaches(first, run, newest(run) + 60)
-    freeze(first)
-    last = newest(run) + 2000
-    deadline = time.monotonic() + 60
-    while (second := python(*command(place, last))).returncode == 2:
-        assert time.monotonic() < deadline, second.stderr
-    assert last_json(second)["step"] == last
-    after = {name: data for name, data in snapshot(run).items() if "/two/ray/" not in name}
-    wake(first)
-    first.communicate(timeout=120)
+    try:
+        reaches(first, run, 20)
+        refused = python(*command(place, ENDLESS))
+        assert refused.returncode == 2 and f"(pid {first.pid})" in refused.stderr
+        assert refused.stderr.strip().splitlines()[-1].startswith(f"error: run two at {run} belongs to ")
+        # Workers that die are followed by others of the same run, which the driver owns all the while.
+        os.kill(workers_below(first.pid)[0].pid, signal.SIGKILL)
+        reaches(first, run, newest(run) + 60)
+        freeze(first)
+        last = newest(run) + 500
+        deadline = time.monotonic() + 60
+        while (second := python(*command(place, last))).returncode == 2:
+            assert time.monotonic() < deadline, second.stderr
+        assert last_json(second)["step"] == last
+        after = {name: data for name, data in snapshot(run).items() if "/two/ray/" not in name}
+        wake(first)
+        first.communicate(timeout=120)
+    finally:
+        first.kill()
     said = (place / "log").read_text()
     assert first.returncode == 1 and "it writes nothing more there" in said, said
     assert {name: data for name, data in snapshot(run).items() if "/two/ray/" not in name} == after

@@ -230,26 +230,29 @@ def test_two_sweeps_of_one_name(tmp_path):
     last_json(python("-m", "launch", "pack", "synthetic", "--out", str(tmp_path / "data"), *options))
     space = space_file(tmp_path, "metric: val/loss\nmode: min\nscheduler: none\ngrid: {optim.lr: [0.0001, 0.001]}")
     words = [*SMALL, f"data.url={tmp_path}/data", f"training.storage={tmp_path}/runs", "name=s", "optim.warmup=0"]
-    words += ["parallel.workers=1", "parallel.expert_parallel=1", "training.epochs=400", "training.lease_s=4"]
+    words += ["parallel.workers=1", "parallel.expert_parallel=1", "training.epochs=80", "training.lease_s=4"]
     command = ["-m", "launch", "sweep", "synthetic_small", space, *words]
     with (tmp_path / "log").open("w") as log:
         first = subprocess.Popen(
             [sys.executable, *command], cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=log, text=True
         )
-    folder = tmp_path / "runs" / "s"
-    wait_for(lambda: list(folder.glob("*/checkpoints/*/COMMIT")), first)
-    refused = python(*command)
-    assert refused.returncode == 2 and f"error: sweep s at {folder} belongs to " in refused.stderr
-    assert f"(pid {first.pid})" in refused.stderr and "give this sweep another name=" in refused.stderr
-    freeze(first)
-    deadline = time.monotonic() + 60
-    while (second := python(*command, timeout=500)).returncode == 2:
-        assert time.monotonic() < deadline, second.stderr
-    assert [row["status"] for row in last_json(second)["trials"]] == ["finished"] * 2
-    after = snapshot(str(folder))
-    wake(first)
-    first.communicate(timeout=120)
-    assert first.returncode == 1 and "it writes nothing more there" in (tmp_path / "log").read_text()
+    try:
+        folder = tmp_path / "runs" / "s"
+        wait_for(lambda: list(folder.glob("*/checkpoints/*/COMMIT")), first)
+        refused = python(*command)
+        assert refused.returncode == 2 and f"error: sweep s at {folder} belongs to " in refused.stderr
+        assert f"(pid {first.pid})" in refused.stderr and "give this sweep another name=" in refused.stderr
+        freeze(first)
+        deadline = time.monotonic() + 60
+        while (second := python(*command, timeout=500)).returncode == 2:
+            assert time.monotonic() < deadline, second.stderr
+        assert [row["status"] for row in last_json(second)["trials"]] == ["finished"] * 2
+        after = snapshot(str(folder))
+        wake(first)
+        first.communicate(timeout=120)
+        assert first.returncode == 1 and "it writes nothing more there" in (tmp_path / "log").read_text()
+    finally:
+        first.kill()
     assert snapshot(str(folder)) == after
     for number in range(2):
         lines = [json.loads(line) for line in (folder / f"s-{number:03d}" / "metrics.jsonl").read_text().splitlines()]
