@@ -65,7 +65,7 @@ def test_two_drivers_of_one_run(place: Path) -> None:
         freeze(first)
         last = newest(run) + 500
         deadline = time.monotonic() + 60
-        while (second := python(*command(place, last))).returncode == 2:
+        while (second := python(*command(place, last), timeout=500)).returncode == 2:
             assert time.monotonic() < deadline, second.stderr
         assert last_json(second)["step"] == last
         after = {name: data for name, data in snapshot(run).items() if "/two/ray/" not in name}
