@@ -203,13 +203,19 @@ class ImageTable(Modality):
 
 
 class WaveformTable(Modality):
-    """Evenly sampled signals by path: NumPy files of shape (samples, leads) or (samples,)."""
+    """Evenly sampled signals by path: NumPy files of shape (samples, leads) or (samples,), or WFDB records."""
 
     kind: Literal["waveform"] = Field(description="says that it is one")
-    column: str = Field(description="column with the path of a .npy file; empty = absent")
+    column: str = Field(
+        description="column with the path of a .npy file, or of a WFDB record (with or without .hea); empty = absent"
+    )
     folder: str = Field(".", description="folder that the paths are relative to, itself relative to the mapping file")
-    leads: int | tuple[str, ...] = Field(1, description="number of leads, or their names")
-    rate: float | None = Field(None, gt=0, description="samples per second")
+    leads: int | tuple[str, ...] = Field(
+        1, description="number of leads, or their names; of a WFDB record the leads of these names, in this order"
+    )
+    rate: float | None = Field(
+        None, gt=0, description="samples per second; a WFDB record of another rate is refused, of any if none is given"
+    )
     max_length: int | None = Field(None, ge=1, description="most samples a record may hold")
 
 

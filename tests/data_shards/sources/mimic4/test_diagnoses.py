@@ -174,3 +174,12 @@ def test_diagnoses_of_the_stays_admissions_reach_labels_and_report(tmp_path: Pat
         "icd10_rows_without_icd9": 1, "icd10_codes_without_icd9": 1,
     }  # fmt: skip
     assert {name: notes[name] for name in counted} == counted
+    # The option reaches the labels, and the sentence the report
+    file = tmp_path / "hosp/diagnoses_icd.csv"
+    file.write_text(file.read_text().replace("0389", "389").replace("X", "A419") + "p,b,88,9\n")
+    for zeros, label in (("keep", 0), ("restore", 1)):
+        (tmp_path / "hosp/diagnoses_icd.csv").write_text(file.read_text().replace("p,b,A419,10\n", ""))
+        report = pack(create_source("mimic4", {**options, "icd9_zeros": zeros}), str(tmp_path / zeros))
+        records, _ = read("mimic4", {**options, "icd9_zeros": zeros})
+        assert np.asarray(records["stay-2"].targets["phenotypes"]).tolist() == [label, 0]
+        assert ("1 got them back" in report["source"]["icd9"]) == bool(label)
