@@ -75,6 +75,7 @@ class Server:
     def run(self, ready: Callable[[], None]) -> int:
         """Run it until it is stopped by a signal; `ready` is called once it answers. Returns its exit code."""
         self.store.mkdir(parents=True, exist_ok=True)
+        self._prepare()
         process = subprocess.Popen(
             self.command(),
             env={**os.environ, **SETTINGS},
@@ -90,6 +91,16 @@ class Server:
         finally:
             stop.now()
         return stop.received or process.returncode
+
+    def _prepare(self) -> None:
+        """Make the database before the server does: runs that start now may be making the same one."""
+        from trainer.tracking.mlflow_client import explain, tracking_client  # seconds, and not for --help
+
+        uri = database_uri(self.store / DATABASE)
+        try:
+            tracking_client(uri)
+        except Exception as error:
+            raise RunFailedError(explain(error, uri)) from error
 
     def _wait_until_it_answers(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_S

@@ -45,9 +45,13 @@ class MLflowRun(TypedDict):
 
 
 class Result(TypedDict, total=False):
-    """What a job that trains returns: `status` is finished or stopped, `metrics` are those of the test part."""
+    """What a job that trains returns: `status` is finished or stopped, `metrics` are those of the test part.
+
+    `mlflow` is `complete`, `off`, or says in words what MLflow has not, and where that waits.
+    """
 
     run_id: str | None
+    mlflow: str
     name: str
     status: str
     step: int

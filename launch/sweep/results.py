@@ -51,6 +51,7 @@ def _trial_row(sweep: Sweep, trial: Trial, run: RunConfig, failures: dict[int, s
         "score": pick(values) if values else None,
         "evaluations": len(values),
         "run_id": result["run_id"] if result else None,
+        "mlflow": result.get("mlflow") if result else None,
         "checkpoint": result["checkpoint"] if result else None,
         "test": result["metrics"] if result else {},
         "error": failed,

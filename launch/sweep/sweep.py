@@ -75,7 +75,7 @@ def _sweep(sweep: Sweep, lease: Lease, debug: bool) -> None:
     finally:
         tracker.finish(status)  # type: ignore[arg-type]
     _print(sweep, result)
-    print_json_line({**result, "run_id": parent})
+    print_json_line({**result, "run_id": tracker.run_id, "mlflow": tracker.delivery})
     if stopped_by is not None:
         ended = sum(row["status"] in ("finished", "stopped") for row in result["trials"])
         raise RunFailedError(
@@ -96,7 +96,10 @@ def _keep(sweep: Sweep, result: dict[str, Any], tracker: Tracker, parent: str | 
 def _register(sweep: Sweep, result: dict[str, Any], parent: str | None) -> str | None:
     """The best trial's checkpoint as a version of a model that is named like the sweep."""
     best = result["best"]
-    if best is None or best["run_id"] is None:
+    if best is None or not sweep.config.tracking.mlflow:
+        return None
+    if best["run_id"] is None:
+        logger.warning("the best trial is not in MLflow (%s), so no model is registered", best["mlflow"])
         return None
     about = {"uri": best["checkpoint"], "parent_run": parent or "", sweep.metric: str(best["score"])}
     digest = open_checkpoint(best["checkpoint"]).meta["data_digest"]

@@ -25,7 +25,8 @@ def run(
 
     A job that trains owns the run's name until it ends; `under` is the lease on whose behalf it does, if one is held.
 
-    Returns (on every rank): `run_id`, `checkpoint`, `metrics`, `samples`, `seconds`, `status`.
+    Returns (on every rank): `run_id`, `checkpoint`, `metrics`, `samples`, `seconds`, `status`; of training also
+    `mlflow`, which says whether MLflow has the whole record.
 
     Raises:
         ValueError: a wrong recipe, data set or checkpoint, in a sentence. FloatingPointError: training diverged.

@@ -30,7 +30,7 @@ from trainer.models.job_type import job_type
 from trainer.models.mope.prompts.frozen_backbone import backbone_of, check_backbone
 from trainer.session import Session, build_session
 from trainer.tracking.create import create_tracker
-from trainer.tracking.tracker import Tracker
+from trainer.tracking.tracker import FINISH_SECONDS, Tracker
 from trainer.training.loop import TrainingLoop
 from trainer.training.preconditions import check_preconditions
 from trainer.training.progress import Progress
@@ -60,7 +60,10 @@ def train(config: RunConfig, context: Context, tags: dict[str, str], guard: Guar
     try:
         result = _train(session, tracker)
         status = "FINISHED" if result["status"] == "finished" else "KILLED"
-        return result
+        # The other ranks wait for what MLflow says at the end, so it has less time than they.
+        tracker.finish(status, min(FINISH_SECONDS, config.parallel.timeout_s / 2))  # type: ignore[arg-type]
+        told = broadcast_json({"run_id": tracker.run_id, "mlflow": tracker.delivery}, session.device)
+        return {**told, **result}
     finally:
         tracker.finish(status)  # type: ignore[arg-type]
         session.close()
@@ -94,7 +97,6 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
     loop = TrainingLoop(session, tracker, writer, describe_run(session, tracker.run_id), progress, size)
     progress = loop.run()
     result: dict[str, Any] = {
-        "run_id": broadcast_json(tracker.run_id, session.device),
         "name": config.name,
         "status": "stopped" if loop.stopped else "finished",
         "step": progress.step,

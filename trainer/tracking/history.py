@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +16,14 @@ from typing import Any
 import fsspec
 
 from data_shards.paths import absolute_url
-from trainer.run_folder import METRICS, RESULT, stored_run
-from trainer.tracking.mlflow_client import metric_history, tracking_client
+from trainer.config.paths import database_file
+from trainer.run_folder import METRICS, RESULT, read_json, stored_run
+from trainer.tracking.mlflow_client import experiment_deleted, explain, metric_history, run_deleted, tracking_client
+
+logger = logging.getLogger(__name__)
 
 PARENT = "mlflow.parentRunId"
+ACTIVE, DELETED, EVERY = 1, 2, 3  # MLflow's view types
 
 
 class UnknownRunError(ValueError):
@@ -73,7 +79,7 @@ def find_runs(uri: str | None, wanted: Sequence[str], experiment: str | None) ->
         uri: where names, ids and experiments are looked up; folders of runs know it themselves.
         wanted: folders, ids or names of runs.
     Raises:
-        UnknownRunError: one of them cannot be found.
+        UnknownRunError: one of them cannot be found, was deleted, or is in an MLflow that cannot be read.
     """
     found = [_find(uri, word) for word in wanted]
     if experiment is not None:
@@ -86,39 +92,86 @@ def _find(uri: str | None, word: str) -> TrackedRun:
     folder = absolute_url(word)
     stored = stored_run(folder)
     if stored is not None:
-        return _run(stored["uri"], tracking_client(stored["uri"]).get_run(stored["run_id"]))
+        with _reading(stored["uri"], word):
+            return _by_id(stored["uri"], stored["run_id"])
     fs, root = fsspec.url_to_fs(folder)
     if fs.exists(f"{root}/{METRICS}"):
+        result = read_json(folder, RESULT) or {}
         raise UnknownRunError(
-            f"{word} was made with tracking.mlflow=false, and runs are compared by what MLflow keeps of them; its test "
-            f"metrics are in {word}/{RESULT}"
+            f"{word} is not in MLflow ({result.get('mlflow') or 'tracking.mlflow=false, or not delivered yet'}), and runs "
+            f"are compared by what MLflow keeps of them; its test metrics are in {word}/{RESULT}"
         )
     uri = _needed(uri, f"run {word}")
+    with _reading(uri, word):
+        return _by_id(uri, word) if re.fullmatch(r"[0-9a-f]{32}", word) else _by_name(uri, word)
+
+
+def _by_id(uri: str, run_id: str) -> TrackedRun:
     client = tracking_client(uri)
-    ids = [item.experiment_id for item in client.search_experiments()]
-    if re.fullmatch(r"[0-9a-f]{32}", word):
-        matches = client.search_runs(ids, f"attributes.run_id = '{word}'")
-    else:
-        matches = client.search_runs(ids, "attributes.run_name = '" + word.replace("'", "") + "'")
-    if not matches:
-        raise UnknownRunError(f"{word!r} is no folder of a run, and no run of that id or name is in MLflow at {uri}")
-    return _run(uri, matches[0])  # the newest of that name
+    deleted = run_deleted(uri, client, run_id)
+    if deleted is not None:
+        raise UnknownRunError(f"{deleted}; or leave it out")
+    return _run(uri, client.get_run(run_id))
+
+
+def _by_name(uri: str, name: str) -> TrackedRun:
+    client = tracking_client(uri)
+    mark = '"' if "'" in name else "'"
+    filters = f"attributes.run_name = {mark}{name}{mark}"
+    # The newest of that name, and a deleted one only if there is no other: then it is said that it was deleted.
+    for kind in (ACTIVE, EVERY):
+        ids = [item.experiment_id for item in client.search_experiments(view_type=kind)]
+        matches = client.search_runs(ids, filters, run_view_type=kind) if ids else []
+        if matches:
+            return _by_id(uri, matches[0].info.run_id)
+    raise UnknownRunError(f"{name!r} is no folder of a run, and no run of that id or name is in MLflow at {uri}")
 
 
 def _of_experiment(uri: str, name: str) -> list[TrackedRun]:
-    client = tracking_client(uri)
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        known = ", ".join(sorted(item.name for item in client.search_experiments()))
-        raise UnknownRunError(f"MLflow at {uri} has no experiment {name!r}; there are {known}")
-    runs, token = [], None
+    with _reading(uri, f"experiment {name}"):
+        client = tracking_client(uri)
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            known = ", ".join(sorted(item.name for item in client.search_experiments()))
+            raise UnknownRunError(f"MLflow at {uri} has no experiment {name!r}; there are {known}")
+        deleted = experiment_deleted(uri, experiment)
+        if deleted is not None:
+            raise UnknownRunError(deleted)
+        gone = list(_pages(client, experiment.experiment_id, DELETED))
+        if gone:
+            logger.warning(
+                "%d runs of experiment %s were deleted in MLflow and are left out: %s",
+                len(gone),
+                name,
+                ", ".join(sorted(run.info.run_name for run in gone)),
+            )
+        runs = [_run(uri, found) for found in _pages(client, experiment.experiment_id, ACTIVE)]
+    return [run for run in runs if run.tags.get("job_type") != "sweep"]
+
+
+def _pages(client: Any, experiment_id: str, kind: int) -> Iterator[Any]:
+    """Runs of an experiment, however many."""
+    token = None
     while True:
-        page = client.search_runs([experiment.experiment_id], page_token=token)
-        runs += [_run(uri, found) for found in page]
+        page = client.search_runs([experiment_id], run_view_type=kind, page_token=token)
+        yield from page
         token = page.token
         if not token:
-            break
-    return [run for run in runs if run.tags.get("job_type") != "sweep"]
+            return
+
+
+@contextmanager
+def _reading(uri: str, what: str) -> Iterator[None]:
+    """An MLflow that cannot be read is a sentence; a database that is not there is not made by looking for it."""
+    file = database_file(uri)
+    if file is not None and not file.exists():
+        raise UnknownRunError(f"{what} cannot be looked up: there is no MLflow database {file}")
+    try:
+        yield
+    except UnknownRunError:
+        raise
+    except Exception as error:
+        raise UnknownRunError(f"{what} cannot be read from MLflow: {explain(error, uri)}") from error
 
 
 def _needed(uri: str | None, what: str) -> str:

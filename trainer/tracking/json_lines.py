@@ -24,6 +24,7 @@ class JsonLinesSink:
     """
 
     run_id: str | None = None
+    delivery: str | None = None
 
     def __init__(self, folder: str, guard: Guard | None = None) -> None:
         self._guard = guard or Unowned()
@@ -76,7 +77,7 @@ class JsonLinesSink:
             return
         self._fs.pipe_file(self._path, self._text.encode())
 
-    def finish(self) -> None:
+    def finish(self, timeout_s: float) -> None:
         if self._lines is not None:
             self._lines.close()
         else:

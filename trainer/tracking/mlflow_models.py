@@ -1,13 +1,19 @@
-"""Registered models in MLflow: versions that point at checkpoints."""
+"""Models in MLflow: pointers at checkpoints, and versions of registered models that say where they come from.
+
+Every step looks first whether it has been done, so that what was cut off can be done again.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from trainer.config.sections import TrackingConfig
-from trainer.tracking.mlflow_client import brief, tracking_client
+from trainer.tracking.mlflow_batches import Batches
+from trainer.tracking.mlflow_client import explain, tracking_client
+from trainer.tracking.operations import Model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -15,18 +21,40 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def register_version(
-    client: MlflowClient, name: str, run_id: str, about: Mapping[str, str], model_id: str | None = None
-) -> str:
-    """A new version of a registered model, which points at a checkpoint and says what it comes from; its number."""
-    if not client.search_registered_models(filter_string=f"name = '{name}'"):
-        client.create_registered_model(name)
-    version = client.create_model_version(name, about["uri"], run_id, tags=dict(about), model_id=model_id)
-    return str(version.version)
+def log_model(
+    client: MlflowClient,
+    batches: Batches,
+    run_id: str,
+    run_name: str,
+    told: Model,
+    tags: Mapping[str, str],
+    register_as: str | None,
+) -> None:
+    """A model that is a pointer to the checkpoint, and a version of it where the recipe wants one registered."""
+    from mlflow.entities import Metric
+
+    experiment = client.get_run(run_id).info.experiment_id
+    about = {"uri": told["uri"], **told["about"]}
+    known = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
+    model = next((model for model in known if model.params == about), None)
+    if model is None:
+        name = re.sub(r"""[/:.%"']""", "-", run_name)  # allowed in a run's name, refused in a model's
+        model = client.create_logged_model(
+            experiment, name, run_id, tags=dict(tags), params=about, model_type="fleximoe"
+        )
+    if model.status != "READY":
+        points = [
+            Metric(key, value, told["time"], int(about.get("step", 0)), model_id=model.model_id, run_id=run_id)
+            for key, value in told["metrics"].items()
+        ]
+        batches.metrics(points)
+        client.finalize_logged_model(model.model_id, "READY")
+    if register_as is not None:
+        _version(client, register_as, run_id, about, model.model_id)
 
 
 def register_checkpoint(config: TrackingConfig, name: str, run_id: str, about: Mapping[str, str]) -> str | None:
-    """A version of a registered model for a run's checkpoint, once; None, with a warning, if MLflow cannot be reached.
+    """A version of a registered model for a run's checkpoint, once; None, with a warning, if MLflow does not take it.
 
     Args:
         about: `uri` of the checkpoint, and what else the version is to say of itself.
@@ -34,11 +62,24 @@ def register_checkpoint(config: TrackingConfig, name: str, run_id: str, about: M
     if not config.mlflow:
         return None
     try:
-        client = tracking_client(config.uri)
-        for known in client.search_model_versions(f"name = '{name}'"):
-            if known.source == about["uri"]:
-                return f"{name} version {known.version}"
-        return f"{name} version {register_version(client, name, run_id, about)}"
+        return f"{name} version {_version(tracking_client(config.uri), name, run_id, about)}"
     except Exception as error:
-        logger.warning("model %s could not be registered (%s)", name, brief(error))
+        logger.warning("model %s could not be registered (%s)", name, explain(error, config.uri))
         return None
+
+
+def _version(
+    client: MlflowClient, name: str, run_id: str, about: Mapping[str, str], model_id: str | None = None
+) -> str:
+    """The number of the version of a registered model that points at a checkpoint, made if there is none yet."""
+    from mlflow.exceptions import MlflowException
+
+    for known in client.search_model_versions(f"name = '{name}'"):
+        if known.source == about["uri"]:
+            return str(known.version)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return str(client.create_model_version(name, about["uri"], run_id, tags=dict(about), model_id=model_id).version)

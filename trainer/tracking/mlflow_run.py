@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 from trainer.config.paths import database_file
 from trainer.config.sections import TrackingConfig
 from trainer.run_folder import MLFLOW_RUN, MLflowRun, stored_run_id, write_json
-from trainer.tracking.mlflow_client import brief, tracking_client
-from trainer.tracking.mlflow_models import register_version
-from trainer.tracking.operations import Dataset, Model, Operation, Status
-from trainer.tracking.queued import RefusedError
+from trainer.tracking.failures import ClosedError, RefusedError, Remarks, UncertainError
+from trainer.tracking.mlflow_batches import PARAM_LENGTH, Batches
+from trainer.tracking.mlflow_client import brief, experiment_deleted, explain, meaning, run_deleted, tracking_client
+from trainer.tracking.mlflow_models import log_model
+from trainer.tracking.operations import Dataset, Operation, Status
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,22 +28,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-METRICS_PER_BATCH = 1000  # the server's limit
-PARAMS_PER_BATCH = 100  # the server's limit
-PARAM_LENGTH = 6000  # the server's limit, in characters
-# The server understood and said no: sending the same again would never succeed.
-REJECTIONS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
-
 
 def open_run(config: TrackingConfig, run_name: str, tags: Mapping[str, str], run_dir: str) -> str | None:
-    """Make or reopen the run now and return its id; None, with a warning, if MLflow is off or cannot be reached."""
+    """Make or reopen the run now and return its id; None if MLflow is off or does not take it.
+
+    Why it does not is said by the tracker of the run, which tries the same and knows where the record waits.
+    """
     if not config.mlflow:
         return None
     store = RunStore(config, run_name, config.run_id, tags, run_dir)
     try:
         return store.open()
     except Exception as error:  # whatever fails here, training must go on
-        logger.warning("MLflow at %s cannot be reached (%s); training goes on", config.uri, brief(error))
+        logger.debug("no MLflow run yet: %s", brief(error))
         return None
 
 
@@ -53,7 +51,7 @@ def close_run(config: TrackingConfig, run_id: str | None, status: Status) -> Non
     try:
         tracking_client(config.uri).set_terminated(run_id, status)
     except Exception as error:
-        logger.warning("MLflow run %s could not be marked %s (%s)", run_id, status, brief(error))
+        logger.warning("MLflow run %s could not be marked %s (%s)", run_id, status, _why(config, run_id, error))
 
 
 def add_to_run(
@@ -71,25 +69,39 @@ def add_to_run(
     """
     if not config.mlflow or run_id is None:
         return
+    remarks = Remarks(f"MLflow run {run_id}")
     try:
         client = tracking_client(config.uri)
         from mlflow.entities import Metric
 
-        run = client.get_run(run_id)
-        known, time_ms = run.data.metrics, int(time.time() * 1000)
+        deleted = run_deleted(config.uri, client, run_id)
+        if deleted is not None:
+            raise ClosedError(deleted)
+        known, time_ms = client.get_run(run_id).data.metrics, int(time.time() * 1000)
         points = [
             Metric(key, value, time_ms, step)
             for step, values in metrics.items()
             for key, value in values.items()
             if key not in known
         ]
-        client.log_batch(run_id, metrics=points)
+        batches = Batches(client, run_id, remarks, check=lambda: None)
+        batches.metrics(points)
         if folder is not None:
             client.log_artifacts(run_id, str(folder))
-        for key, text in (tags or {}).items():
-            client.set_tag(run_id, key, text)
+        batches.tags(tags or {})
     except Exception as error:
-        logger.warning("nothing could be added to MLflow run %s (%s)", run_id, brief(error))
+        logger.warning("nothing could be added to MLflow run %s (%s)", run_id, explain(error, config.uri))
+
+
+def _why(config: TrackingConfig, run_id: str, error: Exception) -> str:
+    """What an error about a run means: often that somebody deleted it."""
+    found = meaning(error, config.uri)
+    if isinstance(found, RefusedError):
+        try:
+            return run_deleted(config.uri, tracking_client(config.uri), run_id) or str(found)
+        except Exception as other:
+            return explain(other, config.uri)
+    return explain(found, config.uri)
 
 
 class RunStore:
@@ -100,89 +112,157 @@ class RunStore:
     ) -> None:
         self.run_id = run_id
         self.label = f"MLflow at {config.uri}"
+        self.remarks = Remarks(self.label)
         self._config, self._run_name, self._run_dir = config, run_name, run_dir
         self._tags = {**config.tags, **tags}
         self._client: MlflowClient | None = None
-        self._logged_steps: dict[str, int] = {}
+        self._batches: Batches | None = None
+        self._logged_steps: dict[str, int] = {}  # what is at or before this has arrived in an earlier process
+        self._sent_steps: dict[str, int] = {}
         self._params: dict[str, str] = {}
 
     def open(self) -> str:
-        """Connect; reopen the run if there is one, else make it."""
+        """Connect; reopen the run if there is one, else make it. Raises as `trainer.tracking.failures` says."""
         if self._client is not None and self.run_id is not None:
             return self.run_id
+        try:
+            return self._open()
+        except Exception as error:
+            found = meaning(error, self._config.uri)
+            if isinstance(found, RefusedError):
+                raise ClosedError(f"{self.label} does not open this run ({found}): correct tracking") from error
+            raise found from error
+
+    def _open(self) -> str:
         client = tracking_client(self._config.uri)
         run_id = self.run_id or stored_run_id(self._run_dir, self._config.uri)
         if run_id is None or not self._reopen(client, run_id):
-            run_id = self._create(client)
+            self.run_id = None
+            run_id = self.run_id = self._create(client)
+        self._batches = Batches(client, run_id, self.remarks, self._check)
+        if stored_run_id(self._run_dir, self._config.uri) != run_id:
+            write_json(self._run_dir, MLFLOW_RUN, MLflowRun(uri=self._config.uri or "", run_id=run_id))
+        self._batches.tags(self._tags)
         self._client, self.run_id = client, run_id
         return run_id
 
     def _create(self, client: MlflowClient) -> str:
-        experiment = client.get_experiment_by_name(self._config.experiment)
+        name = self._config.experiment
+        experiment = client.get_experiment_by_name(name)
+        deleted = experiment_deleted(self._config.uri, experiment)
+        if deleted is not None:
+            raise ClosedError(deleted)
         experiment_id = experiment.experiment_id if experiment else self._create_experiment(client)
-        run_id = str(client.create_run(experiment_id, run_name=self._run_name, tags=self._tags).info.run_id)
-        write_json(self._run_dir, MLFLOW_RUN, MLflowRun(uri=self._config.uri or "", run_id=run_id))
-        return run_id
+        return str(client.create_run(experiment_id, run_name=self._run_name).info.run_id)
 
     def _create_experiment(self, client: MlflowClient) -> str:
-        database = database_file(self._config.uri or "")
+        from mlflow.exceptions import MlflowException
+
+        database, name = database_file(self._config.uri or ""), self._config.experiment
         # Without a server artifacts lie beside the database, wherever the process that logs them happens to run.
         location = f"{database.parent.as_uri()}/mlartifacts" if database and database.is_absolute() else None
-        return str(client.create_experiment(self._config.experiment, artifact_location=location))
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            made = client.get_experiment_by_name(name) if error.error_code == "RESOURCE_ALREADY_EXISTS" else None
+            if made is None:
+                raise
+            return str(made.experiment_id)  # another run has made it in this moment
 
     def _reopen(self, client: MlflowClient, run_id: str) -> bool:
+        """Whether the run can go on. Raises ClosedError if it was deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
-            data = client.get_run(run_id).data
+            run = client.get_run(run_id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             logger.warning("MLflow run %s no longer exists; a new one is made", run_id)
             return False
+        experiment = client.get_experiment(run.info.experiment_id)
+        moved = run_id != self.run_id and experiment.name != self._config.experiment
+        deleted = run_deleted(self._config.uri, client, run_id)
+        if deleted is not None:
+            if not moved:
+                raise ClosedError(deleted)
+            logger.warning(
+                "MLflow run %s was deleted; a new one is made in experiment %s, which begins with what is logged now",
+                run_id,
+                self._config.experiment,
+            )
+            return False
+        if moved:
+            logger.warning(
+                "MLflow run %s goes on in experiment %s, where it was made; tracking.experiment=%s is for new runs",
+                run_id,
+                experiment.name,
+                self._config.experiment,
+            )
         # A restart repeats the steps since the checkpoint; each is to be seen once in the run's curves.
-        self._logged_steps = {metric.key: metric.step for metric in data.to_proto().metrics}
-        self._params = dict(data.params)
+        self._logged_steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+        self._params = dict(run.data.params)
         client.update_run(run_id, status="RUNNING")
-        for key, value in self._tags.items():
-            client.set_tag(run_id, key, value)
         return True
 
     def apply(self, operations: Sequence[Operation]) -> None:
-        """Apply one operation, or several of metrics at once.
-
-        Raises RefusedError when the server said no, and whatever the client raises when it cannot be reached.
-        """
-        from mlflow.exceptions import MlflowException
-
+        """Apply one operation, or several of metrics at once. Raises as `trainer.tracking.failures` says."""
         try:
             self._apply(operations)
-        except MlflowException as error:
-            if error.error_code in REJECTIONS:
-                raise RefusedError(brief(error)) from None
-            raise
+        except Exception as error:
+            raise self._judged(error, operations[0]) from error
+
+    def _judged(self, error: Exception, operation: Operation) -> Exception:
+        """What an error means, once the run has been looked at: it may have been deleted meanwhile."""
+        found = meaning(error, self._config.uri)
+        if operation["op"] == "file" and isinstance(error, OSError | ImportError):
+            found = UncertainError(brief(error))  # of where artifacts lie; the run itself may be well
+        try:
+            if isinstance(found, RefusedError | UncertainError):
+                self._check()
+        except Exception as other:
+            found = other
+        if isinstance(found, ClosedError):
+            self._client = None  # so that the next attempt looks at the run again
+        return found
+
+    def _check(self) -> None:
+        """Raises ClosedError if the run was deleted, or what keeps MLflow from saying so."""
+        assert self.run_id is not None
+        try:
+            deleted = run_deleted(self._config.uri, tracking_client(self._config.uri), self.run_id)
+        except Exception as error:
+            found = meaning(error, self._config.uri)
+            if not isinstance(found, RefusedError):
+                raise found from error
+            deleted = f"MLflow run {self.run_id} is no longer at {self._config.uri}: the same command makes a new one"
+        if deleted is not None:
+            raise ClosedError(deleted)
 
     def _apply(self, operations: Sequence[Operation]) -> None:
-        assert self._client is not None and self.run_id is not None
+        assert self._client is not None and self._batches is not None and self.run_id is not None
         client, run_id, first = self._client, self.run_id, operations[0]
         match first["op"]:
             case "metrics":
-                self._log_metrics(client, run_id, operations)
+                self._log_metrics(self._batches, operations)
             case "params":
-                self._log_params(client, run_id, first["values"])
+                self._log_params(self._batches, first["values"])
             case "tags":
-                for key, value in first["values"].items():
-                    client.set_tag(run_id, key, value)
+                self._batches.tags(first["values"])
             case "file":
+                if not Path(first["path"]).exists():
+                    raise RefusedError(f"{Path(first['path']).name} is gone")
                 client.log_artifact(run_id, first["path"], first["folder"])
             case "dataset":
                 self._log_dataset(client, run_id, first)
             case "model":
-                self._log_model(client, run_id, first)
+                log_model(client, self._batches, run_id, self._run_name, first, self._tags, self._config.register_as)
+            case "restart":
+                self._logged_steps |= self._sent_steps
             case "status":
                 client.set_terminated(run_id, first["status"], end_time=first["time"])
 
-    def _log_metrics(self, client: MlflowClient, run_id: str, operations: Sequence[Operation]) -> None:
+    def _log_metrics(self, batches: Batches, operations: Sequence[Operation]) -> None:
         from mlflow.entities import Metric
 
         points = [
@@ -192,20 +272,19 @@ class RunStore:
             for key, value in operation["values"].items()
             if operation["step"] > self._logged_steps.get(key, -1)
         ]
-        for start in range(0, len(points), METRICS_PER_BATCH):
-            client.log_batch(run_id, metrics=points[start : start + METRICS_PER_BATCH])
+        batches.metrics(points)
+        for point in points:
+            self._sent_steps[point.key] = max(point.step, self._sent_steps.get(point.key, -1))
 
-    def _log_params(self, client: MlflowClient, run_id: str, values: Mapping[str, str]) -> None:
-        from mlflow.entities import Param
-
-        values = {key: value[:PARAM_LENGTH] for key, value in values.items()}
-        for key, value in values.items():
-            if self._params.get(key, value) != value:
-                # A parameter cannot be changed, so the run keeps its first value and says what came later.
-                client.set_tag(run_id, f"changed.{key}", value)
-        new = [Param(key, value) for key, value in values.items() if key not in self._params]
-        for start in range(0, len(new), PARAMS_PER_BATCH):
-            client.log_batch(run_id, params=new[start : start + PARAMS_PER_BATCH])
+    def _log_params(self, batches: Batches, values: Mapping[str, str]) -> None:
+        # A parameter cannot be changed, so the run keeps its first value and says what came later.
+        changed = {
+            f"changed.{key}": value
+            for key, value in values.items()
+            if self._params.get(key, value) not in (value, value[:PARAM_LENGTH])
+        }
+        batches.tags(changed)
+        batches.params({key: value for key, value in values.items() if key not in self._params})
         self._params = {**values, **self._params}
 
     def _log_dataset(self, client: MlflowClient, run_id: str, operation: Dataset) -> None:
@@ -214,28 +293,7 @@ class RunStore:
         from mlflow.entities import DatasetInput, InputTag
 
         source = HTTPDatasetSource(url=operation["url"])
+        # MLflow keeps 36 characters of a digest; the run's tag `dataset.digest` is the whole one.
         dataset = MetaDataset(source, operation["name"], operation["digest"][:36])  # type: ignore[abstract]
         tags = [InputTag("mlflow.data.context", operation["context"])]
         client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])
-
-    def _log_model(self, client: MlflowClient, run_id: str, operation: Model) -> None:
-        """A model that is a pointer to the checkpoint, and a version of it where the recipe wants one registered."""
-        run = client.get_run(run_id)
-        experiment, about = run.info.experiment_id, {"uri": operation["uri"], **operation["about"]}
-        known = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
-        if any(model.params == about for model in known):
-            return  # a finished run that was started again
-        name = self._run_name.replace(".", "-")  # allowed in a run's name, refused in a model's
-        model = client.create_logged_model(
-            experiment, name, run_id, tags=self._tags, params=about, model_type="fleximoe"
-        )
-        from mlflow.entities import Metric
-
-        points = [
-            Metric(key, value, operation["time"], int(about.get("step", 0)), model_id=model.model_id, run_id=run_id)
-            for key, value in operation["metrics"].items()
-        ]
-        client.log_batch(run_id, metrics=points)
-        client.finalize_logged_model(model.model_id, "READY")
-        if self._config.register_as is not None:
-            register_version(client, self._config.register_as, run_id, about, model.model_id)

@@ -61,4 +61,11 @@ class End(TypedDict):
     time: int
 
 
-Operation = Params | Metrics | File | Dataset | Model | Tags | End
+class Restart(TypedDict):
+    """What follows is of another process that continues the run: it may repeat steps that stand before this."""
+
+    op: Literal["restart"]
+    time: int
+
+
+Operation = Params | Metrics | File | Dataset | Model | Tags | End | Restart

@@ -1,8 +1,8 @@
 """Operations that a tracking server could not take yet, kept in order on local disk.
 
 One JSON object a line in `operations.jsonl`; files to upload are copied beside it, because their originals may be
-gone when the server is back. A line cut short by a crash is dropped when the spool is read: its operation was never
-acknowledged to anyone.
+gone when the server is back. A line cut short by a crash is passed over when the spool is read: its operation was
+never acknowledged to anyone.
 """
 
 from __future__ import annotations
@@ -33,28 +33,34 @@ class Spool:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(self._adopt_file(operation)) + "\n" for operation in operations]
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(lines)
+        with self._path.open("a+b") as file:
+            if file.tell():  # a crash may have left half a line, which must not take the next one with it
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    lines.insert(0, "\n")
+            file.write("".join(lines).encode())
 
     def read(self) -> list[Operation]:
         """Everything in order."""
         if not self:
             return []
         operations = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+        for line in self._path.read_bytes().split(b"\n"):
             try:
                 operations.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+            except ValueError:
+                continue
         return operations
 
     def replace(self, operations: list[Operation]) -> None:
-        """Keep exactly these (what is left after a partial replay)."""
+        """Keep exactly these (what is left after a partial replay); the files that they name are copied in first."""
         if not operations:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
+        self.folder.mkdir(parents=True, exist_ok=True)
         whole = self._path.with_suffix(".new")
-        whole.write_text("".join(json.dumps(operation) + "\n" for operation in operations), encoding="utf-8")
+        lines = [json.dumps(self._adopt_file(operation)) + "\n" for operation in operations]
+        whole.write_text("".join(lines), encoding="utf-8")
         whole.replace(self._path)
 
     def _adopt_file(self, operation: Operation) -> Operation:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+FINISH_SECONDS = 100.0  # that the end of a run waits for a server which is at work
+
+
 class Sink(Protocol):
     """Where operations go. No method raises because a server is away; each raises LeaseLostError once the run's name
     belongs to another process."""
@@ -43,8 +46,12 @@ class Sink(Protocol):
     def flush(self, timeout_s: float) -> None:
         """Hand over what is buffered; a server is waited for at most this long."""
 
-    def finish(self) -> None:
-        """Flush and close; the run's status was the last operation."""
+    @property
+    def delivery(self) -> str | None:
+        """What has become of everything once the sink is finished: `complete`, or a sentence; None for a plain file."""
+
+    def finish(self, timeout_s: float) -> None:
+        """Flush and close; the run's status was the last operation. A server is waited for at most this long."""
 
 
 class Tracker:
@@ -55,11 +62,17 @@ class Tracker:
 
     def __init__(self, *sinks: Sink) -> None:
         self._sinks = sinks
+        self._finished = False
 
     @property
     def run_id(self) -> str | None:
         """The tracking server's id of this run, if it has one yet: the first among the sinks'."""
         return next((sink.run_id for sink in self._sinks if sink.run_id), None)
+
+    @property
+    def delivery(self) -> str:
+        """Of a finished run: whether the tracking server has it: `complete`, `off`, or what is missing, in words."""
+        return next((sink.delivery for sink in self._sinks if sink.delivery), "off")
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """What the run was made with; nested mappings become dotted names. Fixed once logged."""
@@ -108,12 +121,18 @@ class Tracker:
         for sink in self._sinks:
             sink.flush(timeout_s)
 
-    def finish(self, status: Status) -> None:
-        """Flush, close and say truly how the run ended; nothing of it if the run is another process's by now."""
+    def finish(self, status: Status, timeout_s: float = FINISH_SECONDS) -> None:
+        """Flush, close and say truly how the run ended; the first call counts.
+
+        Nothing is said of a run that is another process's by now.
+        """
+        if self._finished:
+            return
+        self._finished = True
         for sink in self._sinks:
             try:
                 sink.take({"op": "status", "status": status, "time": _now_ms()})
-                sink.finish()
+                sink.finish(timeout_s)
             except (LeaseLostError, LeaseDoubtError) as error:
                 logger.warning("the end of the run is not recorded: %s", error)
 

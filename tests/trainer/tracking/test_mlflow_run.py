@@ -17,9 +17,10 @@ from tests.ports import free_port
 from trainer.config.sections import TrackingConfig
 from trainer.run_folder import metric_lines
 from trainer.tracking.create import create_tracker
+from trainer.tracking.failures import RefusedError, Remarks
 from trainer.tracking.json_lines import JsonLinesSink
 from trainer.tracking.mlflow_run import close_run, open_run
-from trainer.tracking.queued import QueuedSink, RefusedError
+from trainer.tracking.queued import QueuedSink
 from trainer.tracking.spool import Spool
 from trainer.tracking.tracker import Tracker, flatten
 
@@ -187,6 +188,7 @@ class FlakyStore:
     def __init__(self) -> None:
         self.run_id: str | None = None
         self.label = "the store"
+        self.remarks = Remarks(self.label)
         self.away = False
         self.got: list[dict] = []
 
@@ -243,7 +245,7 @@ def test_what_the_store_refuses_is_reported_and_does_not_block_the_rest(tmp_path
         tracker.set_tags({"a": "b"})
         tracker.log_metrics({"x": 1.0}, 1)
         tracker.finish("FINISHED")
-    assert values(store) == [1.0] and any("refused tags: no tags" in message for message in caplog.messages)
+    assert values(store) == [1.0] and any("tags refused: no tags" in message for message in caplog.messages)
 
 
 def test_what_an_older_version_has_spooled_is_delivered(config, tmp_path):
