@@ -96,10 +96,10 @@ def _find(uri: str | None, word: str) -> TrackedRun:
             return _by_id(stored["uri"], stored["run_id"])
     fs, root = fsspec.url_to_fs(folder)
     if fs.exists(f"{root}/{METRICS}"):
-        result = read_json(folder, RESULT) or {}
+        why = (read_json(folder, RESULT) or {}).get("mlflow") or "tracking.mlflow=false, or it has not arrived yet"
         raise UnknownRunError(
-            f"{word} is not in MLflow ({result.get('mlflow') or 'tracking.mlflow=false, or not delivered yet'}), and runs "
-            f"are compared by what MLflow keeps of them; its test metrics are in {word}/{RESULT}"
+            f"{word} is not in MLflow ({why}), and runs are compared by what MLflow keeps of them; its test metrics "
+            f"are in {word}/{RESULT}"
         )
     uri = _needed(uri, f"run {word}")
     with _reading(uri, word):

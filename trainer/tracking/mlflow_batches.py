@@ -28,7 +28,7 @@ class Batches:
     """Sends to one run.
 
     Args:
-        check: called when something was refused, before the guilty item is looked for; raises if nothing would be taken.
+        check: called when something was refused, before the guilty item is looked for; raises if the run takes nothing.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, remarks: Remarks, check: Callable[[], None]) -> None:

@@ -31,7 +31,13 @@ COLLISIONS = 5  # times that a change of the database by somebody else is waited
 # Somebody else changes the tables of the same database in this moment.
 _CHANGING = re.compile(r"duplicate column|already exists|out-of-date database schema|no such table", re.I)
 _BUSY = re.compile(r"is locked|too many (429|503) error|error code (429|503)", re.I)
-_BUSY_CODES = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "RESOURCE_CONFLICT"}
+_BUSY_CODES = {
+    "TEMPORARILY_UNAVAILABLE",
+    "REQUEST_LIMIT_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+    "ABORTED",
+    "RESOURCE_CONFLICT",
+}
 # Words of an error -> what they mean, and what helps. None of these passes by itself.
 _CLOSED = (
     (r"Can't locate revision|out-of-date database schema", "its database was made by another version of MLflow: use "
@@ -151,9 +157,11 @@ def meaning(error: Exception, uri: str | None) -> Exception:
                 return ClosedError(f"MLflow at {uri} takes nothing ({brief(error)}): {sentence.format(uri=uri)}")
     if code in _BUSY_CODES:
         return BusyError(brief(error))
-    if code in _REFUSED or isinstance(error, ValueError | TypeError | OverflowError) and not isinstance(error, OSError):
+    wrong_value = isinstance(error, ValueError | TypeError | OverflowError) and not isinstance(error, OSError)
+    if code in _REFUSED or wrong_value:
         return RefusedError(brief(error))
-    if "failed with exception" in text and "too many 500" not in text or re.search(r"error code 50[24]", text):
+    unreachable = "failed with exception" in text and "too many 500" not in text
+    if unreachable or re.search(r"error code 50[24]", text):
         return error
     if isinstance(error, OSError) and error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
         return error

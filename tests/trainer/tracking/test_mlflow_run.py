@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from pathlib import Path
 
 import fsspec
@@ -14,7 +13,6 @@ from mlflow import MlflowClient
 
 from data_shards.errors import LeaseDoubtError, LeaseLostError
 from tests.ports import free_port
-from trainer.config.sections import TrackingConfig
 from trainer.run_folder import metric_lines
 from trainer.tracking.create import create_tracker
 from trainer.tracking.failures import RefusedError, Remarks
@@ -25,20 +23,6 @@ from trainer.tracking.spool import Spool
 from trainer.tracking.tracker import Tracker, flatten
 
 pytestmark = pytest.mark.together
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory):
-    """An MLflow database with its tables: making them takes seconds, so it is done once and copied."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def config(tmp_path, empty_store):
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    return TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="here", spool=str(tmp_path / "spool"))
 
 
 def tracker_of(config, tmp_path, **changes):
