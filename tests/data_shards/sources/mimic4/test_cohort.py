@@ -262,3 +262,13 @@ def test_a_row_that_two_windows_share_is_counted_as_such(tmp_path: Path) -> None
     assert [r.values["vitals"].times_O.tolist() for r in records.values()] == [[48], [0]]
     assert notes["vitals_in_two_stays"] == 1
     assert pack(create_source("mimic4", {"path": str(folder)}), str(tmp_path / "out"))["observations"] == 3
+
+
+def test_counts_that_do_not_add_up_stop_the_packing(tmp_path: Path) -> None:
+    source = create_source("mimic4", {"path": str(small(tmp_path))})
+    notes = Counter[str]()
+    assert len([record for unit in source.units() for record in source.read(unit, notes)]) == 2
+    source.report(notes)
+    for lost in ("stays_packed", "vitals_observations"):
+        with pytest.raises(ValueError, match="the counts of mimic4 do not add up"):
+            source.report(notes - Counter({lost: 1}))
