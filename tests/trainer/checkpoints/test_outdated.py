@@ -31,6 +31,7 @@ def rewritten(checkpoint: Checkpoint, change: Callable[[dict[str, Any]], None]) 
     """The checkpoint with another description, committed again."""
     meta = json.loads(json.dumps(checkpoint.meta))
     change(meta)
+    checkpoint.fs.rm_file(f"{checkpoint.path}/checkpoint.json")
     digest = write_digested_json(checkpoint.fs, f"{checkpoint.path}/checkpoint.json", meta)
     checkpoint.fs.pipe_file(f"{checkpoint.path}/COMMIT", digest.encode())
     return open_checkpoint(checkpoint.url)
