@@ -215,7 +215,8 @@ class _Table:
     def _swallowed(self, lines: list[str], place: int) -> bool:
         """Whether the further lines of a cell could all be rows; the last is one up to the cell's own column."""
         widths = [len(self.names)] * (len(lines) - 1) + [place + 1]
-        return len(self.names) > 1 and all(map(self._like_a_row, lines, widths))
+        # One line of one cell, a word, tells nothing
+        return len(self.names) > 1 and max(widths) > 1 and all(map(self._like_a_row, lines, widths))
 
     def _like_a_row(self, line: str, width: int) -> bool:
         """As many cells as a row, the first without blanks, none after a blank (which follows a comma in a text)."""

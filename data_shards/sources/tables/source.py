@@ -131,7 +131,8 @@ class Tables(Source):
             parts = splits[number]
             if parts is None:
                 raise self.parts.missing(key)
-            notes["records_without_group"] += self.mapping.records.group is not None and groups[number] is None
+            if groups[number] is None:
+                notes["records_without_group"] += 1
             for split in self.mapping.split.columns.keys() - parts.keys():
                 notes[f"records_without_part.{split}"] += 1
             own_key = escape_key(key) if self.mapping.records.keys == "escape" else key

@@ -62,6 +62,12 @@ def test_cells_over_lines_are_read_where_they_are_texts(tmp_path: Path) -> None:
     assert list(records) == ["a", "b", "c"]
 
 
+def test_a_text_in_the_first_column_may_end_with_a_word(tmp_path: Path) -> None:
+    mapping = rows(modalities={"n": {"kind": "text", "column": "t"}})
+    records, _ = read(tmp_path, mapping, r_csv='t,id\n"See you.\nBob",a\n"One\ntwo\n\nBob",b\n')
+    assert [records[key].values["n"] for key in "ab"] == ["See you.\nBob", "One\ntwo\n\nBob"]
+
+
 def test_how_many_lines_a_cell_may_have_can_be_said(tmp_path: Path) -> None:
     table = 'id,age,t\na,1,"x\nb,2,y"\n'
     records, _ = read(tmp_path, notes(csv={"lines": 2}), r_csv=table)
