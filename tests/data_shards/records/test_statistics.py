@@ -16,7 +16,7 @@ from tests.data_shards.build import SCHEMA, ListSource, make_record, make_set
 TINY = DatasetSchema(
     "tiny",
     (
-        ModalitySpec("s", "series", channels=("a", "b", "never")),
+        ModalitySpec("s", "series", channels=("a", "b", "never"), horizon=1e4),
         ModalitySpec("v", "vector", shape=(2,)),
         ModalitySpec("t", "text"),
         ModalitySpec("i", "image", shape=(2, 1, 2), dtype="uint8"),
