@@ -11,9 +11,10 @@ import logging
 import os
 import re
 import shutil
+import sqlite3
 import tempfile
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOCK_S = 60.0  # longer than a slow machine takes to make a database
+LOCK_THERE_S = 10.0  # and to bring one that is there to this version
 COLLISIONS = 5  # times that a change of the database by somebody else is waited for, a second each
 # Somebody else changes the tables of the same database in this moment.
 _CHANGING = re.compile(r"duplicate column|already exists|out-of-date database schema|no such table", re.I)
@@ -40,24 +42,25 @@ _BUSY_CODES = {
 }
 # Words of an error -> what they mean, and what helps. None of these passes by itself.
 _CLOSED = (
-    (r"Can't locate revision|out-of-date database schema", "its database was made by another version of MLflow: use "
-     "that version, or make a copy of the database and run `mlflow db upgrade {uri}`"),
-    (r"duplicate column|no such table", "its database is half made, as if whoever made it had been killed: move it "
-     "away, or run `mlflow db upgrade {uri}` on a copy"),
-    (r"readonly database|unable to open database|Permission denied|Read-only file system|Not a directory|File exists",
+    ("Can't locate revision|out-of-date database schema",
+     "its database was made by another version of MLflow: use that version, or run `mlflow db upgrade {uri}` on a copy"),
+    (r"duplicate column|no such table|table \S+ already exists",
+     "its database is half made, as if whoever made it had been killed: move it away"),
+    ("readonly database|unable to open database|Permission denied|Read-only file system|Not a directory|File exists",
      "its database cannot be written: give this user the right to, or another tracking.uri"),
-    (r"disk is full|No space left", "its disk is full: make room there"),
-    (r"not a database|malformed", "its file is no database, or a damaged one: move it away, or give another "
-     "tracking.uri"),
-    (r"unsupported URI", "there is no such kind of store: give tracking.uri=sqlite:////FOLDER/mlflow.db or "
-     "http://HOST:5000"),
-    (r"No module named", "the driver of this kind of database is not installed: install it, or use a server"),
-    (r"error code 401|UNAUTHENTICATED|CUSTOMER_UNAUTHORIZED", "it asks for a login: set MLFLOW_TRACKING_USERNAME and "
-     "MLFLOW_TRACKING_PASSWORD"),
-    (r"error code 403|PERMISSION_DENIED", "it forbids this: the login may lack the right, or the server may not know "
-     "itself by this name (`python -m launch ui --serve --name HOST`)"),
-    (r"error code 30\d|ENDPOINT_NOT_FOUND|not in a valid JSON format", "what answers there is no MLflow server: "
-     "correct tracking.uri"),
+    ("disk is full|No space left", "its disk is full: make room there"),
+    ("not a database|malformed",
+     "its file is no database, or a damaged one: move it away, or give another tracking.uri"),
+    ("unsupported URI",
+     "there is no such kind of store: give tracking.uri=sqlite:////FOLDER/mlflow.db or http://HOST:5000"),
+    ("No module named", "the driver of this kind of database is not installed: install it, or use a server"),
+    ("error code 401|UNAUTHENTICATED|CUSTOMER_UNAUTHORIZED",
+     "it asks for a login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+    ("error code 403|PERMISSION_DENIED",
+     "it forbids this: the login may lack the right, or the server may not know itself by this name "
+     "(`python -m launch ui --serve --name HOST`)"),
+    (r"error code 30\d|ENDPOINT_NOT_FOUND|not in a valid JSON format",
+     "what answers there is no MLflow server: correct tracking.uri"),
 )  # fmt: skip
 _REFUSED = {
     "INVALID_PARAMETER_VALUE",
@@ -75,6 +78,7 @@ def tracking_client(uri: str | None) -> MlflowClient:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for scripts
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     }.items():
@@ -95,11 +99,12 @@ def tracking_client(uri: str | None) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 
 
-def prepare_database(file: Path, uri: str, wait_s: float = LOCK_S) -> None:
+def prepare_database(file: Path, uri: str) -> None:
     """Have the tables of a database made, or brought to this version, by one process at a time.
 
     Raises whatever MLflow raises if it cannot be.
     """
+    wait_s = LOCK_THERE_S if file.exists() else LOCK_S
     with ExitStack() as held:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +116,8 @@ def prepare_database(file: Path, uri: str, wait_s: float = LOCK_S) -> None:
             pass  # a folder to read from only, or a file system without locks: what is wrong is said by what follows
         if not file.exists():
             _make(file)
+        with closing(sqlite3.connect(file)) as database:  # says at once what MLflow would try for minutes
+            database.execute("select count(*) from sqlite_master").fetchone()
         _look(uri)
 
 
@@ -157,8 +164,7 @@ def meaning(error: Exception, uri: str | None) -> Exception:
                 return ClosedError(f"MLflow at {uri} takes nothing ({brief(error)}): {sentence.format(uri=uri)}")
     if code in _BUSY_CODES:
         return BusyError(brief(error))
-    wrong_value = isinstance(error, ValueError | TypeError | OverflowError) and not isinstance(error, OSError)
-    if code in _REFUSED or wrong_value:
+    if code in _REFUSED or _wrong_value(error) or _wrong_value(error.__cause__):
         return RefusedError(brief(error))
     unreachable = "failed with exception" in text and "too many 500" not in text
     if unreachable or re.search(r"error code 50[24]", text):
@@ -166,6 +172,11 @@ def meaning(error: Exception, uri: str | None) -> Exception:
     if isinstance(error, OSError) and error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
         return error
     return UncertainError(brief(error))
+
+
+def _wrong_value(error: BaseException | None) -> bool:
+    """A value without a place in the database or in a request, in Python's words; MLflow calls it an internal error."""
+    return isinstance(error, ValueError | TypeError | OverflowError) and not isinstance(error, OSError)
 
 
 def explain(error: Exception, uri: str | None) -> str:

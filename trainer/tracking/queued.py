@@ -69,6 +69,7 @@ class QueuedSink:
         if spool:  # of an earlier process
             self._pending.append(Restart(op="restart", time=int(time.time() * 1000)))
         self._given_up = False
+        self._set_aside = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._deliver_forever, name="tracker", daemon=True)
         self._thread.start()
@@ -240,7 +241,7 @@ class QueuedSink:
     def _send(self, operations: Sequence[Operation]) -> tuple[list[Operation], Exception | None]:
         """Which operations are left for later, and why."""
         later: list[Operation] = []
-        done, doubt = 0, None
+        done, doubt, self._set_aside = 0, None, False
         try:
             self._store.open()
             while done < len(operations) and not self._given_up:
@@ -269,8 +270,14 @@ class QueuedSink:
                     time.sleep(pause)
                 elif kind in PATIENT:
                     return failure
+                elif len(batch) > 1:  # one of them is guilty; what is sent a second time adds nothing
+                    middle = len(batch) // 2
+                    return self._apply(batch[:middle]) or self._apply(batch[middle:])
+                elif self._set_aside:
+                    raise  # two different ones: then it is rather the store
                 else:
-                    self._store.remarks.add(f"{kind} failed {len(PAUSES) + 1} times: {failure}", len(batch))
+                    self._set_aside = True
+                    self._store.remarks.add(f"{kind} failed {len(PAUSES) + 1} times: {failure}")
         return None
 
     def _say(self, error: Exception | None) -> None:
@@ -290,7 +297,10 @@ class QueuedSink:
 
 
 def _reason(error: Exception | None) -> str:
-    return str(error).strip().split("\n")[0][:300] if error is not None else "not tried yet"
+    if error is None:
+        return "not tried yet"
+    first = str(error).strip().split("\n")[0]
+    return first if isinstance(error, ClosedError) else first[:120]
 
 
 def _stretch(operations: Sequence[Operation]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sqlite3
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -17,9 +17,11 @@ from mlflow import MlflowClient
 from tests.trainer.tracking.curves import points, written
 from trainer.config.paths import database_uri
 from trainer.config.sections import TrackingConfig
-from trainer.tracking import mlflow_client
+from trainer.run_folder import stored_run_id
+from trainer.tracking import mlflow_client, mlflow_run
 from trainer.tracking.mlflow_client import prepare_database, tracking_client
 from trainer.tracking.mlflow_models import register_checkpoint
+from trainer.tracking.spool import Spool
 
 RUN = """
 import sys, time
@@ -101,6 +103,7 @@ def test_the_lock_of_another_owner_does_not_keep_a_run_out(tmp_path, monkeypatch
     """Dead: at once. Alive, or frozen: after a stated time, and what it makes later replaces nothing."""
     fresh_names(monkeypatch)
     monkeypatch.setattr(mlflow_client, "LOCK_S", 2.0)
+    monkeypatch.setattr(mlflow_client, "LOCK_THERE_S", 0.5)
     file = tmp_path / "mlflow.db"
     owner = start(HOLD, f"{file}.lock")
     try:
@@ -110,7 +113,7 @@ def test_the_lock_of_another_owner_does_not_keep_a_run_out(tmp_path, monkeypatch
         if how == "frozen":
             os.kill(owner.pid, signal.SIGSTOP)
         begun = time.monotonic()
-        prepare_database(file, database_uri(file), 2.0)
+        prepare_database(file, database_uri(file))
         waited = time.monotonic() - begun
         assert (f"process {owner.pid} of" in caplog.text) == (how != "dead") and (how == "dead" or waited >= 2.0)
         client = tracking_client(database_uri(file))
@@ -145,7 +148,8 @@ def test_a_maker_that_is_killed_leaves_no_database(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from trainer.tracking import mlflow_client
+from trainer.run_folder import stored_run_id
+from trainer.tracking import mlflow_client, mlflow_run
 import mlflow.store.db.utils as db
 upgrade = db._upgrade_db
 def slow(engine):
@@ -160,7 +164,7 @@ mlflow_client.prepare_database(Path(sys.argv[1]), f"sqlite:///{sys.argv[1]}")
     process.kill()
     process.communicate()
     assert not file.exists()
-    prepare_database(file, database_uri(file), 0.0)
+    prepare_database(file, database_uri(file))
     assert [item.name for item in MlflowClient(database_uri(file)).search_experiments()] == ["Default"]
 
 
@@ -186,8 +190,6 @@ def test_tables_that_somebody_else_is_changing_are_waited_for(tmp_path, empty_st
 
 def test_a_slow_start_of_mlflow_does_not_cost_the_run_its_id(config, make_tracker, monkeypatch):
     """The run is over before MLflow has opened: the end waits for it."""
-    from trainer.tracking import mlflow_run
-
     real = mlflow_run.tracking_client
     monkeypatch.setattr(mlflow_run, "tracking_client", lambda uri: (time.sleep(2), real(uri))[1])
     tracker = make_tracker(config)
@@ -221,9 +223,6 @@ def impatient_client(uri):
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
 
-    def patience(connection, cursor, statement, parameters, context, executemany):
-        return (statement.replace("busy_timeout = 20000", "busy_timeout = 100"), parameters)
-
     if not event.contains(Engine, "before_cursor_execute", _patience):
         event.listen(Engine, "before_cursor_execute", _patience, retval=True)
     return tracking_client(uri)
@@ -235,8 +234,6 @@ def _patience(connection, cursor, statement, parameters, context, executemany):
 
 def test_a_store_that_hangs_when_the_run_ends_leaves_everything_in_the_spool(config, make_tracker, monkeypatch):
     """The end of the process takes a thread with it: what the thread had in hand must not go with it."""
-    from trainer.tracking import mlflow_run
-    from trainer.tracking.spool import Spool
 
     hanging = threading.Event()
     monkeypatch.setattr(mlflow_run, "tracking_client", lambda uri: hanging.wait(60))
@@ -246,8 +243,6 @@ def test_a_store_that_hangs_when_the_run_ends_leaves_everything_in_the_spool(con
     tracker.flush(timeout_s=0.2)
     tracker.log_metrics({"x": 0.25}, 2)
     tracker.finish("FINISHED", timeout_s=1.0)
-    from pathlib import Path
-
     waiting = Spool(Path(config.spool)).read()
     assert [(op["op"], op.get("step")) for op in waiting] == [
         ("metrics", 1),
@@ -284,7 +279,7 @@ def test_a_model_that_several_register_at_once_has_all_their_versions(config):
     assert sources == {f"runs/{number}": run for number, run in enumerate(runs)}
 
 
-def test_what_was_cut_off_while_a_model_was_logged_is_done_the_next_time(config, make_tracker, monkeypatch):
+def test_what_was_cut_off_while_a_model_was_logged_is_done_the_next_time(config, make_tracker, tmp_path, monkeypatch):
     config = config.model_copy(update={"register_as": "m"})
     real, calls = MlflowClient.finalize_logged_model, []
 
@@ -303,10 +298,4 @@ def test_what_was_cut_off_while_a_model_was_logged_is_done_the_next_time(config,
     (model,) = client.search_logged_models([client.get_run(tracker.run_id).info.experiment_id])
     assert model.status == "READY" and [metric.value for metric in model.metrics] == [0.5]
     assert [version.source for version in client.search_model_versions("name = 'm'")] == ["runs/a/step-3"]
-    assert json.loads((tracker_folder(config) / "mlflow_run.json").read_text())["run_id"] == tracker.run_id
-
-
-def tracker_folder(config):
-    from pathlib import Path
-
-    return Path(config.spool).parent / "runs" / "r"
+    assert stored_run_id(str(tmp_path / "runs" / "r"), config.uri) == tracker.run_id
