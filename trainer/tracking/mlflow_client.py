@@ -43,7 +43,7 @@ _BUSY_CODES = {
 # Words of an error -> what they mean, and what helps. None of these passes by itself.
 _CLOSED = (
     ("Can't locate revision|out-of-date database schema",
-     "its database was made by another version of MLflow: use that version, or run `mlflow db upgrade {uri}` on a copy"),
+     "its database was made by another version of MLflow: use that one, or run `mlflow db upgrade {uri}` on a copy"),
     (r"duplicate column|no such table|table \S+ already exists",
      "its database is half made, as if whoever made it had been killed: move it away"),
     ("readonly database|unable to open database|Permission denied|Read-only file system|Not a directory|File exists",

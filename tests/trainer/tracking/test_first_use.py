@@ -31,8 +31,8 @@ from trainer.tracking.create import create_tracker
 import mlflow, sqlalchemy, alembic  # seconds, which would spread the starts
 place, name = Path(sys.argv[1]), sys.argv[2]
 run_dir = place / "runs" / name
-store = f"sqlite:///{place}/mlflow.db"
-config = TrackingConfig(uri=store, experiment="e", register_as="m", spool=str(run_dir / "spool"))
+uri = f"sqlite:///{place}/mlflow.db"
+config = TrackingConfig(uri=uri, experiment="e", register_as="m", spool=str(run_dir / "spool"))
 print("ready", flush=True)
 sys.stdin.readline()
 tracker = create_tracker(config, name, None, {"who": name}, 0, str(run_dir))

@@ -62,7 +62,8 @@ def test_values_that_mlflow_has_no_number_for(store, make_tracker):
     assert points(client, tracker.run_id, "y") == []
     assert tracker.delivery == (
         "changed or left out: metric 'inf' is infinite, which MLflow shows as 1.797e+308; metric 'ninf' is infinite, "
-        "which MLflow shows as 1.797e+308; metric 'y' is left out at step 9223372036854775808: MLflow's steps have 64 bits"
+        "which MLflow shows as 1.797e+308; metric 'y' is left out at step 9223372036854775808: MLflow's steps have 64 "
+        "bits"
     )
 
 
@@ -75,8 +76,8 @@ def test_texts_that_are_too_long_are_cut_and_said(store, make_tracker):
     assert data.params == {"long": "x" * 6000, "short": "a"}
     assert data.tags["story"] == "y" * 8000 and data.tags["title"] == "b"
     assert tracker.delivery == (
-        "changed or left out: parameter 'long' is cut from 7000 to 6000 characters; tag 'story' is cut from 9000 to 8000 "
-        "characters"
+        "changed or left out: parameter 'long' is cut from 7000 to 6000 characters; tag 'story' is cut from 9000 to "
+        "8000 characters"
     )
     again = make_tracker(store)  # a restart that logs the same long text has changed nothing
     again.log_params({"long": "x" * 7000})
@@ -161,7 +162,7 @@ def test_an_operation_that_fails_for_no_known_reason_is_tried_three_times_and_se
 
 def test_one_bad_operation_in_a_stretch_takes_no_other_with_it_and_two_are_the_stores_trouble(tmp_path):
     class Picky(Poisoned):
-        bad = {7}
+        bad = frozenset({7})
 
         def apply(self, operations):
             if any(operation.get("step") in self.bad for operation in operations):
@@ -177,7 +178,7 @@ def test_one_bad_operation_in_a_stretch_takes_no_other_with_it_and_two_are_the_s
     assert tracker.delivery == "changed or left out: metrics failed 3 times: error 500"
 
     store = Picky()
-    store.bad = set(range(3, 16))
+    store.bad = frozenset(range(3, 16))
     tracker = Tracker(QueuedSink(store, spool, flush_seconds=60))
     for step in range(16):
         tracker.log_metrics({"x": float(step)}, step)
