@@ -19,7 +19,7 @@ from launch.runs.checks import check
 from launch.sweep.definition import Sweep, claim, plan_sweep
 from launch.sweep.results import summarise
 from trainer.checkpoints.find import open_checkpoint
-from trainer.run_folder import SWEEP_RESULTS
+from trainer.run_folder import SWEEP_RESULTS, stored_run_id
 from trainer.tracking.create import create_tracker
 from trainer.tracking.history import PARENT
 from trainer.tracking.mlflow_models import register_checkpoint
@@ -74,8 +74,9 @@ def _sweep(sweep: Sweep, lease: Lease, debug: bool) -> None:
             status = "FINISHED"
     finally:
         tracker.finish(status)  # type: ignore[arg-type]
+    run_id = tracker.run_id or stored_run_id(config.run_dir, config.tracking.uri)  # known, if not open: deleted
     _print(sweep, result)
-    print_json_line({**result, "run_id": tracker.run_id, "mlflow": tracker.delivery})
+    print_json_line({**result, "run_id": run_id, "mlflow": tracker.delivery})
     if stopped_by is not None:
         ended = sum(row["status"] in ("finished", "stopped") for row in result["trials"])
         raise RunFailedError(

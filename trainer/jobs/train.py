@@ -28,6 +28,7 @@ from trainer.config.run_config import RunConfig
 from trainer.jobs.origin import lineage, log_origin, model_size
 from trainer.models.job_type import job_type
 from trainer.models.mope.prompts.frozen_backbone import backbone_of, check_backbone
+from trainer.run_folder import stored_run_id
 from trainer.session import Session, build_session
 from trainer.tracking.create import create_tracker
 from trainer.tracking.tracker import FINISH_SECONDS, Tracker
@@ -62,7 +63,8 @@ def train(config: RunConfig, context: Context, tags: dict[str, str], guard: Guar
         status = "FINISHED" if result["status"] == "finished" else "KILLED"
         # The other ranks wait for what MLflow says at the end, so it has less time than they.
         tracker.finish(status, min(FINISH_SECONDS, config.parallel.timeout_s / 2))  # type: ignore[arg-type]
-        told = broadcast_json({"run_id": tracker.run_id, "mlflow": tracker.delivery}, session.device)
+        run_id = tracker.run_id or stored_run_id(config.run_dir, config.tracking.uri)  # known, if not open: deleted
+        told = broadcast_json({"run_id": run_id, "mlflow": tracker.delivery}, session.device)
         return {**told, **result}
     finally:
         tracker.finish(status)  # type: ignore[arg-type]

@@ -163,12 +163,6 @@ def test_a_full_or_read_only_database_is_no_passing_trouble(tmp_path, config):
     engine.dispose()
 
 
-def meaning_of(store):
-    with pytest.raises(Exception) as caught:
-        store.open()
-    return caught.value
-
-
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
