@@ -66,7 +66,7 @@ def start(code, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("again", range(3))
+@pytest.mark.parametrize("again", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long)])
 def test_runs_that_start_at_once_on_a_fresh_folder_are_all_in_mlflow(tmp_path, again):
     names = [f"r{number}" for number in range(4)]
     processes = [start(RUN, tmp_path, name) for name in names]
