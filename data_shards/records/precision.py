@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 _DECIMALS = 3  # data of more decimals than that are taken for measurements, whose last digits mean nothing
+_NOISE = 1e-10  # of float64 arithmetic, relative
 _NEAR = 1e-9  # of a multiple: 0.1 + 0.2 has one decimal
 
 
@@ -18,7 +19,7 @@ def lost(value_N: np.ndarray) -> str | None:
     """What rounding to float32 would take away; None if that is finer than the numbers' own resolution.
 
     The resolution of whole numbers is 1, of numbers with up to three decimals the last of them. Others are
-    measurements: then a thousandth of the range of their middle 80 % must survive.
+    measurements: then a thousandth of the range of their middle 80 % must survive (of all, if those are equal).
 
     Args:
         value_N: float64; NaN and infinities are passed over.
@@ -41,7 +42,10 @@ def lost(value_N: np.ndarray) -> str | None:
         return f"{what} up to {top:.10g} would move by up to {error:.3g}: that is where float32 has steps that large"
     low, high = np.quantile(value_N, [0.1, 0.9])
     spread = float(high - low)
-    if spread > 1e-10 * top and error > 1e-3 * spread:
+    if spread <= _NOISE * top:
+        spread = float(value_N.max() - value_N.min())
+    # Equal up to the noise of float64: nothing to tell apart, but the number itself
+    if error > 1e-3 * spread if spread > _NOISE * top else error > 0.5:
         return f"numbers near {top:.10g} that differ by {spread:.3g} would move by up to {error:.3g} in float32"
     return None
 
@@ -56,7 +60,10 @@ def lost_times(time_N: np.ndarray, resolution: float | None, gap: float) -> str 
     if not len(time_N):
         return None
     error = float(np.abs(time_N.astype(np.float32).astype(np.float64) - time_N).max())
-    finest = resolution / 2 if resolution is not None else gap / 4
+    # A hundred-thousandth of the usual distance is below any use, however finely the times are written
+    finest = max(resolution / 2, gap / 1e5) if resolution is not None and np.isfinite(gap) else gap / 4
+    if resolution is not None and not np.isfinite(gap):
+        finest = resolution / 2
     if error <= finest:
         return None
     top = float(np.abs(time_N).max())

@@ -30,7 +30,7 @@ def text_of(row: Row, field: str, where: str) -> str | None:
 
 def name_of(row: Row, field: str, where: str) -> str | None:
     """A text or whole number, as the name of something, e.g. of a picture. Raises ValueError."""
-    value = row.get(field)
+    value = _whole_number(row.get(field))
     if is_missing(value):
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
@@ -57,8 +57,8 @@ def key_of(row: Row, field: str, where: str) -> str:
 def labels_of(row: Row, field: str, where: str) -> list[str]:
     """Labels of one record, none if it is unlabelled; repeated ones are left in.
 
-    A label is a text, without spaces around it, or a whole number or truth value as JSON writes it: 1 and "1" are one
-    label, and true and "true". No label is also an empty list.
+    A label is a text, without spaces around it, or a whole number or truth value as JSON writes it: 1, 1.0 and "1" are
+    one label, and true and "true". No label is also an empty list.
 
     Raises:
         ValueError: a number with a decimal point, an object, a list in a list, or nothing in a list.
@@ -83,11 +83,17 @@ def is_missing(value: object) -> bool:
 def _label(value: object, field: str, where: str) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    value = _whole_number(value)
     if not isinstance(value, str | int):
         raise ValueError(
             f"{where}: field {field!r} holds a {kind_of(value)}, and a label is a text, a whole number or a truth value"
         )
     return _whole(str(value), field, where).strip()
+
+
+def _whole_number(value: object) -> object:
+    """1.0 as 1: pandas writes whole numbers so in a column where one is missing."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def _whole(text: str, field: str, where: str) -> str:

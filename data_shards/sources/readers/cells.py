@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ SCALES = {"nanoseconds": "ns", "microseconds": "us", "milliseconds": "ms", "seco
 _LONG = {"minutes": 60, "hours": 3600, "days": 86400}
 DATE_UNITS = (*SCALES, *_LONG)
 _BOOLEANS = {"true": 1.0, "True": 1.0, "TRUE": 1.0, "false": 0.0, "False": 0.0, "FALSE": 0.0}
-_DURATION = r"^(?:(?P<days>[+-]?\d+) days? )?(?P<sign>[+-]?)(?P<h>\d+):(?P<m>\d\d):(?P<s>\d\d(?:\.\d+)?)$"
+_SAY_DATE = 'say how dates are written: csv: {date: "%d.%m.%Y %H:%M"}'
+_DURATION = r"^(?:(?P<days>[+-]?\d+) days?,? )?(?P<sign>[+-]?)(?P<h>\d+):(?P<m>\d\d):(?P<s>\d\d(?:\.\d+)?)$"
 
 
 def type_of(kind: str) -> pa.DataType:
@@ -56,7 +58,8 @@ class Cells:
     Attributes:
         dialect: words for empty cells, decimal mark, form of dates. listed: column -> words that the mapping lists.
         swallowed: column -> cells that a word made empty. zoned: date column -> whether its dates have a zone.
-        durations: columns of type elapsed -> whether they hold durations (then in seconds).
+        durations: columns of type elapsed -> whether they hold durations (then in seconds). key: column that names the
+            record; it shows rows that a stray quote has swallowed.
     """
 
     dialect: Dialect = field(default_factory=Dialect)
@@ -64,6 +67,7 @@ class Cells:
     swallowed: Counter[str] = field(default_factory=Counter)
     zoned: dict[str, bool] = field(default_factory=dict)
     durations: dict[str, bool] = field(default_factory=dict)
+    key: str | None = None
 
     def convert(self, column: pa.Array, name: str, kind: str) -> pa.Array:
         """A piece of a column as `kind`; raises CellError."""
@@ -147,7 +151,8 @@ class Cells:
             )
         if column.null_count < len(column):
             self._same_zone(name, pa.types.is_timestamp(column.type) and column.type.tz is not None)
-        return column.cast(pa.timestamp("us"), safe=False)
+        fine = pa.types.is_timestamp(column.type) and column.type.unit == "ns"  # less than a microsecond is cut
+        return column.cast(pa.timestamp("us"), safe=not fine)
 
     def _counted_date(self, column: pa.Array, name: str, unit: str) -> pa.Array:
         """Numbers since 1970 in a unit."""
@@ -250,41 +255,43 @@ def _parse(cell: str | None) -> tuple[float | None, str | None]:
 
 def _parse_dates(text: pa.Array, form: str | None) -> pa.Array:
     """Timestamps with a zone or without; raises CellError."""
+    if form is not None:
+        return _formed_dates(text, form)
     try:
-        if form is not None:
-            return pc.strptime(text, format=form, unit="us", error_is_null=False)
+        # UTC and GMT are zones, and a blank may stand before one
+        text = pc.replace_substring_regex(text, r" ?(?:UTC|GMT)$", "Z")
+        text = pc.replace_substring_regex(text, r"(:\d\d(?:\.\d+)?) ([+-]\d)", r"\1\2")
         # pandas writes nanoseconds with nine digits, which Arrow does not read as microseconds
         text = pc.replace_substring_regex(text, r"(\.\d{6})\d+", r"\1")
         return text.cast(pa.timestamp("us"))
     except pa.ArrowInvalid as plain:
-        if form is None:
-            try:
-                return text.cast(pa.timestamp("us", "UTC"))
-            except pa.ArrowInvalid:
-                pass
-        raise _wrong_date(text, form) from plain
+        try:
+            return text.cast(pa.timestamp("us", "UTC"))
+        except pa.ArrowInvalid:
+            raise _wrong_date(text) from plain
 
 
-def _wrong_date(text: pa.Array, form: str | None) -> CellError:
-    """Which cell is none."""
-    zoned: list[bool] = []
+def _formed_dates(text: pa.Array, form: str) -> pa.Array:
+    """Dates of one form, each different cell once; no 31 February becomes another day."""
+    cells = text.dictionary_encode()
+    moments: list[datetime | None] = []
+    for cell in cells.dictionary.to_pylist():
+        try:
+            moments.append(datetime.strptime(cell, form))
+        except ValueError:
+            row = text.index(cell).as_py()
+            raise CellError(row, f"{cell!r} is not of the form {form}; {_SAY_DATE}") from None
+    zone = "UTC" if any(moment.tzinfo for moment in moments if moment) else None
+    return pa.array(moments, pa.timestamp("us", zone)).take(cells.indices)
+
+
+def _wrong_date(text: pa.Array) -> CellError:
+    """Which cell is none; or that some have a zone and some have not."""
     for row, cell in enumerate(text.to_pylist()):
-        one = pa.array([cell])
-        for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")) if form is None and cell is not None else ():
-            try:
-                one.cast(kind)
-                zoned.append(kind.tz is not None)
-                break
-            except pa.ArrowInvalid:
-                continue
-        else:
-            if cell is not None and (form is None or not _readable(one, form)):
-                wanted = f"of the form {form}" if form else "an ISO 8601 date (2031-05-30 14:05)"
-                return CellError(
-                    row, f'{cell!r} is not {wanted}; say how dates are written: csv: {{date: "%d.%m.%Y %H:%M"}}'
-                )
-        if len(set(zoned)) > 1:
-            break
+        if cell is not None and not any(
+            _readable(cell, kind) for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC"))
+        ):
+            return CellError(row, f"{cell!r} is not an ISO 8601 date (2031-05-30 14:05); {_SAY_DATE}")
     return CellError(
         None,
         "holds dates with a zone (Z or +01:00) and dates without one, whose distance nobody knows; give all of them a "
@@ -292,9 +299,9 @@ def _wrong_date(text: pa.Array, form: str | None) -> CellError:
     )
 
 
-def _readable(one: pa.Array, form: str) -> bool:
+def _readable(cell: str, kind: pa.DataType) -> bool:
     try:
-        pc.strptime(one, format=form, unit="us", error_is_null=False)
+        pa.array([cell]).cast(kind)
     except pa.ArrowInvalid:
         return False
     return True

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 # Words that stand for "no value" where a number, a date or a label is wanted, unless the mapping names others.
-EMPTY_WORDS = ("NA", "N/A", "n/a", "<NA>", "NaN", "nan", "NULL", "Null", "null", "None")
+EMPTY_WORDS = ("NA", "#N/A", "N/A", "n/a", "<NA>", "NaN", "nan", "NULL", "Null", "null", "None")
 
 
 class Dialect(BaseModel):
@@ -26,7 +26,9 @@ class Dialect(BaseModel):
     )
     quote: str | None = Field('"', description="character around cells; null: quotes are plain characters")
     escape: str | None = Field(
-        None, description='character before a quote inside a quoted cell, e.g. "\\\\"; default: quotes are doubled'
+        None,
+        description='character, e.g. "\\\\", that is taken away wherever it stands, and makes the next one an ordinary '
+        "one, as a quote in a quoted cell; default: none, quotes are doubled",
     )
     decimal: str = Field(".", description="decimal mark of numbers: . or ,")
     header: bool | tuple[str, ...] = Field(
@@ -39,7 +41,9 @@ class Dialect(BaseModel):
         "and labels only. Holds for Parquet and JSON lines as well",
     )
     date: str | None = Field(
-        None, description='how dates are written, e.g. "%d.%m.%Y %H:%M"; default ISO 8601, 2031-05-30 14:05[:00][Z]'
+        None,
+        description='how dates are written, in the terms of Python, e.g. "%d.%m.%Y %H:%M", %f for fractions, %z for a '
+        "zone; default ISO 8601, 2031-05-30 14:05[:00][Z]",
     )
     lines: int | None = Field(
         None,
@@ -71,6 +75,15 @@ class Dialect(BaseModel):
     def _a_mark(cls, given: str) -> str:
         if given not in (".", ","):
             raise ValueError(f"the decimal mark is . or , and not {given!r}")
+        return given
+
+    @field_validator("date")
+    @classmethod
+    def _zones_that_are_read(cls, given: str | None) -> str | None:
+        if given is not None and "%Z" in given:
+            raise ValueError(
+                "names of zones (%Z) say nothing that could be relied on; dates need a distance (%z) or none"
+            )
         return given
 
     @field_validator("encoding")

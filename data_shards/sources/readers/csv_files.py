@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,11 +24,14 @@ _BATCH_ROWS = 1 << 16
 _LONGEST_CELL = 1 << 28  # characters; `csv` stops at 131,072 by default
 
 
-def csv_batches(file: Path, wanted: Sequence[str], dialect: Dialect) -> Iterator[pa.RecordBatch]:
+def csv_batches(
+    file: Path, wanted: Sequence[str], dialect: Dialect, key: str | None = None
+) -> Iterator[pa.RecordBatch]:
     """The wanted columns of a file as text, row for row.
 
     Args:
-        wanted: names of columns, or their numbers from 1 where the file has no header.
+        wanted: names of columns, or their numbers from 1 where the file has no header. key: the column that names the
+            record: lines of a quoted cell are taken for rows if their keys look like that of the cell's own row.
 
     Raises:
         ValueError: not of this encoding, a quote that does not close or closes within a cell, a row that is wider or
@@ -37,7 +41,7 @@ def csv_batches(file: Path, wanted: Sequence[str], dialect: Dialect) -> Iterator
     try:
         # Arrow finds the compression (gz, bz2, zst, ...) by the file's name
         with pa.input_stream(str(file)) as stream:
-            yield from _Table(file, wanted, dialect, _Blocks(file, stream, dialect.encoding)).batches()
+            yield from _Table(file, wanted, dialect, _Blocks(file, stream, dialect.encoding), key).batches()
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
 
@@ -99,8 +103,8 @@ def count_lines(text: str) -> int:
 class _Table:
     """One file that is being read."""
 
-    def __init__(self, file: Path, wanted: Sequence[str], dialect: Dialect, blocks: _Blocks) -> None:
-        self.file, self.wanted, self.dialect, self.blocks = file, list(wanted), dialect, blocks
+    def __init__(self, file: Path, wanted: Sequence[str], dialect: Dialect, blocks: _Blocks, key: str | None) -> None:
+        self.key, self.file, self.wanted, self.dialect, self.blocks = key, file, list(wanted), dialect, blocks
         self.separator = dialect.cut_by(file.name)
         self.format, self.tidy = dialect.reader(file.name), dialect.tidy(file.name)
         self.names: list[str] = []
@@ -110,7 +114,7 @@ class _Table:
         while block := self.blocks.take():
             start = self.blocks.line - count_lines(block)
             if not self.names:
-                first, block, start = self._header(block)
+                first, block, start = self.header(block)
                 yield from [self._batch([first])] if first and self.dialect.header is not True else []
             if block and (self.dialect.plain(block) or (self.tidy and self.tidy.fullmatch(block))):
                 yield from self._fast(block, start)
@@ -119,7 +123,7 @@ class _Table:
         if not self.names:
             raise ValueError(f"{self.file} is empty: it has no header line")
 
-    def _header(self, block: str) -> tuple[list[str], str, int]:
+    def header(self, block: str) -> tuple[list[str], str, int]:
         """Learn the names of the columns; returns the first row, what follows it, and the lines above that."""
         rows = _Rows(block, self.blocks, self.blocks.line - count_lines(block), self.format, self.file)
         first, _ = next(iter(rows), ([], 0))
@@ -177,6 +181,8 @@ class _Table:
         """Rows of a block, and of what a quoted cell at its end needs of the next ones."""
         held: list[list[str]] = []
         for row, line in _Rows(block, self.blocks, start, self.format, self.file):
+            if len(row) == 1 and len(self.names) > 1 and not row[0].strip():
+                continue  # a line of blanks
             if len(row) != len(self.names):
                 raise ValueError(
                     f"{self.file}, line {line}: {len(row)} cells, and the header has {len(self.names)} (separator "
@@ -205,24 +211,30 @@ class _Table:
                         f"{self.file}, line {line}: the cell of column {self.names[place]!r} runs over {len(parts)} "
                         f"lines, csv.lines allows {self.dialect.lines}; is there a quote that never closes?"
                     )
-            elif len(parts) > 1 and self._swallowed(parts[1:], place):
+            elif len(parts) > 1 and self._swallowed(parts[1:], place, row):
                 raise ValueError(
                     f"{self.file}, line {line}: the quoted cell of column {self.names[place]!r} runs over {len(parts)} "
                     f"lines, and those look like rows of this table, e.g. {parts[1][:60]!r}: a stray quote has "
                     f"swallowed them; mend the quote, or say that it is right with csv: {{lines: {len(parts)}}} or more"
                 )
 
-    def _swallowed(self, lines: list[str], place: int) -> bool:
+    def _swallowed(self, lines: list[str], place: int, row: list[str]) -> bool:
         """Whether the further lines of a cell could all be rows; the last is one up to the cell's own column."""
         widths = [len(self.names)] * (len(lines) - 1) + [place + 1]
-        # One line of one cell, a word, tells nothing
-        return len(self.names) > 1 and max(widths) > 1 and all(map(self._like_a_row, lines, widths))
+        cells = [line.split(self.separator) for line in lines]
+        if [len(own) for own in cells] != widths or max(widths) == 1:
+            return False
+        if self.key not in self.names:
+            # Texts have blanks, and one behind each comma
+            return all(own[0] and not any(" " in own[0] or cell[:1] == " " for cell in own) for own in cells)
+        at = self.names.index(self.key)
+        keys = [own[at] for own in cells if at < len(own)]
+        return bool(keys) and all(_shape(key) == _shape(row[at]) for key in keys)
 
-    def _like_a_row(self, line: str, width: int) -> bool:
-        """As many cells as a row, the first without blanks, none after a blank (which follows a comma in a text)."""
-        cells = line.split(self.separator)
-        alone = bool(cells[0]) and not any(character.isspace() for character in cells[0])
-        return alone and len(cells) == width and not any(cell[:1].isspace() for cell in cells)
+
+def _shape(key: str) -> str:
+    """What keys of one kind have in common: s12 and s7 are a0, 2031-05-30 is 0-0-0."""
+    return re.sub(r"[A-Za-z]+", "a", re.sub(r"\d+", "0", key.strip()))
 
 
 class _Rows:
@@ -288,3 +300,17 @@ def missing_column(file: Path, name: str, there: Sequence[str], separator: str |
     other = [mark for mark in ";\t|," if len(there) == 1 and mark != separator and mark in there[0]]
     hint = f'; it looks as if the separator were {other[0]!r}: csv: {{separator: "{other[0]}"}}' if other else ""
     return f"{file} has no column {name!r}; it has {', '.join(map(repr, there))}{how}{hint}"
+
+
+def csv_names(file: Path, dialect: Dialect) -> list[str]:
+    """Names of all columns of a file. Raises ValueError as `csv_batches`."""
+    csv.field_size_limit(_LONGEST_CELL)
+    try:
+        with pa.input_stream(str(file)) as stream:
+            blocks = _Blocks(file, stream, dialect.encoding)
+            table = _Table(file, [], dialect, blocks, None)
+            while not table.names and (block := blocks.take()):
+                table.header(block)
+            return table.names
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error

@@ -14,8 +14,7 @@ import pyarrow.parquet
 
 from data_shards.paths import absolute_path
 from data_shards.sources.readers.cells import CellError, Cells, type_of
-from data_shards.sources.readers.csv_dialect import Dialect
-from data_shards.sources.readers.csv_files import csv_batches, missing_column
+from data_shards.sources.readers.csv_files import csv_batches, csv_names, missing_column
 from data_shards.sources.readers.strict_json import BOM, parse_object
 
 _CSV = tuple(f"{kind}{packed}" for kind in (".csv", ".tsv", ".txt") for packed in ("", ".gz", ".bz2", ".zst"))
@@ -41,7 +40,7 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
             )
         if not file.is_file():
             raise ValueError(f"file {file} does not exist")
-        if not file.name.endswith((*_CSV, *_PARQUET, *_JSON)):
+        if not file.name.lower().endswith((*_CSV, *_PARQUET, *_JSON)):
             raise ValueError(
                 f"file {file} is neither CSV (.csv, .tsv, .txt, also packed: .gz, .bz2, .zst) nor Parquet (.parquet) "
                 "nor JSON lines (.jsonl)"
@@ -63,7 +62,7 @@ def batches(file: Path, columns: Mapping[str, str], cells: Cells | None = None) 
     """
     cells = cells or Cells()
     row, parts = 0, _partitions(file)
-    for batch in _raw(file, list(columns), parts, cells.dialect):
+    for batch in _raw(file, list(columns), parts, cells):
         arrays = []
         for name, kind in columns.items():
             arrays.append(_convert(file, batch, name, kind, cells, row))
@@ -82,14 +81,19 @@ def _convert(file: Path, batch: pa.RecordBatch, name: str, kind: str, cells: Cel
         raise ValueError(f"{file}: column {name!r} ({kinds}) cannot be read as {kind}: {error}") from error
 
 
-def _raw(file: Path, names: list[str], parts: dict[str, str | None], dialect: Dialect) -> Iterator[pa.RecordBatch]:
+def _raw(file: Path, names: list[str], parts: dict[str, str | None], cells: Cells) -> Iterator[pa.RecordBatch]:
     """Columns as the file has them; those that only the path has are text."""
-    if file.name.endswith(_PARQUET):
+    name = file.name.lower()
+    if name.endswith(_PARQUET):
         yield from _parquet(file, names, parts)
-    elif file.name.endswith(_JSON):
-        yield from _with_parts(_json_lines(file, [n for n in names if n not in parts]), names, parts)
+    elif name.endswith(_JSON):
+        yield from _json_lines(file, names, parts)
     else:
-        yield from _with_parts(csv_batches(file, [n for n in names if n not in parts], dialect), names, parts)
+        if parts:
+            there = csv_names(file, cells.dialect)
+            parts = {column: value for column, value in parts.items() if column not in there}
+        own = [column for column in names if column not in parts]
+        yield from _with_parts(csv_batches(file, own, cells.dialect, cells.key), names, parts)
 
 
 def _partitions(file: Path) -> dict[str, str | None]:
@@ -127,14 +131,14 @@ def _parquet(file: Path, names: list[str], parts: dict[str, str | None]) -> Iter
         raise ValueError(f"{file} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
 
 
-def _json_lines(file: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
-    """Fields of one JSON object a line, as text, numbers, booleans or lists; a field that is absent is empty."""
+def _json_lines(file: Path, names: list[str], parts: dict[str, str | None]) -> Iterator[pa.RecordBatch]:
+    """Fields of a JSON object a line: text, numbers, booleans or lists; one that is absent is the path's, or empty."""
     try:
         with pa.input_stream(str(file)) as stream:
             lines = enumerate(io.BufferedReader(stream), 1)  # type: ignore[type-var,var-annotated]
             full = ((n, line.removeprefix(BOM) if n == 1 else line) for n, line in lines if line.strip())
-            found: set[str] = set()
-            while rows := [parse_object(line, f"{file}, line {n}") for n, line in islice(full, _BATCH_ROWS)]:
+            found = set(parts)
+            while rows := [parts | parse_object(line, f"{file}, line {n}") for n, line in islice(full, _BATCH_ROWS)]:
                 found |= {name for row in rows for name in row}
                 yield pa.record_batch([_json_column(file, rows, name) for name in names], names=names)
     except OSError as error:
@@ -145,20 +149,19 @@ def _json_lines(file: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
 
 
 def _json_column(file: Path, rows: list[dict[str, Any]], name: str) -> pa.Array:
-    """Numbers as numbers if all are, else everything as text; lists as lists."""
+    """Numbers as numbers if all are of one type, else everything as text; lists as lists."""
     values = [row.get(name) for row in rows]
     kinds = {type(value) for value in values if value is not None}
     if dict in kinds or (list in kinds and len(kinds) > 1):
         raise ValueError(
             f"{file}: field {name!r} holds {' and '.join(sorted(k.__name__ for k in kinds))}; use one kind"
         )
-    if kinds == {str} or kinds == {bool} or kinds == {int}:
+    if len(kinds) == 1 and kinds != {list}:
         return _array(file, name, values)
-    if kinds and kinds <= {int, float}:
-        return _array(file, name, [None if value is None else float(value) for value in values])
     if kinds == {list}:
         return _array(file, name, values, pa.list_(pa.float64()))
-    return pa.array([None if value is None else str(value) for value in values], pa.string())
+    texts = [None if value is None or value != value else str(value) for value in values]
+    return _array(file, name, texts, pa.string())
 
 
 def _array(file: Path, name: str, values: list[Any], kind: pa.DataType | None = None) -> pa.Array:

@@ -85,6 +85,8 @@ class Split(Section):
     def _one_way(self) -> Split:
         if bool(self.shares) == bool(self.columns):
             raise ValueError("give either shares (part: share) or columns (split: column)")
+        if any(not 0 <= share <= 1 for share in self.shares.values()):
+            raise ValueError("each of the shares lies between 0 and 1")
         if self.shares and abs(sum(self.shares.values()) - 1) > 1e-6:
             raise ValueError(f"shares add up to {sum(self.shares.values()):g}, not to 1")
         if self.file is not None and self.key is None:
@@ -237,6 +239,14 @@ class Task(Section):
     rounding: Rounding = Field("error", description=f"of a regression target: {_ABOUT_ROUNDING}")
     unit: str = Field("", description="unit of a regression target")
     description: str = Field("", description="for people")
+
+    @model_validator(mode="after")
+    def _classes_differ(self) -> Task:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes names one twice: {', '.join(self.classes)}")
+        if self.kind == "multiclass" and not self.classes:
+            raise ValueError("a multiclass task lists its classes: the cells there are, in order")
+        return self
 
     @model_validator(mode="after")
     def _columns_fit(self) -> Task:

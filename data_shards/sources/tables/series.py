@@ -135,10 +135,13 @@ def _narrow_times(
     narrow_O = time_O.astype(np.float32)
     problem = lost_times(time_O, step, _usual_gap(time_O, record_O))
     if problem and spec.rounding == "error":
+        away = (
+            "give origin, a column of the records' file with each record's time 0 (and date_unit if these are Unix "
+            "times), or subtract the record's first time"
+        )
         raise ValueError(
-            f"{rows.file}, column {spec.time!r} ({spec.time_unit}): {problem}; give origin, a column of the records' "
-            "file with each record's time 0 (and date_unit if these are Unix times), or subtract the record's first "
-            "time, or accept it with rounding: allow"
+            f"{rows.file}, column {spec.time!r} ({spec.time_unit}): {problem}; "
+            f"{away if spec.origin is None else 'give an origin that is nearer'}, or accept it with rounding: allow"
         )
     if problem:
         notes["times_rounded"] += int((narrow_O != time_O).sum())

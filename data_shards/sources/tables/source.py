@@ -22,6 +22,7 @@ from data_shards.paths import absolute_path
 from data_shards.records.record import Record, Series, escape_key
 from data_shards.sources.base import Source, SourceOptions
 from data_shards.sources.readers.cells import Cells
+from data_shards.sources.readers.csv_dialect import EMPTY_WORDS
 from data_shards.sources.readers.spill import Spill, spill
 from data_shards.sources.readers.table_files import batches, find_files
 from data_shards.sources.tables.columns import Place, listed_words, wanted_columns
@@ -133,10 +134,16 @@ class Tables(Source):
                 raise self.parts.missing(key)
             if groups[number] is None:
                 notes["records_without_group"] += 1
+            notes.update(self._like_empty(groups[number], parts))
             for split in self.mapping.split.columns.keys() - parts.keys():
                 notes[f"records_without_part.{split}"] += 1
             own_key = escape_key(key) if self.mapping.records.keys == "escape" else key
             yield Record(own_key, values, labels, parts, group=groups[number] or key)
+
+    def _like_empty(self, group: str | None, parts: dict[str, str]) -> list[str]:
+        """What to count of names that are taken as they stand, and in other tables mean an empty cell."""
+        found = ["groups_called_like_empty"] if self.mapping.records.group and group in EMPTY_WORDS else []
+        return found + [f"parts_called_like_empty.{split}" for split, part in parts.items() if part in EMPTY_WORDS]
 
     def _find_windows(self) -> None:
         """The longest time seen as the horizon of each series whose mapping names none; the schema is whole then."""
@@ -174,7 +181,7 @@ class Tables(Source):
 
     def _cells(self, place: Place) -> Cells:
         """How cells of a table are read."""
-        return Cells(self.mapping.dialect(place[0]), listed_words(self.mapping, place[0]))
+        return Cells(self.mapping.dialect(place[0]), listed_words(self.mapping, place[0]), key=place[1])
 
     def report(self, notes: Counter[str]) -> dict[str, Any]:
         """Options, what was counted, and which files were read."""

@@ -48,7 +48,7 @@ class Parts:
     def _table(self) -> dict[str, dict[str, str | None]]:
         """Record or group -> split -> cell."""
         file, key, columns = str(self.split.file), str(self.split.key), self.split.columns
-        cells = Cells(self.mapping.dialect(file), listed_words(self.mapping, file))
+        cells = Cells(self.mapping.dialect(file), listed_words(self.mapping, file), key=key)
         rows: dict[str, dict[str, str | None]] = {}
         for path in find_files(self.folder, file):
             table = read_small(path, {key: "text", **dict.fromkeys(columns.values(), "text")}, cells)

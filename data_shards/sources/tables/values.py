@@ -21,7 +21,8 @@ from data_shards.sources.tables.mapping import ImageTable, Task, TextTable, Vect
 from data_shards.sources.tables.rows import Rows
 
 Value = Series | np.ndarray | str
-TRUE, FALSE = ("1", "true", "True", "TRUE", "yes"), ("0", "false", "False", "FALSE", "no")
+TRUE = ("1", "true", "True", "TRUE", "yes", "Yes", "YES")
+FALSE = ("0", "false", "False", "FALSE", "no", "No", "NO")
 
 
 def vectors(rows: Rows, spec: VectorTable, folder: Path, notes: Counter[str]) -> dict[int, Value]:
@@ -165,6 +166,6 @@ def _spelled(cell: str | None, classes: dict[str, int]) -> str | None:
         return cell
     if cell.endswith(".0") and cell[:-2] in classes:
         return cell[:-2]
-    if cell in ("True", "False") and cell.lower() in classes:
-        return cell.lower()
+    if cell.lower() in ("true", "false"):
+        return next((name for name in classes if name.lower() == cell.lower()), cell)
     return cell

@@ -63,7 +63,7 @@ def test_an_absent_label_is_no_label_and_none_at_all_is_refused(tmp_path: Path) 
 
 
 def test_labels_are_texts_whole_numbers_and_truth_values(tmp_path: Path) -> None:
-    made = source(tmp_path / "f", [line(1), line("1"), line(True), line("true"), line(False), line(" b "), line(["b"])])
+    made = source(tmp_path / "f", [line(1), line(1.0), line(True), line("true"), line(False), line(" b "), line(["b"])])
     records, notes = read(made)
     assert classes(made) == ("1", "b", "false", "true")
     assert [records[f"train-{n:07d}"].targets["label"] for n in range(7)] == [0, 0, 3, 3, 2, 1, 1]
@@ -198,7 +198,7 @@ def test_own_ids_are_keys(tmp_path: Path) -> None:
     for wrong, sentence in (
         ("a.b", r"line 2: 'id' is 'a.b', and a key is 1 to 90 letters, digits, '_' or '-'"),
         (None, r"line 2 has no 'id', which is to be its key"),
-        (1.0, r"line 2: field 'id' is a number with a decimal point"),
+        (1.5, r"line 2: field 'id' is a number with a decimal point"),
         ("7", r"line 2 has the id '7', which .*train.jsonl, line 1 has already: ids must be unique in all parts"),
     ):
         with pytest.raises(ValueError, match=sentence):

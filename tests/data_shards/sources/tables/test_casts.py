@@ -76,6 +76,9 @@ def test_times_that_are_written_finely_and_lie_far_apart_are_kept(tmp_path: Path
         ([1e9 + 0.123456789 * n for n in range(20)], None),
         ([36.6 + 1e-15 * n for n in range(20)], [36.6] * 20),
         ([1e39], None),
+        ([1600000031.7654321], None),
+        ([1600000000.123456] * 18 + [1600000031.7654321], None),
+        ([1600000000.0] * 18 + [1600000000.0], [1600000000.0] * 19),
     ],
 )  # fmt: skip
 def test_numbers_that_float32_cannot_tell_apart_are_refused(tmp_path: Path, column: list, right: list | None) -> None:
@@ -199,6 +202,43 @@ def test_forms_of_dates(tmp_path: Path) -> None:
         read(tmp_path, mapping, r_csv=stays, e_csv="id,t,v\na,03.04.2150,1\n")
 
 
+@pytest.mark.parametrize("cell", ["31.02.2021 00:00", "28.02.2021 24:00", "28.02.2021 00:60"])
+def test_dates_that_do_not_exist_are_refused(tmp_path: Path, cell: str) -> None:
+    mapping = {**series(origin="adm", horizon=480), "csv": {"date": "%d.%m.%Y %H:%M"}}
+    with pytest.raises(ValueError, match=rf"e\.csv, row 1: column 't': '{cell}' is not of the form %d"):
+        read(tmp_path, mapping, r_csv="id,adm\na,28.02.2021 00:00\n", e_csv=f"id,t,v\na,{cell},1\n")
+
+
+def test_zones_and_fractions_of_dates_that_are_said(tmp_path: Path) -> None:
+    mapping = series(origin="adm", horizon=48)
+    stays, table = "id,adm\na,2021-01-01 00:00:00.0 +0000\n", "id,t,v\na,2021-01-01 01:30:00.25 -0500\n"
+    said = {**mapping, "csv": {"date": "%Y-%m-%d %H:%M:%S.%f %z"}}
+    records, _ = read(tmp_path, said, r_csv=stays, e_csv=table.replace("-0500\n", "-0500,1\n"))
+    assert events(records["a"]) == [(pytest.approx(6.5 + 0.25 / 3600, abs=1e-6), 0, 1.0)]
+    with pytest.raises(ValueError, match=r"csv.date: names of zones"):
+        read(tmp_path, {**mapping, "csv": {"date": "%Y-%m-%d %H:%M:%S %Z"}})
+    table = "id,t,v\na,2021-01-01 05:00:00 UTC,1\na,2021-01-01 07:00:00 +01:00,2\na,2021-01-01T07:00:00 GMT,3\n"
+    records, _ = read(tmp_path, mapping, r_csv="id,adm\na,2021-01-01T00:00:00Z\n", e_csv=table)
+    assert events(records["a"]) == [(5.0, 0, 1.0), (6.0, 0, 2.0), (7.0, 0, 3.0)]
+
+
+def test_times_of_a_long_follow_up_are_kept(tmp_path: Path) -> None:
+    """Visits weeks apart, written to the second: float32 moves them by a second, which is below any use."""
+    table = "id,t,v\n" + "".join(f"a,{datetime(2021, 1, 1, 8, 30, 17) + timedelta(days=37 * n)},1\n" for n in range(12))
+    mapping = series(origin="adm", horizon=500, time_unit="days")
+    records, _ = read(tmp_path, mapping, r_csv="id,adm\na,2021-01-01 00:00:00\n", e_csv=table)
+    assert [time for time, _, _ in events(records["a"])] == [
+        float(np.float32(37 * n + (8 * 3600 + 30 * 60 + 17) / 86400)) for n in range(12)
+    ]
+
+
+def test_moments_beyond_any_calendar_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "r.parquet", id=["a"], adm=pa.array([0], pa.timestamp("s")))
+    write(tmp_path, "e.parquet", id=["a"], t=pa.array([18446744073709 + 18000], pa.timestamp("s")), v=[1.0])
+    with pytest.raises(ValueError, match=r"column 't' .*cannot be read as date"):
+        read(tmp_path, dated())
+
+
 def test_durations_are_times(tmp_path: Path) -> None:
     mapping = series(file="e.parquet", time_unit="hours")
     spans = [timedelta(hours=1), timedelta(minutes=90), timedelta(0)]
@@ -211,6 +251,8 @@ def test_durations_are_times(tmp_path: Path) -> None:
     assert events(records["a"]) == [(0.0, 0, 3.0), (1.0, 0, 1.0), (1.5, 0, 2.0)]
     with pytest.raises(ValueError, match=r"2 observations of a unit are outside 0 to 10 hours, the first at -1"):
         read(tmp_path, series(), e_csv="id,t,v\na,-1 days +23:00:00,1\na,-00:30:00,2\n")
+    records, _ = read(tmp_path, series(horizon=48), e_csv=f'id,t,v\na,"{timedelta(days=1, hours=5)}",1\n')
+    assert events(records["a"]) == [(29.0, 0, 1.0)]
     with pytest.raises(ValueError, match=r"holds durations; their time_unit 'visits' must be one of seconds"):
         read(tmp_path, series(time_unit="visits"), e_csv=written)
     with pytest.raises(ValueError, match=r"column 't' holds dates .*origin"):

@@ -62,6 +62,51 @@ def test_cells_over_lines_are_read_where_they_are_texts(tmp_path: Path) -> None:
     assert list(records) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        'time,id,t\n2020-01-01 00:00,s1,"bad\n2020-01-01 01:00,s2,foo\n2020-01-01 02:00,s3,5"\n',
+        'id,t\ns1,"bad\ns2, foo\ns3,5"\n',
+        'c,id,t\n,s1,"bad\n,s2,foo\n,s3,5"\n',
+        't,id\n"bad,s1\nfoo,s2\n5"\n,s3\n',
+    ],
+)  # fmt: skip
+def test_swallowed_rows_are_known_by_their_keys(tmp_path: Path, table: str) -> None:
+    mapping = rows(modalities={"n": {"kind": "text", "file": "n.csv", "column": "t"}})
+    with pytest.raises(ValueError, match=r"n\.csv, line 2: .*(look like rows|cells, and the header)"):
+        read(tmp_path, mapping, r_csv="id\ns1\ns2\ns3\n", n_csv=table)
+
+
+@pytest.mark.parametrize("text", ["Meds:\naspirin,heparin", "Vitals\nHR,80\nRR,14", "a\nb", "Seen today.\nSigned"])
+@pytest.mark.parametrize("order", [("id", "t"), ("t", "id")])
+def test_notes_of_many_lines_are_notes(tmp_path: Path, text: str, order: tuple[str, str]) -> None:
+    cells = {"id": "s1", "t": f'"{text}"'}
+    table = ",".join(order) + "\n" + ",".join(cells[name] for name in order) + "\n"
+    records, _ = read(tmp_path, rows(modalities={"n": {"kind": "text", "column": "t"}}), r_csv=table)
+    assert records["s1"].values["n"] == text
+
+
+def test_lines_of_blanks_and_names_in_capitals(tmp_path: Path) -> None:
+    mapping = rows()
+    mapping["records"]["file"] = "R.CSV"
+    (tmp_path / "R.CSV").write_text("id,age\na,1\n   \nb,2\n")
+    records, _ = read(tmp_path, mapping)
+    assert list(records) == ["a", "b"]
+
+
+def test_an_escape_character_is_taken_away_wherever_it_stands(tmp_path: Path) -> None:
+    """As pandas reads it: what begins with it stands for itself."""
+    table = 'id,age,t\na,1,"C:\\\\new said ""x"" and \\"y\\""\n'
+    records, _ = read(tmp_path, notes(csv={"escape": "\\"}), r_csv=table)
+    import pandas as pd
+
+    assert (
+        records["a"].values["n"]
+        == pd.read_csv(io.StringIO(table), escapechar="\\")["t"][0]
+        == 'C:\\new said "x" and "y"'
+    )
+
+
 def test_a_text_in_the_first_column_may_end_with_a_word(tmp_path: Path) -> None:
     mapping = rows(modalities={"n": {"kind": "text", "column": "t"}})
     records, _ = read(tmp_path, mapping, r_csv='t,id\n"See you.\nBob",a\n"One\ntwo\n\nBob",b\n')

@@ -42,6 +42,26 @@ def test_columns_that_only_the_path_has(tmp_path: Path) -> None:
     assert records["r2"].targets["y"] == 1.0, "the file's own column comes before the path's"
 
 
+def test_a_column_of_a_file_comes_before_a_folder_of_that_name(tmp_path: Path) -> None:
+    mapping = rows()
+    for kind, table in (("csv", "id,age\ns1,1\ns2,2\n"), ("jsonl", '{"id": "s1", "age": 1}\n{"id": "s2", "age": 2}\n')):
+        place = tmp_path / "age=5"
+        place.mkdir(exist_ok=True)
+        (place / f"r.{kind}").write_text(table)
+        mapping["records"]["file"] = f"age=5/r.{kind}"
+        records, _ = read(tmp_path, mapping)
+        assert [np.asarray(r.values["age"]).tolist() for r in records.values()] == [[1.0], [2.0]]
+
+
+def test_large_integers_keep_every_digit_as_text(tmp_path: Path) -> None:
+    mapping = rows()
+    mapping["records"] = {"file": "r.jsonl", "key": "id", "group": "g"}
+    table = lines({"id": "a", "age": 1, "g": 9007199254740993}, {"id": "b", "age": 2.5, "g": 2.0})
+    records, _ = read(tmp_path, mapping, r_jsonl=table)
+    assert [r.group for r in records.values()] == ["9007199254740993", "2.0"]
+    assert [np.asarray(r.values["age"]).tolist() for r in records.values()] == [[1.0], [2.5]]
+
+
 def partitioned_mapping() -> dict:
     mapping = rows(tasks=LABEL)
     mapping["records"] = {"file": "rows/**/*.parquet", "key": "id", "group": "site"}

@@ -77,7 +77,12 @@ def test_keys_groups_parts_and_texts_are_what_they_say(lay, word: str) -> None:
     one = records[word]
     assert (one.group, one.splits, one.values) == (word, {"default": word}, {"n": word})
     assert (records["a"].group, records["a"].values) == ("a", {}) and records["b"].splits == {}
-    assert notes == {"records_without_group": 1, "records_without_part.default": 1}
+    assert notes == {
+        "records_without_group": 1,
+        "records_without_part.default": 1,
+        "groups_called_like_empty": 2,
+        "parts_called_like_empty.default": 1,
+    }
 
 
 def test_words_for_empty_can_be_said_and_then_hold_everywhere_but_where_they_are_listed(lay) -> None:
@@ -118,7 +123,8 @@ def test_yaml_reads_the_key_null_as_nothing_and_it_is_understood(tmp_path: Path)
         (["no", "yes"], ("no", "yes")),
         (["survived", "died"], ("0", "1")),
         (["survived", "died"], ("survived", "died")),
-        (["survived", "died"], ("no", "TRUE")),
+        (["survived", "died"], ("No", "TRUE")),
+        (["false", "true"], ("FALSE", "True")),
         (["died", "0"], ("died", "0")),
         ([], ("0.0", "1")),
     ],
@@ -134,6 +140,24 @@ def test_what_the_given_classes_do_not_list_is_refused(lay, cell: str) -> None:
     task = {"kind": "binary", "column": "y", "classes": ["yes", "no"]}
     with pytest.raises(ValueError, match=f"label '{cell}' of column 'y', record 'B', is none of yes, no"):
         lay(rows(tasks={"y": task}), r=f"id,age,y\nA,1,yes\nB,2,{cell}\n")
+
+
+@pytest.mark.parametrize(
+    ("task", "sentence"),
+    [
+        ({"kind": "binary", "classes": ["a", "a"]}, "classes names one twice: a, a"),
+        ({"kind": "multiclass", "classes": ["a", "a", "b"]}, "classes names one twice: a, a, b"),
+        ({"kind": "multiclass"}, "a multiclass task lists its classes"),
+    ],
+)  # fmt: skip
+def test_classes_that_cannot_be_are_refused(lay, task: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"tasks.y: {sentence}"):
+        lay(rows(tasks={"y": {"column": "y", **task}}), r="id,age,y\nA,1,a\n")
+
+
+def test_shares_are_shares(lay) -> None:
+    with pytest.raises(ValueError, match="split: each of the shares lies between 0 and 1"):
+        lay(rows(split={"shares": {"train": 1.5, "val": -0.5}}), r="id,age\nA,1\n")
 
 
 def test_labels_of_unknown_records_are_refused_unless_said(lay) -> None:
