@@ -28,7 +28,7 @@ from trainer.config.run_config import RunConfig
 from trainer.jobs.origin import lineage, log_origin, model_size
 from trainer.models.job_type import job_type
 from trainer.models.mope.prompts.frozen_backbone import backbone_of, check_backbone
-from trainer.run_folder import stored_run_id
+from trainer.run_folder import RESULT, remove, stored_run_id
 from trainer.session import Session, build_session
 from trainer.tracking.create import create_tracker
 from trainer.tracking.tracker import FINISH_SECONDS, Tracker
@@ -96,6 +96,10 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
         session.guard,
     )
     _prepare(session)
+    if context.rank == 0:
+        # Of an earlier end of this run: from here on it has none until it ends again
+        session.guard.check()
+        remove(config.run_dir, RESULT)
     loop = TrainingLoop(session, tracker, writer, describe_run(session, tracker.run_id), progress, size)
     progress = loop.run()
     result: dict[str, Any] = {
@@ -153,13 +157,25 @@ def _restore(session: Session) -> Checkpoint | None:
 
 
 def _belongs(session: Session, checkpoint: Checkpoint) -> None:
-    """Raises ForeignCheckpointError, ValueError: the run was trained on other data, or on another backbone."""
+    """Raises ForeignCheckpointError, ValueError: the run was trained on other data, split or backbone."""
     check_backbone(checkpoint.path, checkpoint.meta.get("backbone"), session.engine.module)
     if checkpoint.meta["data_digest"] != session.manifest.digest:
         raise ForeignCheckpointError(
             f"run {session.config.name} was trained on data with digest {checkpoint.meta['data_digest'][:12]}, and "
             f"{session.manifest.url} has {session.manifest.digest[:12]}: the data changed; give the run another name"
         )
+    before, now = _splits(checkpoint.meta["config"]["data"]), _splits(session.config.data.model_dump())
+    if before != now:
+        raise ForeignCheckpointError(
+            f"run {session.config.name} was trained on split {', '.join(before.values())} and is to go on with "
+            f"{', '.join(now.values())}, which would test it on records that it has learned; give the run another name"
+        )
+
+
+def _splits(data: dict[str, Any]) -> dict[str, str]:
+    """Data set (of a mixture) -> the split that is used, of a recipe's section `data`."""
+    mixture = data.get("mixture") or {}
+    return {name: entry["split"] for name, entry in mixture.items()} or {"": data["split"]}
 
 
 def _load_best(session: Session, progress: Progress) -> Checkpoint:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.finished_run import newest_checkpoint
-from data_shards import StepLoader, open_manifest
+from data_shards import Record, StepLoader, open_manifest, pack
 from data_shards.shards.reader import read_index
 from tests.object_store import local_s3
 from tests.ranks import run_ranks
-from tests.trainer.tiny import config, packed
+from tests.trainer.tiny import Tiny, config, packed
 from trainer.checkpoints.evaluation_recipe import evaluation_config
 from trainer.checkpoints.find import committed_paths, open_checkpoint
 from trainer.checkpoints.listing import list_checkpoints
@@ -25,6 +28,7 @@ from trainer.config.run_config import RunConfig
 from trainer.inference.export import export_model, load_model
 from trainer.jobs.job import run
 from trainer.metrics.scores import task_metrics
+from trainer.run_folder import stored_result
 from trainer.worker.start_clock import StartClock
 
 STEADY = {"model__dropout": 0.0, "model__moe__noise": 0.0, "training__epochs": 3}
@@ -182,6 +186,39 @@ def test_a_checkpoint_of_another_model_or_other_data_is_refused(data: str, tmp_p
     wider = config(data, tmp_path, model__dim=24)
     with pytest.raises(AssertionError, match=r"does not fit this model: parameter .* use the recipe"):
         job(1, wider)
+
+
+class TwoSplits(Tiny):
+    """Tiny, with a second split whose parts are others."""
+
+    def read(self, unit: Any, notes: Counter[str]) -> Iterator[Record]:
+        for record in super().read(unit, notes):
+            part = {"train": "test", "val": "train", "test": "val"}[record.splits["default"]]
+            yield replace(record, splits={**record.splits, "other": part})
+
+
+def test_a_run_does_not_go_on_with_another_split(tmp_path: Path) -> None:
+    """It would be tested on what it has learned."""
+    pack(TwoSplits(TwoSplits.Options()), str(tmp_path / "two"))
+    job(1, config(str(tmp_path / "two"), tmp_path), stop_at=2)
+    with pytest.raises(
+        AssertionError, match="was trained on split default and is to go on with other, which would test"
+    ):
+        job(1, config(str(tmp_path / "two"), tmp_path, data__split="other"))
+    assert job(1, config(str(tmp_path / "two"), tmp_path), stop_at=1)["step"] == 3
+
+
+def test_a_run_that_goes_on_has_no_result_until_it_ends_again(data: str, tmp_path: Path) -> None:
+    run_config = config(data, tmp_path, training__epochs=1)
+    job(1, run_config)
+    before = stored_result(run_config.run_dir)
+    assert before is not None and before["status"] == "finished"
+    longer = config(data, tmp_path, training__epochs=40, training__max_steps=before["step"] + 2, optim__lr=float("inf"))
+    with pytest.raises(AssertionError):
+        job(1, longer)
+    assert stored_result(run_config.run_dir) is None
+    job(1, run_config)
+    assert stored_result(run_config.run_dir) is not None
 
 
 def test_what_is_kept(data: str, tmp_path: Path) -> None:
