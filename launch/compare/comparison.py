@@ -16,7 +16,7 @@ from data_shards import TaskSpec
 from launch.compare.bootstrap import Array, draw_weights, mean_over_seeds, task_measures
 from launch.compare.pairs import Pair, all_pairs, finding
 from launch.compare.tested import Kept, all_comparable, kept_of, why_not_notes
-from launch.compare.variants import Variant, differing_params, group, seed_of
+from launch.compare.variants import Variant, continued_notes, differing_params, group, seed_of
 from trainer.metrics.main_metric import larger_is_better, primary_metric
 from trainer.tracking.history import TrackedRun
 
@@ -71,6 +71,7 @@ def compare(runs: Sequence[TrackedRun], metric: str | None = None) -> Comparison
     chosen = _chosen(sorted(shared), metric)
     kept = {run.id: kept_of(run) for run in measured}
     variants = group(measured)
+    notes += _unfinished(measured, chosen) + continued_notes(measured)
     notes += _resample(variants, kept, chosen) + _twice(variants)
     comparable = all_comparable(measured, kept, chosen)
     if comparable:
@@ -104,6 +105,15 @@ def _not_shared(runs: Sequence[TrackedRun], shared: set[str]) -> list[str]:
         return []
     told = ", ".join(f"{name} (not in {run})" for name, run in without.items())
     return [f"Left out, as not every run has a number for them: {told}."]
+
+
+def _unfinished(runs: Sequence[TrackedRun], metric: str) -> list[str]:
+    """Runs that go on, or ended otherwise, after they had been tested."""
+    return [
+        f"Run {run.name} ({run.status}) has not finished: its figures are of step {run.history(metric)[-1][0]}."
+        for run in runs
+        if run.status != "FINISHED"
+    ]
 
 
 def _twice(variants: Sequence[Variant]) -> list[str]:

@@ -62,7 +62,7 @@ def why_not(first: TrackedRun, second: TrackedRun, kept: dict[str, Kept | None],
         return "on different data sets"
     if first.params.get("data.split") != second.params.get("data.split"):
         return "on different splits of the data"
-    if metric.endswith("/loss") and any(first.params.get(key) != second.params.get(key) for key in OF_THE_LOSS):
+    if metric.endswith("/loss") and _of_the_loss(first) != _of_the_loss(second):
         return "by losses that are weighted differently"
     one, two = kept[first.id], kept[second.id]
     if one is None or two is None:
@@ -73,6 +73,10 @@ def why_not(first: TrackedRun, second: TrackedRun, kept: dict[str, Kept | None],
     if one.numbers != two.numbers:
         return "on different sets of records"
     return None if one.labels(metric) == two.labels(metric) else "on different labels"
+
+
+def _of_the_loss(run: TrackedRun) -> dict[str, str]:
+    return {key: value for key, value in run.params.items() if key.startswith(OF_THE_LOSS)}
 
 
 def all_comparable(runs: Sequence[TrackedRun], kept: dict[str, Kept | None], metric: str) -> bool:

@@ -49,6 +49,22 @@ def differing_params(runs: Sequence[TrackedRun], seeds: bool = True) -> dict[str
     return {key: row for key, row in rows.items() if len(set(row)) > 1 and (seeds or key not in SEEDS)}
 
 
+def continued_notes(runs: Sequence[TrackedRun]) -> list[str]:
+    """A sentence for each run that was continued with other values of what matters."""
+    notes = []
+    for run in runs:
+        keys = sorted(key for key in run.first_params if not key.startswith(IGNORED))
+        if keys:
+            told = ", ".join(f"{key} {_path(run.first_params[key], run.params[key])}" for key in keys)
+            notes.append(f"Run {run.name} was continued with other values, of which the last count: {told}.")
+    return notes
+
+
+def _path(first: str, last: str) -> str:
+    by = "" if first != last else "other values -> "
+    return f"{_brief(first)} -> {by}{_brief(last)}"
+
+
 def group(runs: Sequence[TrackedRun]) -> list[Variant]:
     """Runs by the parameters that differ between them, seeds aside."""
     differing = differing_params(runs, seeds=False)

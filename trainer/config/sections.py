@@ -7,6 +7,7 @@ sections of the data and of the parallel layout live beside what they configure 
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -163,7 +164,9 @@ class TrainingConfig(Section):
         description="optimiser steps between progress lines and logged metrics, beside the first and last step",
     )
     tasks: list[str] | None = Field(None, description="tasks of the data's schema to train on; null = all")
-    task_weights: dict[str, float] = Field(default_factory=dict, description="weight of a task's loss; default 1")
+    task_weights: dict[str, float] = Field(
+        default_factory=dict, description="weight of a task's loss, 0 = nothing is learned of it; default 1"
+    )
     class_weighting: Literal["none", "balanced"] = Field(
         "none", description="balanced: classes weigh inversely to their frequency in the training part"
     )
@@ -190,6 +193,21 @@ class TrainingConfig(Section):
     )
     early_stopping: EarlyStoppingConfig = Field(default_factory=EarlyStoppingConfig, description="early stopping")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="checkpoints")
+
+    @field_validator("task_weights")
+    @classmethod
+    def _towards_the_labels(cls, weights: dict[str, float]) -> dict[str, float]:
+        for task, weight in weights.items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(
+                    f"training.task_weights.{task}={weight} trains away from the labels or to no number: "
+                    "a weight is finite and at least 0"
+                )
+        return weights
+
+    def task_weight(self, task: str) -> float:
+        """Of a task's loss in the whole one."""
+        return self.task_weights.get(task, 1.0)
 
 
 class EvaluationConfig(Section):

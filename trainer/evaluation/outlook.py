@@ -92,7 +92,7 @@ def _part(
     names = {name for key, task in asked.items() for name in _names(session, before.part, task, labels.values[key])}
     marked = None if mask is None else bool(before.marked) or mask in labels.present
     names |= {f"{before.part}/{measure}" for measure in _measures(session) if marked}
-    if labelled or marked:
+    if marked or any(session.config.training.task_weight(name) for name in labelled):
         names.add(f"{before.part}/loss")
     return Outlook(
         before.part,

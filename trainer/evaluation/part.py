@@ -94,7 +94,7 @@ def evaluate_part(session: Session, part: str, drop: list[str] | None = None) ->
 def part_results(session: Session, part: str, predictions: Predictions) -> dict[str, float]:
     """Metrics, loss, and records read and skipped, of a part's predictions, keyed `part/...`.
 
-    What nothing is labelled for has no figure: without any label there is no loss.
+    What nothing is labelled for has no figure: without a label of a task that has a weight there is no loss.
     """
     metrics = part_metrics(part, session.tasks, predictions)
     measured = {name: value_B[~value_B.isnan()] for name, value_B in predictions.measures.items()}
@@ -109,12 +109,11 @@ def part_results(session: Session, part: str, predictions: Predictions) -> dict[
 
 
 def _losses(session: Session, predictions: Predictions) -> list[float]:
-    """Mean loss of each task that has a label, weighted as in training."""
+    """Mean loss of each task that has a label and a weight, weighted as in training."""
     found = []
     for task in session.tasks:
         loss, target_Bt = session.losses[task.name], predictions.targets[task.name].to(session.device)
-        count = loss.labelled(target_Bt).sum()
-        if int(count):
-            weight = session.config.training.task_weights.get(task.name, 1.0)
+        count, weight = loss.labelled(target_Bt).sum(), session.config.training.task_weight(task.name)
+        if int(count) and weight:
             found.append(weight * float(loss(predictions.logits[task.name].to(session.device), target_Bt) / count))
     return found

@@ -18,6 +18,7 @@ import fsspec
 from data_shards.paths import absolute_url
 from trainer.config.paths import database_file
 from trainer.run_folder import METRICS, RESULT, read_json, stored_run
+from trainer.tracking.mlflow_batches import PARAM_LENGTH, later_values
 from trainer.tracking.mlflow_client import experiment_deleted, explain, metric_history, run_deleted, tracking_client
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,11 @@ class UnknownRunError(ValueError):
 
 @dataclass
 class TrackedRun:
-    """One MLflow run. Curves and artifacts are fetched when they are asked for."""
+    """One MLflow run. Curves and artifacts are fetched when they are asked for.
+
+    Attributes:
+        params: the latest values. first_params: what MLflow shows, for those that the run was continued with others of.
+    """
 
     uri: str
     id: str
@@ -42,6 +47,7 @@ class TrackedRun:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
+    first_params: Mapping[str, str] = field(default_factory=dict)
     _folder: TemporaryDirectory[str] | None = field(default=None, repr=False)
 
     def history(self, metric: str) -> list[tuple[int, float]]:
@@ -185,4 +191,7 @@ def _needed(uri: str | None, what: str) -> str:
 def _run(uri: str, found: Any) -> TrackedRun:
     info, data = found.info, found.data
     params, metrics, tags = dict(data.params), dict(data.metrics), dict(data.tags)
-    return TrackedRun(uri, info.run_id, info.run_name, info.status, info.start_time, params, metrics, tags)
+    later = later_values(params, tags)
+    first = {key: params[key] for key in later}
+    params |= {key: value[:PARAM_LENGTH] for key, value in later.items()}  # as other runs' parameters are cut
+    return TrackedRun(uri, info.run_id, info.run_name, info.status, info.start_time, params, metrics, tags, first)

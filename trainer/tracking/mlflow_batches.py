@@ -22,6 +22,12 @@ OTHERS_PER_BATCH = 100
 PARAM_LENGTH = 6000
 TAG_LENGTH = 8000
 LARGEST_STEP = 2**63 - 1
+CHANGED = "changed."  # before a parameter's name: the tag with its later value
+
+
+def later_values(params: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, str]:
+    """Parameters of a run that has been continued with other values -> the last one."""
+    return {key: tags[CHANGED + key] for key in params if CHANGED + key in tags}
 
 
 class Batches:

@@ -17,7 +17,7 @@ from trainer.config.paths import database_file
 from trainer.config.sections import TrackingConfig
 from trainer.run_folder import MLFLOW_RUN, MLflowRun, stored_run_id, write_json
 from trainer.tracking.failures import ClosedError, RefusedError, Remarks, UncertainError
-from trainer.tracking.mlflow_batches import PARAM_LENGTH, Batches
+from trainer.tracking.mlflow_batches import CHANGED, PARAM_LENGTH, TAG_LENGTH, Batches, later_values
 from trainer.tracking.mlflow_client import brief, experiment_deleted, explain, meaning, run_deleted, tracking_client
 from trainer.tracking.mlflow_models import log_model
 from trainer.tracking.operations import Dataset, Operation, Status
@@ -119,7 +119,7 @@ class RunStore:
         self._batches: Batches | None = None
         self._logged_steps: dict[str, int] = {}  # what is at or before this has arrived in an earlier process
         self._sent_steps: dict[str, int] = {}
-        self._params: dict[str, str] = {}
+        self._params: dict[str, str] = {}  # as they are now: what a parameter's tag says, else its own value
 
     def open(self) -> str:
         """Connect; reopen the run if there is one, else make it. Raises as `trainer.tracking.failures` says."""
@@ -201,7 +201,7 @@ class RunStore:
             )
         # A restart repeats the steps since the checkpoint; each is to be seen once in the run's curves.
         self._logged_steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
-        self._params = dict(run.data.params)
+        self._params = run.data.params | later_values(run.data.params, run.data.tags)
         client.update_run(run_id, status="RUNNING")
         return True
 
@@ -279,13 +279,13 @@ class RunStore:
     def _log_params(self, batches: Batches, values: Mapping[str, str]) -> None:
         # A parameter cannot be changed, so the run keeps its first value and says what came later.
         changed = {
-            f"changed.{key}": value
+            f"{CHANGED}{key}": value
             for key, value in values.items()
-            if self._params.get(key, value) not in (value, value[:PARAM_LENGTH])
+            if self._params.get(key, value) not in (value, value[:PARAM_LENGTH], value[:TAG_LENGTH])
         }
         batches.tags(changed)
         batches.params({key: value for key, value in values.items() if key not in self._params})
-        self._params = {**values, **self._params}
+        self._params |= values
 
     def _log_dataset(self, client: MlflowClient, run_id: str, operation: Dataset) -> None:
         from mlflow.data.http_dataset_source import HTTPDatasetSource

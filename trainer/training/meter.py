@@ -118,7 +118,7 @@ class Meter:
 def meter_of(session: Session) -> Meter:
     """A fresh meter of a job's steps."""
     counter = session.job.counter(session.config, session.schema, session.tasks, session.engine.module)
-    weights = {task.name: session.config.training.task_weights.get(task.name, 1.0) for task in session.tasks}
+    weights = {task.name: session.config.training.task_weight(task.name) for task in session.tasks}
     return Meter(session.device, counter, session.context.world, session.peak * session.context.world, weights)
 
 

@@ -45,7 +45,17 @@ def _can_learn(session: Session) -> None:
         )
     if without:
         _say(session, f"no record of {where} has a label of {', '.join(without)}: the run learns the other tasks only")
+    _weighty(session, [task.name for task in session.tasks if task.name not in without])
     _balanced(session)
+
+
+def _weighty(session: Session, labelled: list[str]) -> None:
+    """Raises ValueError: every task that has labels has weight 0."""
+    if not any(map(session.config.training.task_weight, labelled)):
+        raise ValueError(
+            f"training.task_weights is 0 for {', '.join(labelled)}, and part train of {session.manifest.url} has "
+            "labels of no other task that is trained, so there is nothing to learn: give one of them a weight"
+        )
 
 
 def _labelled(session: Session, task: str) -> int:

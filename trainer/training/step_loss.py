@@ -25,7 +25,7 @@ def step_loss(
 
     A part that the whole step has nothing for (a task without a label in it, masks that are not there) is in the loss
     with the value 0, as every parameter takes part in every step; it is not among the parts that are logged, and
-    `loss` is not either where nothing was learned from.
+    `loss` is not either where nothing was learned from (no label, or of tasks of weight 0 only).
 
     The engine averages gradients over ranks and micro-batches; task sums are divided by the labels of the whole step,
     so they are multiplied by both numbers. Balance losses are computed from global sums on every rank, whose gradients
@@ -36,27 +36,31 @@ def step_loss(
         met: tasks that have a label in the step.
     """
     world, micro = session.context.world, session.config.training.accumulation
-    parts, learned = {}, False
+    parts: dict[str, Tensor] = {}
+    terms: dict[str, Tensor] = {}  # of no task; a task may have the name of one
+    learned = False
     total = torch.zeros((), device=session.device)
     for task in session.tasks:
         value = session.losses[task.name](output.logits[task.name], batch.targets[task.name])
         mean = value / counts[task.name]
-        total = total + session.config.training.task_weights.get(task.name, 1.0) * mean * world * micro
+        weight = session.config.training.task_weight(task.name)
+        total = total + weight * mean * world * micro
         if task.name in met:
-            parts[task.name], learned = mean, True
+            parts[task.name], learned = mean, learned or weight > 0
     task_total = total / (world * micro)
     moe = session.config.model.moe
     for name, value in balance_losses(stats, moe).items():
         coefficient = getattr(moe, name)
         if coefficient and stats:
             total = total + coefficient * value * world
-            parts[name] = coefficient * value / (world * micro)
+            terms[name] = coefficient * value / (world * micro)
     for name, value in output.losses.items():
         total = total + value * world
         if name not in output.empty:
-            parts[name] = value / (world * micro)
+            terms[name] = value / (world * micro)
     extra = ("balance", "entropy", "z", *output.losses)
+    parts |= terms
     # A model that has no task learns from terms of its own.
     if learned or (not session.tasks and not output.empty):
-        parts["loss"] = task_total + sum(parts[name] for name in extra if name in parts)
+        parts["loss"] = task_total + sum(terms[name] for name in extra if name in terms)
     return total, parts

@@ -133,8 +133,8 @@ def test_what_does_not_compare_gets_no_verdict_anywhere(
 
 def test_losses_of_other_weights_do_not_compare_and_other_metrics_do(tmp_path: Path) -> None:
     runs = [
-        run(tmp_path, "a", said(0.9), metrics={"test/loss": 0.5}, training__task_weights='{"died": 1}'),
-        run(tmp_path, "b", said(0.6), metrics={"test/loss": 0.2}, training__task_weights='{"died": 2}'),
+        run(tmp_path, "a", said(0.9), metrics={"test/loss": 0.5}, training__task_weights__died=1.0),
+        run(tmp_path, "b", said(0.6), metrics={"test/loss": 0.2}, training__task_weights__died=2.0),
     ]
     assert not compare(runs, "loss").comparable and "weighted differently" in compare(runs, "loss").notes[-1]
     assert compare(runs, "accuracy").comparable

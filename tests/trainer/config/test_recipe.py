@@ -118,6 +118,21 @@ def test_a_file_of_ones_own(tmp_path):
     assert load_recipe(str(path)).data.url == "s3://bucket/x"
 
 
+@pytest.mark.parametrize(
+    ("weight", "shown"), [("-1", "-1.0"), ("-1e-9", "-1e-09"), (".inf", "inf"), ("-.inf", "-inf"), (".nan", "nan")]
+)
+def test_a_weight_of_a_task_is_finite_and_not_negative(weight, shown):
+    sentence = (
+        f"training.task_weights.digit={shown} trains away from the labels or to no number: "
+        "a weight is finite and at least 0"
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("digits", [f"training.task_weights={{digit: {weight}}}"])
+    assert sentence in str(caught.value)
+    config = load_recipe("digits", ["training.task_weights={digit: 0, other: 0.5}"])
+    assert [config.training.task_weight(task) for task in ("digit", "other", "third")] == [0.0, 0.5, 1.0]
+
+
 def test_overriding_a_loaded_run_changes_only_what_is_said():
     config = load_recipe("digits", ["name=x"])
     changed = apply_overrides(config, ["parallel.workers=4"])

@@ -103,6 +103,18 @@ def test_a_restart_is_the_same_run_and_repeats_no_step(config, tmp_path):
     assert run.data.tags["attempt"] == "2" and run.info.status == "FINISHED"
 
 
+def test_a_parameter_that_was_changed_and_changed_back_is_told_by_its_last_value(config, tmp_path):
+    last = []
+    for value in (1, 2, 1, 1):
+        tracker = tracker_of(config, tmp_path)
+        tracker.log_params({"lr": value, "dim": 8})
+        tracker.finish("FINISHED")
+        data = MlflowClient(config.uri).get_run(tracker.run_id).data
+        assert data.params == {"lr": "1", "dim": "8"} and "changed.dim" not in data.tags
+        last.append(data.tags.get("changed.lr"))
+    assert last == [None, "2", "1", "1"]
+
+
 def test_the_driver_makes_the_run_and_has_the_last_word(config, tmp_path):
     run_dir = str(tmp_path / "runs" / "r")
     run_id = open_run(config, "r", {"ray.submission_id": "job"}, run_dir)

@@ -121,7 +121,7 @@ def test_what_cannot_be_learned_or_chosen_is_refused_on_every_rank(tmp_path: Pat
     whole = packed(tmp_path / "whole", WHOLE)
     no_train, no_val = packed(tmp_path / "no_train", blank("train")), packed(tmp_path / "no_val", blank("val"))
     one_class = packed(tmp_path / "one", {**WHOLE, "val": [(0, i % 2) for i in range(8)]})
-    no_y = packed(tmp_path / "no_y", without("train", 0))
+    no_y, no_val_y = packed(tmp_path / "no_y", without("train", 0)), packed(tmp_path / "no_val_y", without("val", 0))
     only_train = packed(tmp_path / "only", {"train": WHOLE["train"]})
     layout = {"parallel__workers": world}
     patient = {"metric": "val/loss", "patience": 1}
@@ -140,6 +140,21 @@ def test_what_cannot_be_learned_or_chosen_is_refused_on_every_rank(tmp_path: Pat
         (recipe(no_y, tmp_path, training__tasks=["y", "z"], **layout), "has a label of y", "leave it out of training"),
         (recipe(only_train, tmp_path, training__early_stopping=patient, **layout), "patience=1 needs a part val", ""),
         (recipe(whole, tmp_path, training__task_weights={"x": 2.0}, **layout), "training.task_weights names x", "y, z"),
+        (
+            recipe(whole, tmp_path, training__task_weights={"y": 0, "z": 0}, **layout),
+            "training.task_weights is 0 for y, z, and part train of",
+            "so there is nothing to learn: give one of them a weight",
+        ),
+        (
+            recipe(no_y, tmp_path, training__task_weights={"z": 0}, **layout),
+            "training.task_weights is 0 for z, and part train of",
+            "so there is nothing to learn",
+        ),
+        (
+            recipe(no_val_y, tmp_path, training__task_weights={"z": 0}, **layout),
+            "'val/loss' is not computed; there are val/records, val/z/accuracy",
+            "has a label of y: label it, or pack without a part val",
+        ),
     ]
     found = outcomes(world, *(tree for tree, _, _ in cases))
     for said, (_, sentence, rest) in zip(found, cases, strict=True):
@@ -166,6 +181,23 @@ def test_what_is_not_labelled_has_no_figure(tmp_path: Path) -> None:
         f"test/y/{name}" for name in ("accuracy", "brier", "ece")
     }
     assert found["empty"]["metrics"] == {} and metrics(tmp_path / "empty", "val/loss") == {}
+
+
+def test_tasks_of_weight_0_alone_give_no_loss(tmp_path: Path) -> None:
+    """Of y one record of part train and none of part test is labelled; z, which is labelled, has weight 0."""
+    rows = [(1.0, 2.0), *[(NAN, 1.0)] * 7]
+    data = packed(tmp_path / "data", {**without("test", 0), "train": rows})
+    small = {"training__batch_size": 1, "training__eval_batch_size": 8}
+    weighted = recipe(data, tmp_path / "weighted", training__task_weights={"z": 0}, **small)
+    whole = recipe(data, tmp_path / "whole", **small)
+    found, usual = outcomes(1, weighted, whole)
+    assert "test/loss" not in found["metrics"] and "test/loss" in usual["metrics"]
+    assert found["metrics"]["test/records"] == 8 and "test/z/accuracy" in found["metrics"]
+    own = {name: metrics(tmp_path / "weighted", f"train/{name}") for name in ("y", "z", "loss", "balance")}
+    assert len(own["z"]) == 8 and len(own["y"]) == 1 and own["loss"].keys() == own["y"].keys()
+    (step,) = own["loss"]
+    assert own["loss"][step] == pytest.approx(own["y"][step] + own["balance"][step], rel=1e-5)
+    assert len(metrics(tmp_path / "whole", "train/loss")) == 8
 
 
 def test_a_step_without_a_label_counts_in_no_mean(tmp_path: Path) -> None:
