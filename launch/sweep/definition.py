@@ -10,9 +10,12 @@ from pathlib import Path
 from launch.cluster.environment import settle_paths
 from launch.errors import UsageError
 from launch.sweep.space import SpaceConfig, Trial, load_space, trials
+from trainer.config.errors import RecipeError
 from trainer.config.recipe import apply_overrides, load_recipe
 from trainer.config.run_config import RunConfig, check_parallel
+from trainer.metrics.main_metric import choosing_mode
 from trainer.run_folder import SWEEP, read_json, write_json
+from trainer.training.early_stopping import KEY
 
 logger = logging.getLogger("fleximoe")
 
@@ -40,7 +43,13 @@ def plan_sweep(recipe: str, space_name: str, overrides: Sequence[str]) -> Sweep:
     default = f"name={Path(recipe).stem}-{Path(space_name).stem}"
     config = settle_paths(load_recipe(recipe, [*([] if named else [default]), *overrides]))
     stopping = config.training.early_stopping
-    metric, mode = space.metric or stopping.metric, space.mode or stopping.mode
+    metric = space.metric or stopping.metric
+    # The recipe's mode is of the recipe's metric.
+    said = space.mode or (stopping.mode if metric == stopping.metric else None)
+    try:
+        mode = choosing_mode(metric, said, "" if space.metric or space.mode else KEY)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
     found = trials(space, config)
     runs = []
     for trial in found:

@@ -1,6 +1,6 @@
 """What a sweep tries: a space as a YAML file, and the trials that it stands for, in a fixed order.
 
-    metric: val/auroc            # default: training.early_stopping of the recipe, also for the mode
+    metric: val/auroc            # default: training.early_stopping.metric of the recipe; mode: by the metric
     seeds: 3                     # every variant with this many seeds
     scheduler: asha              # or none; default: asha for one seed, none for several
     fixed: {training.epochs: 4}
@@ -60,7 +60,9 @@ class SpaceConfig(Section):
     """A space of runs around a recipe."""
 
     metric: str | None = Field(None, description="validation metric that ranks trials; null = the recipe's")
-    mode: Literal["min", "max"] | None = Field(None, description="whether less or more is better; null = the recipe's")
+    mode: Literal["min", "max"] | None = Field(
+        None, description="whether less or more is better; null = as the metric has it"
+    )
     seeds: int = Field(1, ge=1, description="seeds of every variant: of weights, dropout and data order")
     scheduler: Literal["asha", "none"] | None = Field(
         None,

@@ -41,6 +41,18 @@ class Checkpoint:
         return None if score is None else float(score)
 
     @property
+    def ranked_by(self) -> dict[str, str] | None:
+        """`metric` and `mode` of the scores in it; None before the first evaluation, or where nothing tells."""
+        if "ranked_by" in self.meta:
+            ranked: dict[str, str] | None = self.meta["ranked_by"]
+            return ranked
+        # Of an earlier version: its recipe says both.
+        stored = self.meta.get("config", {}).get("training", {}).get("early_stopping", {})
+        if self.meta.get("progress", {}).get("best_score") is None or not {"metric", "mode"} <= stored.keys():
+            return None
+        return {"metric": stored["metric"], "mode": stored["mode"]}
+
+    @property
     def url(self) -> str:
         """Its folder, as any command takes it: a path on this machine, else a URL."""
         return address(self.fs, self.path)
@@ -69,6 +81,17 @@ class Checkpoint:
 def address(fs: fsspec.AbstractFileSystem, path: str) -> str:
     """A folder of `fs` as any command takes it: a path on this machine, else a URL."""
     return path if path.startswith("/") else str(fs.unstrip_protocol(path))
+
+
+def best_first(newest_first: list[Checkpoint]) -> list[Checkpoint]:
+    """Those with a score, the best first, of equal ones the earliest, as early stopping has it.
+
+    Scores of another metric than the newest one's do not compare, so those are left out.
+    """
+    scored = [entry for entry in newest_first if entry.score is not None]
+    ranked = next((entry.ranked_by for entry in newest_first if entry.ranked_by is not None), None)
+    alike = [entry for entry in scored if ranked is None or entry.ranked_by in (None, ranked)]
+    return sorted(alike, key=lambda entry: (-(entry.score or 0.0), entry.step))
 
 
 def read_checkpoint(fs: fsspec.AbstractFileSystem, path: str) -> Checkpoint:

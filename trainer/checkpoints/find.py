@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import fsspec
 
 from trainer.checkpoints.adapter import open_adapter
-from trainer.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from trainer.checkpoints.checkpoint import Checkpoint, best_first, read_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.run_folder import ADAPTER, CHECKPOINTS
 
@@ -33,8 +33,7 @@ def open_checkpoint(url: str) -> Checkpoint:
             f"{url} holds no committed checkpoint: give the folder of a run, or one of its {CHECKPOINTS}/step-... "
             "folders"
         )
-    scored = [entry for entry in usable if entry.score is not None]
-    return max(scored, key=lambda entry: (entry.score or 0.0, -entry.step)) if scored else usable[0]
+    return (best_first(usable) or usable)[0]
 
 
 def _usable(run_dir: str) -> Iterator[Checkpoint]:

@@ -23,7 +23,7 @@ from data_shards.errors import LeaseLostError
 from data_shards.lease.create import create_file
 from data_shards.lease.lease import Guard, Unowned
 from parallel import Engine
-from trainer.checkpoints.checkpoint import FORMAT, Checkpoint, address, read_checkpoint
+from trainer.checkpoints.checkpoint import FORMAT, Checkpoint, address, best_first, read_checkpoint
 from trainer.checkpoints.find import checkpoint_folders
 from trainer.checkpoints.pieces import (
     CheckpointError,
@@ -199,9 +199,8 @@ class CheckpointWriter:
                 committed.append(read_checkpoint(self._fs, path))
             except CheckpointError as error:
                 logger.warning("%s; it is left where it is", error)
-        scored = [entry for entry in committed if entry.score is not None]
-        # Of equal scores the earliest, as early stopping has it: the run's end looks for that very step.
-        best = sorted(scored, key=lambda entry: (-(entry.score or 0.0), entry.step))[: self._keep_best]
+        # The first of them is the very step that the run's end looks for.
+        best = best_first(committed[::-1])[: self._keep_best]
         kept = {entry.path for entry in [*committed[-self._keep_last :], *best]}
         self._guard.confirm()
         for path in [*doomed, *(entry.path for entry in committed if entry.path not in kept)]:

@@ -132,7 +132,9 @@ class EarlyStoppingConfig(Section):
     """Stop when the chosen validation metric no longer improves; also what `keep_best` ranks checkpoints by."""
 
     metric: str = Field("val/loss", description="name of a logged metric, e.g. val/auroc")
-    mode: Literal["min", "max"] = Field("min", description="whether smaller or larger is better")
+    mode: Literal["min", "max"] | None = Field(
+        None, description="whether smaller or larger is better; null = as the metric has it"
+    )
     patience: int | None = Field(
         None, ge=1, description="evaluations without improvement before stopping; null = never"
     )
@@ -143,7 +145,9 @@ class CheckpointConfig(Section):
 
     every: int | None = Field(None, ge=1, description="optimiser steps between checkpoints; null = at each evaluation")
     keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
-    keep_best: int = Field(1, ge=0, description="best checkpoints kept, by training.early_stopping.metric")
+    keep_best: int = Field(
+        1, ge=0, description="best checkpoints kept, by training.early_stopping.metric; 0 only without a part val"
+    )
 
 
 class TrainingConfig(Section):

@@ -32,6 +32,7 @@ from trainer.run_folder import RESULT, remove, stored_run_id
 from trainer.session import Session, build_session
 from trainer.tracking.create import create_tracker
 from trainer.tracking.tracker import FINISH_SECONDS, Tracker
+from trainer.training.early_stopping import other_ranking
 from trainer.training.loop import TrainingLoop
 from trainer.training.preconditions import check_preconditions
 from trainer.training.progress import Progress
@@ -157,7 +158,7 @@ def _restore(session: Session) -> Checkpoint | None:
 
 
 def _belongs(session: Session, checkpoint: Checkpoint) -> None:
-    """Raises ForeignCheckpointError, ValueError: the run was trained on other data, split or backbone."""
+    """Raises ForeignCheckpointError, ValueError: the run has other data, another split, backbone or ranking."""
     check_backbone(checkpoint.path, checkpoint.meta.get("backbone"), session.engine.module)
     if checkpoint.meta["data_digest"] != session.manifest.digest:
         raise ForeignCheckpointError(
@@ -170,6 +171,9 @@ def _belongs(session: Session, checkpoint: Checkpoint) -> None:
             f"run {session.config.name} was trained on split {', '.join(before.values())} and is to go on with "
             f"{', '.join(now.values())}, which would test it on records that it has learned; give the run another name"
         )
+    other = other_ranking(session.config.training.early_stopping, checkpoint.ranked_by)
+    if other is not None:
+        raise ForeignCheckpointError(f"run {session.config.name} {other}")
 
 
 def _splits(data: dict[str, Any]) -> dict[str, str]:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
 # The first that exists stands for a run. Of two classes the rarer one counts, of several the right one.
 PRIMARY = ("auprc", "accuracy", "r2", "mae", "loss")
 SMALLER_IS_BETTER = ("mae", "rmse", "loss", "brier", "ece")
+LARGER_IS_BETTER = ("auroc", "auprc", "accuracy", "f1", "r2", "iou", "pixel_accuracy")
+# Logged beside a part's metrics; more of them is neither better nor worse.
+COUNTS = ("records", "skipped")
+
+Mode = Literal["min", "max"]
 
 
 def primary_metric(part: str, metrics: dict[str, float], wanted: str | None = None) -> str:
     """The full name of the metric that stands for a run.
 
     Raises:
-        ValueError: the wanted one was not computed, or none at all.
+        ValueError: the wanted one was not computed or is a count, or none at all was.
     """
     if wanted is not None:
-        if f"{part}/{wanted}" not in metrics:
-            raise ValueError(f"there is no metric {part}/{wanted}; there are {', '.join(sorted(metrics))}")
+        there = measured(metrics)
+        if f"{part}/{wanted}" not in there:
+            raise ValueError(f"there is no metric {part}/{wanted}; there are {', '.join(there)}")
         return f"{part}/{wanted}"
     names = [full for name in PRIMARY for full in metrics if full.startswith(f"{part}/") and full.endswith(f"/{name}")]
     if not names:
@@ -58,3 +65,41 @@ def by_rate(curve: dict[str, Any], metric: str | None = None) -> list[tuple[floa
 def larger_is_better(metric: str) -> bool:
     """Whether more of it is good, judged by its last part."""
     return metric.rsplit("/", 1)[-1] not in SMALLER_IS_BETTER
+
+
+def is_count(metric: str) -> bool:
+    """Whether it says how many records there were (`val/records`), not how good the answers are."""
+    return metric.count("/") == 1 and metric.rsplit("/", 1)[-1] in COUNTS
+
+
+def measured(names: Iterable[str]) -> list[str]:
+    """Those that can choose between models, sorted: all but counts."""
+    return sorted(name for name in names if not is_count(name))
+
+
+def choosing_mode(metric: str, given: Mode | None, key: str) -> Mode:
+    """Whether the smallest or the largest value of a metric is the best: as given, else the metric's own direction.
+
+    Args:
+        given: by the user; None = not said. key: what the user's error names, before `.mode` and `.metric`.
+
+    Raises:
+        ValueError: the metric is a count, has another direction than the given one, or has none that is known and
+            none is given.
+    """
+    if is_count(metric):
+        raise ValueError(
+            f"{key}metric={metric} counts records and cannot choose between models: name a measure of them"
+        )
+    last = metric.rsplit("/", 1)[-1]
+    known: Mode | None = "min" if last in SMALLER_IS_BETTER else "max" if last in LARGER_IS_BETTER else None
+    if known is None and given is None:
+        raise ValueError(f"{key}mode is not given, and nothing says whether more of {metric} is better: set min or max")
+    if known is not None and given not in (None, known):
+        raise ValueError(
+            f"{key}mode={given} would choose the worst model by {metric}, of which "
+            f"{'less' if known == 'min' else 'more'} is better: set {key}mode={known}, or leave it out"
+        )
+    mode = given or known
+    assert mode is not None
+    return mode

@@ -5,22 +5,51 @@ from __future__ import annotations
 import math
 
 from trainer.config.sections import EarlyStoppingConfig
+from trainer.metrics.main_metric import Mode, choosing_mode, measured
 from trainer.training.progress import Progress
+
+KEY = "training.early_stopping."
+
+
+def mode_of(config: EarlyStoppingConfig) -> Mode:
+    """Which end of the metric is the best. Raises ValueError as `choosing_mode`."""
+    return choosing_mode(config.metric, config.mode, KEY)
+
+
+def ranking(config: EarlyStoppingConfig) -> dict[str, str]:
+    """What scores are made of, as a checkpoint stores it: those of one ranking compare, others do not."""
+    return {"metric": config.metric, "mode": mode_of(config)}
+
+
+def other_ranking(config: EarlyStoppingConfig, stored: dict[str, str] | None) -> str | None:
+    """What to do, as a clause, if a run was ranked by something else so far; None if its scores still compare."""
+    if stored is None or stored == ranking(config):
+        return None
+    metric, mode = stored["metric"], stored["mode"]
+    keep = f", or keep {KEY}metric={metric} and {KEY}mode={mode}"
+    try:
+        mode_of(EarlyStoppingConfig.model_validate(stored))
+    except ValueError:
+        keep = ""  # an earlier version took what is refused now
+    return (
+        f"chose by {metric} ({mode}) so far, which does not compare with {config.metric} ({mode_of(config)}): give the "
+        f"run another name{keep}"
+    )
 
 
 def score_of(config: EarlyStoppingConfig, metrics: dict[str, float]) -> float:
     """The metric that decides, turned so that larger is better; -inf where it is not a number.
 
     Raises:
-        ValueError: it was not computed; names those that were.
+        ValueError: it was not computed (names those that were), or cannot choose.
     """
     if config.metric not in metrics:
-        there = ", ".join(sorted(metrics))
+        there = ", ".join(measured(metrics)) or "none"
         raise ValueError(f"training.early_stopping.metric = {config.metric!r} is not computed; there are {there}")
     value = metrics[config.metric]
     if math.isnan(value):
         return -math.inf
-    return value if config.mode == "max" else -value
+    return value if mode_of(config) == "max" else -value
 
 
 def record_evaluation(config: EarlyStoppingConfig, progress: Progress, metrics: dict[str, float]) -> None:
@@ -41,7 +70,7 @@ def record_evaluation(config: EarlyStoppingConfig, progress: Progress, metrics: 
 def best_value(config: EarlyStoppingConfig, progress: Progress) -> float:
     """The metric of the best evaluation so far, in its own sense again; there has been an evaluation."""
     assert progress.best_score is not None
-    return progress.best_score if config.mode == "max" else -progress.best_score
+    return progress.best_score if mode_of(config) == "max" else -progress.best_score
 
 
 def best_metrics(config: EarlyStoppingConfig, progress: Progress) -> dict[str, float]:

@@ -27,7 +27,7 @@ from trainer.evaluation.part import evaluate_part
 from trainer.models.layers.missing import drop_modalities
 from trainer.session import Session
 from trainer.tracking.tracker import Tracker
-from trainer.training.early_stopping import best_metrics, best_value, record_evaluation
+from trainer.training.early_stopping import best_metrics, best_value, ranking, record_evaluation
 from trainer.training.lr_schedule import lr_factor
 from trainer.training.meter import meter_of, routing_metrics, step_line
 from trainer.training.node_usage import NodeUsage
@@ -320,6 +320,6 @@ class TrainingLoop:
         progress = self.progress
         # A score ranks the weights that it was measured with, and no later ones.
         score = progress.score if progress.evaluated_step == progress.step else None
-        self.writer.save(
-            self.engine, {**self.describe, "step": progress.step, "score": score, "progress": asdict(progress)}
-        )
+        ranked = ranking(self.config.training.early_stopping) if progress.best_score is not None else None
+        place = {"step": progress.step, "score": score, "ranked_by": ranked, "progress": asdict(progress)}
+        self.writer.save(self.engine, {**self.describe, **place})

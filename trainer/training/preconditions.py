@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 
 from trainer.evaluation.outlook import Outlook, labels_of, unlabelled
+from trainer.metrics.main_metric import measured
 from trainer.session import Session
+from trainer.training.early_stopping import mode_of
 
 logger = logging.getLogger("fleximoe")
 
@@ -17,8 +19,8 @@ def check_preconditions(session: Session) -> None:
     """Before anything is trained or written. Collective, with the same outcome on every rank.
 
     Raises:
-        ValueError: the training part has no record or no label, or the metric that chooses cannot be computed; says
-            what to do.
+        ValueError: the training part has no record or no label, or the metric that chooses cannot be computed, or
+            would choose the worst, or the best checkpoint would not be kept; says what to do.
     """
     _can_learn(session)
     _can_choose(session)
@@ -96,15 +98,21 @@ def _can_choose(session: Session) -> None:
                 f"{session.manifest.url} has {', '.join(sorted(parts))}: pack data with a part val, or set it to null"
             )
         return
+    # What needs no look at the data, which may be damaged.
+    mode_of(stopping)
+    if not session.config.training.checkpoint.keep_best:
+        raise ValueError(
+            f"training.checkpoint.keep_best=0 would remove the best checkpoint by {stopping.metric}, which the run "
+            "tests at its end: set it to 1 or more, or pack without a part val"
+        )
     found = labels_of(session, "val", stopping.metric)
     if found is None:
         _say(session, f"an index of {session.manifest.url} is damaged, so nobody knows yet what val can measure")
         return
-    names = found.names | {"val/records"}
-    if stopping.metric not in names:
+    if stopping.metric not in found.names:
         raise ValueError(
             f"training.early_stopping.metric = {stopping.metric!r} is not computed; there are "
-            f"{', '.join(sorted(names))}{_because(session, found)}"
+            f"{', '.join(measured(found.names)) or 'none'}{_because(session, found)}"
         )
     _say_unlabelled(session, found)
 

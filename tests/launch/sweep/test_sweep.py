@@ -86,6 +86,9 @@ def test_a_space_is_the_same_trials_each_time() -> None:
             "key grid is given twice, in line 1 and in line 3",
         ),
         ("grid: {model.nonsense: [1]}", "model.nonsense"),
+        ("metric: val/auroc\nmode: min\ngrid: {model.dim: [16]}", "mode=min would choose the worst model by val/auroc"),
+        ("metric: val/x\ngrid: {model.dim: [16]}", "nothing says whether more of val/x is better"),
+        ("metric: val/records\ngrid: {model.dim: [16]}", "metric=val/records counts records"),
     ],
 )
 def test_mistakes_in_a_space_are_sentences(tmp_path: Path, text: str, complaint: str) -> None:
@@ -93,6 +96,15 @@ def test_mistakes_in_a_space_are_sentences(tmp_path: Path, text: str, complaint:
         plan_sweep("digits", space_file(tmp_path, text), [])
     with pytest.raises(RecipeError, match="did you mean experts"):
         load_space("expert")
+
+
+def test_a_sweep_chooses_by_the_direction_of_its_metric(tmp_path: Path) -> None:
+    place = [f"training.storage={tmp_path}", "name=s", "training.early_stopping={metric: val/loss, mode: min}"]
+    for metric, mode in {"val/auroc": "max", "val/days/mae": "min", "val/loss": "min"}.items():
+        sweep = plan_sweep("digits", space_file(tmp_path, f"metric: {metric}\ngrid: {{model.dim: [16]}}"), place)
+        assert (sweep.metric, sweep.mode) == (metric, mode)
+    sweep = plan_sweep("digits", space_file(tmp_path, "grid: {model.dim: [16]}"), place)
+    assert (sweep.metric, sweep.mode) == ("val/loss", "min")
 
 
 def test_the_best_variant_is_the_best_mean_of_all_its_seeds(tmp_path: Path) -> None:

@@ -218,3 +218,30 @@ def test_checkpoints_in_an_object_store(bucket: str, caplog: pytest.LogCaptureFi
     assert torch.equal(checkpoint.reader().read("w", "master", 2, 5), engine.flat[2:7])
     checkpoint.fs.pipe_file(f"{checkpoint.path}/checkpoint.json", b"{}")
     assert open_checkpoint(bucket).step == 2 and "does not match the digest" in caplog.text
+
+
+LOSS, AUROC = {"metric": "val/loss", "mode": "min"}, {"metric": "val/auroc", "mode": "max"}
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["named", "by its recipe"])
+def test_scores_of_different_metrics_are_not_ranked_together(tmp_path: Path, earlier: bool) -> None:
+    """A run that changed its metric after step 2, as an earlier version let it; made-up scores, all better before."""
+    keeper, engine = CheckpointWriter(str(tmp_path), 0, 1, "attempt", keep_last=1, keep_best=1), StillEngine()
+    scores = [(-0.2, LOSS), (-0.3, LOSS), (-0.9, AUROC), (-0.7, AUROC), (-0.8, AUROC), (None, AUROC)]
+    kept = []
+    for step, (score, ranked) in enumerate(scores, start=1):
+        about: dict[str, Any] = {"step": step, "score": score, "progress": {"epoch": 0, "best_score": -0.1}}
+        about |= {"config": {"training": {"early_stopping": ranked}}} if earlier else {"ranked_by": ranked}
+        keeper.save(engine, about)  # type: ignore[arg-type]
+        assert keeper.settle()
+        kept.append([int(path[-1]) for path in committed_paths(str(tmp_path))])
+    assert kept == [[1], [2, 1], [3], [4], [5, 4], [6, 4]]
+    assert open_checkpoint(str(tmp_path)).step == 4 and open_checkpoint(str(tmp_path)).ranked_by == AUROC
+
+
+def test_a_run_means_its_best_checkpoint_by_the_metric_of_its_newest(tmp_path: Path) -> None:
+    keeper, engine = CheckpointWriter(str(tmp_path), 0, 1, "attempt", keep_last=9, keep_best=1), StillEngine()
+    for step, (score, ranked) in enumerate([(0.9, AUROC), (-0.2, LOSS), (-0.1, LOSS), (-0.1, LOSS)], start=1):
+        keeper.save(engine, {**meta(step), "score": score, "ranked_by": ranked})  # type: ignore[arg-type]
+        assert keeper.settle()
+    assert len(committed_paths(str(tmp_path))) == 4 and open_checkpoint(str(tmp_path)).step == 3

@@ -87,4 +87,6 @@ def test_which_metric_stands_for_a_run() -> None:
     assert primary_metric("test", {"test/loss": 1.0}) == "test/loss"
     with pytest.raises(ValueError, match="no metric test/f1; there are"):
         primary_metric("test", metrics, "f1")
+    with pytest.raises(ValueError, match=r"no metric test/records; there are test/loss$"):
+        primary_metric("test", {"test/loss": 1.0, "test/records": 8.0}, "records")
     assert larger_is_better("test/auroc") and not larger_is_better("test/days/mae")

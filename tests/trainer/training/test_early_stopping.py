@@ -7,7 +7,16 @@ import math
 import pytest
 
 from trainer.config.sections import EarlyStoppingConfig
-from trainer.training.early_stopping import best_metrics, best_value, out_of_patience, record_evaluation, score_of
+from trainer.training.early_stopping import (
+    best_metrics,
+    best_value,
+    mode_of,
+    other_ranking,
+    out_of_patience,
+    ranking,
+    record_evaluation,
+    score_of,
+)
 from trainer.training.progress import Progress
 
 LOSS = EarlyStoppingConfig(metric="val/loss", mode="min", patience=2)
@@ -96,4 +105,60 @@ def test_a_metric_that_was_not_computed_changes_nothing():
         best_score=-0.5,
         best_step=10,
         best_metrics={"val/loss": 0.5, "val/f1": 0.125},
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [
+        *((f"val/{name}", "min") for name in ("loss", "mae", "rmse", "brier", "ece")),
+        *((f"val/{name}", "max") for name in ("auroc", "auprc", "accuracy", "y/f1", "r2", "iou", "pixel_accuracy")),
+        ("val/loss/auroc", "max"),  # of a task that is called loss
+        ("val/auroc/brier", "min"),
+        ("val/records/f1", "max"),
+    ],
+)
+def test_without_a_mode_the_metric_has_its_own_direction(metric, mode):
+    config = EarlyStoppingConfig(metric=metric)
+    assert config.mode is None and mode_of(config) == mode
+    progress = evaluated(config, 0.25, 0.75, 0.5)
+    assert (progress.best_step, best_value(config, progress)) == ((10, 0.25) if mode == "min" else (20, 0.75))
+    assert mode_of(EarlyStoppingConfig(metric=metric, mode=mode)) == mode
+    other = {"min": "max", "max": "min"}[mode]
+    more = {"min": "less", "max": "more"}[mode]
+    with pytest.raises(ValueError) as error:
+        mode_of(EarlyStoppingConfig(metric=metric, mode=other))
+    assert str(error.value) == (
+        f"training.early_stopping.mode={other} would choose the worst model by {metric}, of which {more} is better: "
+        f"set training.early_stopping.mode={mode}, or leave it out"
+    )
+
+
+def test_a_metric_of_unknown_direction_needs_a_mode():
+    assert mode_of(EarlyStoppingConfig(metric="val/other", mode="max")) == "max"
+    assert mode_of(EarlyStoppingConfig(metric="val/other", mode="min")) == "min"
+    with pytest.raises(ValueError, match=r"mode is not given, and nothing says whether more of val/other is better"):
+        mode_of(EarlyStoppingConfig(metric="val/other"))
+
+
+@pytest.mark.parametrize("metric", ["val/records", "val/skipped"])
+@pytest.mark.parametrize("mode", [None, "min", "max"])
+def test_a_count_cannot_choose(metric, mode):
+    with pytest.raises(ValueError, match=f"early_stopping.metric={metric} counts records and cannot choose"):
+        score_of(EarlyStoppingConfig(metric=metric, mode=mode), {metric: 8.0})
+    with pytest.raises(ValueError, match=r"'val/f1' is not computed; there are val/loss$"):
+        score_of(EarlyStoppingConfig(metric="val/f1"), {"val/loss": 0.5, "val/records": 8.0, "val/skipped": 1.0})
+
+
+def test_scores_of_another_metric_or_mode_do_not_compare():
+    config = EarlyStoppingConfig(metric="val/auroc")
+    assert ranking(config) == {"metric": "val/auroc", "mode": "max"} == ranking(AUROC)
+    assert other_ranking(config, None) is None and other_ranking(config, ranking(AUROC)) is None
+    assert other_ranking(config, ranking(LOSS)) == (
+        "chose by val/loss (min) so far, which does not compare with val/auroc (max): give the run another name, or "
+        "keep training.early_stopping.metric=val/loss and training.early_stopping.mode=min"
+    )
+    # What is refused now is no way out.
+    assert other_ranking(config, {"metric": "val/auroc", "mode": "min"}) == (
+        "chose by val/auroc (min) so far, which does not compare with val/auroc (max): give the run another name"
     )

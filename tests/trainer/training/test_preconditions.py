@@ -128,12 +128,27 @@ def test_what_cannot_be_learned_or_chosen_is_refused_on_every_rank(tmp_path: Pat
     area = {"metric": "val/y/auroc", "mode": "max"}
     cases = [
         (recipe(no_train, tmp_path, **layout), "no record of part train of", "has a label of y, z, so there is noth"),
-        (recipe(no_val, tmp_path, **layout), "'val/loss' is not computed; there are val/records", "label of y, z: lab"),
+        (recipe(no_val, tmp_path, **layout), "'val/loss' is not computed; there are none (no", "label of y, z: lab"),
         (recipe(no_val, tmp_path, training__early_stopping=patient, **layout), "'val/loss' is not computed", "pack"),
         (recipe(one_class, tmp_path, training__early_stopping=area, **layout), "'val/y/auroc' is not computed", "ece"),
         (
+            recipe(whole, tmp_path, training__early_stopping={"metric": "val/records"}, **layout),
+            "training.early_stopping.metric=val/records counts records and cannot choose",
+            "",
+        ),
+        (
+            recipe(whole, tmp_path, training__early_stopping={"metric": "val/y/auroc", "mode": "min"}, **layout),
+            "training.early_stopping.mode=min would choose the worst model by val/y/auroc, of which more is better",
+            "set training.early_stopping.mode=max",
+        ),
+        (
+            recipe(whole, tmp_path, training__checkpoint={"keep_best": 0}, **layout),
+            "training.checkpoint.keep_best=0 would remove the best checkpoint by val/loss",
+            "set it to 1 or more",
+        ),
+        (
             recipe(whole, tmp_path, training__early_stopping={"metric": "val/auroc"}, **layout),
-            "'val/auroc' is not computed; there are val/loss, val/records, val/y/accuracy, val/y/auprc, val/y/auroc",
+            "'val/auroc' is not computed; there are val/loss, val/y/accuracy, val/y/auprc, val/y/auroc",
             "val/z/f1",
         ),
         (recipe(no_y, tmp_path, training__tasks=["y"], **layout), "label of y, so there is nothing to learn", ""),
