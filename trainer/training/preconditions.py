@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from trainer.evaluation.outlook import Outlook, labels_of, unlabelled
-from trainer.metrics.main_metric import measured
+from trainer.metrics.main_metric import is_count, measured
 from trainer.session import Session
 from trainer.training.early_stopping import mode_of
 
@@ -98,22 +98,22 @@ def _can_choose(session: Session) -> None:
                 f"{session.manifest.url} has {', '.join(sorted(parts))}: pack data with a part val, or set it to null"
             )
         return
-    # What needs no look at the data, which may be damaged.
-    mode_of(stopping)
     if not session.config.training.checkpoint.keep_best:
         raise ValueError(
             f"training.checkpoint.keep_best=0 would remove the best checkpoint by {stopping.metric}, which the run "
             "tests at its end: set it to 1 or more, or pack without a part val"
         )
     found = labels_of(session, "val", stopping.metric)
-    if found is None:
-        _say(session, f"an index of {session.manifest.url} is damaged, so nobody knows yet what val can measure")
-        return
-    if stopping.metric not in found.names:
+    if found is not None and stopping.metric not in found.names and not is_count(stopping.metric):
         raise ValueError(
             f"training.early_stopping.metric = {stopping.metric!r} is not computed; there are "
             f"{', '.join(measured(found.names)) or 'none'}{_because(session, found)}"
         )
+    # Last: a name that is merely misspelt has no direction, either.
+    mode_of(stopping)
+    if found is None:
+        _say(session, f"an index of {session.manifest.url} is damaged, so nobody knows yet what val can measure")
+        return
     _say_unlabelled(session, found)
 
 
