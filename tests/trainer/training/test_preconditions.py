@@ -167,7 +167,7 @@ def test_what_cannot_be_learned_or_chosen_is_refused_on_every_rank(tmp_path: Pat
         ),
         (
             recipe(no_val_y, tmp_path, training__task_weights={"z": 0}, **layout),
-            "'val/loss' is not computed; there are val/records, val/z/accuracy",
+            "'val/loss' is not computed; there are val/z/accuracy",
             "has a label of y: label it, or pack without a part val",
         ),
     ]
