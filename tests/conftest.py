@@ -58,16 +58,16 @@ def _same_environment_afterwards() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _same_loggers_afterwards() -> Iterator[None]:
-    """A command that ran in a test sends the project's lines to a terminal; the next test looks for them again."""
+def _loggers_that_can_be_heard() -> Iterator[None]:
+    """A command that ran before, in a fixture too, sends the project's lines to a terminal; a test looks for them."""
     from trainer.worker.console import LOGGERS
 
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    before = [(logger.level, logger.handlers, logger.propagate) for logger in loggers]
+    for name in LOGGERS:
+        logging.getLogger(name).propagate = True
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and name.partition(".")[0] in LOGGERS:
+            logger.disabled = False
     yield
-    for logger, (level, handlers, propagate) in zip(loggers, before, strict=True):
-        logger.setLevel(level)
-        logger.handlers, logger.propagate = handlers, propagate
 
 
 def _has_gpu() -> bool:

@@ -174,7 +174,7 @@ class Lease:
     def claim(self, seen: set[int]) -> bool:
         """Make this process the owner, after the entries `seen`; False if others were faster. For `take`."""
         # Numbers of a place that was free begin with the time, so that an old view of it never fits again.
-        number = max(seen, default=int(time.time() * 1000)) + 1
+        number = max(seen, default=time.time_ns() // 1000) + 1
         data = self._record().to_json()
         if not self._entries.create(number, data):
             return False
