@@ -445,7 +445,7 @@ class Careless(Entries):
 
 def test_a_store_that_overwrites_is_read_again_after_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     store, clock = Careless(), Hands()
-    monkeypatch.setattr(lease_module.time, "time", lambda: 1.7e9)  # both choose the same number
+    monkeypatch.setattr(lease_module.time, "time_ns", lambda: 1_700_000_000_000_000_000)  # both choose the same number
     sample = own("memory://sample", clock)._first
     one, two = (Lease(store, replace(sample, token=name), Parent("p", name), clock) for name in "ab")
     outcome: list[bool] = []
