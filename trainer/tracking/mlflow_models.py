@@ -33,7 +33,8 @@ def log_model(
     """A model that is a pointer to the checkpoint, and a version of it where the recipe wants one registered."""
     from mlflow.entities import Metric
 
-    experiment = client.get_run(run_id).info.experiment_id
+    run = client.get_run(run_id)
+    experiment = run.info.experiment_id
     about = {"uri": told["uri"], **told["about"]}
     known = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
     model = next((model for model in known if model.params == about), None)
@@ -43,10 +44,13 @@ def log_model(
             experiment, name, run_id, tags=dict(tags), params=about, model_type="fleximoe"
         )
     if model.status != "READY":
-        points = [
-            Metric(key, value, told["time"], int(about.get("step", 0)), model_id=model.model_id, run_id=run_id)
-            for key, value in told["metrics"].items()
-        ]
+        # MLflow adds a model's metrics to its run's curves: a point that is there already must be that very point.
+        logged = {(metric.key, metric.value): metric for metric in run.data.to_proto().metrics}
+        points = []
+        for key, value in told["metrics"].items():
+            same = logged.get((key, value))
+            time_ms, step = (same.timestamp, same.step) if same else (told["time"], int(about.get("step", 0)))
+            points.append(Metric(key, value, time_ms, step, model_id=model.model_id, run_id=run_id))
         batches.metrics(points)
         client.finalize_logged_model(model.model_id, "READY")
     if register_as is not None:
