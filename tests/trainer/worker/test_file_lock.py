@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -77,3 +78,18 @@ def test_one_at_a_time(tmp_path):
 def test_a_folder_that_is_not_there_is_an_error_of_the_system(tmp_path):
     with pytest.raises(FileNotFoundError), file_lock(tmp_path / "no" / "x.lock", 0):
         pass
+
+
+def test_a_file_that_its_owner_has_removed_is_no_lock(tmp_path, monkeypatch):
+    """It is opened, then its owner removes it and lets go: what is locked is a file that nobody else will open."""
+    path, real, calls = tmp_path / "x.lock", fcntl.flock, []
+
+    def late(descriptor, how):
+        if not calls:
+            path.unlink()
+        calls.append(how)
+        return real(descriptor, how)
+
+    monkeypatch.setattr("trainer.worker.file_lock.fcntl.flock", late)
+    with file_lock(path, 5.0):
+        assert path.exists() and len(calls) == 2
