@@ -55,15 +55,15 @@ def lost_times(time_N: np.ndarray, resolution: float | None, gap: float) -> str 
 
     Args:
         time_N: float64, relative to time 0. resolution: smallest step that the times are written in, in the same unit
-            (a second, ...); None if they are finer than a thousandth. gap: the usual distance of neighbours.
+            (a second, ...); None if they are finer than a thousandth. gap: the usual distance of neighbours, infinite
+            if there are none.
     """
     if not len(time_N):
         return None
     error = float(np.abs(time_N.astype(np.float32).astype(np.float64) - time_N).max())
     # A hundred-thousandth of the usual distance is below any use, however finely the times are written
-    finest = max(resolution / 2, gap / 1e5) if resolution is not None and np.isfinite(gap) else gap / 4
-    if resolution is not None and not np.isfinite(gap):
-        finest = resolution / 2
+    below_use = gap / 1e5 if np.isfinite(gap) else 0.0
+    finest = gap / 4 if resolution is None else max(resolution / 2, below_use)
     if error <= finest:
         return None
     top = float(np.abs(time_N).max())

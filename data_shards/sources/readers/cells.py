@@ -35,6 +35,10 @@ _LONG = {"minutes": 60, "hours": 3600, "days": 86400}
 DATE_UNITS = (*SCALES, *_LONG)
 _BOOLEANS = {"true": 1.0, "True": 1.0, "TRUE": 1.0, "false": 0.0, "False": 0.0, "FALSE": 0.0}
 _SAY_DATE = 'say how dates are written: csv: {date: "%d.%m.%Y %H:%M"}'
+_TWO_KINDS = (
+    "holds dates with a zone (Z or +01:00) and dates without one, whose distance nobody knows; give all of them a "
+    "zone, or none"
+)
 _DURATION = r"^(?:(?P<days>[+-]?\d+) days?,? )?(?P<sign>[+-]?)(?P<h>\d+):(?P<m>\d\d):(?P<s>\d\d(?:\.\d+)?)$"
 
 
@@ -163,7 +167,8 @@ class Cells:
         if pa.types.is_integer(column.type):
             whole = column.cast(pa.int64())
             if unit in SCALES:
-                return whole.cast(pa.timestamp(SCALES[unit])).cast(pa.timestamp("us"), safe=False)
+                # Less than a microsecond is cut, more than the calendar is refused
+                return whole.cast(pa.timestamp(SCALES[unit])).cast(pa.timestamp("us"), safe=unit != "nanoseconds")
             return pc.multiply_checked(whole, _LONG[unit] * 1_000_000).cast(pa.timestamp("us"))
         number = self._number(column, name, "number")
         per = {"nanoseconds": 1e-3, "microseconds": 1.0, "milliseconds": 1e3, "seconds": 1e6}.get(unit)
@@ -172,11 +177,7 @@ class Cells:
 
     def _same_zone(self, name: str, zoned: bool) -> None:
         if self.zoned.setdefault(name, zoned) != zoned:
-            raise CellError(
-                None,
-                "holds dates with a zone (Z or +01:00) and dates without one, whose distance nobody knows; give all of "
-                "them a zone, or none",
-            )
+            raise CellError(None, _TWO_KINDS)
 
     def _elapsed(self, column: pa.Array, name: str, kind: str) -> pa.Array:
         """Numbers, or durations in seconds."""
@@ -292,11 +293,7 @@ def _wrong_date(text: pa.Array) -> CellError:
             _readable(cell, kind) for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC"))
         ):
             return CellError(row, f"{cell!r} is not an ISO 8601 date (2031-05-30 14:05); {_SAY_DATE}")
-    return CellError(
-        None,
-        "holds dates with a zone (Z or +01:00) and dates without one, whose distance nobody knows; give all of them a "
-        "zone, or none",
-    )
+    return CellError(None, _TWO_KINDS)
 
 
 def _readable(cell: str, kind: pa.DataType) -> bool:

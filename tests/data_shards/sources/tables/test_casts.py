@@ -237,6 +237,10 @@ def test_moments_beyond_any_calendar_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "e.parquet", id=["a"], t=pa.array([18446744073709 + 18000], pa.timestamp("s")), v=[1.0])
     with pytest.raises(ValueError, match=r"column 't' .*cannot be read as date"):
         read(tmp_path, dated())
+    write(tmp_path, "r.parquet", id=["a"], adm=pa.array([0]))
+    write(tmp_path, "e.parquet", id=["a"], t=pa.array([18446744073709 + 18000]), v=[1.0])
+    with pytest.raises(ValueError, match=r"column 't' .*cannot be read as date:seconds"):
+        read(tmp_path, dated(date_unit="seconds"))
 
 
 def test_durations_are_times(tmp_path: Path) -> None:
