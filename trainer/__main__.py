@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_shards.errors import LeaseHeldError, PathError
 from data_shards.lease.record import Parent
-from parallel import init_distributed
+from parallel import init_distributed, leave_distributed
 from trainer.config.errors import RecipeError
 from trainer.config.paths import absolute_paths
 from trainer.config.recipe import known_recipes, load_recipe
@@ -46,6 +46,7 @@ def main() -> int:
         return 2 if wrong else 1
     if rank == 0:
         print(json_line(result), flush=True)
+    leave_distributed()
     return 128 + stop.received if result["status"] == "stopped" and stop.received else 0
 
 
