@@ -14,7 +14,7 @@ from parallel.config import MoEConfig, ParallelConfig
 from parallel.mesh import Mesh, MeshSpec, largest_legal
 
 if TYPE_CHECKING:
-    from parallel.engine.engine import Engine, create_mesh, init_distributed, leave_distributed
+    from parallel.engine.engine import Engine, create_mesh, init_distributed
     from parallel.engine.fragments import Fragment
     from parallel.moe.balance import RoutingStats, balance_losses, reduce_stats, summed_over_ranks
     from parallel.moe.dispatch import AllToAllDispatcher, Dispatcher, LocalDispatcher
@@ -37,7 +37,6 @@ _LAZY = {
     "Engine": "engine.engine",
     "create_mesh": "engine.engine",
     "init_distributed": "engine.engine",
-    "leave_distributed": "engine.engine",
     "Fragment": "engine.fragments",
     "MoELayer": "moe.layer",
     "decision_units": "moe.layer",
@@ -64,7 +63,6 @@ __all__ = [
     "expert_pools",
     "init_distributed",
     "largest_legal",
-    "leave_distributed",
     "reduce_stats",
     "summed_over_ranks",
 ]

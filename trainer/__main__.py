@@ -7,13 +7,15 @@ recipe, or another process has the run of this name; torchrun turns any of the l
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from data_shards.errors import LeaseHeldError, PathError
 from data_shards.lease.record import Parent
-from parallel import init_distributed, leave_distributed
+from parallel import init_distributed
 from trainer.config.errors import RecipeError
 from trainer.config.paths import absolute_paths
 from trainer.config.recipe import known_recipes, load_recipe
@@ -46,7 +48,6 @@ def main() -> int:
         return 2 if wrong else 1
     if rank == 0:
         print(json_line(result), flush=True)
-    leave_distributed()
     return 128 + stop.received if result["status"] == "stopped" and stop.received else 0
 
 
@@ -70,5 +71,18 @@ def _config(recipe: str, overrides: list[str], context: Context) -> RunConfig:
     return absolute_paths(config, Path.cwd())
 
 
+def end(code: int) -> NoReturn:
+    """End this process with an exit code: what is registered for its end is done, the interpreter is not taken down.
+
+    A thread of gloo may still hold the tensor of the last exchange. If it lets go of it while the interpreter ends, it
+    is cut off in the middle, C++ aborts the process, and torchrun calls a finished run a failed one. Nothing joins
+    these threads: DeepSpeed keeps the process groups.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -59,16 +59,6 @@ def init_distributed(
     _import_deepspeed(device).init_distributed(dist_backend=dist.get_backend(), verbose=False)
 
 
-def leave_distributed() -> None:
-    """Take all process groups of this process down, once no rank waits for it any more.
-
-    A process that ends with threads of a group alive is aborted now and then, and its launcher calls a finished run a
-    failed one.
-    """
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def _import_deepspeed(device: torch.device) -> Any:
     """DeepSpeed, told its device before it looks for one, silent, and with nothing to compile."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
