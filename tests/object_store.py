@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -32,6 +33,16 @@ def local_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield "s3://data"
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
+
+
+@contextmanager
+def storage(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A place for one test: the folder itself (`files`), or an empty bucket (`s3`)."""
+    if kind == "files":
+        yield str(folder)
+    else:
+        with local_s3(monkeypatch) as url:
+            yield url
 
 
 def _put_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:

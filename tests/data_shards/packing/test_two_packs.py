@@ -16,7 +16,7 @@ from data_shards.shards.manifest import open_manifest
 from launch.errors import exit_code
 from tests.data_shards.build import SCHEMA, ListSource, make_record, make_set
 from tests.frozen import freeze, snapshot, wake
-from tests.object_store import local_s3
+from tests.object_store import storage
 
 ROOT = Path(__file__).resolve().parents[3]
 MINE = [make_record(i) for i in range(40)]
@@ -24,11 +24,8 @@ MINE = [make_record(i) for i in range(40)]
 
 @pytest.fixture(params=["files", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    if request.param == "files":
-        yield str(tmp_path / "set")
-    else:
-        with local_s3(monkeypatch) as url:
-            yield f"{url}/set"
+    with storage(request.param, tmp_path, monkeypatch) as url:
+        yield f"{url}/set"
 
 
 def other_pack(place: str, lease_s: float, seed: int = 9) -> subprocess.Popen[str]:

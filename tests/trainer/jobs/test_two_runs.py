@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import object_store
 from tests.frozen import freeze, snapshot, wake
-from tests.object_store import local_s3
 from tests.trainer.tiny import config, packed
 from trainer.checkpoints.find import committed_paths
 from trainer.checkpoints.listing import list_checkpoints
@@ -27,11 +27,8 @@ ENDLESS = 1_000_000
 
 @pytest.fixture(params=["files", pytest.param("s3", marks=pytest.mark.long)])
 def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    if request.param == "files":
-        yield str(tmp_path / "runs")
-    else:
-        with local_s3(monkeypatch) as url:
-            yield f"{url}/runs"
+    with object_store.storage(request.param, tmp_path, monkeypatch) as url:
+        yield f"{url}/runs"
 
 
 def start(folder: Path, storage: str, steps: int, lease_s: float) -> subprocess.Popen[str]:
