@@ -64,6 +64,7 @@ def _loggers_that_can_be_heard() -> Iterator[None]:
 
     for name in LOGGERS:
         logging.getLogger(name).propagate = True
+        logging.getLogger(name).handlers.clear()  # to a stderr that was another test's
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and name.partition(".")[0] in LOGGERS:
             logger.disabled = False

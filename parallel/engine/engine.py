@@ -12,6 +12,7 @@ DeepSpeed is imported inside functions, so importing this module is cheap. Three
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable
@@ -69,12 +70,12 @@ def _import_deepspeed(device: torch.device) -> Any:
         with without("mlflow"):
             import deepspeed
         import deepspeed.ops
-        from deepspeed.utils.logging import set_log_level_from_string
 
         # Needed by every reduction, though only to see that the optimizer is another one.
         with uncompiled(deepspeed.runtime.compiler):
             import deepspeed.runtime.zero.muon.muon_optimizer
-    set_log_level_from_string("error")
+    # Its logger alone: its own function turns every handler there too, also those that others have hung on it.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if device.type == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

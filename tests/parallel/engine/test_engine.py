@@ -203,6 +203,9 @@ assert not any(name in sys.modules for name in ("deepspeed", "torch")), "importi
 import torch
 import parallel.engine
 assert "deepspeed" not in sys.modules
+import logging
+handler = logging.NullHandler()
+logging.getLogger("DeepSpeed").addHandler(handler)
 from parallel import *
 init_distributed("cpu")
 mesh = create_mesh(ParallelConfig(), MoEConfig(experts=4, top_k=2))
@@ -211,6 +214,7 @@ engine = Engine(layer, mesh, lr=1e-3)
 y, stats = engine(torch.randn(5, 8), torch.zeros(5, dtype=torch.int64))
 engine.backward(y.square().mean())
 assert engine.step() and engine.grad_norm() > 0
+assert handler.level == logging.NOTSET, "the handlers of others are turned down"
 """
 
 
