@@ -56,10 +56,15 @@ class _BlockwiseMatmul(torch.autograd.Function):
         return g_x_RD, g_w_GDF, None
 
 
+def on_gpu(x: Tensor) -> bool:
+    """Whether kernels for GPUs serve this tensor. Every choice of a branch asks here, so that a test can force them."""
+    return x.is_cuda
+
+
 def fused_kernel_fits(x_RD: Tensor, w_GDF: Tensor) -> bool:
     """Whether the GPU kernel takes these operands: bf16, rows a multiple of 16 bytes, at least one row."""
     aligned = all(n * x_RD.element_size() % 16 == 0 for n in w_GDF.shape[1:])
-    return x_RD.is_cuda and x_RD.dtype == torch.bfloat16 and aligned and x_RD.shape[0] > 0
+    return on_gpu(x_RD) and x_RD.dtype == torch.bfloat16 and aligned and x_RD.shape[0] > 0
 
 
 def grouped_matmul(x_RD: Tensor, w_GDF: Tensor, counts_G: Tensor) -> Tensor:
