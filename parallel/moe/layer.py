@@ -25,6 +25,7 @@ from parallel.moe.choice import Choice, choice_of_experts, top_k_choice
 from parallel.moe.dispatch import Dispatcher, LocalDispatcher
 from parallel.moe.experts import Experts, generator_for
 from parallel.moe.routers import Router, Routing
+from parallel.moe.segments import Segments
 
 
 def decision_units(
@@ -149,7 +150,6 @@ class MoELayer(nn.Module):
             unit_N = unit_N * self.modalities + modality_N
             modality_U = torch.arange(self.modalities, device=x_ND.device).repeat(units)
             units *= self.modalities
-        # In fp32: a bf16 sum on a GPU is rounded at every token.
-        sum_UD = torch.zeros(units, self.dim, device=x_ND.device).index_add(0, unit_N, x_ND.float())
-        count_U = torch.bincount(unit_N, minlength=units).clamp_min(1)
-        return sum_UD / count_U[:, None], modality_U, unit_N
+        segments = Segments.of(unit_N, units)
+        # In fp32, added up in the order of the tokens: the same decision when a block is computed again.
+        return segments.sum(x_ND) / segments.counts.clamp_min(1)[:, None], modality_U, unit_N
