@@ -114,6 +114,8 @@ class Mesh:
     device: torch.device
     timeout_s: float = 300.0
     """Seconds after which a collective that a peer never joins fails."""
+    control_group: dist.ProcessGroup | None = None
+    """All ranks, on the CPU, with a patience of its own: `parallel.control`."""
 
     @property
     def world(self) -> int:

@@ -55,7 +55,7 @@ FLOORS = {
         ("job_type",),
         ("layers", "flops", "output"),
     ),
-    "parallel": (("engine",), ("mesh",), ("moe",), ("config",)),
+    "parallel": (("engine",), ("mesh",), ("moe",), ("config", "control")),
     "data_shards": (
         ("loading", "packing", "inspection"),
         ("lease",),

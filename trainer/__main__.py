@@ -67,7 +67,7 @@ def _config(recipe: str, overrides: list[str], context: Context) -> RunConfig:
     if context.world > 1:
         # The default name holds the time of day, and each rank has read its own clock: all take rank 0's.
         init_distributed(context.device, config.parallel.timeout_s)
-        config.name = broadcast_json(config.name, context.device)
+        config.name = broadcast_json(config.name)
     return absolute_paths(config, Path.cwd())
 
 

@@ -65,7 +65,7 @@ def _held(config: RunConfig, context: Context, taken: Callable[[], Lease]) -> It
             refusal = [kind if kind in _REFUSALS else "OSError", str(error)]
     try:
         told = [refusal, lease.parent.to_json() if lease else None]
-        refusal, held = broadcast_json(told, context.device)
+        refusal, held = broadcast_json(told)
         if refusal is not None:
             raise _REFUSALS[refusal[0]](refusal[1])
         yield lease or Follower(Parent.from_json(held), config.training.lease_s / BEATS)

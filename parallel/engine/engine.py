@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel.config import MoEConfig, ParallelConfig, Precision
+from parallel.control import control_group, is_control_group
 from parallel.engine import zero
 from parallel.engine.deepspeed_config import deepspeed_config, group_name, parameter_groups, refuse_scalars
 from parallel.engine.fragments import Fragment, collect_fragments
@@ -95,12 +96,22 @@ def create_mesh(parallel: ParallelConfig, moe: MoEConfig, device: torch.device |
     if name not in groups._get_expert_parallel_group_dict():
         groups._create_expert_and_data_parallel(spec.expert_parallel)
     ep_group = groups._get_expert_parallel_group(name)
-    return Mesh(spec, dist.get_rank(), ep_group, dist.group.WORLD, torch.device(device), parallel.timeout_s)
+    return Mesh(
+        spec,
+        dist.get_rank(),
+        ep_group,
+        dist.group.WORLD,
+        torch.device(device),
+        parallel.timeout_s,
+        control_group(),
+    )
 
 
 def _limit_waiting(timeout_s: float) -> None:
-    """Collectives of every group give up after this time. DeepSpeed makes groups with torch's default, half an hour."""
+    """Collectives of payload give up after this time. DeepSpeed makes groups with torch's default, half an hour."""
     for group in list(dist.distributed_c10d._world.pg_map):
+        if is_control_group(group):
+            continue
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
 

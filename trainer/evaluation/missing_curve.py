@@ -54,15 +54,15 @@ def missing_curve(session: Session, part: str, seeds: int, metric: str | None = 
     counts = torch.zeros(2, len(chosen), dtype=torch.float64, device=session.device)  # modalities present, and kept
     hides = [_hide(session, hiding, counts[:, number]) for number, hiding in enumerate(chosen)]
     everything = predict_hiding(session, part, hides)
-    sum_over_ranks(counts)
+    counts = sum_over_ranks(counts.cpu())
     # 0 / 0, of a part without any modality, is no share.
     hidden = [None if share != share else share for share in (1 - counts[1] / counts[0]).tolist()]
     result: dict[str, Any] = {}
     if session.context.rank == 0:
-        rows = [part_results(session, part, predictions) for predictions in everything]
+        rows = [part_results(session, part, predictions) for predictions in everything if predictions is not None]
         result = _table(part, chosen, rows, hidden, metric)
         result["tasks"] = {name: _modalities(session, name) for name in main_metric_of_tasks(part, rows[0])}
-    found: dict[str, Any] = broadcast_json(result, session.device)
+    found: dict[str, Any] = broadcast_json(result)
     return found
 
 

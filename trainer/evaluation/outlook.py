@@ -60,7 +60,7 @@ def labels_of(session: Session, part: str, metric: str | None = None) -> Outlook
         except ShardError as error:
             told = {"damaged": str(error)}
         told = {key: sorted(value) if isinstance(value, frozenset) else value for key, value in told.items()}
-    told = broadcast_json(told, session.device)
+    told = broadcast_json(told)
     if "damaged" in told and session.config.data.on_error == "raise":
         raise ValueError(told["damaged"])
     if "damaged" in told:

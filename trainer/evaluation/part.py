@@ -18,8 +18,8 @@ from trainer.session import Session
 from trainer.worker.collectives import broadcast_json, sum_over_ranks
 
 
-def predict(session: Session, part: str, drop: list[str] | None = None) -> Predictions:
-    """Predictions for every record of a part, on every rank. Collective.
+def predict(session: Session, part: str, drop: list[str] | None = None) -> Predictions | None:
+    """Predictions for every record of a part, on rank 0; None elsewhere. Collective.
 
     Args:
         drop: modalities to hide, as if they had never been recorded.
@@ -38,8 +38,10 @@ def predict(session: Session, part: str, drop: list[str] | None = None) -> Predi
     return predict_hiding(session, part, [lambda batch: keep_modalities(batch, keep_M.expand_as(batch.present_BM))])[0]
 
 
-def predict_hiding(session: Session, part: str, hides: Sequence[Callable[[Batch], Batch]]) -> list[Predictions]:
-    """Predictions for every record of a part, once for each way to hide something; data are read once. Collective.
+def predict_hiding(session: Session, part: str, hides: Sequence[Callable[[Batch], Batch]]) -> list[Predictions | None]:
+    """Predictions for every record of a part, once for each way to hide something, on rank 0; None elsewhere.
+
+    Data are read once. Collective.
 
     Raises:
         ShardError: the part has records, and all of them had to be skipped; on every rank.
@@ -57,17 +59,17 @@ def predict_hiding(session: Session, part: str, hides: Sequence[Callable[[Batch]
                     output = session.engine(hide(batch))
                     collector.add(batch.index_B, output.logits, batch.targets, output.measures)
     session.engine.train()
-    skipped = _over_ranks(lost, session.device)
-    found = [collector.gather(session.device, skipped) for collector in collectors]
-    if loader.records and not len(found[0]):
+    records, skipped = _over_ranks(len(collectors[0]), lost)
+    found = [collector.to_first(skipped) for collector in collectors]
+    if loader.records and not records:
         raise ShardError("", f"no record of part {part} could be read: {skipped_words(skipped)}", reason="limit")
     return found
 
 
-def _over_ranks(lost: Counter[str], device: torch.device) -> dict[str, int]:
-    """Reason -> records that all ranks together had to skip. Collective."""
-    counts = sum_over_ranks(torch.tensor([float(lost[name]) for name in REASONS], device=device))
-    return {name: int(count) for name, count in zip(REASONS, counts.tolist(), strict=True) if count}
+def _over_ranks(records: int, lost: Counter[str]) -> tuple[int, dict[str, int]]:
+    """Of all ranks together: records that were read, and reason -> those that had to be skipped. Collective."""
+    read, *counts = sum_over_ranks(torch.tensor([records, *(lost[name] for name in REASONS)])).tolist()
+    return read, {name: count for name, count in zip(REASONS, counts, strict=True) if count}
 
 
 def observe(session: Session, part: str, observer: PartObserver) -> None:
@@ -81,14 +83,19 @@ def observe(session: Session, part: str, observer: PartObserver) -> None:
     session.engine.train()
 
 
-def evaluate_part(session: Session, part: str, drop: list[str] | None = None) -> tuple[dict[str, float], Predictions]:
-    """Metrics of a part, keyed `part/...`, the same on every rank, and the predictions behind them. Collective."""
+def evaluate_part(
+    session: Session, part: str, drop: list[str] | None = None
+) -> tuple[dict[str, float], Predictions | None]:
+    """Metrics of a part, keyed `part/...`, the same on every rank, and on rank 0 the predictions behind them.
+
+    Collective.
+    """
     predictions = predict(session, part, drop)
     metrics: dict[str, float] = {}
-    # The others wait in the broadcast meanwhile, for `parallel.timeout_s` at most.
-    if session.context.rank == 0:
+    # The others wait in the broadcast meanwhile, as long as it takes.
+    if predictions is not None:
         metrics = part_results(session, part, predictions)
-    return broadcast_json(metrics, session.device), predictions
+    return broadcast_json(metrics), predictions
 
 
 def part_results(session: Session, part: str, predictions: Predictions) -> dict[str, float]:

@@ -70,7 +70,7 @@ def _evaluate(config: RunConfig, context: Context, checkpoint: Checkpoint, guard
             "part": request.part,
             "drop": request.drop,
             "metrics": metrics,
-            "samples": len(predictions),
+            "samples": int(metrics[f"{request.part}/records"]),
         }
         if request.temperature:
             result |= _calibrate(session, checkpoint, predictions)
@@ -96,20 +96,23 @@ def _run_id(session: Session, checkpoint: Checkpoint) -> str | None:
     return stored or stored_run_id(checkpoint.run_dir, session.config.tracking.uri)
 
 
-def _calibrate(session: Session, checkpoint: Checkpoint, predictions: Predictions) -> dict[str, Any]:
+def _calibrate(session: Session, checkpoint: Checkpoint, predictions: Predictions | None) -> dict[str, Any]:
     """Temperatures fitted on the validation part, kept with the run, and the metrics that they give."""
     request = session.config.evaluation
     assert request is not None
-    temperatures = fit_temperatures(session.tasks, predict(session, "val", request.drop))
+    validated = predict(session, "val", request.drop)
     metrics: dict[str, float] = {}
-    if session.context.rank == 0:
+    temperatures: dict[str, float] = {}
+    if validated is not None and predictions is not None:
+        temperatures = fit_temperatures(session.tasks, validated)
         session.guard.confirm()
         write_temperatures(checkpoint, temperatures)
         metrics = part_results(session, request.part, scaled(predictions, temperatures))
         metrics = {f"calibrated/{name}": value for name, value in metrics.items()}
         found = {f"temperature/{name}": value for name, value in temperatures.items()}
         add_to_run(session.config.tracking, _run_id(session, checkpoint), {checkpoint.step: {**metrics, **found}})
-    return {"temperatures": temperatures, "calibrated": broadcast_json(metrics, session.device)}
+    told: dict[str, Any] = broadcast_json({"temperatures": temperatures, "calibrated": metrics})
+    return told
 
 
 def _missing_curve(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:

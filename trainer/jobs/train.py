@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -65,7 +65,7 @@ def train(config: RunConfig, context: Context, tags: dict[str, str], guard: Guar
         # The other ranks wait for what MLflow says at the end, so it has less time than they.
         tracker.finish(status, min(FINISH_SECONDS, config.parallel.timeout_s / 2))  # type: ignore[arg-type]
         run_id = tracker.run_id or stored_run_id(config.run_dir, config.tracking.uri)  # known, if not open: deleted
-        told = broadcast_json({"run_id": run_id, "mlflow": tracker.delivery}, session.device)
+        told = broadcast_json({"run_id": run_id, "mlflow": tracker.delivery})
         return {**told, **result}
     finally:
         tracker.finish(status)  # type: ignore[arg-type]
@@ -83,7 +83,7 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
     if checkpoint and context.rank == 0:
         logger.info("continuing %s at step %d", config.name, progress.step)
     # One word for this start of the run on all ranks, by which rank 0 tells their files from an earlier start's.
-    attempt = broadcast_json(uuid.uuid4().hex, session.device)
+    attempt = broadcast_json(uuid.uuid4().hex)
     keep = config.training.checkpoint
     writer = CheckpointWriter(
         config.run_dir,
@@ -92,7 +92,7 @@ def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
         attempt,
         keep.keep_last,
         keep.keep_best,
-        _agree(session),
+        _agree,
         tracker.flush,
         session.guard,
     )
@@ -142,19 +142,15 @@ def _statistics(manifest: DataSet, config: RunConfig) -> SplitStatistics:
     return manifest.statistics[split]
 
 
-def _agree(session: Session) -> Callable[[bool], bool]:
-    """Collective: whether all ranks are fine."""
-
-    def agree(ok: bool) -> bool:
-        return float(sum_over_ranks(torch.tensor(float(not ok), device=session.device))) == 0
-
-    return agree
+def _agree(ok: bool) -> bool:
+    """Whether all ranks are fine. Collective; a rank may be late to it."""
+    return float(sum_over_ranks(torch.tensor(float(not ok)))) == 0
 
 
 def _restore(session: Session) -> Checkpoint | None:
     run_dir = session.config.run_dir
-    paths = broadcast_json(committed_paths(run_dir) if session.context.rank == 0 else None, session.device)
-    return restore(run_dir, paths, session.engine, _agree(session), partial(_belongs, session))
+    paths = broadcast_json(committed_paths(run_dir) if session.context.rank == 0 else None)
+    return restore(run_dir, paths, session.engine, _agree, partial(_belongs, session))
 
 
 def _belongs(session: Session, checkpoint: Checkpoint) -> None:
@@ -184,9 +180,7 @@ def _splits(data: dict[str, Any]) -> dict[str, str]:
 
 def _load_best(session: Session, progress: Progress) -> Checkpoint:
     """Weights of the best evaluated step, or of the last one where nothing was evaluated."""
-    paths = broadcast_json(
-        committed_paths(session.config.run_dir) if session.context.rank == 0 else None, session.device
-    )
+    paths = broadcast_json(committed_paths(session.config.run_dir) if session.context.rank == 0 else None)
     fs, _ = fsspec.url_to_fs(session.config.run_dir)
     wanted = progress.best_step if progress.best_step is not None else progress.step
     for path in paths:
@@ -227,6 +221,6 @@ def check_records(session: Session) -> None:
                 f"{found[1]} records of part {part}, the first is {found[0]}, have no {modality}, which a tower reads: "
                 "leave them out when packing, or set mope.missing=learned"
             )
-    problem = broadcast_json(problem, session.device)
+    problem = broadcast_json(problem)
     if problem is not None:
         raise ValueError(problem)

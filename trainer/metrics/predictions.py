@@ -1,4 +1,4 @@
-"""Predictions of a part, and how ranks gather them."""
+"""Predictions of a part, and how they come to the first rank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data_shards import TaskSpec
-from trainer.worker.collectives import gather_rows
+from trainer.worker.collectives import rows_to_first
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Predictions:
 
 @dataclass
 class PredictionCollector:
-    """Gathers predictions batch by batch on one rank, then over all ranks."""
+    """Keeps predictions batch by batch on one rank, then brings those of all ranks to the first."""
 
     tasks: list[TaskSpec]
     measures: tuple[str, ...] = ()
@@ -45,26 +45,38 @@ class PredictionCollector:
         """One batch."""
         self._rows.append((index_B, logits, targets, measures or {}))
 
-    def gather(self, device: torch.device, skipped: dict[str, int] | None = None) -> Predictions:
-        """Collective: all records of all ranks, sorted by their place in the data set."""
-        index_B = gather_rows(self._cat([row[0] for row in self._rows], torch.int64, 0, device))
+    def __len__(self) -> int:
+        return sum(len(row[0]) for row in self._rows)
+
+    def to_first(self, skipped: dict[str, int] | None = None) -> Predictions | None:
+        """Collective: all records of all ranks on rank 0, sorted by their place in the data set; None elsewhere."""
+        columns = self._columns()
+        # One exchange for all of them: 32-bit words, whatever they mean, so nothing is rounded on the way.
+        found_BW = rows_to_first(torch.cat([values.view(torch.int32) for _, _, values in columns], dim=1))
+        if found_BW is None:
+            return None
+        widths = [values.view(torch.int32).shape[1] for _, _, values in columns]
+        parts = found_BW.split(widths, dim=1)
+        index_B = parts[0].contiguous().view(torch.int64)[:, 0]
         order_B = index_B.argsort()
-        logits, targets = {}, {}
+        found = Predictions(index_B[order_B], {}, {}, {}, skipped or {})
+        for (kind, name, _), part_BW in zip(columns[1:], parts[1:], strict=True):
+            values = part_BW[order_B].view(torch.float32)
+            getattr(found, kind)[name] = values[:, 0] if kind == "measures" else values
+        return found
+
+    def _columns(self) -> list[tuple[str, str, Tensor]]:
+        """(field of Predictions, name, (B, width)) on the CPU; of a rank that had no record with the same widths."""
+        made = [("index_B", "", self._cat([row[0][:, None] for row in self._rows], torch.int64, 1))]
         for task in self.tasks:
             width = 1 if task.kind == "multiclass" else task.dim
-            logits_BC = self._cat([row[1][task.name] for row in self._rows], torch.float32, task.dim, device)
-            target_Bt = self._cat([row[2][task.name] for row in self._rows], torch.float32, width, device)
-            logits[task.name] = gather_rows(logits_BC)[order_B].cpu()
-            targets[task.name] = gather_rows(target_Bt)[order_B].cpu()
-        measures = {
-            name: gather_rows(self._cat([row[3][name] for row in self._rows], torch.float32, 0, device))[order_B].cpu()
-            for name in self.measures
-        }
-        return Predictions(index_B[order_B].cpu(), logits, targets, measures, skipped or {})
+            made.append(
+                ("logits", task.name, self._cat([r[1][task.name] for r in self._rows], torch.float32, task.dim))
+            )
+            made.append(("targets", task.name, self._cat([r[2][task.name] for r in self._rows], torch.float32, width)))
+        for name in self.measures:
+            made.append(("measures", name, self._cat([r[3][name][:, None] for r in self._rows], torch.float32, 1)))
+        return made
 
-    def _cat(self, parts: list[Tensor], dtype: torch.dtype, width: int, device: torch.device) -> Tensor:
-        shape = (0, width) if width else (0,)
-        # A piece without rows first: a rank that had no record gathers the same shapes as the others.
-        return torch.cat(
-            [torch.zeros(shape, dtype=dtype, device=device), *(p.detach().to(device, dtype) for p in parts)]
-        )
+    def _cat(self, parts: list[Tensor], dtype: torch.dtype, width: int) -> Tensor:
+        return torch.cat([torch.zeros(0, width, dtype=dtype), *(part.detach().to("cpu", dtype) for part in parts)])

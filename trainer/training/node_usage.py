@@ -35,7 +35,7 @@ class NodeUsage:
 
     def __init__(self, rank: int, world: int, local_rank: int, device: torch.device) -> None:
         self._first, self._device = local_rank == 0, device
-        leads_R = torch.zeros(world, device=device)
+        leads_R = torch.zeros(world)
         leads_R[rank] = float(self._first)
         number_R = sum_over_ranks(leads_R).cumsum(0).long() - 1
         self._node, self._nodes = int(number_R[rank].clamp_min(0)), max(1, int(number_R[-1]) + 1)
@@ -58,7 +58,7 @@ class NodeUsage:
         if len(self._names) > len(HOST):
             used = torch.cuda.device_memory_used(self._device) / GIB
             own[self._node, len(HOST) : -1] = torch.tensor([float(torch.cuda.utilization(self._device)), used])
-        return self._named(sum_over_ranks(own.to(self._device)).cpu())
+        return self._named(sum_over_ranks(own))
 
     def _host(self) -> list[float]:
         now = self._counters()

@@ -1,11 +1,15 @@
 """The few exchanges between ranks that training needs besides the model's own: sums, and rows of uneven number.
 
+They go through the CPU, on a group of their own (`parallel.control`).
+
 Only tensors of fixed types cross ranks, never pickled objects.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +17,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from parallel.control import control_group
+
+ROUND_BYTES = 64 * 2**20
+"""That one exchange of rows brings to a rank at most, whatever the number of ranks."""
 
 
 class PeerError(RuntimeError):
@@ -48,36 +57,107 @@ def world_size() -> int:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum of `values` over all ranks, on every rank (in place)."""
+    """The sum of `values` over all ranks, on every rank (in place). Collective.
+
+    Numbers on the CPU travel through the group for control, where a rank may be late; those of a GPU through the
+    payload's, where it may not.
+    """
     if world_size() > 1:
-        dist.all_reduce(values)
+        if values.device.type == "cpu":
+            _finish(dist.all_reduce(values, group=control_group(), async_op=True))
+        else:
+            dist.all_reduce(values)
     return values
 
 
-def broadcast_json(value: Any, device: torch.device) -> Any:
-    """Rank 0's JSON-serialisable value, on every rank."""
+def meet() -> None:
+    """Return when every rank is here: a rank may be late to it, which is not so in the payload's exchanges."""
+    sum_over_ranks(torch.zeros(1))
+
+
+def broadcast_json(value: Any) -> Any:
+    """Rank 0's JSON-serialisable value, on every rank. Collective."""
     if world_size() == 1:
         return value
     payload = json.dumps(value).encode() if dist.get_rank() == 0 else b""
-    size = torch.tensor([len(payload)], device=device)
-    dist.broadcast(size, 0)
-    buffer = torch.zeros(int(size), dtype=torch.uint8, device=device)
+    size = torch.tensor([len(payload)])
+    _broadcast(size, 0)
+    buffer = torch.zeros(int(size), dtype=torch.uint8)
     if payload:
         buffer.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
-    dist.broadcast(buffer, 0)
-    return json.loads(bytes(buffer.cpu().numpy()))
+    _broadcast(buffer, 0)
+    return json.loads(bytes(buffer.numpy()))
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """Rows of all ranks, rank after rank, on every rank; ranks may hold different numbers of rows, also none."""
+def rows_to_first(rows: Tensor) -> Tensor | None:
+    """Rows of all ranks, rank after rank, on rank 0's CPU; None elsewhere. Collective.
+
+    Ranks may hold different numbers of rows, also none. They travel in rounds of at most `ROUND_BYTES` over all ranks,
+    as many as there are: nothing is padded, and no rank but the first holds any of another's.
+    """
+    rows = rows.detach().cpu().contiguous()
     if world_size() == 1:
         return rows
-    counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
-    counts[dist.get_rank()] = len(rows)
-    dist.all_reduce(counts)
-    most = int(counts.max())
-    padded = rows.new_zeros(most, *rows.shape[1:])
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in range(world_size())]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
+    counts = _counts(len(rows))
+    first = dist.get_rank() == 0
+    starts = [0, *itertools.accumulate(counts)]
+    found = rows.new_empty(starts[-1] if first else 0, *rows.shape[1:])
+    most = max(1, ROUND_BYTES // (len(counts) * max(1, _row_bytes(rows))))
+    for begin in range(0, max(counts), most):
+        sizes = [min(most, max(0, count - begin)) for count in counts]
+        mine = rows[begin : begin + most]
+        arriving = rows.new_empty(sum(sizes) if first else 0, *rows.shape[1:])
+        send = [len(mine), *[0] * (len(counts) - 1)]
+        receive = sizes if first else [0] * len(counts)
+        _finish(dist.all_to_all_single(arriving, mine, receive, send, group=control_group(), async_op=True))
+        if first:
+            for start, part in zip(starts, arriving.split(sizes), strict=False):
+                found[start + begin : start + begin + len(part)] = part
+    return found if first else None
+
+
+def rows_everywhere(rows: Tensor) -> Tensor:
+    """Rows of all ranks, rank after rank, on every rank and where `rows` are. Collective.
+
+    For what every rank needs as a whole. They travel in parts of at most `ROUND_BYTES`; nothing is padded.
+    """
+    if world_size() == 1:
+        return rows
+    counts = _counts(len(rows))
+    found = rows.new_empty(sum(counts), *rows.shape[1:])
+    most = max(1, ROUND_BYTES // max(1, _row_bytes(rows)))
+    place = 0
+    for rank, count in enumerate(counts):
+        for begin in range(0, count, most):
+            size = min(most, count - begin)
+            mine = rank == dist.get_rank()
+            part = (
+                rows[begin : begin + size].cpu().contiguous()
+                if mine
+                else rows.new_empty(size, *rows.shape[1:], device="cpu")
+            )
+            _broadcast(part, rank)
+            found[place : place + size] = part
+            place += size
+    return found
+
+
+def _counts(own: int) -> list[int]:
+    """What each rank has. Collective."""
+    counts = torch.zeros(world_size(), dtype=torch.int64)
+    counts[dist.get_rank()] = own
+    found: list[int] = sum_over_ranks(counts).tolist()
+    return found
+
+
+def _row_bytes(rows: Tensor) -> int:
+    return math.prod(rows.shape[1:]) * rows.element_size()
+
+
+def _broadcast(values: Tensor, rank: int) -> None:
+    _finish(dist.broadcast(values, rank, group=control_group(), async_op=True))
+
+
+def _finish(work: dist.Work | None) -> None:
+    assert work is not None
+    work.wait()

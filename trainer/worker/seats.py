@@ -35,12 +35,12 @@ def gather_seats(context: Context) -> list[Seat]:
     """Where every rank is, in the order of the ranks. Collective."""
     import torch  # late: plans and cluster files are checked without it
 
-    from trainer.worker.collectives import gather_rows
+    from trainer.worker.collectives import sum_over_ranks
 
     own = json.dumps([socket.gethostname()[-100:], str(context.device)]).encode()
-    row = torch.zeros(1, LONGEST, dtype=torch.uint8, device=context.device)
-    row[0, : len(own)] = torch.frombuffer(bytearray(own), dtype=torch.uint8).to(context.device)
-    return [Seat(*json.loads(bytes(text.numpy()).rstrip(b"\0"))) for text in gather_rows(row).cpu()]
+    table = torch.zeros(context.world, LONGEST, dtype=torch.uint8)
+    table[context.rank, : len(own)] = torch.frombuffer(bytearray(own), dtype=torch.uint8)
+    return [Seat(*json.loads(bytes(text.numpy()).rstrip(b"\0"))) for text in sum_over_ranks(table)]
 
 
 def planned_seats(workers: int, per_node: int, kind: str) -> list[Seat]:

@@ -14,7 +14,7 @@ from tests.ranks import run_ranks
 from trainer.metrics.predictions import PredictionCollector
 from trainer.metrics.scores import metric_names, part_metrics, task_metrics
 from trainer.models.layers.heads import TaskLoss
-from trainer.worker.collectives import broadcast_json, gather_rows
+from trainer.worker.collectives import broadcast_json, rows_to_first
 
 RNG = np.random.default_rng(0)
 
@@ -112,8 +112,8 @@ def test_losses_by_hand_and_unlabelled_records_do_not_count() -> None:
     assert float(classes(torch.zeros(2, 3), torch.tensor([[1.0], [nan]]))) == pytest.approx(np.log(3), rel=1e-6)
 
 
-def _gather_uneven(rank: int, world: int) -> tuple[list[int], dict[str, float], str]:
-    rows = gather_rows(torch.arange(rank * 10, rank * 10 + rank))
+def _gather_uneven(rank: int, world: int) -> tuple[list[int] | None, dict[str, float], str]:
+    rows = rows_to_first(torch.arange(rank * 10, rank * 10 + rank))
     collector = PredictionCollector([TaskSpec("t", "binary")])
     index = torch.arange(rank, 40, world)  # interleaved, so that order must be restored
     if rank != 2:
@@ -121,15 +121,19 @@ def _gather_uneven(rank: int, world: int) -> tuple[list[int], dict[str, float], 
     else:
         for part in index.split(3):
             collector.add(part, {"t": part.float()[:, None] - 20}, {"t": (part > 25).float()[:, None]})
-    predictions = collector.gather(torch.device("cpu"))
+    predictions = collector.to_first()
+    said = str(broadcast_json({"from": rank}))
+    if predictions is None:
+        return None if rows is None else rows.tolist(), {}, said
     assert predictions.index_B.tolist() == list(range(40))
-    said = broadcast_json({"from": rank}, torch.device("cpu"))
-    return rows.tolist(), part_metrics("test", collector.tasks, predictions), str(said)
+    assert predictions.logits["t"][:, 0].tolist() == [float(number - 20) for number in range(40)]
+    assert rows is not None
+    return rows.tolist(), part_metrics("test", collector.tasks, predictions), said
 
 
 def test_gathering_over_ranks_is_exact() -> None:
     results = run_ranks(_gather_uneven, 3)
-    assert all(result == results[0] for result in results)
+    assert results[1:] == [(None, {}, "{'from': 0}")] * 2
     rows, values, said = results[0]
     assert rows == [10, 20, 21]
     assert said == "{'from': 0}"

@@ -18,7 +18,7 @@ from trainer.figures.prompt_experts import class_figure, site_figure
 from trainer.models.mope.prompts.router import routing_entropy
 from trainer.models.output import Fused
 from trainer.tracking.tracker import Tracker
-from trainer.worker.collectives import gather_rows
+from trainer.worker.collectives import rows_to_first
 
 
 class PromptExperts:
@@ -46,14 +46,14 @@ class PromptExperts:
             self.gallery.add(weights_BK, _pictures(batch), _texts(batch))
 
     def report(self, tracker: Tracker) -> None:
-        """Bring the ranks' weights together and log tables and figures. Collective."""
+        """Bring the ranks' weights to the first one and log tables and figures. Collective."""
         sites = list(self._parts[0][0]) if self._parts else []
         if not sites:
             return
-        gathered = {site: gather_rows(torch.cat([experts[site] for experts, _ in self._parts])) for site in sites}
-        label_R = gather_rows(torch.cat([label for _, label in self._parts]))
-        if self.rank == 0:
-            self._log(tracker, gathered, label_R)
+        found = {site: rows_to_first(torch.cat([experts[site] for experts, _ in self._parts])) for site in sites}
+        label_R = rows_to_first(torch.cat([label for _, label in self._parts]))
+        if label_R is not None:
+            self._log(tracker, {site: weights for site, weights in found.items() if weights is not None}, label_R)
 
     def _log(self, tracker: Tracker, gathered: dict[str, Tensor], label_R: Tensor) -> None:
         # A modality that no record of the part has leaves nothing to tell of its sites.

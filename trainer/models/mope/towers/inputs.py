@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data_shards import Batch, Group, ImageGroup, TextGroup
 from trainer.models.mope.towers.tower import Tower
-from trainer.worker.collectives import gather_rows
+from trainer.worker.collectives import rows_everywhere
 
 
 @dataclass
@@ -74,8 +74,8 @@ class Features:
         """What all ranks have found. Collective."""
         device = next(tower.parameters()).device
         empty = torch.zeros(0, tower.width, dtype=tower.dtype, device=device)
-        number_X = gather_rows(torch.cat([torch.zeros(0, dtype=torch.int64, device=device), *(n for n, _ in rows)]))
-        values_XD = gather_rows(torch.cat([empty, *(v for _, v in rows)]))
+        number_X = rows_everywhere(torch.cat([torch.zeros(0, dtype=torch.int64, device=device), *(n for n, _ in rows)]))
+        values_XD = rows_everywhere(torch.cat([empty, *(v for _, v in rows)]))
         found = cls(
             torch.zeros(records, tower.width, dtype=tower.dtype, device=device),
             torch.zeros(records, dtype=torch.bool, device=device),
