@@ -8,24 +8,147 @@ With z = LayerNorm(x), so |z| = √D, and prototypes w of unit length on average
     gaussian  −τ · |z − √D w|² / √D
 
 At the start the logits of a token spread over the experts by about 1 (softmax), 0.9 (laplace) and 2.4 (gaussian)
-whatever the width D is, so no gate begins saturated or blind. τ is learned. Everything is computed in fp32, for a bf16
-distance is noise. The distance is √(|z|² + D|w|² − 2√D z·w) by one matrix product; the ε under the root keeps the
-gradient finite at z = √D w.
+whatever the width D is, so no gate begins saturated or blind. τ is learned. The formulas are computed in fp32, for a
+bf16 distance is noise; what the product takes is decided in `router_product`. The distance is
+√(|z|² + D|w|² − 2√D z·w) by one matrix product; the ε under the root keeps the gradient finite at z = √D w. LayerNorm
+gives |z|² as well: with r = 1/√(variance + ε), it is D (1 − ε r²).
 
-Shapes: N tokens, D width, E experts, G prototype rows (1 = shared by all modalities, M = one set each).
+`_Logits` is the whole way from x to the logits with its derivative written out. It keeps x and the logits, which exist
+anyway, and two numbers a token, where autograd would keep x, z and the distances in fp32. `reference_logits` is the
+obvious version.
+
+Shapes: N tokens, D width, E experts, G prototype rows and T temperatures (1 = shared by all modalities, M = one each).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from parallel.config import GateKind
-from parallel.moe.grouped_matmul import grouped_matmul
-from parallel.moe.permute import inverse_permutation, permute_rows
+from parallel.moe.router_product import Groups, group_rows, matrix_gradient, product, rows_gradient, splits
 
 DISTANCE_EPS = 1e-6
+NORM_EPS = 1e-5
+
+
+def reference_logits(
+    x_ND: Tensor, w_GDE: Tensor, log_temperature_T: Tensor, row_N: Tensor | None, kind: GateKind
+) -> Tensor:
+    """Oracle: the formulas above, every token with the prototypes and the temperature of its row."""
+    z_ND = F.layer_norm(x_ND, x_ND.shape[1:], eps=NORM_EPS)
+    row_N = torch.zeros(len(x_ND), dtype=torch.int64) if row_N is None else row_N
+    w_NDE = w_GDE[row_N] if len(w_GDE) > 1 else w_GDE
+    tau_N1 = log_temperature_T.exp()[row_N if len(log_temperature_T) > 1 else row_N * 0, None]
+    scale = x_ND.shape[1] ** 0.5
+    if kind == "softmax":
+        return tau_N1 * (z_ND[:, :, None] * w_NDE).sum(1)
+    squared_NE = (z_ND[:, :, None] - scale * w_NDE).square().sum(1) + DISTANCE_EPS
+    return -tau_N1 * (squared_NE.sqrt() if kind == "laplace" else squared_NE / scale)
+
+
+class _Logits(torch.autograd.Function):
+    """x (N, D), prototypes (G, D, E), log τ (T) -> logits (N, E). `groups` sort the rows where G > 1."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_ND: Tensor,
+        w_GDE: Tensor,
+        log_tau_T: Tensor,
+        row_N: Tensor | None,
+        groups: Groups | None,
+        kind: GateKind,
+    ) -> Tensor:
+        exact = torch.promote_types(x_ND.dtype, torch.float32)
+        if groups is not None:
+            x_ND, row_N = x_ND.index_select(0, groups.order_N), groups.row_N
+        width = x_ND.shape[1]
+        z_ND, mean_N1, rstd_N1 = torch.native_layer_norm(x_ND.to(exact), (width,), None, None, NORM_EPS)
+        logits_NE = product(z_ND, w_GDE, groups)
+        del z_ND
+        tau_N1 = _temperature(log_tau_T, row_N, exact)
+        if kind == "softmax":
+            logits_NE.mul_(tau_N1)
+        else:
+            size_GE = torch.linalg.vector_norm(w_GDE, dim=1, dtype=exact).square_().mul_(width)
+            size_NE = size_GE if groups is None else size_GE.index_select(0, groups.row_N)
+            logits_NE = torch.add(size_NE, logits_NE, alpha=-2 * width**0.5)
+            logits_NE.addcmul_(rstd_N1, rstd_N1, value=-width * NORM_EPS).add_(width + DISTANCE_EPS)
+            logits_NE.clamp_min_(DISTANCE_EPS)  # rounding may leave a distance of 0 slightly negative
+            if kind == "laplace":
+                logits_NE.sqrt_().mul_(-tau_N1)
+            else:
+                logits_NE.mul_(tau_N1 * -(width**-0.5))
+        if groups is not None:
+            logits_NE = logits_NE.index_select(0, groups.inverse_N)
+        ctx.save_for_backward(x_ND, w_GDE, log_tau_T, row_N, mean_N1, rstd_N1, logits_NE)
+        ctx.groups, ctx.kind = groups, kind
+        return logits_NE
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x_ND, w_GDE, log_tau_T, row_N, mean_N1, rstd_N1, logits_NE = ctx.saved_tensors
+        groups, kind, g_NE = ctx.groups, ctx.kind, grads[0]
+        exact, split, width = logits_NE.dtype, splits(w_GDE), x_ND.shape[1]
+        if groups is not None:
+            g_NE, logits_NE = g_NE.index_select(0, groups.order_N), logits_NE.index_select(0, groups.order_N)
+        # Logits are proportional to τ, so the derivative by log τ is g · logit.
+        of_row_TN = None if row_N is None else _per_row(row_N, len(log_tau_T), exact)
+        g_tau_N = torch.linalg.vecdot(g_NE, logits_NE)
+        g_tau_T = g_tau_N.sum(0, keepdim=True) if of_row_TN is None else of_row_TN @ g_tau_N
+        # `d` is the derivative by the squared distance (softmax: by the product) up to the factor `half` of the kind.
+        tau_N1 = _temperature(log_tau_T, row_N, exact)
+        if kind == "laplace":
+            d_NE, half = (g_NE / logits_NE).mul_(tau_N1.square()), 0.5
+        else:
+            d_NE, half = g_NE * tau_N1, -(width**-0.5)
+        # All that follows is made of the same rounded numbers: sums of rows and columns belong to the products.
+        d_NE = d_NE.bfloat16() if split else d_NE
+        # Both gradients come without the factor `outer`, which goes in where they are cast.
+        outer = 1.0 if kind == "softmax" else -2 * width**0.5 * half
+        exact_ND = x_ND.to(exact)
+        z_ND = torch.native_layer_norm(exact_ND, (width,), None, None, NORM_EPS)[0]
+        g_x_ND = g_w_GDE = None
+        if ctx.needs_input_grad[1]:
+            g_w_GDE = matrix_gradient(z_ND.bfloat16() if split else z_ND, d_NE, groups, split)
+            if kind != "softmax":
+                sums_GE = d_NE.sum(0, keepdim=True, dtype=exact) if groups is None else of_row_TN @ d_NE.to(exact)
+                g_w_GDE = torch.addcmul(g_w_GDE.to(exact), w_GDE, sums_GE[:, None], value=-(width**0.5))
+            g_w_GDE = _scaled(g_w_GDE, outer, w_GDE.dtype)
+        if ctx.needs_input_grad[0]:
+            g_z_ND = rows_gradient(d_NE, w_GDE, groups)
+            if kind != "softmax":
+                g_z_ND.addcmul_(z_ND, d_NE.sum(1, keepdim=True, dtype=exact), value=-(width**-0.5))
+            g_exact_ND = torch.ops.aten.native_layer_norm_backward(
+                g_z_ND, exact_ND, (width,), mean_N1, rstd_N1, None, None, [True, False, False]
+            )[0]
+            g_x_ND = _scaled(g_exact_ND, outer, x_ND.dtype)
+            if groups is not None:
+                g_x_ND = g_x_ND.index_select(0, groups.inverse_N)
+        return g_x_ND, g_w_GDE, g_tau_T.to(log_tau_T.dtype), None, None, None
+
+
+def _scaled(x: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
+    """x · factor, multiplied in its own precision and rounded on the way out."""
+    return torch.mul(x, factor, out=torch.empty(x.shape, dtype=dtype, device=x.device))
+
+
+def _temperature(log_tau_T: Tensor, row_N: Tensor | None, exact: torch.dtype) -> Tensor:
+    """τ as (1,), or (N, 1) where every modality has its own."""
+    tau_T = log_tau_T.to(exact).exp()
+    if len(tau_T) == 1:
+        return tau_T
+    assert row_N is not None, "a gate with one temperature per modality needs the modality of every token"
+    return tau_T.index_select(0, row_N)[:, None]
+
+
+def _per_row(row_N: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """(rows, N): 1 where a token belongs to the row. A product with it adds up in one fixed order."""
+    return (row_N == torch.arange(rows, device=row_N.device)[:, None]).to(dtype)
 
 
 class Gate(nn.Module):
@@ -56,46 +179,16 @@ class Gate(nn.Module):
         if not self.prototypes.is_meta:
             nn.init.normal_(self.prototypes, std=dim**-0.5, generator=generator)
 
-    def forward(self, x_ND: Tensor, row_N: Tensor | None = None) -> Tensor:
-        """Logits (N, E) in fp32. `row_N` picks each token's prototypes and temperature where there are several."""
-        z_ND = F.layer_norm(x_ND.float(), (self.dim,))
-        w_GDE = self.prototypes.float()
-        temperature = self._temperature(row_N)
-        if self.kind == "softmax":
-            return products(z_ND, w_GDE, row_N) * temperature
-        scale = self.dim**0.5
-        bias_GE = self.dim * w_GDE.square().sum(1) + DISTANCE_EPS
-        squared_NE = products(z_ND, w_GDE, row_N, bias_GE, -2 * scale) + z_ND.square().sum(1, keepdim=True)
-        squared_NE = squared_NE.clamp_min(DISTANCE_EPS)  # rounding may leave a distance of 0 slightly negative
-        if self.kind == "laplace":
-            return squared_NE.sqrt() * -temperature
-        return squared_NE * (-temperature / scale)
+    def forward(self, x_ND: Tensor, row_N: Tensor | None = None, groups: Groups | None = None) -> Tensor:
+        """Logits (N, E) in fp32. `row_N` picks each token's prototypes and temperature where there are several.
 
-    def _temperature(self, row_N: Tensor | None) -> Tensor:
-        """τ as (1,), or (N, 1) where every modality has its own."""
-        temperature_G = self.log_temperature.float().exp()
-        if len(temperature_G) == 1:
-            return temperature_G
-        assert row_N is not None, "a gate with one temperature per modality needs the modality of every token"
-        return (F.one_hot(row_N, len(temperature_G)).to(temperature_G) @ temperature_G)[:, None]
-
-
-def products(
-    z_ND: Tensor, w_GDE: Tensor, row_N: Tensor | None, bias_GE: Tensor | None = None, alpha: float = 1.0
-) -> Tensor:
-    """alpha · z·w + bias (N, E) with each token's own set of prototypes.
-
-    With several sets the tokens are sorted by set and multiplied in one grouped product; the work does not grow with G.
-    """
-    if len(w_GDE) == 1:
-        return z_ND @ w_GDE[0] if bias_GE is None else torch.addmm(bias_GE, z_ND, w_GDE[0], alpha=alpha)
-    assert row_N is not None, "a gate with one set of prototypes per modality needs the modality of every token"
-    order_N = row_N.argsort(stable=True)
-    inverse_N = inverse_permutation(order_N)
-    counts_G = torch.bincount(row_N, minlength=len(w_GDE))
-    product_NE = grouped_matmul(permute_rows(z_ND, order_N, inverse_N), w_GDE, counts_G)
-    product_NE = permute_rows(product_NE, inverse_N, order_N)
-    if bias_GE is None:
-        return product_NE
-    # A one-hot product is a small dense one; indexing bias_GE[row_N] would scatter-add in its backward pass.
-    return torch.addmm(alpha * product_NE, F.one_hot(row_N, len(w_GDE)).to(z_ND.dtype), bias_GE)
+        `groups` are the rows sorted by `row_N`, if the caller has them.
+        """
+        number = len(self.prototypes)
+        if number > 1 and groups is None:
+            assert row_N is not None, "a gate with one set of prototypes per modality needs the modality of every token"
+            groups = group_rows(row_N, number)
+        made: Tensor = _Logits.apply(
+            x_ND, self.prototypes, self.log_temperature, row_N, groups if number > 1 else None, self.kind
+        )
+        return made

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from parallel.config import MoEConfig
-from parallel.moe.gates import Gate, products
+from parallel.moe.gates import Gate
+from parallel.moe.router_product import Groups, group_rows, router_product
 
 MIN_NOISE = 1e-2
 
@@ -107,27 +108,31 @@ class Router(nn.Module):
 
     def forward(self, x_UD: Tensor, modality_U: Tensor) -> Routing:
         """Route decisions. `modality_U` is int64 in [0, M); the joint router ignores it."""
-        row_U = modality_U if self.config.router == "per_modality" else None
-        logits_UE = self.gate(x_UD, None if self.config.router == "joint" else modality_U)
+        groups = None
+        if self.gate.prototypes.shape[0] > 1:
+            groups = group_rows(modality_U, self.gate.prototypes.shape[0])
+        logits_UE = self.gate(x_UD, None if self.config.router == "joint" else modality_U, groups)
         if self.config.router == "disjoint":
             assert isinstance(self.outside_ME, Tensor)
-            logits_UE = logits_UE.masked_fill(self.outside_ME[modality_U], -torch.inf)
+            logits_UE = logits_UE.masked_fill(self.outside_ME.index_select(0, modality_U), -torch.inf)
         scores_UE, std_UE = logits_UE, None
         if self.training and self.noise_weight is not None:
-            std_UE = self._noise_std(x_UD, row_U)
+            std_UE = self._noise_std(x_UD, groups)
             scores_UE = logits_UE + torch.randn_like(logits_UE) * std_UE
         # The bias, and noise, decide who is chosen; the bias never how much a chosen expert weighs.
-        rank_UE = self._within_groups(scores_UE.detach() + self._bias())
-        if self.config.forced_balance:
-            experts_UK = self._deal(modality_U)
+        rank_UE = self._within_groups(self._biased(scores_UE))
+        if rank_UE is scores_UE and not self.config.forced_balance:
+            # What is ranked is what weighs.
+            chosen_UK, experts_UK = scores_UE.topk(self.config.top_k, dim=1)
         else:
-            experts_UK = rank_UE.topk(self.config.top_k, dim=1).indices
-        weights_UK = scores_UE.gather(1, experts_UK).softmax(1)
+            experts_UK = self._deal(modality_U) if self.config.forced_balance else self._best(rank_UE)
+            chosen_UK = scores_UE.gather(1, experts_UK)
+        weights_UK = chosen_UK.softmax(1)
         load_UE = None
         if std_UE is not None:
             # Experts out of reach (another pool or group) stay out of the chance, too.
-            mean_UE = (logits_UE + self._bias()).masked_fill(rank_UE.isneginf(), -torch.inf)
-            noisy_UE = (scores_UE + self._bias()).masked_fill(rank_UE.isneginf(), -torch.inf)
+            mean_UE = self._biased(logits_UE).masked_fill(rank_UE.isneginf(), -torch.inf)
+            noisy_UE = self._biased(scores_UE).masked_fill(rank_UE.isneginf(), -torch.inf)
             load_UE = chance_to_be_chosen(mean_UE, noisy_UE, std_UE, self.config.top_k)
         return Routing(experts_UK, weights_UK, logits_UE, load_UE)
 
@@ -142,12 +147,15 @@ class Router(nn.Module):
             load_P = count_E[slice_of(pool)].double()
             self.nudges_E[slice_of(pool)] += (load_P.mean() - load_P).sign().to(torch.int64)
 
-    def _bias(self) -> Tensor | float:
-        """What is added to the scores for the choice, (E,) fp32."""
+    def _biased(self, scores_UE: Tensor) -> Tensor:
+        """Scores with what is added to them for the choice; the same tensor where there is nothing to add."""
         if not self.config.bias_rate:
-            return 0.0
+            return scores_UE
         assert isinstance(self.nudges_E, Tensor)
-        return self.nudges_E.float() * self.config.bias_rate
+        return scores_UE + self.nudges_E.float() * self.config.bias_rate
+
+    def _best(self, rank_UE: Tensor) -> Tensor:
+        return rank_UE.detach().topk(self.config.top_k, dim=1).indices
 
     def _within_groups(self, rank_UE: Tensor) -> Tensor:
         """-inf for experts outside the best groups of a decision; a group counts as much as its best experts do."""
@@ -161,21 +169,22 @@ class Router(nn.Module):
         best_UG = torch.zeros_like(worth_UG, dtype=torch.bool).scatter(1, worth_UG.topk(most, dim=1).indices, True)
         return rank_UGE.masked_fill(~best_UG[:, :, None], -torch.inf).flatten(1)
 
-    def _noise_std(self, x_UD: Tensor, row_U: Tensor | None) -> Tensor:
+    def _noise_std(self, x_UD: Tensor, groups: Groups | None) -> Tensor:
         """Standard deviation of the noise, (U, E)."""
         assert self.noise_weight is not None
         z_UD = F.layer_norm(x_UD.float(), (x_UD.shape[1],))
-        return self.config.noise * (F.softplus(products(z_UD, self.noise_weight.float(), row_U)) + MIN_NOISE)
+        return self.config.noise * (F.softplus(router_product(z_UD, self.noise_weight, groups)) + MIN_NOISE)
 
     def _deal(self, modality_U: Tensor) -> Tensor:
         """Experts in turn, whatever the scores: decision u takes the next top_k experts of its pool."""
         u_UK = torch.arange(len(modality_U), device=modality_U.device)[:, None] * self.config.top_k
         u_UK = u_UK + torch.arange(self.config.top_k, device=modality_U.device)
+        experts, modalities = self.config.experts, len(self.pools)
         if self.config.router != "disjoint":
-            return u_UK % self.config.experts
-        first_M = torch.tensor([pool.start for pool in self.pools], device=modality_U.device)
-        size_M = torch.tensor([len(pool) for pool in self.pools], device=modality_U.device)
-        return first_M[modality_U][:, None] + u_UK % size_M[modality_U][:, None] * len(self.pools)
+            return u_UK % experts
+        # The pool of m is every M-th expert from m on, so its size follows from m.
+        size_U1 = torch.div(experts - 1 - modality_U, modalities, rounding_mode="floor")[:, None] + 1
+        return modality_U[:, None] + u_UK % size_U1 * modalities
 
 
 def chance_to_be_chosen(mean_UE: Tensor, noisy_UE: Tensor, std_UE: Tensor, k: int) -> Tensor:
