@@ -63,28 +63,28 @@ class _Logits(torch.autograd.Function):
         groups: Groups | None,
         kind: GateKind,
     ) -> Tensor:
-        exact = torch.promote_types(x_ND.dtype, torch.float32)
+        exact = torch.float64 if x_ND.dtype == torch.float64 else torch.float32
         if groups is not None:
-            x_ND, row_N = x_ND.index_select(0, groups.order_N), groups.row_N
+            x_ND, row_N = groups.sort(x_ND), groups.row_N
         width = x_ND.shape[1]
         z_ND, mean_N1, rstd_N1 = torch.native_layer_norm(x_ND.to(exact), (width,), None, None, NORM_EPS)
-        logits_NE = product(z_ND, w_GDE, groups)
-        del z_ND
         tau_N1 = _temperature(log_tau_T, row_N, exact)
         if kind == "softmax":
-            logits_NE.mul_(tau_N1)
+            logits_NE = product(z_ND, w_GDE, groups).mul_(tau_N1)
         else:
-            size_GE = torch.linalg.vector_norm(w_GDE, dim=1, dtype=exact).square_().mul_(width)
+            # |z - √D w|², where LayerNorm gives |z|²
+            norm_GE = torch.linalg.vector_norm(w_GDE, dim=1, dtype=exact)
+            size_GE = torch.addcmul(norm_GE.new_full((), width + DISTANCE_EPS), norm_GE, norm_GE, value=width)
             size_NE = size_GE if groups is None else size_GE.index_select(0, groups.row_N)
-            logits_NE = torch.add(size_NE, logits_NE, alpha=-2 * width**0.5)
-            logits_NE.addcmul_(rstd_N1, rstd_N1, value=-width * NORM_EPS).add_(width + DISTANCE_EPS)
+            logits_NE = product(z_ND, w_GDE, groups, size_NE, -2 * width**0.5)
+            logits_NE.addcmul_(rstd_N1, rstd_N1, value=-width * NORM_EPS)
             logits_NE.clamp_min_(DISTANCE_EPS)  # rounding may leave a distance of 0 slightly negative
             if kind == "laplace":
                 logits_NE.sqrt_().mul_(-tau_N1)
             else:
                 logits_NE.mul_(tau_N1 * -(width**-0.5))
         if groups is not None:
-            logits_NE = logits_NE.index_select(0, groups.inverse_N)
+            logits_NE = groups.back(logits_NE)
         ctx.save_for_backward(x_ND, w_GDE, log_tau_T, row_N, mean_N1, rstd_N1, logits_NE)
         ctx.groups, ctx.kind = groups, kind
         return logits_NE
@@ -95,7 +95,7 @@ class _Logits(torch.autograd.Function):
         groups, kind, g_NE = ctx.groups, ctx.kind, grads[0]
         exact, split, width = logits_NE.dtype, splits(w_GDE), x_ND.shape[1]
         if groups is not None:
-            g_NE, logits_NE = g_NE.index_select(0, groups.order_N), logits_NE.index_select(0, groups.order_N)
+            g_NE, logits_NE = groups.sort(g_NE), groups.sort(logits_NE)
         # Logits are proportional to τ, so the derivative by log τ is g · logit.
         of_row_TN = None if row_N is None else _per_row(row_N, len(log_tau_T), exact)
         g_tau_N = torch.linalg.vecdot(g_NE, logits_NE)
@@ -128,7 +128,7 @@ class _Logits(torch.autograd.Function):
             )[0]
             g_x_ND = _scaled(g_exact_ND, outer, x_ND.dtype)
             if groups is not None:
-                g_x_ND = g_x_ND.index_select(0, groups.inverse_N)
+                g_x_ND = groups.back(g_x_ND)
         return g_x_ND, g_w_GDE, g_tau_T.to(log_tau_T.dtype), None, None, None
 
 

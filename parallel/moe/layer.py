@@ -113,7 +113,7 @@ class MoELayer(nn.Module):
         if self.observer is not None:
             self.observer(choice)
         tokens_MU = tokens_per_decision(modality_N, unit_of_N, self.modalities, len(x_UD))
-        stats = measure(routing, tokens_MU, choice, modality_N)
+        stats = measure(routing, tokens_MU, choice)
         # The tokens themselves travel, not what was routed: those that share a decision are served one by one.
         y_ND, shared_ND = self.dispatcher(x_ND, choice, self.experts, self.config.experts, self._beside(x_ND))
         if shared_ND is not None:

@@ -8,7 +8,7 @@ twice the depth, [hi | lo] · [w ; w]. It costs what TF32 costs and keeps 16 bit
 With a set of prototypes for each group of rows, the grouped kernel gives bf16 results only, whose rounding is too
 coarse for a choice of experts. What the rounding lost is a product again, one that the kernel sums in fp32:
 
-    y1 = bf16(hi · w)        y2 = bf16([hi | lo | y1] · [w ; w ; -1])        y1 + y2 = z · w up to 2⁻¹⁷
+    y1 = bf16(hi · w)        y2 = bf16([hi | lo | -y1] · [w ; w ; 1])        y1 + y2 = z · w up to 2⁻¹⁷
 
 Gradients are those of any product of a bf16 run: bf16 operands, fp32 sums.
 
@@ -27,22 +27,26 @@ ALIGNED = 8  # bf16 elements in the 16 bytes that the grouped kernel wants rows 
 
 
 class Groups(NamedTuple):
-    """Rows sorted by group: `order_N` of the rows, its `inverse_N`, and int32 `ends_G`, where each group ends."""
+    """Rows sorted by group: `row_N` the sorted groups, `order_N` the rows in that order, int32 `ends_G` where each
+    group ends among them."""
 
     row_N: Tensor
     order_N: Tensor
-    inverse_N: Tensor
     ends_G: Tensor
+
+    def sort(self, x_NX: Tensor) -> Tensor:
+        return x_NX.index_select(0, self.order_N)
+
+    def back(self, x_NX: Tensor) -> Tensor:
+        """The inverse of `sort`. Every row is written once, so nothing adds up."""
+        return torch.empty_like(x_NX).index_copy_(0, self.order_N, x_NX)
 
 
 def group_rows(row_N: Tensor, groups: int) -> Groups:
     """Sort rows by their group, stably; nothing of it leaves the device. `row_N`: int64 in [0, groups)."""
-    sorted_N, order_N = row_N.sort(stable=True)
-    inverse_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(row_N), device=row_N.device))
-    ends_G = torch.searchsorted(
-        sorted_N, torch.arange(groups, device=row_N.device), right=True, out_int32=True
-    )
-    return Groups(sorted_N, order_N, inverse_N, ends_G)
+    row_N, order_N = row_N.sort(stable=True)
+    numbers_G = torch.arange(groups, device=row_N.device)
+    return Groups(row_N, order_N, torch.searchsorted(row_N, numbers_G, right=True, out_int32=True))
 
 
 def splits(w_GDE: Tensor) -> bool:
@@ -57,16 +61,20 @@ def fp32_mm(a: Tensor, b: Tensor) -> Tensor:
     return a.float() @ b.float()  # the same products; a CPU has no kernel of its own for it
 
 
-def product(z_ND: Tensor, w_GDE: Tensor, groups: Groups | None) -> Tensor:
-    """z · w (N, E) in the dtype of z (fp32 at least). With `groups` rows are sorted by group."""
-    if not splits(w_GDE):
-        w_GDE = w_GDE.to(z_ND.dtype)
-        if groups is None:
-            return z_ND @ w_GDE[0]
-        return torch.cat([rows @ w_DE for rows, w_DE in zip(_cut(z_ND, groups), w_GDE.unbind(0), strict=True)])
-    if groups is None or not len(z_ND):
-        return fp32_mm(_halves(z_ND, z_ND.shape[1]), torch.cat([w_GDE[0], w_GDE[0]]))
-    return _grouped(z_ND, w_GDE, groups)
+def product(
+    z_ND: Tensor, w_GDE: Tensor, groups: Groups | None, bias_NE: Tensor | None = None, alpha: float = 1.0
+) -> Tensor:
+    """alpha · z · w + bias (N, E) in the dtype of z (fp32 at least). With `groups` rows are sorted by group."""
+    if splits(w_GDE) and groups is not None and len(z_ND):
+        return _grouped(z_ND, w_GDE, groups, bias_NE, alpha)
+    if splits(w_GDE):
+        made_NE = fp32_mm(_halves(z_ND, z_ND.shape[1]), torch.cat([w_GDE[0], w_GDE[0]]))
+    elif groups is None:
+        made_NE = z_ND @ w_GDE[0].to(z_ND.dtype)
+    else:
+        parts = zip(_cut(z_ND, groups), w_GDE.to(z_ND.dtype).unbind(0), strict=True)
+        made_NE = torch.cat([rows @ w_DE for rows, w_DE in parts])
+    return made_NE if bias_NE is None else torch.add(bias_NE, made_NE, alpha=alpha)
 
 
 def rows_gradient(g_NE: Tensor, w_GDE: Tensor, groups: Groups | None) -> Tensor:
@@ -101,19 +109,19 @@ class _Product(torch.autograd.Function):
         ctx.groups = groups
         if groups is None:
             return product(z_ND, w_GDE, None)
-        return product(z_ND.index_select(0, groups.order_N), w_GDE, groups).index_select(0, groups.inverse_N)
+        return groups.back(product(groups.sort(z_ND), w_GDE, groups))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         z_ND, w_GDE = ctx.saved_tensors
         groups, split, g_NE = ctx.groups, splits(w_GDE), grads[0]
         if groups is not None:
-            z_ND, g_NE = z_ND.index_select(0, groups.order_N), g_NE.index_select(0, groups.order_N)
+            z_ND, g_NE = groups.sort(z_ND), groups.sort(g_NE)
         if split:
             z_ND, g_NE = z_ND.bfloat16(), g_NE.bfloat16()
         g_z_ND = rows_gradient(g_NE, w_GDE, groups)
         if groups is not None:
-            g_z_ND = g_z_ND.index_select(0, groups.inverse_N)
+            g_z_ND = groups.back(g_z_ND)
         return g_z_ND, matrix_gradient(z_ND, g_NE, groups, split).to(w_GDE.dtype), None
 
 
@@ -123,23 +131,21 @@ def router_product(z_ND: Tensor, w_GDE: Tensor, groups: Groups | None) -> Tensor
     return made
 
 
-def _grouped(z_ND: Tensor, w_GDE: Tensor, groups: Groups) -> Tensor:
+def _grouped(z_ND: Tensor, w_GDE: Tensor, groups: Groups, bias_NE: Tensor | None, alpha: float) -> Tensor:
     """The two grouped products of the head of this file. The kernel's rows are padded to multiples of 16 bytes."""
-    (width, experts), number = w_GDE.shape[1:], len(w_GDE)
-    wide, cols = _up(width), _up(experts)
+    experts = w_GDE.shape[2]
+    w_GDE = _aligned(w_GDE, 1, 2)
+    number, wide, cols = w_GDE.shape
+    eye_GEE = torch.eye(cols, dtype=w_GDE.dtype, device=w_GDE.device).expand(number, -1, -1)
+    b_GKE = torch.cat([w_GDE, w_GDE, eye_GEE], 1)
     a_NK = _halves(z_ND, wide, cols)
-    b_GKE = w_GDE.new_empty(number, 2 * wide + cols, cols)
-    if (wide, cols) != (width, experts):
-        b_GKE.zero_()
-    twice_G2DE = b_GKE[:, : 2 * wide].unflatten(1, (2, wide))
-    twice_G2DE[:, :, :width, :experts].copy_(w_GDE[:, None])
-    minus_GEE = b_GKE[:, 2 * wide :]
-    minus_GEE.zero_()
-    minus_GEE.diagonal(0, 1, 2).fill_(-1)
-    first_NE = F.grouped_mm(a_NK[:, :wide], b_GKE[:, :wide], offs=groups.ends_G)
-    a_NK[:, 2 * wide :].copy_(first_NE)
-    rest_NE = F.grouped_mm(a_NK, b_GKE, offs=groups.ends_G)
-    return first_NE.float().add_(rest_NE)[:, :experts]
+    first_NE = F.grouped_mm(a_NK[:, :wide], w_GDE, offs=groups.ends_G)
+    torch.neg(first_NE, out=a_NK[:, 2 * wide :])
+    rest_NE = F.grouped_mm(a_NK, b_GKE, offs=groups.ends_G)[:, :experts]
+    first_NE = first_NE[:, :experts]
+    if bias_NE is None:
+        return first_NE.float().add_(rest_NE)
+    return torch.add(bias_NE, first_NE, alpha=alpha).add_(rest_NE, alpha=alpha)
 
 
 def _halves(z_ND: Tensor, wide: int, behind: int = 0) -> Tensor:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from parallel import MoEConfig, balance_losses
 from parallel.moe.balance import RoutingStats, entropy_loss, measure, squared_variation, tokens_per_decision, z_loss
@@ -15,7 +16,12 @@ def stats_of(prob_ME: list[list[float]], tokens: list[float], gate_ME: list[list
     tokens_M = torch.tensor(tokens)
     prob = torch.tensor(prob_ME) * tokens_M[:, None]
     gate = torch.tensor(gate_ME) if gate_ME is not None else prob
-    return RoutingStats(prob, gate, gate, gate, torch.zeros(len(tokens)), tokens_M)
+    return table_of(torch.zeros(len(tokens)), prob, gate, gate, tokens_M)
+
+
+def table_of(z_M: Tensor, prob_ME: Tensor, gate_ME: Tensor, load_ME: Tensor, tokens_M: Tensor) -> RoutingStats:
+    table_MC = torch.cat([z_M[:, None], prob_ME, gate_ME, load_ME, tokens_M[:, None]], 1)
+    return RoutingStats(table_MC, prob_ME.shape[1])
 
 
 def test_squared_variation_by_hand() -> None:
@@ -70,7 +76,7 @@ def test_z_loss_by_hand() -> None:
     logits_UE = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
     choice, weight, modality = torch.tensor([[0], [1]]), torch.ones(2, 1), torch.tensor([0, 0])
     tokens_MU = tokens_per_decision(modality, None, 1, 2)
-    stats = measure(Routing(choice, weight, logits_UE, None), tokens_MU, top_k_choice(choice, weight), modality)
+    stats = measure(Routing(choice, weight, logits_UE, None), tokens_MU, top_k_choice(choice, weight))
     expected = (math.log(2) ** 2 + (1 + math.log(2)) ** 2) / 2
     assert float(z_loss(stats)) == pytest.approx(expected, rel=1e-6)
 
@@ -85,10 +91,10 @@ def test_statistics_are_sums_over_tokens_also_with_shared_decisions() -> None:
     )
     values, experts = logits_UE.topk(2, dim=1)
     weights = values.softmax(1)
-    tokens = (top_k_choice(experts[unit_N], weights[unit_N]), modality_N)
-    shared = measure(Routing(experts, weights, logits_UE, None), tokens_per_decision(modality_N, unit_N, 2, 4), *tokens)
+    tokens = top_k_choice(experts[unit_N], weights[unit_N])
+    shared = measure(Routing(experts, weights, logits_UE, None), tokens_per_decision(modality_N, unit_N, 2, 4), tokens)
     spread = Routing(experts[unit_N], weights[unit_N], logits_UE[unit_N], None)
-    single = measure(spread, tokens_per_decision(modality_N, None, 2, 6), *tokens)
+    single = measure(spread, tokens_per_decision(modality_N, None, 2, 6), tokens)
     for name in ("prob_ME", "gate_ME", "load_ME", "count_ME", "z_M", "tokens_M"):
         torch.testing.assert_close(getattr(shared, name), getattr(single, name))
     assert float(single.gate_ME.sum()) == pytest.approx(6)
@@ -102,7 +108,7 @@ def test_no_tokens_and_no_layers_give_zero_losses_with_gradients() -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
     choice, weight = torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0, 2)
     tokens_MU = tokens_per_decision(nothing, None, 3, 0)
-    stats = measure(Routing(choice, weight, logits, None), tokens_MU, top_k_choice(choice, weight), nothing)
+    stats = measure(Routing(choice, weight, logits, None), tokens_MU, top_k_choice(choice, weight))
     losses = balance_losses([stats], config)
     assert {name: float(value.detach()) for name, value in losses.items()} == {"balance": 0, "entropy": 0, "z": 0}
     torch.stack(list(losses.values())).sum().backward()

@@ -114,8 +114,9 @@ def test_all_to_all_equals_its_local_twin(world: int) -> None:
 
 def _reduce(rank: int, world: int) -> tuple[list[float], list[float]]:
     value = torch.full((2, 3), float(rank + 1), requires_grad=True)
-    count = torch.ones(2, 3)
-    layers = [RoutingStats(value * i, value, value, count, value[:, 0], count[:, 0]) for i in (1, 2)]
+    layers = [
+        RoutingStats(torch.cat([value[:, :1], value * i, value, value, torch.ones(2, 1)], 1), 3) for i in (1, 2)
+    ]
     reduced = reduce_stats(layers)
     reduced[1].prob_ME.sum().backward()
     assert value.grad is not None
