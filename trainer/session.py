@@ -6,17 +6,20 @@ Both training and evaluation start here, so a checkpoint is evaluated by exactly
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from torch import nn
 
 from data_shards import DataSet, DatasetSchema, StepLoader, TaskSpec
 from data_shards.lease.lease import Guard, Unowned
 from data_shards.records.statistics import SplitStatistics
 from parallel import Engine, Mesh, MeshSpec, create_mesh, init_distributed
 from parallel.config import ParallelConfig
+from parallel.moe.initial import undrawn
 from trainer.config.run_config import RunConfig
 from trainer.models.job_type import JobType, exempt_from_decay, job_type
 from trainer.models.layers.compiled import compile_dense_parts
@@ -42,6 +45,8 @@ class Session:
     tasks: list[TaskSpec]
     losses: dict[str, TaskLoss]
     engine: Engine
+    make_engine: Callable[[bool], Engine]
+    """A new model in a new engine; whether a checkpoint will fill it."""
     peak: float
     """FLOP/s that one worker's device can reach at most; `peak_source` says where the figure is from."""
     peak_source: str
@@ -68,6 +73,11 @@ class Session:
             loader.close()
         self.engine.close()
 
+    def start_over(self) -> None:
+        """A new model and engine, with experts drawn, for no checkpoint could be read after all. Collective."""
+        self.engine.close()
+        self.engine = self.make_engine(False)
+
     def _make_loader(self, part: str, shuffle: bool) -> StepLoader:
         training = self.config.training
         return StepLoader(
@@ -84,11 +94,17 @@ class Session:
 
 
 def build_session(
-    config: RunConfig, context: Context, manifest: DataSet, schema: DatasetSchema, statistics: SplitStatistics
+    config: RunConfig,
+    context: Context,
+    manifest: DataSet,
+    schema: DatasetSchema,
+    statistics: SplitStatistics,
+    filled: bool = False,
 ) -> Session:
     """Build a job's parts. Collective over the ranks of the job.
 
-    `schema` and `statistics` are the manifest's own for training and the checkpoint's for evaluation.
+    `schema` and `statistics` are the manifest's own for training and the checkpoint's for evaluation. With `filled` a
+    checkpoint is going to set the weights: experts are not drawn, and `check_filled` is to follow.
 
     Raises:
         ValueError: parallel degrees that do not divide, an unknown task, a shape that the recipe cannot encode.
@@ -100,16 +116,31 @@ def build_session(
     parallel = _fit_to_world(config, context, gather_seats(context))
     mesh = create_mesh(parallel, config.model.moe, context.device)
     tasks = job.tasks(config, schema)
-    # One seed on all ranks, for the dense part is the same everywhere; experts draw by their own ids.
-    torch.manual_seed(config.training.seed)
-    model = job.build(config, schema, [task.name for task in tasks], statistics, mesh.dispatcher())
+
+    def make_engine(filled: bool) -> Engine:
+        # One seed on all ranks, for the dense part is the same everywhere; experts draw by their own ids.
+        torch.manual_seed(config.training.seed)
+        with undrawn() if filled else nullcontext():
+            model = job.build(config, schema, [task.name for task in tasks], statistics, mesh.dispatcher())
+        return _engine(job, config, context, model, mesh, parallel)
+
+    engine = make_engine(filled)
+    losses = {task.name: _task_loss(config, task, statistics).to(context.device) for task in tasks}
+    peak, source = peak_flops(context.device, parallel.precision)
+    return Session(
+        job, config, context, mesh, manifest, schema, statistics, tasks, losses, engine, make_engine, peak, source
+    )
+
+
+def _engine(
+    job: JobType, config: RunConfig, context: Context, model: nn.Module, mesh: Mesh, parallel: ParallelConfig
+) -> Engine:
     model.to(context.device)  # before the optimizer takes its parameters
     model.recompute = config.training.activation_checkpointing  # type: ignore[assignment]
     if config.training.compile:
         compile_dense_parts(model)
-    losses = {task.name: _task_loss(config, task, statistics).to(context.device) for task in tasks}
     optim = config.optim
-    engine = Engine(
+    return Engine(
         model,
         mesh,
         lr=optim.lr,
@@ -122,8 +153,6 @@ def build_session(
         clip=optim.clip or 0.0,
         accumulation=config.training.accumulation,
     )
-    peak, source = peak_flops(context.device, parallel.precision)
-    return Session(job, config, context, mesh, manifest, schema, statistics, tasks, losses, engine, peak, source)
 
 
 def _fit_to_world(config: RunConfig, context: Context, seats: Sequence[Seat]) -> ParallelConfig:

@@ -49,27 +49,27 @@ class RoutingStats:
     experts: int
 
     @property
-    def z_M(self) -> Tensor:
+    def z_M(self) -> Tensor:  # noqa: N802
         return self.table_MC[..., 0]
 
     @property
-    def prob_ME(self) -> Tensor:
+    def prob_ME(self) -> Tensor:  # noqa: N802
         return self._experts(1)
 
     @property
-    def gate_ME(self) -> Tensor:
+    def gate_ME(self) -> Tensor:  # noqa: N802
         return self._experts(1 + self.experts)
 
     @property
-    def load_ME(self) -> Tensor:
+    def load_ME(self) -> Tensor:  # noqa: N802
         return self._experts(1 + 2 * self.experts)
 
     @property
-    def tokens_M(self) -> Tensor:
+    def tokens_M(self) -> Tensor:  # noqa: N802
         return self.table_MC[..., 1 + 3 * self.experts].detach()
 
     @property
-    def count_ME(self) -> Tensor:
+    def count_ME(self) -> Tensor:  # noqa: N802
         smooth = self.table_MC.shape[-1] > 2 + 3 * self.experts
         return self._experts(2 + 3 * self.experts if smooth else 1 + 2 * self.experts).detach()
 
@@ -80,13 +80,13 @@ class RoutingStats:
 class _Table(torch.autograd.Function):
     """(logits (U, E), weights, tokens_MU) -> the table without `count`; `load` is the count, and has no gradient.
 
-    `index` says where the weights belong in (U, E): the K experts of every decision as (U, K), or (decision, expert) of
-    every entry.
+    `index` says where the weights belong in (U, E): (experts_UK,), the K experts of every decision, or
+    (decision_R, expert_R) of every entry.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, logits_UE: Tensor, weights: Tensor, tokens_MU: Tensor, index: Tensor | tuple[Tensor, Tensor]
+        ctx: Any, logits_UE: Tensor, weights: Tensor, tokens_MU: Tensor, index: tuple[Tensor, ...]
     ) -> Tensor:
         decisions, experts = logits_UE.shape
         log_prob_UE = logits_UE.log_softmax(1)
@@ -97,9 +97,9 @@ class _Table(torch.autograd.Function):
         z_U = logits_UE.amax(1).sub_(log_prob_UE.amax(1))
         torch.square(z_U, out=row_UC[:, 0])
         gate_UE, count_UE = row_UC[:, 1 + experts : -1].split(experts, 1)
-        if isinstance(index, Tensor):
-            gate_UE.scatter_(1, index, weights)
-            count_UE.scatter_(1, index, 1.0)
+        if len(index) == 1:
+            gate_UE.scatter_(1, index[0], weights)
+            count_UE.scatter_(1, index[0], 1.0)
         else:
             gate_UE.index_put_(index, weights)
             count_UE.index_put_(index, torch.ones_like(weights))
@@ -117,7 +117,7 @@ class _Table(torch.autograd.Function):
         g_logits_UE = torch._softmax_backward_data(g_prob_UE, prob_UE, 1, logits_UE.dtype)
         g_logits_UE.addcmul_(prob_UE, (z_U * g_UC[:, 0])[:, None], value=2)
         index = ctx.index
-        g_weights = g_gate_UE.gather(1, index) if isinstance(index, Tensor) else g_gate_UE[index]
+        g_weights = g_gate_UE.gather(1, index[0]) if len(index) == 1 else g_gate_UE[index]
         return g_logits_UE, g_weights, None, None
 
 
@@ -130,8 +130,9 @@ def measure(routing: Routing, tokens_MU: Tensor, choice: Choice) -> RoutingStats
         choice: experts and weights of every token; read where experts choose, for then the decisions do not say it.
     """
     experts = routing.logits_UE.shape[1]
+    index: tuple[Tensor, ...]
     if choice.fixed is not None:
-        weights, index = routing.weights_UK, routing.experts_UK
+        weights, index = routing.weights_UK, (routing.experts_UK,)
     else:
         weights, index = choice.weight_R, (choice.token_R, choice.expert_R)
     table_MC: Tensor = _Table.apply(routing.logits_UE, weights, tokens_MU, index)

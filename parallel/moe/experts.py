@@ -15,7 +15,6 @@ Shapes: R rows, L experts on this rank, D width, F hidden width, B = F + D biase
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import Any
 
@@ -24,18 +23,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from parallel.moe.grouped_matmul import fused_kernel_fits, grouped_matmul
+from parallel.moe.initial import Drawn, draw_uniform
 
 BLOCK = 16  # rows
 CACHE_BYTES = 2 << 20  # of a core
 
 gelu_out = torch.ops.aten.gelu.out
 gelu_backward_out = torch.ops.aten.gelu_backward.grad_input
-
-
-def generator_for(*key: object) -> torch.Generator:
-    """A CPU generator seeded by a key, so that weights depend on names and not on who is initialised first or where."""
-    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def reference_experts(x_RD: Tensor, counts_L: Tensor, w1_LDF: Tensor, w2_LFD: Tensor, w3_L1B: Tensor) -> Tensor:
@@ -150,7 +144,7 @@ def _unpack(w3_L1B: Tensor, hidden: int) -> tuple[tuple[Tensor, ...], tuple[Tens
     return b1_L1F.unbind(0), b2_L1D.unbind(0)
 
 
-class Experts(nn.Module):
+class Experts(Drawn):
     """Stacked experts.
 
     Args:
@@ -162,19 +156,17 @@ class Experts(nn.Module):
 
     def __init__(self, dim: int, hidden: int, ids: range, seed_key: tuple[object, ...] = ()) -> None:
         super().__init__()
-        self.dim, self.hidden, self.ids = dim, hidden, ids
+        self.dim, self.hidden, self.ids, self.seed_key = dim, hidden, ids, seed_key
         self.w1 = nn.Parameter(torch.empty(len(ids), dim, hidden))
         self.w2 = nn.Parameter(torch.empty(len(ids), hidden, dim))
         # Biases of the hidden and the output layer, packed.
-        self.w3 = nn.Parameter(torch.zeros(len(ids), 1, hidden + dim))
-        if self.w1.is_meta:  # the plan of a run needs shapes only
-            return
-        with torch.no_grad():
-            for local, expert in enumerate(ids):
-                generator = generator_for(*seed_key, "expert", expert)
-                for weight, fan_in in ((self.w1, dim), (self.w2, hidden)):
-                    block = torch.empty(weight.shape[1:]).uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
-                    weight[local].copy_(block)
+        self.w3 = nn.Parameter(torch.empty(len(ids), 1, hidden + dim))
+        self.start()
+
+    def draw(self) -> None:
+        keys = [(*self.seed_key, "expert", expert) for expert in self.ids]
+        draw_uniform([(self.w1, self.dim), (self.w2, self.hidden)], keys)
+        nn.init.zeros_(self.w3)
 
     def forward(self, x_RD: Tensor, counts_L: Tensor) -> Tensor:
         """Apply expert e to its `counts_L[e]` rows of `x_RD`, which is sorted by expert."""

@@ -97,9 +97,10 @@ class _Logits(torch.autograd.Function):
         if groups is not None:
             g_NE, logits_NE = groups.sort(g_NE), groups.sort(logits_NE)
         # Logits are proportional to τ, so the derivative by log τ is g · logit.
-        of_row_TN = None if row_N is None else _per_row(row_N, len(log_tau_T), exact)
         g_tau_N = torch.linalg.vecdot(g_NE, logits_NE)
-        g_tau_T = g_tau_N.sum(0, keepdim=True) if of_row_TN is None else of_row_TN @ g_tau_N
+        rows = max(len(w_GDE), len(log_tau_T))
+        of_row_MN = _per_row(row_N, rows, exact) if rows > 1 else None
+        g_tau_T = g_tau_N.sum(0, keepdim=True) if len(log_tau_T) == 1 else of_row_MN @ g_tau_N
         # `d` is the derivative by the squared distance (softmax: by the product) up to the factor `half` of the kind.
         tau_N1 = _temperature(log_tau_T, row_N, exact)
         if kind == "laplace":
@@ -116,7 +117,7 @@ class _Logits(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             g_w_GDE = matrix_gradient(z_ND.bfloat16() if split else z_ND, d_NE, groups, split)
             if kind != "softmax":
-                sums_GE = d_NE.sum(0, keepdim=True, dtype=exact) if groups is None else of_row_TN @ d_NE.to(exact)
+                sums_GE = d_NE.sum(0, keepdim=True, dtype=exact) if groups is None else of_row_MN @ d_NE.to(exact)
                 g_w_GDE = torch.addcmul(g_w_GDE.to(exact), w_GDE, sums_GE[:, None], value=-(width**0.5))
             g_w_GDE = _scaled(g_w_GDE, outer, w_GDE.dtype)
         if ctx.needs_input_grad[0]:

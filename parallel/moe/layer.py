@@ -23,7 +23,8 @@ from parallel.config import MoEConfig
 from parallel.moe.balance import RoutingStats, measure, tokens_per_decision
 from parallel.moe.choice import Choice, choice_of_experts, top_k_choice
 from parallel.moe.dispatch import Dispatcher, LocalDispatcher
-from parallel.moe.experts import Experts, generator_for
+from parallel.moe.experts import Experts
+from parallel.moe.initial import generator_for
 from parallel.moe.routers import Router, Routing
 from parallel.moe.segments import Segments
 

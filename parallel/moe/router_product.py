@@ -1,4 +1,4 @@
-"""The product z · w of a router: fp32 on a CPU and in fp32 runs, two bf16 products with fp32 sums in bf16 runs on a GPU.
+"""The product z · w of a router: in fp32, or, in bf16 runs on a GPU, of bf16 operands with fp32 sums.
 
 A GPU's fp32 product without TF32 runs at a fifteenth of its bf16 product, and TF32 is a switch of the whole process. In
 a bf16 run w is bf16 already, so only z has to be cut: z = hi + lo, both bf16, and hi · w + lo · w is one product of
@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from parallel.moe.grouped_matmul import on_gpu
 
 ALIGNED = 8  # bf16 elements in the 16 bytes that the grouped kernel wants rows to be a multiple of
 
@@ -51,7 +53,7 @@ def group_rows(row_N: Tensor, groups: int) -> Groups:
 
 def splits(w_GDE: Tensor) -> bool:
     """Whether products with these prototypes take bf16 operands: those of a bf16 run on a GPU do."""
-    return w_GDE.is_cuda and w_GDE.dtype == torch.bfloat16
+    return on_gpu(w_GDE) and w_GDE.dtype == torch.bfloat16
 
 
 def fp32_mm(a: Tensor, b: Tensor) -> Tensor:

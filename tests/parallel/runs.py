@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from parallel import Engine, MoEConfig, MoELayer, ParallelConfig, balance_losses, create_mesh, reduce_stats
 from parallel.moe.balance import RoutingStats
 from parallel.moe.dispatch import Dispatcher
-from parallel.moe.experts import Experts, generator_for, reference_experts
+from parallel.moe.experts import Experts, reference_experts
+from parallel.moe.initial import generator_for
 
 DIM, HIDDEN, OUT, MODALITIES, SAMPLES, TOKENS = 16, 24, 3, 2, 8, 5
 

@@ -19,6 +19,7 @@ from data_shards import DatasetSchema
 from data_shards.lease.lease import take
 from data_shards.paths import absolute_url
 from parallel import LocalDispatcher
+from parallel.moe.initial import check_filled, undrawn
 from trainer.checkpoints.checkpoint import Checkpoint, checkpoint_weights
 from trainer.checkpoints.description import outdated, statistics_from_json
 from trainer.checkpoints.find import open_checkpoint
@@ -113,7 +114,7 @@ def _filled(config: RunConfig, about: dict[str, Any], weights: dict[str, Tensor]
     job = job_type(config.model_job)
     tasks = [task.name for task in job.tasks(config, schema)]
     # What a recipe draws and then freezes is in no checkpoint: it is drawn again, as when the run was built.
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), undrawn():
         torch.manual_seed(config.training.seed)
         statistics = statistics_from_json(about["statistics"])
         model = job.build(job.resolve(config), schema, tasks, statistics, LocalDispatcher())
@@ -126,4 +127,5 @@ def _filled(config: RunConfig, about: dict[str, Any], weights: dict[str, Tensor]
             f"{where} does not fit its own recipe: {name} is only in the {'model' if name in expected else 'file'}"
         )
     model.load_state_dict(weights, strict=False)
+    check_filled(model)
     return model.eval()

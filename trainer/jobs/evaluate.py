@@ -13,6 +13,7 @@ from typing import Any
 
 from data_shards import DatasetSchema, open_data
 from data_shards.lease.lease import Guard, Unowned
+from parallel.moe.initial import check_filled
 from trainer.checkpoints.checkpoint import Checkpoint
 from trainer.checkpoints.description import schema_difference, statistics_from_json
 from trainer.checkpoints.find import open_checkpoint
@@ -56,10 +57,12 @@ def _evaluate(config: RunConfig, context: Context, checkpoint: Checkpoint, guard
     difference = schema_difference(schema, manifest.schema)
     if difference:
         raise CheckpointError(f"{manifest.url} does not fit checkpoint {checkpoint.path}: {difference}")
-    session = build_session(config, context, manifest, schema, statistics_from_json(checkpoint.meta["statistics"]))
+    statistics = statistics_from_json(checkpoint.meta["statistics"])
+    session = build_session(config, context, manifest, schema, statistics, filled=True)
     session.guard = guard
     check_backbone(checkpoint.path, checkpoint.meta.get("backbone"), session.engine.module)
     load_engine(checkpoint, session.engine, moments=False)
+    check_filled(session.engine.module)
     try:
         _can_measure(session, request.part, request.temperature)
         metrics, predictions = evaluate_part(session, request.part, request.drop)

@@ -18,6 +18,8 @@ from data_shards.inspection.presence import first_without
 from data_shards.lease.lease import Guard
 from data_shards.loading.schema_map import statistics_in
 from data_shards.records.statistics import SplitStatistics
+from parallel import init_distributed
+from parallel.moe.initial import check_filled
 from trainer.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from trainer.checkpoints.description import statistics_to_json
 from trainer.checkpoints.find import committed_paths
@@ -51,7 +53,10 @@ def train(config: RunConfig, context: Context, tags: dict[str, str], guard: Guar
     schema = job_type(config.model_job).schema(config, manifest.schema)
     statistics = statistics_in(_statistics(manifest, config), manifest.schema, schema)
     config = job_type(config.job).sized(config, schema, statistics)
-    session = build_session(config, context, manifest, schema, statistics)
+    init_distributed(context.device, config.parallel.timeout_s)
+    # The same list on every rank: whether there is something to continue from decides how the model is made.
+    paths = broadcast_json(committed_paths(config.run_dir) if context.rank == 0 else None)
+    session = build_session(config, context, manifest, schema, statistics, filled=bool(paths))
     session.guard = guard
     check_preconditions(session)
     check_records(session)
@@ -60,7 +65,7 @@ def train(config: RunConfig, context: Context, tags: dict[str, str], guard: Guar
     tracker = create_tracker(config.tracking, config.name, run_id, tags, context.rank, config.run_dir, guard)
     status = "FAILED"
     try:
-        result = _train(session, tracker)
+        result = _train(session, tracker, paths)
         status = "FINISHED" if result["status"] == "finished" else "KILLED"
         # The other ranks wait for what MLflow says at the end, so it has less time than they.
         tracker.finish(status, min(FINISH_SECONDS, config.parallel.timeout_s / 2))  # type: ignore[arg-type]
@@ -72,11 +77,11 @@ def train(config: RunConfig, context: Context, tags: dict[str, str], guard: Guar
         session.close()
 
 
-def _train(session: Session, tracker: Tracker) -> dict[str, Any]:
+def _train(session: Session, tracker: Tracker, paths: list[str]) -> dict[str, Any]:
     config, context = session.config, session.context
     log_origin(session, tracker)
     size = model_size(session, tracker)
-    checkpoint = _restore(session)
+    checkpoint = _restore(session, paths)
     context.start.mark("restore")
     progress = Progress(**checkpoint.meta["progress"]) if checkpoint else Progress()
     tracker.rewind(progress.step)
@@ -147,10 +152,15 @@ def _agree(ok: bool) -> bool:
     return float(sum_over_ranks(torch.tensor(float(not ok)))) == 0
 
 
-def _restore(session: Session) -> Checkpoint | None:
-    run_dir = session.config.run_dir
-    paths = broadcast_json(committed_paths(run_dir) if session.context.rank == 0 else None)
-    return restore(run_dir, paths, session.engine, _agree, partial(_belongs, session))
+def _restore(session: Session, paths: list[str]) -> Checkpoint | None:
+    """Continue from the newest readable one of the run's checkpoints. Collective."""
+    belongs = partial(_belongs, session)
+    checkpoint = restore(session.config.run_dir, paths, session.engine, _agree, belongs)
+    if checkpoint is not None:
+        check_filled(session.engine.module)
+    elif paths:
+        session.start_over()
+    return checkpoint
 
 
 def _belongs(session: Session, checkpoint: Checkpoint) -> None:

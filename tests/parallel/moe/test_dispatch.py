@@ -9,7 +9,7 @@ from parallel.config import MoEConfig
 from parallel.moe.balance import RoutingStats, reduce_stats
 from parallel.moe.choice import Choice, top_k_choice
 from parallel.moe.dispatch import AllToAllDispatcher, LocalDispatcher
-from parallel.moe.experts import generator_for
+from parallel.moe.initial import generator_for
 from parallel.moe.layer import MoELayer, decision_units
 from parallel.moe.permute import combine_rows, expand_rows, inverse_permutation, permute_rows
 from tests.ranks import RankError, run_ranks
@@ -114,9 +114,7 @@ def test_all_to_all_equals_its_local_twin(world: int) -> None:
 
 def _reduce(rank: int, world: int) -> tuple[list[float], list[float]]:
     value = torch.full((2, 3), float(rank + 1), requires_grad=True)
-    layers = [
-        RoutingStats(torch.cat([value[:, :1], value * i, value, value, torch.ones(2, 1)], 1), 3) for i in (1, 2)
-    ]
+    layers = [RoutingStats(torch.cat([value[:, :1], value * i, value, value, torch.ones(2, 1)], 1), 3) for i in (1, 2)]
     reduced = reduce_stats(layers)
     reduced[1].prob_ME.sum().backward()
     assert value.grad is not None

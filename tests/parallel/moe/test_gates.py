@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from parallel.config import GateKind
-from parallel.moe.gates import DISTANCE_EPS, Gate
+from parallel.moe.gates import DISTANCE_EPS, Gate, reference_logits
+from tests.gpu_branch import gpu_branch
 
 KINDS: list[GateKind] = ["softmax", "laplace", "gaussian"]
 
@@ -105,3 +106,69 @@ def test_initial_prototypes_are_random_and_leave_the_global_random_state_alone()
     assert torch.equal(torch.get_rng_state(), before)
     assert first.prototypes.abs().min() > 0
     assert not torch.equal(first.prototypes, second.prototypes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [(1, 1), (1, 3), (3, 3)])
+def test_the_written_out_derivative_passes_a_numerical_check(kind: GateKind, rows: tuple[int, int]) -> None:
+    """Against differences in float64, and value and gradients against the oracle beside it."""
+    torch.manual_seed(0)
+    gate = Gate(kind, 5, 4, *rows).double()
+    torch.nn.init.normal_(gate.log_temperature, std=0.3)
+    x_ND, row_N = torch.randn(7, 5, dtype=torch.float64, requires_grad=True), torch.tensor([2, 0, 0, 2, 1, 0, 2])
+    inputs = (x_ND, gate.prototypes, gate.log_temperature)
+
+    def call(x_ND: Tensor, w_GDE: Tensor, log_tau_T: Tensor) -> Tensor:
+        weights = {"prototypes": w_GDE, "log_temperature": log_tau_T}
+        return torch.func.functional_call(gate, weights, (x_ND, row_N))
+
+    assert torch.autograd.gradcheck(call, inputs)
+    expected = reference_logits(*inputs, row_N, kind)
+    torch.testing.assert_close(call(*inputs), expected)
+    up_NE = torch.randn(7, 4, dtype=torch.float64)
+    oracle = torch.autograd.grad(expected, inputs, up_NE)
+    for mine, theirs in zip(torch.autograd.grad(call(*inputs), inputs, up_NE), oracle, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_bf16_gate_on_a_gpu_chooses_as_fp32_does(kind: GateKind, rows: int) -> None:
+    """Wide tokens and many experts, where near ties are common: 2,048 choices of 2 out of 256."""
+    torch.manual_seed(0)
+    gate = Gate(kind, 512, 256, rows, rows).bfloat16()
+    x_ND, row_N = (torch.randn(2048, 512) + torch.randn(512)).bfloat16(), torch.arange(2048) % 3
+    expected = gate(x_ND, row_N).detach()
+    with gpu_branch():
+        found = gate(x_ND, row_N).detach()
+    assert float((found - expected).square().mean().sqrt()) < 3e-5
+    same = (found.topk(2).indices.sort(1).values == expected.topk(2).indices.sort(1).values).all(1)
+    assert float(same.double().mean()) > 0.9985
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_gradients_of_a_bf16_gate_on_a_gpu(kind: GateKind, rows: int) -> None:
+    torch.manual_seed(0)
+    gate = Gate(kind, 64, 20, rows, rows).bfloat16()
+    x_ND, row_N = torch.randn(300, 64).bfloat16().requires_grad_(), torch.randint(0, 3, (300,))
+    up_NE = torch.randn(300, 20)
+    inputs = (x_ND, gate.prototypes, gate.log_temperature)
+    with gpu_branch():
+        found = torch.autograd.grad(gate(x_ND, row_N), inputs, up_NE)
+    exact = [value.detach().double().requires_grad_() for value in inputs]
+    expected = torch.autograd.grad(reference_logits(*exact, row_N, kind), exact, up_NE.double())
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert float((mine.double() - theirs).norm() / theirs.norm()) < 6e-3
+
+
+def test_a_gate_keeps_two_numbers_a_token_beside_what_exists() -> None:
+    gate = Gate("laplace", 64, 8).bfloat16()
+    x_ND = torch.randn(100, 64).bfloat16().requires_grad_()
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        logits_NE = gate(x_ND)
+    known = {t.untyped_storage().data_ptr() for t in (x_ND, logits_NE, *gate.parameters())}
+    extra = [t for t in kept if t.untyped_storage().data_ptr() not in known]
+    assert sum(t.numel() for t in extra) == 200

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from data_shards import Batch, DatasetSchema
 from data_shards.records.statistics import SplitStatistics
 from parallel import Dispatcher, RoutingStats
+from parallel.moe.initial import check_filled, undrawn
 from trainer.config.mope import MopeConfig
 from trainer.config.sections import ModelConfig
 from trainer.models.fusemoe.model import FuseMoE
@@ -58,8 +59,10 @@ class PromptedFuseMoE(FrozenBackbone):
     ) -> None:
         super().__init__()
         self.config, self.seed, self.architecture = config, seed, architecture
-        self.backbone = FuseMoE(schema, [], host.statistics, architecture, dispatcher, seed)
+        with undrawn():
+            self.backbone = FuseMoE(schema, [], host.statistics, architecture, dispatcher, seed)
         host.put_into(self.backbone)
+        check_filled(self.backbone)
         self.backbone_digest, self._runs = host.digest, [host.run_id] if host.run_id else []
         self.trained = config.method == "full"
         if not self.trained:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from parallel.moe.experts import generator_for
+from parallel.moe.initial import generator_for
 from trainer.config.mope import MopeConfig
 from trainer.models.layers.grouped_linear import GroupedLinear
 from trainer.models.mope.host.streams import Pairs

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from parallel.moe.experts import generator_for
+from parallel.moe.initial import generator_for
 from trainer.config.mope import MopeConfig
 from trainer.models.mope.prompts.router import Router
 
