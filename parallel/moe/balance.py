@@ -85,9 +85,7 @@ class _Table(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, logits_UE: Tensor, weights: Tensor, tokens_MU: Tensor, index: tuple[Tensor, ...]
-    ) -> Tensor:
+    def forward(ctx: Any, logits_UE: Tensor, weights: Tensor, tokens_MU: Tensor, index: tuple[Tensor, ...]) -> Tensor:
         decisions, experts = logits_UE.shape
         log_prob_UE = logits_UE.log_softmax(1)
         row_UC = logits_UE.new_zeros(decisions, 3 * experts + 2)
