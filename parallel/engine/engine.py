@@ -4,8 +4,8 @@ DeepSpeed is imported inside functions, so importing this module is cheap. Three
 
 * It recognises mixture-of-experts layers by type. `_adopt` gives each of our layer *instances* a class that also
   derives from DeepSpeed's, which is all it asks; `parallel.moe` stays free of it.
-* It reduces gradients as they come. Here they are reduced after the backward pass in one fixed order
-  (`parallel.engine.zero`).
+* It reduces gradients as they come, so ranks whose batches lack a modality reduce other lists than their peers: a hang,
+  or gradients added to the wrong parameter. Here the order is fixed (`parallel.engine.reducer`).
 * On a CPU it compiles a shared-memory extension at start-up, for minutes. It is told that the extension is not
   available.
 """
@@ -25,10 +25,14 @@ from torch import Tensor, nn
 
 from parallel.config import MoEConfig, ParallelConfig, Precision
 from parallel.control import control_group, is_control_group
-from parallel.engine import zero
+from parallel.engine import deepspeed_internals as internals
 from parallel.engine.deepspeed_config import deepspeed_config, group_name, parameter_groups, refuse_scalars
 from parallel.engine.fragments import Fragment, collect_fragments
 from parallel.engine.import_guards import AdamW, keep_compiler_out, uncompiled, without
+from parallel.engine.in_step import loose_end
+from parallel.engine.reducer import GradientReducer
+from parallel.engine.stages import stages_of
+from parallel.engine.step_memory import StepMemory
 from parallel.mesh import Mesh, MeshSpec
 from parallel.moe.dispatch import keep_in_step
 from parallel.moe.layer import MoELayer
@@ -91,20 +95,9 @@ def create_mesh(parallel: ParallelConfig, moe: MoEConfig, device: torch.device |
     from deepspeed.utils import groups
 
     spec = MeshSpec(dist.get_world_size(), parallel.expert_parallel, moe.experts, moe.top_k).validate()
-    name = group_name(spec)
-    # DeepSpeed keeps its groups as long as the process lives; a second engine takes the same ones.
-    if name not in groups._get_expert_parallel_group_dict():
-        groups._create_expert_and_data_parallel(spec.expert_parallel)
-    ep_group = groups._get_expert_parallel_group(name)
-    return Mesh(
-        spec,
-        dist.get_rank(),
-        ep_group,
-        dist.group.WORLD,
-        torch.device(device),
-        parallel.timeout_s,
-        control_group(),
-    )
+    ep_group = internals.use_own_groups(groups, group_name(spec), spec, dist.get_rank())
+    timeout_s, device = parallel.timeout_s, torch.device(device)
+    return Mesh(spec, dist.get_rank(), ep_group, dist.group.WORLD, device, timeout_s, control_group())
 
 
 def _limit_waiting(timeout_s: float) -> None:
@@ -124,11 +117,12 @@ class Engine:
     tokens if it has none.
 
     Args:
-        model: parameters in fp32; cast here if precision is bf16. Floating-point inputs are the caller's to cast.
+        model: parameters in fp32; cast here if precision is bf16. Floating-point inputs are the caller's to cast. A
+            method `stages()` says what can be reduced while the backward pass goes on (`parallel.engine.stages`).
         mesh: from `create_mesh`; the model's MoE layers must use `mesh.dispatcher()`.
         lr: base learning rate, see `set_lr_factor`. betas, eps, weight_decay: of AdamW.
         no_decay: (name, parameter) -> whether to leave it out of weight decay.
-        zero_stage: 1 or 2. With 2 gradients are kept sharded between micro-batches.
+        zero_stage: 1 or 2. With 2 gradients are reduced in every micro-batch and kept sharded between them.
         clip: largest global gradient norm; 0 = no clipping.
         accumulation: micro-batches of a step.
     """
@@ -153,14 +147,15 @@ class Engine:
         self.mesh, self.module, self.accumulation = mesh, model, accumulation
         # Every name of a shared parameter, for `buffers` tells by name what is no parameter.
         self._parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        self._outputs: list[Tensor] = []
+        self._ends: list[Tensor] = []
         self._first_expert = _adopt(model, mesh.spec)
         for layer in model.modules():
             if isinstance(layer, MoELayer):
                 # For `keep_in_step`: every rank must walk backward through every layer.
-                layer.register_forward_hook(self._remember_output)
+                layer.register_forward_hook(self._remember_layer)
+        stages = stages_of(model)
         # After `_adopt`, whose marks tell experts from dense parameters.
-        groups = parameter_groups(model, mesh.spec, weight_decay, no_decay or (lambda name, parameter: False))
+        groups = parameter_groups(stages, mesh.spec, weight_decay, no_decay or (lambda name, parameter: False))
         # Before the optimizer exists, whose first parameter group would import torch's compiler.
         keep_compiler_out()
         optimizer = AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
@@ -171,23 +166,27 @@ class Engine:
             self._engine = deepspeed.initialize(
                 model=model,
                 optimizer=optimizer,
-                config=deepspeed_config(model, mesh.device, zero_stage, precision, clip, accumulation),
+                config=deepspeed_config(zero_stage, precision, clip, accumulation),
                 dist_init_required=False,
             )[0]
         # After `initialize`, so that groups which DeepSpeed has made are among them.
         _limit_waiting(mesh.timeout_s)
         self._zero = self._engine.optimizer
-        # All three before the first pass: they change what `initialize` has set up.
-        if precision == "bf16" and zero_stage == 1:
-            zero.accumulate_in_fp32(self._zero)
-        zero.remove_gradient_hooks(self._zero)
-        zero.create_moments(self._zero)
-        self._micro_batches = 0
+        # Both before the first pass: they change what `initialize` has set up.
+        internals.take_over(self._zero)
+        internals.create_moments(self._zero)
+        reductions = internals.reductions_of(self._zero, stages)
+        self._reducer = GradientReducer(stages, reductions, mesh.world, zero_stage == 1, mesh.device)
+        self._engine.enable_backward_allreduce = False  # the reducer's work
+        self._memory = StepMemory(model)
+        self._micro_batches, self._in_pass = 0, False
 
     # --- training -----------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Forward pass of the model."""
+        if self.module.training and torch.is_grad_enabled():
+            self._memory.keep()
         return self._engine(*args, **kwargs)
 
     def train(self) -> None:
@@ -197,30 +196,35 @@ class Engine:
         self._engine.eval()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of `loss` / accumulation; on the last micro-batch, reduce over ranks.
+        """Add the gradient of `loss` / accumulation, and send what is to be sent meanwhile.
 
         The loss may be a constant on a rank that had no data: its gradients are zeros. Call it on every rank.
+
+        Raises:
+            RuntimeError: a parameter is used outside of the stage that the model counts it in.
         """
         # A rank without tokens still walks backward through every layer: others wait for it in their exchanges.
-        loss = keep_in_step(loss, self._outputs)
-        engine = self._engine
-        engine.enable_backward_allreduce = False  # reduced below instead, in a fixed order
-        if loss.requires_grad:
-            engine.backward(loss)
-        self._outputs.clear()  # after the pass: recomputing activations calls the layers again
+        loss = keep_in_step(loss, self._ends)
+        self._ends.clear()
         self._micro_batches += 1
         last = self._micro_batches == self.accumulation
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            # ZeRO-2 shards gradients after every micro-batch; ZeRO-1 keeps them whole until the last one.
-            if self._zero.partition_gradients or last:
-                zero.queue_gradients(self._zero)
-                engine.allreduce_gradients()
-            if not last:
-                engine.step()  # advances the micro-batch counter, changes nothing
+        self._in_pass = True
+        try:
+            with self._reducer.backward_pass(last):
+                if loss.requires_grad:
+                    self._engine.backward(loss)
+        finally:
+            self._in_pass = False
+        if not last:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                self._engine.step()  # advances the micro-batch counter, changes nothing
 
     def step(self) -> bool:
-        """Clip and update. Returns False, and changes nothing, if a gradient was not finite on any rank.
+        """Clip and update. Returns False if a gradient was not finite on any rank.
+
+        Then nothing is changed: weights, moments and Adam's t are as before the step's first forward pass, and so are
+        the model's buffers (running means).
 
         Raises:
             RuntimeError: if `backward` was not called `accumulation` times since the last step.
@@ -231,11 +235,14 @@ class Engine:
                 f"{self.accumulation} times, then step() once."
             )
         self._micro_batches = 0
+        internals.put_gradients(self._zero, self._reducer.finish())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            # The host waits here: whether anything is updated hangs on the norm over all ranks.
+            # The host waits here, once: whether anything is updated hangs on the norm over all ranks.
             self._engine.step()
-        return not self._zero.overflow
+        accepted = not self._zero.overflow
+        self._memory.forget() if accepted else self._memory.restore()
+        return accepted
 
     def grad_norm(self) -> float:
         """Global gradient norm of the last step before clipping, each expert counted once; inf if not finite."""
@@ -250,9 +257,10 @@ class Engine:
         """Release DeepSpeed's references to the model."""
         self._engine.destroy()
 
-    def _remember_output(self, layer: nn.Module, args: Any, output: Any) -> None:
-        if torch.is_grad_enabled() and output[0].requires_grad:
-            self._outputs.append(output[0])
+    def _remember_layer(self, layer: nn.Module, args: Any, output: Any) -> None:
+        # Not of what is computed again in the backward pass, whose graphs must not outlive their use.
+        if not self._in_pass and torch.is_grad_enabled() and output[0].requires_grad:
+            self._ends.append(loose_end(output[0]))
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -278,11 +286,11 @@ class Engine:
     def optimizer_step(self) -> int:
         """Updates made so far, Adam's t."""
         # All groups step together, so the first one speaks for all.
-        return int(zero.states(self._zero)[0]["step"])
+        return int(internals.states(self._zero)[0]["step"])
 
     @optimizer_step.setter
     def optimizer_step(self, value: int) -> None:
-        for state in zero.states(self._zero):
+        for state in internals.states(self._zero):
             state["step"].fill_(value)
 
     def after_restore(self) -> None:

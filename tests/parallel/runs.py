@@ -82,6 +82,9 @@ class Net(nn.Module):
                 for layer in self.layers:
                     layer.router.gate.prototypes[:, :, 1] = 50.0  # as far from every token as it gets
 
+    def stages(self) -> list[list[nn.Module]]:
+        return [*([layer] for layer in self.layers), [self.head]]
+
     def forward(self, batch: Batch) -> tuple[Tensor, list[RoutingStats]]:
         order = [torch.nonzero(batch.modality_N == m)[:, 0] for m in range(MODALITIES)]
         # As in the product, an encoder whose modality is absent is not called: its parameters get no gradient at all.

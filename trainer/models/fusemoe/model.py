@@ -99,6 +99,10 @@ class FuseMoE(nn.Module):
             return checkpoint(block, x_ND, layout, use_reentrant=False)  # type: ignore[return-value]
         return block(x_ND, layout)  # type: ignore[no-any-return]
 
+    def stages(self) -> list[list[nn.Module]]:
+        """What follows the encoders, in order: the engine reduces their gradients while those before still compute."""
+        return [*([block] for block in self.blocks), [self.pooling, *self.heads.values()]]
+
     @property
     def fusion(self) -> FuseMoE:
         """The model whose blocks route tokens: this one."""

@@ -104,6 +104,14 @@ class PromptedFuseMoE(FrozenBackbone):
             sites = self.architecture.layers * modalities
             self.importance = Importance(sites, config.k, config.importance.cut, config.importance.ema)
 
+    def stages(self) -> list[list[nn.Module]]:
+        """A block of the host with the prompts that enter it, in order, then the heads; what all share is in none."""
+        prompts = [self.blocks, self.context] if self.context is not None else [self.blocks]
+        found = [
+            [block, *(part[number] for part in prompts if len(part))] for number, block in enumerate(self.backbone.blocks)
+        ]
+        return [*found, [self.backbone.pooling, *self.heads.values()]]
+
     @property
     def fusion(self) -> FuseMoE:
         """The model whose blocks route tokens."""
