@@ -28,7 +28,7 @@ from parallel.control import control_group, is_control_group
 from parallel.engine import deepspeed_internals as internals
 from parallel.engine.deepspeed_config import deepspeed_config, group_name, parameter_groups, refuse_scalars
 from parallel.engine.fragments import Fragment, collect_fragments
-from parallel.engine.import_guards import AdamW, keep_compiler_out, uncompiled, without
+from parallel.engine.import_guards import AdamW, keep_compiler_out, keep_old_names_quiet, uncompiled, without
 from parallel.engine.in_step import loose_end
 from parallel.engine.reducer import GradientReducer
 from parallel.engine.stages import stages_of
@@ -158,6 +158,7 @@ class Engine:
         groups = parameter_groups(stages, mesh.spec, weight_decay, no_decay or (lambda name, parameter: False))
         # Before the optimizer exists, whose first parameter group would import torch's compiler.
         keep_compiler_out()
+        keep_old_names_quiet()
         optimizer = AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
         self._base_lr = lr
         with warnings.catch_warnings():
@@ -216,9 +217,7 @@ class Engine:
         finally:
             self._in_pass = False
         if not last:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)
-                self._engine.step()  # advances the micro-batch counter, changes nothing
+            self._engine.step()  # advances the micro-batch counter, changes nothing
 
     def step(self) -> bool:
         """Clip and update. Returns False if a gradient was not finite on any rank.
@@ -236,10 +235,8 @@ class Engine:
             )
         self._micro_batches = 0
         internals.put_gradients(self._zero, self._reducer.finish())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            # The host waits here, once: whether anything is updated hangs on the norm over all ranks.
-            self._engine.step()
+        # The host waits here, once: whether anything is updated hangs on the norm over all ranks.
+        self._engine.step()
         accepted = not self._zero.overflow
         self._memory.forget() if accepted else self._memory.restore()
         return accepted
@@ -295,9 +292,7 @@ class Engine:
 
     def after_restore(self) -> None:
         """Copy master weights that were written through `fragments` into the model on all ranks. Collective."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            self._zero.update_lp_params()
+        self._zero.update_lp_params()
 
 
 def _adopt(model: nn.Module, spec: MeshSpec) -> dict[str, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,6 +41,12 @@ def keep_compiler_out() -> None:
     method = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     if not hasattr(method, "__dynamo_disable"):
         method.__dynamo_disable = method  # type: ignore[attr-defined]  # where torch looks before it imports
+
+
+def keep_old_names_quiet() -> None:
+    """Newer torch has other names for these collectives, and says so at every call; the oldest that we support has not."""
+    for name in ("reduce_scatter_tensor", "all_gather_into_tensor"):
+        warnings.filterwarnings("ignore", f".torch.distributed.{name}. is deprecated", FutureWarning)
 
 
 @contextmanager

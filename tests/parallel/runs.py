@@ -40,6 +40,8 @@ class Case:
     experts: int = 4
     top_k: int = 2
     recompute: bool = False
+    layers: int = 2
+    staged: bool = True  # the model tells its stages; else it is reduced as one
     data: str = "plain"  # plain | modality_missing | rank_empty | starved_expert
 
     def __str__(self) -> str:
@@ -65,13 +67,15 @@ class Case:
 
 
 class Net(nn.Module):
-    """An encoder per modality, two MoE layers with residuals, a head."""
+    """An encoder per modality, MoE layers with residuals, a head."""
 
     def __init__(self, case: Case, dispatcher: Dispatcher | None = None, seed: int = 3) -> None:
         super().__init__()
-        self.config, self.recompute = case.moe, case.recompute
+        self.config, self.recompute, self.staged = case.moe, case.recompute, case.staged
         self.encoders = nn.ModuleList(nn.Linear(DIM, DIM) for _ in range(MODALITIES))
-        self.layers = nn.ModuleList(MoELayer(DIM, self.config, MODALITIES, i, seed, dispatcher) for i in range(2))
+        self.layers = nn.ModuleList(
+            MoELayer(DIM, self.config, MODALITIES, i, seed, dispatcher) for i in range(case.layers)
+        )
         self.head = nn.Linear(DIM, OUT)
         for index, linear in enumerate([*self.encoders, self.head]):
             generator = generator_for(seed, "linear", index)
@@ -83,7 +87,7 @@ class Net(nn.Module):
                     layer.router.gate.prototypes[:, :, 1] = 50.0  # as far from every token as it gets
 
     def stages(self) -> list[list[nn.Module]]:
-        return [*([layer] for layer in self.layers), [self.head]]
+        return [*([layer] for layer in self.layers), [self.head]] if self.staged else []
 
     def forward(self, batch: Batch) -> tuple[Tensor, list[RoutingStats]]:
         order = [torch.nonzero(batch.modality_N == m)[:, 0] for m in range(MODALITIES)]

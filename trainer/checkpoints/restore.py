@@ -47,9 +47,9 @@ def _put(checkpoint: Checkpoint, engine: Engine, values: Values, moments: bool) 
     """Collective, so only once every rank has read its part."""
     for target, value in values:
         target.copy_(value)
-    # Adam's t is not stored: it is the run's step, with those that were skipped as not finite.
+    # Adam's t is not stored: it is the run's step without those that were skipped as not finite.
     if moments:
-        engine.optimizer_step = checkpoint.step
+        engine.optimizer_step = checkpoint.step - checkpoint.meta.get("progress", {}).get("nonfinite_steps", 0)
     # Master weights are sharded over ranks; the model's own weights are made from them.
     engine.after_restore()
 

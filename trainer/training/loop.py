@@ -170,11 +170,13 @@ class TrainingLoop:
         counts, delivered, stop = self._agree(batches, step)
         for batch in batches:
             self.engine.backward(self._loss(batch, counts))
-        if not self.engine.step():
+        accepted = self.engine.step()
+        if accepted:
+            # After the step: biases follow the load of what was just trained on.
+            for router, count_E in zip(self._biased, self._step_counts, strict=False):
+                router.nudge(count_E)
+        else:
             self._not_finite(batches)
-        # After the step: biases follow the load of what was just trained on.
-        for router, count_E in zip(self._biased, self._step_counts, strict=False):
-            router.nudge(count_E)
         self._step_counts = []
         progress.step += 1
         if self._trace is not None:
@@ -185,7 +187,7 @@ class TrainingLoop:
         if progress.offset >= self.loader.records:
             progress.close_epoch(self.loader.records)
         self.profiler.step()
-        self.meter.end_step(delivered)
+        self.meter.end_step(delivered, accepted)
         if progress.step % self.config.training.log_every == 0 or progress.step in (1, self.timetable.total_steps):
             self._log()
         if self._starting:
@@ -241,7 +243,7 @@ class TrainingLoop:
         return counts, int(delivered), bool(stop)
 
     def _not_finite(self, batches: list[Batch]) -> None:
-        """The engine refused a step whose gradient is not finite. Weights are as before it.
+        """The engine refused a step whose gradient is not finite. All that learns is as before it; its records are read.
 
         Raises:
             FloatingPointError: unless such steps are to be skipped; names this rank's records of the step.

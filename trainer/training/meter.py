@@ -46,20 +46,22 @@ class Meter:
     counts: list[Tensor] | None = None
     features: Tensor | None = None
     since: float = field(default_factory=time.perf_counter)
-    _met: set[str] = field(default_factory=set)
+    _step_parts: dict[str, Tensor] = field(default_factory=dict)
 
     def add_losses(self, parts: dict[str, Tensor]) -> None:
         """This rank's share of each part of the loss of one micro-batch."""
         for name, value in parts.items():
-            self.parts[name] = self.parts.get(name, torch.zeros((), device=self.device)) + value.detach()
-        self._met |= parts.keys()
+            self._step_parts[name] = self._step_parts.get(name, torch.zeros((), device=self.device)) + value.detach()
 
-    def end_step(self, records: int) -> None:
-        """An optimiser step was made, on so many records of all ranks."""
+    def end_step(self, records: int, accepted: bool = True) -> None:
+        """An optimiser step was made, on so many records of all ranks; the losses of one that was refused count not."""
         self.steps += 1
         self.records += records
-        self.had.update(self._met)
-        self._met = set()
+        if accepted:
+            self.had.update(self._step_parts.keys())
+            for name, value in self._step_parts.items():
+                self.parts[name] = self.parts[name] + value if name in self.parts else value
+        self._step_parts = {}
 
     def add_batch(self, batch: Batch) -> None:
         """What this rank's next micro-batch asks for."""
