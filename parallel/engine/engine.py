@@ -154,6 +154,8 @@ class Engine:
                 # For `keep_in_step`: every rank must walk backward through every layer.
                 layer.register_forward_hook(self._remember_layer)
         stages = stages_of(model)
+        for module in stages[-1].modules:
+            module.register_forward_hook(self._remember_output)
         # After `_adopt`, whose marks tell experts from dense parameters.
         groups = parameter_groups(stages, mesh.spec, weight_decay, no_decay or (lambda name, parameter: False))
         # Before the optimizer exists, whose first parameter group would import torch's compiler.
@@ -255,9 +257,16 @@ class Engine:
         self._engine.destroy()
 
     def _remember_layer(self, layer: nn.Module, args: Any, output: Any) -> None:
+        self._remember(output[0], zeros=False)
+
+    def _remember_output(self, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            self._remember(output, zeros=True)
+
+    def _remember(self, output: Tensor, zeros: bool) -> None:
         # Not of what is computed again in the backward pass, whose graphs must not outlive their use.
-        if not self._in_pass and torch.is_grad_enabled() and output[0].requires_grad:
-            self._ends.append(loose_end(output[0]))
+        if not self._in_pass and torch.is_grad_enabled() and output.requires_grad:
+            self._ends.append(loose_end(output, zeros))
 
     # --- state --------------------------------------------------------------------------------------------------------
 
