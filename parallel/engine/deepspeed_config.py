@@ -11,6 +11,7 @@ from parallel.config import Precision
 from parallel.engine.stages import Stage
 from parallel.mesh import MeshSpec
 
+
 def group_name(spec: MeshSpec) -> str:
     """DeepSpeed's name for the process groups of an expert-parallel degree."""
     return f"ep_size_{spec.expert_parallel}"
@@ -45,9 +46,7 @@ def refuse_scalars(model: nn.Module) -> None:
             )
 
 
-def deepspeed_config(
-    stage: int, precision: Precision, clip: float, accumulation: int
-) -> dict[str, Any]:
+def deepspeed_config(stage: int, precision: Precision, clip: float, accumulation: int) -> dict[str, Any]:
     """DeepSpeed's configuration for an `Engine` of these settings."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # the loader owns batch sizes; this only satisfies DeepSpeed's arithmetic

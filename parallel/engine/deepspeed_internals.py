@@ -69,7 +69,10 @@ def use_own_groups(groups: Any, name: str, spec: MeshSpec, rank: int) -> dist.Pr
     DeepSpeed itself makes those of all ranks on every rank: 136 for 1,024 ranks and 8 expert-parallel ones. Returns the
     expert-parallel group. Collective.
     """
-    ranks = {"_EXPERT_DATA_PARALLEL_GROUP": spec.expert_data_group(rank), "_EXPERT_PARALLEL_GROUP": spec.expert_group(rank)}
+    ranks = {
+        "_EXPERT_DATA_PARALLEL_GROUP": spec.expert_data_group(rank),
+        "_EXPERT_PARALLEL_GROUP": spec.expert_group(rank),
+    }
     # As long as the process lives, so that a second engine takes the same ones.
     if name not in groups._EXPERT_PARALLEL_GROUP:
         for table, members in ranks.items():
@@ -95,7 +98,9 @@ def reductions_of(zero: Any, stages: list[Stage]) -> list[list[Reduction]]:
         stage.setdefault(zero.real_dp_process_group[number], []).append(group)
     return [
         [
-            Reduction(FlatLayout(groups, dist.get_world_size(owners)), owners if dist.get_world_size(owners) > 1 else None)
+            Reduction(
+                FlatLayout(groups, dist.get_world_size(owners)), owners if dist.get_world_size(owners) > 1 else None
+            )
             for owners, groups in stage.items()
         ]
         for stage in together

@@ -57,7 +57,11 @@ def test_optimizer_groups_are_those_of_stages_experts_and_decay() -> None:
     groups = parameter_groups(stages_of(model), spec, 0.1, lambda name, parameter: parameter.ndim == 1)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = [
-        (group["name"], group["weight_decay"], {names[id(p)].split(".experts")[0].split(".weight")[0] for p in group["params"]})
+        (
+            group["name"],
+            group["weight_decay"],
+            {names[id(p)].split(".experts")[0].split(".weight")[0] for p in group["params"]},
+        )
         for group in groups
     ]
     assert found[:2] == [("dense", 0.0, {"encoder.bias"}), ("dense", 0.1, {"encoder"})]
