@@ -1,6 +1,6 @@
 """All of DeepSpeed that is not its public interface and that this project uses, in one place, without importing it.
 
-Names below are those of `VERSION`; `tests/parallel/engine/test_deepspeed_internals.py` finds each of them and fails when
+Names below are those of `VERSION`; `tests/parallel/engine/test_deepspeed_internals.py` looks for each, and fails when
 one goes. Of ZeRO-1/2 we take the partition (every optimizer group flat, one equal slice of it for each rank), the
 update of the slices and the gathering of weights. The way of gradients to their owners is our own
 (`parallel.engine.reducer`), and so is their norm, which costs the host one wait instead of two a step.
@@ -69,17 +69,14 @@ def use_own_groups(groups: Any, name: str, spec: MeshSpec, rank: int) -> dist.Pr
     DeepSpeed itself makes those of all ranks on every rank: 136 for 1,024 ranks and 8 expert-parallel ones. Returns the
     expert-parallel group. Collective.
     """
-    ranks = {
-        "_EXPERT_DATA_PARALLEL_GROUP": spec.expert_data_group(rank),
-        "_EXPERT_PARALLEL_GROUP": spec.expert_group(rank),
-    }
     # As long as the process lives, so that a second engine takes the same ones.
     if name not in groups._EXPERT_PARALLEL_GROUP:
-        for table, members in ranks.items():
-            # Only members meet to make it; the order of the two is the same on all ranks.
-            group = dist.new_group(list(members), use_local_synchronization=True)
-            getattr(groups, table)[name] = group
-            getattr(groups, f"{table}_RANKS")[name] = members
+        # Only members meet to make a group, and all ranks make these two in this order.
+        copies, experts = spec.expert_data_group(rank), spec.expert_group(rank)
+        groups._EXPERT_DATA_PARALLEL_GROUP[name] = dist.new_group(list(copies), use_local_synchronization=True)
+        groups._EXPERT_DATA_PARALLEL_GROUP_RANKS[name] = copies
+        groups._EXPERT_PARALLEL_GROUP[name] = dist.new_group(list(experts), use_local_synchronization=True)
+        groups._EXPERT_PARALLEL_GROUP_RANKS[name] = experts
     group: dist.ProcessGroup = groups._EXPERT_PARALLEL_GROUP[name]
     return group
 
@@ -96,15 +93,12 @@ def reductions_of(zero: Any, stages: list[Stage]) -> list[list[Reduction]]:
         group = FlatGroup(number, int(zero.partition_size[number]), starts)
         stage = together[place[id(parameters[0])]]
         stage.setdefault(zero.real_dp_process_group[number], []).append(group)
-    return [
-        [
-            Reduction(
-                FlatLayout(groups, dist.get_world_size(owners)), owners if dist.get_world_size(owners) > 1 else None
-            )
-            for owners, groups in stage.items()
-        ]
-        for stage in together
-    ]
+    return [[_reduction(owners, groups) for owners, groups in stage.items()] for stage in together]
+
+
+def _reduction(owners: dist.ProcessGroup, groups: list[FlatGroup]) -> Reduction:
+    ranks = dist.get_world_size(owners)
+    return Reduction(FlatLayout(groups, ranks), owners if ranks > 1 else None)
 
 
 class _Gradient(list[Tensor]):

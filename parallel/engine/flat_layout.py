@@ -1,7 +1,7 @@
 """Where the gradients of one collective lie in its buffer.
 
-ZeRO gives each rank of a group of R ranks one R-th of every flat optimizer group. A reduce-scatter hands rank r the r-th
-row of a buffer, so a row is what one rank owns: its part of each of the optimizer groups that travel together, one
+ZeRO gives each rank of a group of R ranks one R-th of every flat optimizer group. A reduce-scatter hands rank r the
+r-th row of a buffer, so a row is what one rank owns: its part of each of the optimizer groups that travel together, one
 beside the other. A parameter that several ranks share lies over several rows.
 
 Shapes: R ranks, W elements of a row.

@@ -44,7 +44,7 @@ def keep_compiler_out() -> None:
 
 
 def keep_old_names_quiet() -> None:
-    """Newer torch has other names for these collectives, and says so at every call; the oldest that we support has not."""
+    """Newer torch has other names for these collectives, and says so at every call; the oldest we support has not."""
     for name in ("reduce_scatter_tensor", "all_gather_into_tensor"):
         warnings.filterwarnings("ignore", f".torch.distributed.{name}. is deprecated", FutureWarning)
 

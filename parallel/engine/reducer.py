@@ -18,7 +18,7 @@ gloo, whose collectives have no stream, it is the host that waits).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -65,7 +65,7 @@ class GradientReducer:
         self._stages, self._reductions = stages, reductions
         self._scale, self._once, self._device = 1.0 / world, once, device
         self._sent: deque[list[_Sent]] = deque()
-        self._held: dict[int, list[Tensor]] = {}
+        self._held: dict[int, Sequence[Tensor | None]] = {}
         self._parts: dict[int, Tensor] = {}
         self._in_pass, self._last, self._next = False, True, -1
         self._expect_nothing()
@@ -140,7 +140,7 @@ class GradientReducer:
 
     def _send(self, number: int) -> None:
         reductions = self._reductions[number]
-        held: list[Tensor] | list[None] = self._held.pop(number, None) or [None] * len(reductions)
+        held: Sequence[Tensor | None] = self._held.pop(number, [None] * len(reductions))
         if self._once and not self._last:
             taken = zip(reductions, held, strict=True)
             self._held[number] = [reduction.layout.take(buffer, self._device) for reduction, buffer in taken]

@@ -243,7 +243,7 @@ class TrainingLoop:
         return counts, int(delivered), bool(stop)
 
     def _not_finite(self, batches: list[Batch]) -> None:
-        """The engine refused a step whose gradient is not finite. All that learns is as before it; its records are read.
+        """The engine refused a step whose gradient is not finite. All that learns is as before it; its data is read.
 
         Raises:
             FloatingPointError: unless such steps are to be skipped; names this rank's records of the step.

@@ -1,17 +1,21 @@
-"""What is used of DeepSpeed beside its public interface is there, does what it is used for, and is used nowhere else."""
+"""What is used of DeepSpeed beside its public interface is there, does what it is used for, and is used once."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from parallel import init_distributed
 from parallel.engine import deepspeed_internals as internals
@@ -45,8 +49,6 @@ def test_every_name_is_there() -> None:
 
 
 def test_the_installed_version_is_the_one_that_the_names_are_of() -> None:
-    import importlib.metadata
-
     assert importlib.metadata.version("deepspeed") == internals.VERSION
     assert f'"deepspeed>={internals.VERSION},<0.20"' in (ROOT / "pyproject.toml").read_text("utf-8")
 
@@ -64,48 +66,51 @@ def test_the_list_is_complete() -> None:
         assert used <= set(internals.MODULE_NAMES), path.name
 
 
-def _in_the_step(rank: int, world: int, cases: list[Case]) -> list[dict[str, Any]]:
-    """What `Engine.step` asks of other ranks and of the host."""
+class Asked(TorchDispatchMode):
+    """Counts what a step asks of other ranks and of the device: sums, copies to the host, numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted = {"sums": 0, "copies": 0, "numbers": 0}
+        self._originals = dist.all_reduce, Tensor.cpu
+
+    def __enter__(self) -> Asked:
+        dist.all_reduce, Tensor.cpu = (  # type: ignore[method-assign]
+            partial(self._note, "sums", self._originals[0]),
+            lambda tensor: self._note("copies", self._originals[1], tensor),
+        )
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        dist.all_reduce, Tensor.cpu = self._originals  # type: ignore[method-assign]
+
+    def _note(self, name: str, call: Any, *args: Any, **kwargs: Any) -> Any:
+        self.counted[name] += 1
+        return call(*args, **kwargs)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counted["numbers"] += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def _in_the_step(rank: int, world: int, cases: list[Case]) -> list[dict[str, int]]:
     init_distributed("cpu", 60)
     found = []
     for case in cases:
         engine = make_engine(rank, world, case)
         train_steps(engine, case, rank, world, 0, 1)  # DeepSpeed links states in its first step
-        counted: dict[str, int] = {"all_reduce": 0, "wait": 0, "groups": len(engine._zero.bit16_groups)}
-        original, step = dist.all_reduce, engine.step
+        asked = Asked()
 
-        def all_reduce(*args: Any, counted: Any = counted, original: Any = original, **kwargs: Any) -> Any:
-            counted["all_reduce"] += 1
-            return original(*args, **kwargs)
-
-        class Waits(torch.utils._python_dispatch.TorchDispatchMode):
-            """The host needs a number: `item`, or a copy to it, of what is computed on a device."""
-
-            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                if func is torch.ops.aten._local_scalar_dense.default:
-                    counted["wait"] += 1
-                return func(*args, **(kwargs or {}))
-
-        to_host = torch.Tensor.cpu
-
-        def cpu(tensor: torch.Tensor, counted: Any = counted) -> torch.Tensor:
-            """As from a device: the copy, which is the host's, may be asked for its value without a further wait."""
-            counted["wait"] += 1
-            counted["known"] = 1
-            return to_host(tensor)
-
-        def counted_step(engine: Any = engine, step: Any = step, counted: Any = counted) -> bool:
-            dist.all_reduce, torch.Tensor.cpu = all_reduce, cpu
-            try:
-                with Waits():
-                    accepted: bool = step()
-            finally:
-                dist.all_reduce, torch.Tensor.cpu = original, to_host
+        def counted_step(step: Any = engine.step, asked: Asked = asked) -> bool:
+            with asked:
+                accepted: bool = step()
             return accepted
 
         engine.step = counted_step  # type: ignore[method-assign]
         train_steps(engine, case, rank, world, 1, 2)
-        found.append(counted)
+        found.append(asked.counted | {"groups": len(engine._zero.bit16_groups)})
         engine.close()
     return found
 
@@ -115,9 +120,9 @@ def test_a_step_waits_once_for_one_number() -> None:
     cases = [Case(2, stage, precision=precision) for stage in (1, 2) for precision in ("fp32", "bf16")]
     for rank in run_ranks(_in_the_step, 2, cases):
         for counted in rank:
-            assert counted["all_reduce"] == 1 and counted["known"] == 1
-            # The copy; and of the host's own number the check whether it is finite, and a product a group.
-            assert counted["wait"] == 2 + counted["groups"]
+            assert counted["sums"] == 1 and counted["copies"] == 1
+            # Of the host's own copy: the check whether it is finite, and a product a group.
+            assert counted["numbers"] == 1 + counted["groups"]
 
 
 FAKE = """

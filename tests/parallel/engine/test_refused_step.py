@@ -1,4 +1,4 @@
-"""After a step whose gradient is not finite everything is as if it had not been: also what the model remembers itself."""
+"""After a step whose gradient is not finite all is as if it had not been: also what the model remembers itself."""
 
 from __future__ import annotations
 

@@ -106,11 +106,8 @@ class PromptedFuseMoE(FrozenBackbone):
 
     def stages(self) -> list[list[nn.Module]]:
         """A block of the host with the prompts that enter it, in order, then the heads; what all share is in none."""
-        prompts = [self.blocks, self.context] if self.context is not None else [self.blocks]
-        found = [
-            [block, *(part[number] for part in prompts if len(part))]
-            for number, block in enumerate(self.backbone.blocks)
-        ]
+        prompts = [part for part in (self.blocks, self.context) if part is not None and len(part)]
+        found = [[block, *(part[number] for part in prompts)] for number, block in enumerate(self.backbone.blocks)]
         return [*found, [self.backbone.pooling, *self.heads.values()]]
 
     @property
