@@ -37,7 +37,9 @@ def cases_of(world: int) -> list[Case]:
         cases += [Case(2, 1, router="per_modality", granularity="sample", steps=5)]
         cases += [Case(2, stage, accumulation=2, steps=5) for stage in (1, 2)]
         cases += [Case(1, 2, accumulation=2, data="modality_missing", steps=5)]
-        cases += [Case(2, 2, recompute=True, data="rank_empty", steps=5)]
+        cases += [Case(2, stage, recompute=True, data="rank_empty", steps=5) for stage in (1, 2)]
+        cases += [Case(2, stage, accumulation=2, recompute=True, data=data, steps=5) for stage in (1, 2) for data in DATA]
+        cases += [Case(2, stage, accumulation=2, staged=False, data="modality_missing", steps=5) for stage in (1, 2)]
     if world == 4:
         cases += [Case(2, 2, data=data) for data in DATA]
         cases += [Case(4, 2, router="disjoint", experts=8, accumulation=2, data="rank_empty", steps=5)]
@@ -109,11 +111,18 @@ def test_a_starved_expert_really_gets_no_token_and_an_empty_rank_really_is_empty
     assert not (first.modality_N == 1).any()
 
 
-def _train_bf16(rank: int, world: int) -> list[tuple[list[float], list[float]]]:
+def bf16_cases(world: int) -> list[Case]:
+    degrees = [(ep, stage) for ep in (1, 2, 4) if world % ep == 0 for stage in (1, 2)]
+    cases = [Case(ep, stage, precision="bf16", accumulation=2, steps=20) for ep, stage in degrees]
+    if world == 2:
+        cases += [Case(2, stage, precision="bf16", recompute=True, accumulation=2, steps=20) for stage in (1, 2)]
+    return cases
+
+
+def _train_bf16(rank: int, world: int, cases: list[Case]) -> list[tuple[list[float], list[float]]]:
     init_distributed("cpu", 60)
     results = []
-    for stage in (1, 2):
-        case = Case(2, stage, precision="bf16", accumulation=2, steps=20)
+    for case in cases:
         engine = make_engine(rank, world, case)
         assert all(p.dtype == torch.bfloat16 for p in engine.module.parameters())
         assert all(f.master.dtype == f.exp_avg.dtype == f.exp_avg_sq.dtype == torch.float32 for f in engine.fragments())
@@ -122,9 +131,10 @@ def _train_bf16(rank: int, world: int) -> list[tuple[list[float], list[float]]]:
     return results
 
 
-def test_bf16_follows_fp32() -> None:
-    expected = train_reference(Case(accumulation=2, steps=20))
-    for losses, norms in run_ranks(_train_bf16, 2)[0]:
+@pytest.mark.parametrize("world", WORLDS)
+def test_bf16_follows_fp32(world: int) -> None:
+    expected = reference(Case(accumulation=2, steps=20))
+    for losses, norms in run_ranks(_train_bf16, world, bf16_cases(world))[0]:
         np.testing.assert_allclose(losses, expected["losses"], rtol=2e-2)
         np.testing.assert_allclose(norms, expected["norms"], rtol=8e-2)
 

@@ -69,3 +69,16 @@ def test_layers_without_tokens_and_single_modalities() -> None:
     assert found["moe/load_ratio"] == pytest.approx(2.0) and found["moe/dead_share"] == pytest.approx(1 / 3)
     apart = routing_metrics([torch.tensor([[2.0, 0.0], [0.0, 2.0]])])
     assert apart["moe/specialisation"] == pytest.approx(1.0)
+
+
+def test_losses_of_a_refused_step_are_in_no_mean() -> None:
+    own = meter()
+    own.add_losses(part(a=1.0, loss=1.0))
+    own.end_step(2)
+    own.add_losses(part(a=float("nan"), b=float("inf"), loss=float("nan")))
+    own.end_step(2, accepted=False)
+    own.add_losses(part(a=2.0, loss=2.0))
+    own.end_step(2)
+    metrics, _ = own.read()
+    assert metrics["train/a"] == 1.5 and metrics["train/loss"] == 1.5 and "train/b" not in metrics
+    assert metrics["perf/samples_per_s"] * metrics["perf/step_s"] == pytest.approx(2.0), "its records were read"
