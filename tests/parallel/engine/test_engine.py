@@ -38,8 +38,11 @@ def cases_of(world: int) -> list[Case]:
         cases += [Case(2, stage, accumulation=2, steps=5) for stage in (1, 2)]
         cases += [Case(1, 2, accumulation=2, data="modality_missing", steps=5)]
         cases += [Case(2, stage, recompute=True, data="rank_empty", steps=5) for stage in (1, 2)]
-        cases += [Case(2, stage, accumulation=2, recompute=True, data=data, steps=5) for stage in (1, 2) for data in DATA]
-        cases += [Case(2, stage, accumulation=2, staged=False, data="modality_missing", steps=5) for stage in (1, 2)]
+        cases += [
+            Case(2, stage, accumulation=2, recompute=True, data=data, steps=5) for stage in (1, 2) for data in DATA
+        ]
+        cases += [Case(2, 1, accumulation=2, staged=False, data="modality_missing", steps=5)]
+        cases += [Case(2, 2, staged=False, data="rank_empty", steps=5)]
     if world == 4:
         cases += [Case(2, 2, data=data) for data in DATA]
         cases += [Case(4, 2, router="disjoint", experts=8, accumulation=2, data="rank_empty", steps=5)]
