@@ -1,4 +1,4 @@
-"""A step that was refused as not finite leaves no trace in what learns, also where a run is continued right after it."""
+"""A step that was refused as not finite leaves no trace in what learns, also where a run goes on right after it."""
 
 from __future__ import annotations
 
