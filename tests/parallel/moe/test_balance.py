@@ -6,8 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel import MoEConfig, balance_losses
-from parallel.moe.balance import RoutingStats, entropy_loss, measure, squared_variation, tokens_per_decision, z_loss
+from parallel import MoEConfig, balance_losses, expert_pools
+from parallel.moe.balance import (
+    RoutingStats,
+    balance_loss,
+    entropy_loss,
+    measure,
+    squared_variation,
+    tokens_per_decision,
+    z_loss,
+)
 from parallel.moe.choice import top_k_choice
 from parallel.moe.routers import Routing
 
@@ -114,3 +122,88 @@ def test_no_tokens_and_no_layers_give_zero_losses_with_gradients() -> None:
     torch.stack(list(losses.values())).sum().backward()
     assert logits.grad is not None and logits.grad.isfinite().all()
     assert all(float(value) == 0 for value in balance_losses([], config).values())
+
+
+def obvious_tables(routing: Routing, modality_N: Tensor, experts: int, modalities: int) -> dict[str, Tensor]:
+    """Token by token, expert by expert; every token is its own decision."""
+    zeros = {name: routing.logits_UE.new_zeros(modalities, experts) for name in ("prob", "gate", "count")}
+    rows = {name: [list(row) for row in table.unbind()] for name, table in zeros.items()}
+    z = [routing.logits_UE.new_zeros(()) for _ in range(modalities)]
+    for n, m in enumerate(modality_N.tolist()):
+        logits_E = routing.logits_UE[n]
+        z[m] = z[m] + logits_E.exp().sum().log().square()
+        for e in range(experts):
+            rows["prob"][m][e] = rows["prob"][m][e] + logits_E[e].exp() / logits_E.exp().sum()
+        for e, weight in zip(routing.experts_UK[n].tolist(), routing.weights_UK[n], strict=True):
+            rows["gate"][m][e] = rows["gate"][m][e] + weight
+            rows["count"][m][e] = rows["count"][m][e] + 1
+    made = {name: torch.stack([torch.stack(row) for row in table]) for name, table in rows.items()}
+    return {**made, "z": torch.stack(z)}
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_the_table_and_its_derivative_equal_a_loop(outside: bool) -> None:
+    """In float64, also with experts out of reach (logit -inf), and with a chance of being chosen as the load."""
+    torch.manual_seed(0)
+    logits_UE = 3 * torch.randn(9, 6, dtype=torch.float64)
+    if outside:
+        logits_UE[:, ::3] = -torch.inf
+    logits_UE.requires_grad_()
+    modality_N = torch.tensor([0, 2, 2, 0, 0, 3, 2, 0, 3])
+    values_UK, experts_UK = logits_UE.topk(2, dim=1)
+    routing = Routing(experts_UK, values_UK.softmax(1), logits_UE, logits_UE.sigmoid())
+    tokens_MU = tokens_per_decision(modality_N, None, 4, 9).double()
+    stats = measure(routing, tokens_MU, top_k_choice(experts_UK, routing.weights_UK))
+    plain = measure(routing._replace(load_UE=None), tokens_MU, top_k_choice(experts_UK, routing.weights_UK))
+    expected = obvious_tables(routing, modality_N, 6, 4)
+    assert stats.tokens_M.tolist() == [4, 0, 3, 2]
+    torch.testing.assert_close(stats.load_ME, tokens_MU @ logits_UE.sigmoid())
+    assert torch.equal(plain.load_ME, plain.count_ME)
+    for found in (stats, plain):
+        pairs = {"prob": found.prob_ME, "gate": found.gate_ME, "count": found.count_ME, "z": found.z_M}
+        for name, mine in pairs.items():
+            torch.testing.assert_close(mine, expected[name])
+        for name in ("prob", "gate", "z"):
+            up = torch.randn(expected[name].shape, dtype=torch.float64)
+            (mine,) = torch.autograd.grad(pairs[name], logits_UE, up, retain_graph=True)
+            (theirs,) = torch.autograd.grad(expected[name], logits_UE, up, retain_graph=True)
+            torch.testing.assert_close(mine, theirs)
+    assert not stats.count_ME.requires_grad and not stats.tokens_M.requires_grad
+
+
+@pytest.mark.parametrize(("experts", "modalities"), [(9, 3), (11, 4)])
+def test_pools_are_balanced_one_by_one_also_where_their_sizes_differ(experts: int, modalities: int) -> None:
+    torch.manual_seed(0)
+    config = MoEConfig(experts=experts, top_k=1, router="disjoint")
+    inside_ME = torch.arange(experts)[None] % modalities == torch.arange(modalities)[:, None]
+    gate_ME, load_ME = torch.rand(modalities, experts) * inside_ME, torch.rand(modalities, experts) * inside_ME
+    tokens_M = torch.ones(modalities)
+    tokens_M[1] = 0
+    stats = table_of(torch.zeros(modalities), gate_ME, gate_ME, load_ME, tokens_M)
+    expected = [
+        sum(float(table[m, pool].var(correction=0) / table[m, pool].mean() ** 2) for table in (gate_ME, load_ME))
+        for m, pool in enumerate([torch.tensor(list(pool)) for pool in expert_pools(experts, modalities, 1)])
+        if m != 1
+    ]
+    assert float(balance_loss(stats, config)) == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("router", ["joint", "disjoint"])
+def test_losses_of_several_layers_are_the_mean_of_each(router: str) -> None:
+    torch.manual_seed(0)
+    config = MoEConfig.model_validate({"experts": 6, "top_k": 2, "router": router})
+    layers = [
+        table_of(torch.rand(3), torch.rand(3, 6), torch.rand(3, 6), torch.rand(3, 6), torch.tensor([5.0, 0.0, 7.0]))
+        for _ in range(4)
+    ]
+    together = balance_losses(layers, config)
+    alone = [balance_losses([layer], config) for layer in layers]
+    for name, value in together.items():
+        assert float(value) == pytest.approx(sum(float(one[name]) for one in alone) / 4, rel=1e-5), name
+
+
+def test_many_tokens_are_counted_one_by_one() -> None:
+    """A sum in bf16 would stop at 256."""
+    modality_N, unit_N = torch.arange(6000) % 3, (torch.arange(6000) % 2 == 0).long()
+    assert tokens_per_decision(modality_N, unit_N, 3, 3).tolist() == [[1000, 1000, 0]] * 3
+    assert tokens_per_decision(modality_N[:4], None, 3, 4).tolist() == [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0]]
