@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from data_shards.errors import ManifestError, PathError, RecordError, ShardError
     from data_shards.inspection.summary import summary
     from data_shards.loading.batch import Batch, Group, ImageGroup, SeriesGroup, TextGroup, VectorGroup, WaveformGroup
+    from data_shards.loading.costs import TokenWeights
     from data_shards.loading.dataset import DataSet, open_data
     from data_shards.loading.loader import Step, StepLoader
     from data_shards.loading.order import EpochOrder, Position
@@ -31,6 +32,7 @@ _HOME = {
     "loading.loader": ("Step", "StepLoader"),
     "shards.manifest": ("Manifest", "open_manifest"),
     "loading.order": ("EpochOrder", "Position"),
+    "loading.costs": ("TokenWeights",),
     "loading.dataset": ("DataSet", "open_data"),
     "records.record": ("Record", "Series"),
     "records.schema": ("DatasetSchema", "ModalitySpec", "TaskSpec", "group_layout"),
@@ -62,6 +64,7 @@ __all__ = [
     "StepLoader",
     "TaskSpec",
     "TextGroup",
+    "TokenWeights",
     "VectorGroup",
     "WaveformGroup",
     "create_source",

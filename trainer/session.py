@@ -16,6 +16,7 @@ from torch import nn
 
 from data_shards import DataSet, DatasetSchema, StepLoader, TaskSpec
 from data_shards.lease.lease import Guard, Unowned
+from data_shards.loading.costs import complete_costs, read_costs
 from data_shards.records.statistics import SplitStatistics
 from parallel import Engine, Mesh, MeshSpec, create_mesh, init_distributed
 from parallel.config import ParallelConfig
@@ -24,6 +25,7 @@ from trainer.config.run_config import RunConfig
 from trainer.models.job_type import JobType, exempt_from_decay, job_type
 from trainer.models.layers.compiled import compile_dense_parts
 from trainer.models.layers.heads import TaskLoss, target_scale
+from trainer.worker.collectives import gather_rows
 from trainer.worker.context import Context
 from trainer.worker.devices import peak_flops
 from trainer.worker.seats import Seat, fitting_degree, gather_seats, layout_lines
@@ -61,7 +63,7 @@ class Session:
     def loader(self, part: str, shuffle: bool) -> StepLoader:
         """Batches of one part of the split: shuffled training steps, or evaluation in storage order.
 
-        Made once for each use, as worker processes live as long as their loader.
+        Made once for each use, as worker processes live as long as their loader; the first use is collective.
         """
         if (part, shuffle) not in self._loaders:
             self._loaders[part, shuffle] = self._make_loader(part, shuffle)
@@ -80,7 +82,7 @@ class Session:
 
     def _make_loader(self, part: str, shuffle: bool) -> StepLoader:
         training = self.config.training
-        return StepLoader(
+        loader = StepLoader(
             self.manifest,
             self.config.data,
             part,
@@ -90,7 +92,21 @@ class Session:
             accumulation=training.accumulation if shuffle else 1,
             shuffle=shuffle,
             schema=self.schema,
+            max_tokens=training.max_tokens,
         )
+        # Evaluation keeps the order of storage. One micro-batch of one worker has nobody to be even with.
+        if shuffle and training.deal == "tokens" and self.context.world * training.accumulation > 1:
+            self._deal_by_tokens(loader)
+        return loader
+
+    def _deal_by_tokens(self, loader: StepLoader) -> None:
+        """Ranks read the indices of different shards, and each learns what all records cost."""
+        weights = self.job.token_weights(self.config, self.schema, self.engine.module)
+        if weights is None:
+            return
+        own = read_costs(loader.part, weights, self.context.rank, self.context.world)
+        cost_N = gather_rows(torch.from_numpy(own).to(self.device)).cpu().numpy()
+        loader.deal_by_tokens(complete_costs(cost_N))
 
 
 def build_session(

@@ -1,7 +1,6 @@
 """What a loader reads from: one part of a data set, or of a mixture of data sets.
 
-Both say how many records there are, in what order an epoch takes them, which of a step's records belong to a rank, and
-how to read them.
+Both say how many records there are, in what order an epoch takes them, where each is stored, and how to read them.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import numpy as np
 from data_shards.config import DataConfig
 from data_shards.loading.mixed_order import MixedPart
 from data_shards.loading.mixture import Mixture, open_mixture
-from data_shards.loading.order import EpochOrder, rank_share
+from data_shards.loading.order import EpochOrder, first_numbers, places
 from data_shards.loading.schema_map import Place, place_of
 from data_shards.records.codec import Columns
 from data_shards.records.schema import DatasetSchema
@@ -48,14 +47,20 @@ class PlainPart:
         self.place = place_of(manifest.schema, schema)
         self.counts = manifest.counts(config.split, part)
         self.records = int(self.counts.sum())
+        self.bounds = np.array([0, self.records])
+        self._first = first_numbers(self.counts)
 
     def order(self, seed: int, epoch: int, shuffle: bool) -> EpochOrder:
         """The sequence of an epoch."""
         return EpochOrder(self.counts, seed, epoch, self.config.window_chunks, shuffle)
 
-    def share(self, chunk_N: np.ndarray, ordinal_N: np.ndarray, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:
-        """A rank's records of a step, sorted by storage place."""
-        return rank_share(chunk_N, ordinal_N, rank, world)
+    def places(self, number_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(chunk_B, ordinal_B) of records by their numbers in the part."""
+        return places(self._first, number_B)
+
+    def sources(self) -> list[tuple[Manifest, int, np.ndarray]]:
+        """(manifest, column of the part, numbers of its modalities in ``schema``) of each data set, in order."""
+        return [(self.manifest, self.manifest.column(self.config.split, self.part), self.place.numbers)]
 
     def reader(self) -> Reader | MappedReader:
         """A reader for this process."""

@@ -9,10 +9,11 @@ import logging
 import multiprocessing
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,9 +21,10 @@ from data_shards.config import DataConfig
 from data_shards.errors import ShardError, skipped_words
 from data_shards.loading.batch import Batch
 from data_shards.loading.collate import Collator
-from data_shards.loading.dataset import DataSet, MappedReader, part_of
-from data_shards.loading.mixed_order import MixedReader
-from data_shards.loading.order import Position, share_bounds
+from data_shards.loading.dataset import DataSet, MappedReader, PlainPart, part_of
+from data_shards.loading.mixed_order import MixedPart, MixedReader
+from data_shards.loading.order import Position
+from data_shards.loading.shares import Evenness, Load, Place, share_by_records, share_by_tokens
 from data_shards.records.schema import DatasetSchema
 from data_shards.shards.reader import Reader
 
@@ -39,6 +41,7 @@ class Step:
         position: where the epoch stands after this step; ``offset == StepLoader.records`` means the epoch is done.
         skipped: records this rank had to leave out, by reason.
         io: ``reads``, ``bytes`` and ``retries`` of storage for this step (of the process that fetched it).
+        load: how even the step's micro-batches are over all ranks; None where it was dealt by records.
     """
 
     micro_batches: list[Batch]
@@ -46,26 +49,31 @@ class Step:
     position: Position
     skipped: dict[str, int]
     io: dict[str, int]
+    load: Load | None = None
 
 
 @dataclass
-class _Fetched:
-    """A step on its way from a worker: flat buffers, or the error to raise where the step is used."""
+class _Made:
+    """A step as it was made: batches, or from another process flat buffers, or the error to raise where it is used."""
 
-    buffers: list[Tensor]
+    batches: list[Batch]
     skipped: dict[str, int]
     io: dict[str, int]
+    load: Load | None
+    buffers: list[Tensor] = field(default_factory=list)
     error: ShardError | None = None
 
 
-class _Steps(torch.utils.data.Dataset[_Fetched]):
+class _Steps(torch.utils.data.Dataset[_Made]):
     """(epoch, start) -> the rank's micro-batches as flat buffers; the reader is made where it is used."""
 
     def __init__(
-        self, data: DataSet, config: DataConfig, part: str, place: dict[str, Any], schema: DatasetSchema
+        self, data: DataSet, config: DataConfig, part: str, order: dict[str, Any], place: Place, schema: DatasetSchema
     ) -> None:
-        self.schema, self.place = schema, place
+        self.schema, self.order, self.place = schema, order, place
         self.data = part_of(data, config, part, schema)
+        # Of all records of the part; in memory that worker processes share.
+        self.cost_N: Tensor | None = None
         self._reader: Reader | MappedReader | MixedReader | None = None
         self._order = lru_cache(maxsize=2)(self._make_order)
 
@@ -78,34 +86,39 @@ class _Steps(torch.utils.data.Dataset[_Fetched]):
         self._order = lru_cache(maxsize=2)(self._make_order)
 
     def _make_order(self, epoch: int) -> Any:
-        return self.data.order(self.place["seed"], epoch, self.place["shuffle"])
+        return self.data.order(self.order["seed"], epoch, self.order["shuffle"])
 
-    def batches(self, epoch: int, start: int) -> tuple[list[Batch], dict[str, int], dict[str, int]]:
-        """The rank's micro-batches of the step that starts at ``start``, what was skipped, and storage counts."""
+    def make(self, epoch: int, start: int) -> _Made:
+        """The rank's micro-batches of the step that starts at ``start``."""
         # Made in the process that reads: open files and connections do not travel.
         if self._reader is None:
             self._reader = self.data.reader()
             self._collate = Collator(self.schema)
-        place, before = self.place, self._reader.io.copy()
-        chunk_N, ordinal_N = self._order(epoch).take(start, start + place["batch_size"])
-        # The same global entries on every rank, of which each takes its share: nobody has to tell anybody.
-        chunk_N, ordinal_N = self.data.share(chunk_N, ordinal_N, place["rank"], place["world"])
+        before = self._reader.io.copy()
+        shares, load = self._shares(epoch, start)
         batches, skipped = [], Counter[str]()
-        for micro in range(place["accumulation"]):
+        for number_B in shares:
             # Also of no records: every rank takes part in every micro-batch.
-            cut = slice(*share_bounds(len(chunk_N), micro, place["accumulation"]))
-            records, numbers, lost = self._reader.read(chunk_N[cut], ordinal_N[cut])
-            batches.append(self._collate(records, numbers, self.data.known(numbers)))
+            records, index_B, lost = self._reader.read(*self.data.places(number_B))
+            batches.append(self._collate(records, index_B, self.data.known(index_B)))
             skipped += lost
-        return batches, dict(skipped), dict(self._reader.io - before)
+        return _Made(batches, dict(skipped), dict(self._reader.io - before), load)
 
-    def __getitem__(self, step: tuple[int, int]) -> _Fetched:
+    def _shares(self, epoch: int, start: int) -> tuple[list[np.ndarray], Load | None]:
+        """Record numbers of each micro-batch: of the same global records on every rank, so nobody tells anybody."""
+        number_N = self._order(epoch).numbers(start, start + self.order["batch_size"])
+        if self.cost_N is None:
+            return share_by_records(number_N, self.data.bounds, self.place), None
+        cost_N = self.cost_N.numpy()[number_N].astype(np.int64)
+        return share_by_tokens(number_N, cost_N, self.data.bounds, self.place)
+
+    def __getitem__(self, step: tuple[int, int]) -> _Made:
         try:
-            batches, skipped, io = self.batches(*step)
+            made = self.make(*step)
         except ShardError as error:  # torch would rebuild it in the main process from its text alone
-            return _Fetched([], {}, {}, error)
+            return _Made([], {}, {}, None, error=error)
         # One tensor a batch: each tensor that goes to another process costs a file of shared memory.
-        return _Fetched([batch.to_buffer() for batch in batches], skipped, io)
+        return replace(made, batches=[], buffers=[batch.to_buffer() for batch in made.batches])
 
 
 class _Schedule:
@@ -130,10 +143,12 @@ class StepLoader:
         rank, world: this data rank and their number. accumulation: micro-batches per step.
         shuffle: False takes storage order (evaluation). seed: of the order; default ``config.seed``.
         schema: modalities, channels and tasks as batches are to have them, by name; default: as the data have them.
+        max_tokens: of a micro-batch, above which it says so (``deal_by_tokens``).
 
     Attributes:
         records: records of the part. steps_per_epoch: steps of an epoch from its start.
         skipped: records this loader had to leave out so far, by reason.
+        evenness: of the steps so far, where they are dealt by tokens.
 
     Raises:
         ValueError: an unknown split or part, an illegal rank or size, or memory:// data with worker processes.
@@ -151,6 +166,7 @@ class StepLoader:
         shuffle: bool = True,
         seed: int | None = None,
         schema: DatasetSchema | None = None,
+        max_tokens: int | None = None,
     ) -> None:
         if batch_size < 1 or accumulation < 1 or not 0 <= rank < world:
             raise ValueError(
@@ -161,15 +177,38 @@ class StepLoader:
             raise ValueError("memory:// lives in one process only; set data.workers to 0 or use another place")
         self.config, self.batch_size, self.accumulation = config, batch_size, accumulation
         seed = config.seed if seed is None else seed
-        place: dict[str, Any] = {"batch_size": batch_size, "rank": rank, "world": world, "accumulation": accumulation}
-        place |= {"shuffle": shuffle, "seed": seed}
-        self._steps = _Steps(manifest, config, part, place, schema or manifest.schema)
+        order, place = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed}, Place(rank, world, accumulation)
+        self._steps = _Steps(manifest, config, part, order, place, schema or manifest.schema)
+        self.evenness = Evenness(place, max_tokens)
         self.records = self._steps.data.records
         self.steps_per_epoch = -(-self.records // batch_size)
         self.skipped: Counter[str] = Counter()
         self._warn_if_thrashing(manifest, world)
         self._schedule = _Schedule()
         self._workers: torch.utils.data.DataLoader[Any] | None = None
+
+    @property
+    def part(self) -> PlainPart | MixedPart:
+        """What the loader reads from."""
+        return self._steps.data
+
+    def deal_by_tokens(self, cost_N: np.ndarray) -> None:
+        """From the next pass on, give each micro-batch of all ranks about equally many tokens, not records.
+
+        Args:
+            cost_N: int32, tokens of each record of the part in storage order (``costs``); the same on every rank, or
+                records would be read twice and others never.
+
+        Raises:
+            ValueError: not one positive number a record; worker processes are at work already.
+        """
+        if cost_N.shape != (self.records,) or (cost_N < 1).any():
+            raise ValueError(f"costs of shape {cost_N.shape} are not one positive number for each of {self.records}")
+        if self._workers is not None:
+            raise ValueError("deal_by_tokens comes before the first pass: worker processes deal by records already")
+        self._steps.cost_N = torch.from_numpy(cost_N.astype(np.int32))
+        if self.config.workers:
+            self._steps.cost_N.share_memory_()
 
     def steps(self, epoch: int, offset: int = 0) -> Iterator[Step]:
         """Steps of ``epoch`` from ``offset`` records on; every rank yields the same number of steps.
@@ -182,10 +221,12 @@ class StepLoader:
             raise ValueError(f"offset {offset} is outside the epoch's 0 to {self.records} records")
         schedule = [(epoch, start) for start in range(offset, self.records, self.batch_size)]
         # strict: a worker that ends early must not look like the end of the epoch.
-        for (_, start), (batches, skipped, io) in zip(schedule, self._fetch(schedule), strict=True):
-            self._count(skipped)
+        for (_, start), made in zip(schedule, self._fetch(schedule), strict=True):
+            self._count(made.skipped)
+            if made.load is not None:
+                self.evenness.add(made.load)
             stop = min(start + self.batch_size, self.records)
-            yield Step(batches, stop - start, Position(epoch, stop), skipped, io)
+            yield Step(made.batches, stop - start, Position(epoch, stop), made.skipped, made.io, made.load)
 
     def _warn_if_thrashing(self, manifest: DataSet, world: int) -> None:
         """A window that does not fit in memory makes every step read its chunks again."""
@@ -201,16 +242,16 @@ class StepLoader:
         """Stop the worker processes."""
         self._workers = None
 
-    def _fetch(self, schedule: list[tuple[int, int]]) -> Iterator[tuple[list[Batch], dict[str, int], dict[str, int]]]:
+    def _fetch(self, schedule: list[tuple[int, int]]) -> Iterator[_Made]:
         if not self.config.workers:
-            yield from (self._steps.batches(*step) for step in schedule)
+            yield from (self._steps.make(*step) for step in schedule)
             return
         # Workers outlive an epoch, so the sampler they share is refilled instead of replaced.
         self._schedule.steps = schedule
         for fetched in self._pool():
             if fetched.error is not None:
                 raise fetched.error
-            yield [Batch.from_buffer(buffer) for buffer in fetched.buffers], fetched.skipped, fetched.io
+            yield replace(fetched, batches=[Batch.from_buffer(buffer) for buffer in fetched.buffers], buffers=[])
 
     def _pool(self) -> torch.utils.data.DataLoader[Any]:
         """Workers live across epochs.

@@ -18,10 +18,11 @@ import numpy as np
 
 from data_shards.config import DataConfig
 from data_shards.loading.mixture import Mixture
-from data_shards.loading.order import EpochOrder, rank_share
+from data_shards.loading.order import EpochOrder, first_numbers, places
 from data_shards.loading.schema_map import place_of
 from data_shards.records.codec import Columns
 from data_shards.records.schema import DatasetSchema
+from data_shards.shards.manifest import Manifest
 from data_shards.shards.reader import Reader
 
 
@@ -55,7 +56,11 @@ def taken_before(place_N: np.ndarray, counts: list[int]) -> np.ndarray:
 
 
 class MixedPart:
-    """One part of a mixture: its order, its readers, and how a step is shared among ranks."""
+    """One part of a mixture: its order, and how it is read.
+
+    Attributes:
+        bounds: number of each data set's first record in the part, and their end.
+    """
 
     def __init__(self, mixture: Mixture, config: DataConfig, part: str, schema: DatasetSchema) -> None:
         mixture.column(config.split, part)
@@ -70,20 +75,22 @@ class MixedPart:
         self.chunk_base = np.cumsum([0, *chunks])
         # Chunks are numbered over the data sets that have this part, records over all of them.
         self.record_base = np.cumsum([0, *(m.manifest.records for m in mixture.members)])
-        self.places = [place_of(m.manifest.schema, schema, m.name) for m in mixture.members]
+        self.bounds = np.cumsum([0, *sizes])
+        self._first = first_numbers(np.concatenate(self.counts))
+        self.homes = [place_of(m.manifest.schema, schema, m.name) for m in mixture.members]
 
     def order(self, seed: int, epoch: int, shuffle: bool) -> MixedOrder | _InTurn:
         """The sequence of an epoch; without shuffling, one data set after the other in storage order."""
         return MixedOrder(self, seed, epoch) if shuffle else _InTurn(self)
 
-    def share(self, chunk_N: np.ndarray, ordinal_N: np.ndarray, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:
-        """A rank's part of a step: its part of each data set's records, so that no rank gets one kind only."""
-        pieces = []
-        for k in range(len(self.own)):
-            mine = (chunk_N >= self.chunk_base[k]) & (chunk_N < self.chunk_base[k + 1])
-            # Each data set gives its odd records to other ranks first.
-            pieces.append(rank_share(chunk_N[mine], ordinal_N[mine], (rank + k) % world, world))
-        return np.concatenate([p[0] for p in pieces]), np.concatenate([p[1] for p in pieces])
+    def places(self, number_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(chunk_B, ordinal_B) of records by their numbers in the part; chunks are numbered over the data sets."""
+        return places(self._first, number_B)
+
+    def sources(self) -> list[tuple[Manifest, int, np.ndarray]]:
+        """(manifest, column of the part, numbers of its modalities in the mixture) of each data set, in order."""
+        members = [(self.mixture.members[k], self.homes[k]) for k in self.own]
+        return [(m.manifest, m.manifest.column(m.split, self.part), home.numbers) for m, home in members]
 
     def reader(self) -> MixedReader:
         """A reader for this process."""
@@ -92,7 +99,7 @@ class MixedPart:
     def known(self, index_B: np.ndarray) -> np.ndarray:
         """bool [B, M]: modalities of each record's own data set."""
         member_B = np.searchsorted(self.record_base, index_B, side="right") - 1
-        return np.stack([place.could_have for place in self.places])[member_B]
+        return np.stack([place.could_have for place in self.homes])[member_B]
 
 
 class MixedOrder:
@@ -109,32 +116,30 @@ class MixedOrder:
         name = self.part.mixture.members[self.part.own[k]].name
         return EpochOrder(self.part.counts[k], f"{self.seed}/{name}", epoch, self.part.config.window_chunks)
 
-    def take(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """(chunk_N, ordinal_N) of the entries [start, stop), cut at the end; chunks are numbered over all data sets."""
+    def numbers(self, start: int, stop: int) -> np.ndarray:
+        """int64 [N], ascending: the numbers of the records of the entries [start, stop), cut at the end."""
         stop = min(stop, self.total)
         if stop <= start:
-            return np.empty(0, np.int64), np.empty(0, np.int64)
-        # One place more than entries: a data set takes the place at which its number grows.
-        before_KN = taken_before(np.arange(start, stop + 1), self.part.mixed)
-        chunk_N, ordinal_N = np.empty(stop - start, np.int64), np.empty(stop - start, np.int64)
-        for k, before_N in enumerate(before_KN):
-            places = np.flatnonzero(np.diff(before_N))
+            return np.empty(0, np.int64)
+        # How many of each data set lie before the two places: between them, a data set gives the difference.
+        before_K2 = taken_before(np.array([start, stop]), self.part.mixed)
+        pieces = []
+        for k, (before, after) in enumerate(before_K2.tolist()):
             # A data set goes on where the mixture's last epoch left it.
-            first = self.epoch * self.part.mixed[k] + int(before_N[0])
-            chunk, ordinal = self._stretch(k, first, first + len(places))
-            chunk_N[places], ordinal_N[places] = chunk + self.part.chunk_base[k], ordinal
-        return chunk_N, ordinal_N
+            base = self.epoch * self.part.mixed[k]
+            pieces.append(self._stretch(k, base + before, base + after) + self.part.bounds[k])
+        return np.concatenate(pieces)
 
-    def _stretch(self, k: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Entries [first, last) of a data set's endless sequence of own epochs."""
+    def _stretch(self, k: int, first: int, last: int) -> np.ndarray:
+        """Numbers, ascending, of the entries [first, last) of a data set's endless sequence of own epochs."""
         size = int(self.part.counts[k].sum())
-        pieces = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+        pieces = [np.empty(0, np.int64)]
         while first < last:
             epoch, offset = divmod(first, size)
             stop = min(size, offset + last - first)
-            pieces.append(self._own(k, epoch).take(offset, stop))
+            pieces.append(self._own(k, epoch).numbers(offset, stop))
             first += stop - offset
-        return np.concatenate([p[0] for p in pieces]), np.concatenate([p[1] for p in pieces])
+        return np.sort(np.concatenate(pieces))
 
 
 class _InTurn:
@@ -144,7 +149,7 @@ class _InTurn:
         counts = np.concatenate(part.counts)
         self._order = EpochOrder(counts, 0, 0, part.config.window_chunks, shuffle=False)
         self.total = self._order.total
-        self.take = self._order.take
+        self.numbers = self._order.numbers
 
 
 class MixedReader:
@@ -156,7 +161,7 @@ class MixedReader:
         # The readers share what one may hold.
         config = part.config.model_copy(update={"memory_bytes": max(1 << 20, part.config.memory_bytes // len(members))})
         self.readers = [Reader(m.manifest, m.config(config), part.part) for m in members]
-        self.places = [part.places[k] for k in part.own]
+        self.places = [part.homes[k] for k in part.own]
 
     @property
     def io(self) -> Counter[str]:

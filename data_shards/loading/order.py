@@ -2,11 +2,11 @@
 
 The order of an epoch is ONE global sequence of records, a function of (seed, epoch, counts per chunk) only. Chunks are
 permuted, taken ``window_chunks`` at a time, and the records of a window are shuffled together. A global step takes the
-next ``batch_size`` entries of that sequence; a rank's share of a step is a contiguous part of those entries sorted by
-storage place, so that it touches few chunks. Hence every world size, worker count and prefetch depth sees the same
-global batches, and one integer says where an epoch stands.
+next ``batch_size`` entries of that sequence, and within a step the order is free: its records are dealt to ranks in the
+order of storage, so that a rank touches few chunks (``deal``). Hence every world size, worker count and prefetch depth
+sees the same global batches, and one integer says where an epoch stands.
 
-Shapes: N entries of the sequence.
+A record's number counts the part's records in storage order. Shapes: N entries of the sequence.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class EpochOrder:
         if shuffle:
             chunks = chunks[permutation(len(chunks), seed, epoch, "chunks")]
         self._chunks, self._sizes = chunks, counts[chunks].astype(np.int64)
+        self._first = first_numbers(counts)
         self._seed, self._epoch, self._window, self._shuffle = seed, epoch, window_chunks, shuffle
         ends = np.cumsum(self._sizes)
         self.total = int(ends[-1]) if len(ends) else 0
@@ -59,10 +60,7 @@ class EpochOrder:
     def _build(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         """(chunk, number within the chunk's records of the part) of one window, in order."""
         cut = slice(window * self._window, (window + 1) * self._window)
-        chunks, sizes = self._chunks[cut], self._sizes[cut]
-        chunk_N = np.repeat(chunks, sizes)
-        # 0, 1, ... anew in each chunk.
-        ordinal_N = np.arange(len(chunk_N)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        chunk_N, ordinal_N = _records(self._chunks[cut], self._sizes[cut])
         if self._shuffle:
             order = permutation(len(chunk_N), self._seed, self._epoch, window)
             chunk_N, ordinal_N = chunk_N[order], ordinal_N[order]
@@ -83,14 +81,44 @@ class EpochOrder:
             start, window = base + len(chunk_N), window + 1
         return np.concatenate(chunk_pieces), np.concatenate(ordinal_pieces)
 
+    def numbers(self, start: int, stop: int) -> np.ndarray:
+        """int64 [N], ascending: the numbers of the records that ``take`` gives.
 
-def rank_share(chunk_N: np.ndarray, ordinal_N: np.ndarray, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:
-    """One rank's part of a global step, sorted by storage place; sizes of ranks differ by at most one and may be 0."""
-    # By storage place, so that a rank touches few chunks: within a step the order is free.
-    order = np.lexsort((ordinal_N, chunk_N))
-    start, stop = share_bounds(len(order), rank, world)
-    own = order[start:stop]
-    return chunk_N[own], ordinal_N[own]
+        Of windows that lie inside, all records are among them in whatever order: only those at the ends are shuffled.
+        """
+        stop = min(stop, self.total)
+        inside = int(np.searchsorted(self._starts, start)), int(np.searchsorted(self._starts, stop, side="right")) - 1
+        if inside[0] >= inside[1]:
+            return np.sort(self._numbers_of(*self.take(start, stop)))
+        cut = slice(inside[0] * self._window, inside[1] * self._window)
+        by_place = np.argsort(self._chunks[cut])
+        whole = _records(self._chunks[cut][by_place], self._sizes[cut][by_place])
+        ends = self.take(start, int(self._starts[inside[0]])), self.take(int(self._starts[inside[1]]), stop)
+        # Stable: fast where most of it is in order already.
+        return np.sort(np.concatenate([self._numbers_of(*piece) for piece in (whole, *ends)]), kind="stable")
+
+    def _numbers_of(self, chunk_N: np.ndarray, ordinal_N: np.ndarray) -> np.ndarray:
+        numbers: np.ndarray = self._first[chunk_N] + ordinal_N
+        return numbers
+
+
+def _records(chunks: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(chunk, number within the chunk's records of the part) of all records of some chunks, in order."""
+    # 0, 1, ... anew in each chunk.
+    ordinal_N = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.repeat(chunks, sizes), ordinal_N
+
+
+def first_numbers(counts: np.ndarray) -> np.ndarray:
+    """int64 [chunks]: number of each chunk's first record of the part."""
+    return np.cumsum(counts, dtype=np.int64) - counts
+
+
+def places(first_C: np.ndarray, number_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(chunk_N, ordinal_N) of records by their numbers; ``first_C`` as from ``first_numbers``."""
+    # The last chunk that begins there or before: those without a record begin where the next one does.
+    chunk_N = np.searchsorted(first_C, number_N, side="right") - 1
+    return chunk_N, number_N - first_C[chunk_N]
 
 
 def share_bounds(n: int, part: int, parts: int) -> tuple[int, int]:

@@ -157,6 +157,16 @@ class TrainingConfig(Section):
     max_steps: int | None = Field(None, ge=1, description="optimiser steps after which the run ends; null = by epochs")
     batch_size: int = Field(64, ge=1, description="records of one optimiser step, over all workers")
     accumulation: int = Field(1, ge=1, description="micro-batches that one optimiser step is made of")
+    deal: Literal["tokens", "records"] = Field(
+        "tokens",
+        description="what the shares of workers and micro-batches of a step have equally many of; which records a step "
+        "takes does not depend on it. Tokens are counted from the shards' indices before the first step",
+    )
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="tokens that a micro-batch of one worker may hold before a warning says what to set; null = any",
+    )
     seed: int = Field(0, ge=0, description="seed of initial weights, dropout and data order")
     eval_every: Literal["epoch"] | Annotated[int, Field(ge=1)] = Field(
         "epoch", description="when the validation part is evaluated: each epoch, or a number of optimiser steps"

@@ -17,7 +17,7 @@ from trainer.config.sections import Section
 if TYPE_CHECKING:
     from torch import nn
 
-    from data_shards import Batch, DatasetSchema, TaskSpec
+    from data_shards import Batch, DatasetSchema, TaskSpec, TokenWeights
     from data_shards.records.statistics import SplitStatistics
     from parallel import Dispatcher
     from trainer.models.flops import Counter
@@ -118,6 +118,10 @@ class JobType(ABC):
     @abstractmethod
     def cost(self, config: RunConfig, schema: DatasetSchema, statistics: SplitStatistics, model: Any) -> RecordCost:
         """Of one record, by a model that may have shapes only; for types that do not spread experts."""
+
+    def token_weights(self, config: RunConfig, schema: DatasetSchema, model: Any) -> TokenWeights | None:
+        """What a record asks of the model, by modality, so that ranks are given equal work; None = each the same."""
+        return None
 
     def needed_modalities(self, model: Any) -> list[str]:
         """Modalities that every record must have."""

@@ -294,7 +294,7 @@ class TrainingLoop:
         }
         if tokens is not None:
             metrics["train/tokens_seen"] = self.progress.tokens_seen
-        metrics |= self._usage.read()
+        metrics |= self.loader.evenness.read() | self._usage.read()
         if self.context.rank == 0:
             line = step_line(self.progress.step, self.timetable.total_steps, self.progress.epoch, metrics)
             logger.info(line, extra=bar(self.progress.step, self.timetable.total_steps))

@@ -9,7 +9,7 @@ from trainer.config.run_config import RunConfig
 from trainer.models.job_type import JobType, RecordCost
 
 if TYPE_CHECKING:
-    from data_shards import DatasetSchema, TaskSpec
+    from data_shards import DatasetSchema, TaskSpec, TokenWeights
     from data_shards.records.statistics import SplitStatistics
     from parallel import Dispatcher
     from trainer.models.flops import FlopCounter
@@ -52,6 +52,11 @@ class FuseMoEJob(JobType):
         from trainer.models.flops import FlopCounter
 
         return FlopCounter(schema, {task.name: task.dim for task in tasks}, config.model, model.attention)
+
+    def token_weights(self, config: RunConfig, schema: DatasetSchema, model: Any) -> TokenWeights:
+        from trainer.models.fusemoe.token_weights import token_weights
+
+        return token_weights(self.counter(config, schema, [], model))
 
     def cost(self, config: RunConfig, schema: DatasetSchema, statistics: SplitStatistics, model: Any) -> RecordCost:
         from trainer.models.fusemoe.activations import activation_elements, expected_features

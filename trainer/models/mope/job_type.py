@@ -14,7 +14,7 @@ from trainer.models.job_type import JobType, PartObserver, RecordCost
 if TYPE_CHECKING:
     from torch import nn
 
-    from data_shards import Batch, DatasetSchema, TaskSpec
+    from data_shards import Batch, DatasetSchema, TaskSpec, TokenWeights
     from data_shards.records.statistics import SplitStatistics
     from parallel import Dispatcher
     from trainer.models.flops import Counter
@@ -137,6 +137,15 @@ class MopeJob(TowerJob):
 
         flops = expected_flops(model, schema, {task.name: task.dim for task in self.tasks(config, schema)}, statistics)
         return RecordCost(flops, kept_elements(model, schema, statistics), model.architecture.dim)
+
+    def token_weights(self, config: RunConfig, schema: DatasetSchema, model: Any) -> TokenWeights | None:
+        """Of a host as of a FuseMoE model; towers take the same of every record."""
+        if self.settings(config).host is None:
+            return None
+        from trainer.models.fusemoe.token_weights import token_weights
+        from trainer.models.mope.host.flops import host_counter
+
+        return token_weights(host_counter(model, schema, {}))
 
     def prepare(self, config: RunConfig, model: Any, batches: Iterable[Batch], records: int) -> bool:
         """What frozen towers say about the training records, once, where the recipe asks for it."""
