@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_shards.loading.order import EpochOrder, rank_share, share_bounds
+from data_shards.loading.order import EpochOrder, first_numbers, places, share_bounds
+from data_shards.loading.shares import Place, share_by_records, share_by_tokens
 from data_shards.permutation import permutation
 
 COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=40).filter(lambda counts: sum(counts) > 0)
@@ -72,25 +73,48 @@ def test_pieces_of_any_size_are_the_slow_sequence(
     assert sorted(taken) == [(chunk, i) for chunk, count in enumerate(counts) for i in range(count)]
 
 
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(COUNTS, st.integers(0, 1000), st.integers(1, 5), st.booleans(), st.data())
+def test_the_numbers_of_a_step_are_its_entries_in_storage_order(
+    counts: list[int], epoch: int, window: int, shuffle: bool, data: st.DataObject
+) -> None:
+    order = EpochOrder(np.array(counts), 3, epoch, window, shuffle)
+    start = data.draw(st.integers(0, sum(counts)))
+    stop = start + data.draw(st.integers(0, sum(counts) + 5))
+    everything = [(chunk, i) for chunk, count in enumerate(counts) for i in range(count)]
+    expected = sorted(everything.index(entry) for entry in pairs(order.take(start, stop)))
+    assert order.numbers(start, stop).tolist() == expected
+    assert pairs(places(first_numbers(np.array(counts)), np.arange(len(everything)))) == everything
+
+
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(COUNTS, st.integers(0, 2**40), st.integers(1, 8), st.data())
 def test_exactly_once_through_stops_and_other_world_sizes(
     counts: list[int], seed: int, window: int, data: st.DataObject
 ) -> None:
-    """Train some steps, stop, go on with another number of ranks and another batch size, until the epoch is done."""
+    """Train some steps, stop, go on with other ranks, another batch size, another way to deal, until the epoch ends."""
     total, position, seen = sum(counts), 0, []
+    bounds, cost_N = np.array([0, total]), np.arange(total) * 7919 % 50 + 1
     while position < total:
         world, batch_size = data.draw(st.integers(1, 17)), data.draw(st.integers(1, 40))
         for _ in range(data.draw(st.integers(1, 4))):
-            entries = EpochOrder(np.array(counts), seed, 3, window).take(position, position + batch_size)
-            shares = [pairs(rank_share(*entries, rank, world)) for rank in range(world)]
-            sizes = [len(share) for share in shares]
-            assert max(sizes) - min(sizes) <= 1
-            together = [entry for share in shares for entry in share]
-            assert together == sorted(pairs(entries))  # the global step does not depend on the world size
+            number_N = EpochOrder(np.array(counts), seed, 3, window).numbers(position, position + batch_size)
+            micro = data.draw(st.integers(1, 3))
+            if data.draw(st.booleans()):
+                by_rank = [
+                    share_by_tokens(number_N, cost_N[number_N], bounds, Place(rank, world, micro))[0]
+                    for rank in range(world)
+                ]
+            else:
+                by_rank = [share_by_records(number_N, bounds, Place(rank, world, micro)) for rank in range(world)]
+                sizes = [sum(len(batch) for batch in batches) for batches in by_rank]
+                assert max(sizes) - min(sizes) <= 1
+            assert {len(batches) for batches in by_rank} == {micro}
+            together = sorted(number for batches in by_rank for batch in batches for number in batch.tolist())
+            assert together == number_N.tolist()  # the global step does not depend on the world size
             seen += together
             position = min(position + batch_size, total)
-    assert sorted(seen) == [(chunk, i) for chunk, count in enumerate(counts) for i in range(count)]
+    assert sorted(seen) == list(range(total))
 
 
 def test_golden_order() -> None:
@@ -134,8 +158,10 @@ def test_a_rank_touches_few_chunks(world: int) -> None:
     order = EpochOrder(np.full(64, 32), 0, 0, window_chunks=16)
     touched = []
     for start in range(0, 512, 64):  # one window
-        entries = order.take(start, start + 64)
-        touched += [set(rank_share(*entries, rank, world)[0].tolist()) for rank in range(world)]
+        number_N = order.numbers(start, start + 64)
+        for rank in range(world):
+            (own,) = share_by_records(number_N, np.array([0, order.total]), Place(rank, world, 1))
+            touched.append(set((own // 32).tolist()))
     assert np.mean([len(chunks) for chunks in touched]) <= 16 / world + 2
 
 
