@@ -19,11 +19,13 @@ def token_weights(counter: FlopCounter) -> TokenWeights:
     """
     number = len(counter.schema.modalities)
     present_M, unit_M = np.zeros(number), np.zeros(number)
+    # Of no record: some arithmetic is done once a batch.
+    fixed = _flops(counter, {})["encoders"]
     for name, indices in counter.layout.items():
         present_M[indices] = counter.tokens[name]
         pair = _flops(counter, {f"pairs/{name}": 1.0})
         token = (sum(pair.values()) - pair["encoders"]) / counter.tokens[name]
-        unit_M[indices] = _flops(counter, _unit(counter, name))["encoders"] / token
+        unit_M[indices] = (_flops(counter, _unit(counter, name))["encoders"] - fixed) / token
     return TokenWeights(present_M, np.full(number, float(counter.config.missing_embedding)), unit_M)
 
 
