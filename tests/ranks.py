@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
@@ -31,8 +31,12 @@ class RankError(AssertionError):
     """A rank failed; the message carries its number and traceback."""
 
 
-def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:
+def run_ranks(
+    fn: Callable[..., Any], world: int, *args: Any, timeout_s: float = 120.0, lost: Collection[int] = ()
+) -> list[Any]:
     """Call `fn(rank, world, *args)` on `world` ranks with a gloo process group; results in rank order.
+
+    `lost` ranks are not waited for, as they are killed or stopped on the way; their results are None.
 
     Raises:
         RankError: with rank and traceback of the first rank that failed, died, or did not finish in `timeout_s`
@@ -52,7 +56,7 @@ def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout_s: float =
             pipes.append(receiver)
             processes.append(process)
     try:
-        return _collect(pipes, timeout_s)
+        return _collect(pipes, timeout_s, lost)
     finally:
         for process in processes:
             process.kill()
@@ -70,9 +74,9 @@ def _own_fork_server() -> None:
         _server_pid["ours"] = server._forkserver_pid
 
 
-def _collect(pipes: list[Connection], timeout_s: float) -> list[Any]:
+def _collect(pipes: list[Connection], timeout_s: float, lost: Collection[int]) -> list[Any]:
     deadline = time.monotonic() + timeout_s
-    results: dict[int, Any] = {}
+    results: dict[int, Any] = dict.fromkeys(lost)
     while len(results) < len(pipes):
         pending = [pipe for rank, pipe in enumerate(pipes) if rank not in results]
         ready = wait(pending, timeout=max(0.0, deadline - time.monotonic()))

@@ -6,7 +6,7 @@ Both training and evaluation start here, so a checkpoint is evaluated by exactly
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from data_shards import DataSet, DatasetSchema, StepLoader, TaskSpec
+from data_shards import DataSet, DatasetSchema, Step, StepLoader, TaskSpec
 from data_shards.lease.lease import Guard, Unowned
 from data_shards.loading.costs import complete_costs, read_costs
 from data_shards.records.statistics import SplitStatistics
@@ -25,7 +25,7 @@ from trainer.config.run_config import RunConfig
 from trainer.models.job_type import JobType, exempt_from_decay, job_type
 from trainer.models.layers.compiled import compile_dense_parts
 from trainer.models.layers.heads import TaskLoss, target_scale
-from trainer.worker.collectives import gather_rows
+from trainer.worker.collectives import gather_rows, meet
 from trainer.worker.context import Context
 from trainer.worker.devices import peak_flops
 from trainer.worker.seats import Seat, fitting_degree, gather_seats, layout_lines
@@ -68,6 +68,12 @@ class Session:
         if (part, shuffle) not in self._loaders:
             self._loaders[part, shuffle] = self._make_loader(part, shuffle)
         return self._loaders[part, shuffle]
+
+    def steps_of(self, part: str) -> Iterator[Step]:
+        """One pass over a part in storage order. Collective: a rank may be late to each step with its data."""
+        for step in self.loader(part, shuffle=False).steps(0):
+            meet()
+            yield step
 
     def close(self) -> None:
         """End loader processes and release the engine."""

@@ -49,9 +49,9 @@ def predict_hiding(session: Session, part: str, hides: Sequence[Callable[[Batch]
     names = getattr(session.engine.module, "measures", ())
     collectors = [PredictionCollector(session.tasks, names) for _ in hides]
     session.engine.eval()
-    loader, lost = session.loader(part, shuffle=False), Counter[str]()
+    lost = Counter[str]()
     with torch.no_grad():
-        for step in loader.steps(0):
+        for step in session.steps_of(part):
             lost.update(step.skipped)
             for batch in step.micro_batches:
                 batch = batch.to(session.device)
@@ -61,7 +61,7 @@ def predict_hiding(session: Session, part: str, hides: Sequence[Callable[[Batch]
     session.engine.train()
     records, skipped = _over_ranks(len(collectors[0]), lost)
     found = [collector.to_first(skipped) for collector in collectors]
-    if loader.records and not records:
+    if session.loader(part, shuffle=False).records and not records:
         raise ShardError("", f"no record of part {part} could be read: {skipped_words(skipped)}", reason="limit")
     return found
 
@@ -76,7 +76,7 @@ def observe(session: Session, part: str, observer: PartObserver) -> None:
     """Show an observer what the model says of a part's records, each rank its share. Collective."""
     session.engine.eval()
     with torch.no_grad():
-        for step in session.loader(part, shuffle=False).steps(0):
+        for step in session.steps_of(part):
             for batch in step.micro_batches:
                 batch = batch.to(session.device)
                 observer.add(batch, session.engine(batch))

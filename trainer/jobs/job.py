@@ -10,12 +10,15 @@ import time
 from typing import Any
 
 from data_shards.lease.record import Parent
+from parallel import init_distributed
 from trainer.config.run_config import RunConfig
 from trainer.jobs.evaluate import evaluate
 from trainer.jobs.train import train
 from trainer.run_folder import RESULT, write_json
 from trainer.run_lease import held_run
+from trainer.worker.collectives import named_failures
 from trainer.worker.context import Context
+from trainer.worker.heartbeat import beating
 
 
 def run(
@@ -31,12 +34,21 @@ def run(
     Raises:
         ValueError: a wrong recipe, data set or checkpoint, in a sentence. FloatingPointError: training diverged.
         LeaseHeldError: another process is at work on the run. LeaseLostError: it has taken the run over.
+        PeerError: another rank died or hung.
     """
-    start = time.perf_counter()
+    start, timeout_s = time.perf_counter(), config.parallel.timeout_s
+    init_distributed(context.device, timeout_s)
+    with beating(timeout_s), named_failures(timeout_s):
+        return _run(config, context, tags or {}, under, start)
+
+
+def _run(
+    config: RunConfig, context: Context, tags: dict[str, str], under: Parent | None, start: float
+) -> dict[str, Any]:
     if config.evaluates:
         return _timed(evaluate(config, context), start)
     with held_run(config, context, under) as guard:
-        result = _timed(train(config, context, tags or {}, guard), start)
+        result = _timed(train(config, context, tags, guard), start)
         if context.rank == 0:
             guard.confirm()
             write_json(config.run_dir, RESULT, result)

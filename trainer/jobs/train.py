@@ -40,6 +40,7 @@ from trainer.training.preconditions import check_preconditions
 from trainer.training.progress import Progress
 from trainer.worker.collectives import broadcast_json, sum_over_ranks
 from trainer.worker.context import Context
+from trainer.worker.heartbeat import doing
 
 logger = logging.getLogger("fleximoe")
 
@@ -118,6 +119,7 @@ def _train(session: Session, tracker: Tracker, paths: list[str]) -> dict[str, An
     # It goes on another time: no test, and nothing is handed on.
     if loop.stopped:
         return {**result, "checkpoint": writer.url(progress.step)}
+    doing("the test")
     best = _load_best(session, progress)
     # Imported late: a restarted worker has no time for a plotting library.
     from trainer.jobs.results import look_inside, save_adapter, test_best
@@ -133,7 +135,7 @@ def _prepare(session: Session) -> None:
     """What the type of job does with the training records before the first step. Collective."""
 
     def batches() -> Iterator[Batch]:  # a loader starts processes, so it is made when the first batch is asked for
-        for step in session.loader("train", shuffle=False).steps(0):
+        for step in session.steps_of("train"):
             yield from (batch.to(session.device) for batch in step.micro_batches)
 
     done = session.job.prepare(session.config, session.engine.module, batches(), session.manifest.records)

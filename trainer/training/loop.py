@@ -36,8 +36,9 @@ from trainer.training.progress import Progress
 from trainer.training.record_trace import RecordTrace
 from trainer.training.step_loss import step_loss
 from trainer.training.timetable import Timetable
-from trainer.worker.collectives import named_failures, sum_over_ranks
+from trainer.worker.collectives import sum_over_ranks
 from trainer.worker.console import bar
+from trainer.worker.heartbeat import doing
 
 logger = logging.getLogger("fleximoe")
 
@@ -96,8 +97,7 @@ class TrainingLoop:
         self.engine.train()
         # Once more: its clock starts here, not where the loop was made.
         self.meter = meter_of(self.session)
-        named = named_failures(self.context.rank, lambda: self.progress.step + 1, self.config.parallel.timeout_s)
-        with self.profiler, named:
+        with self.profiler:
             if self.progress.step:
                 self._catch_up()
             while not self.progress.finished and not self.stopped:
@@ -118,6 +118,7 @@ class TrainingLoop:
 
     def _settle(self) -> None:
         """The last checkpoint is there. If its storage is away, try for a while: everything else is done."""
+        doing("the last checkpoint")
         for delay in FINAL_RETRIES_S:
             if self.writer.settle():
                 return
@@ -152,6 +153,7 @@ class TrainingLoop:
     def _timed(self, steps: Iterator[Step]) -> Iterator[Step]:
         """Count the time that the loop waits for data."""
         while True:
+            doing(f"step {self.progress.step + 1}")
             start = time.perf_counter()
             step = next(steps, None)
             self.meter.waited += time.perf_counter() - start
@@ -304,6 +306,7 @@ class TrainingLoop:
         """Validation metrics, logged beside the best ones so far."""
         stopping, progress = self.config.training.early_stopping, self.progress
         start = time.perf_counter()
+        doing(f"the evaluation of step {progress.step}")
         metrics, _ = evaluate_part(self.session, "val")
         # Seconds of an evaluation are no seconds of training steps.
         self.meter.since += time.perf_counter() - start
@@ -320,6 +323,7 @@ class TrainingLoop:
     def _save(self) -> None:
         """Checkpoint of this very step."""
         progress = self.progress
+        doing(f"the checkpoint of step {progress.step}")
         # A score ranks the weights that it was measured with, and no later ones.
         score = progress.score if progress.evaluated_step == progress.step else None
         ranked = ranking(self.config.training.early_stopping) if progress.best_score is not None else None

@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.control import control_group
+from parallel.control import LONGEST_WAIT_S, control_group
+from trainer.worker.heartbeat import current
+
+logger = logging.getLogger(__name__)
 
 ROUND_BYTES = 64 * 2**20
 """That one exchange of rows brings to a rank at most, whatever the number of ranks."""
@@ -29,8 +35,8 @@ class PeerError(RuntimeError):
 
 
 @contextmanager
-def named_failures(rank: int, step: Callable[[], int], timeout_s: float) -> Iterator[None]:
-    """Failures of exchanges between ranks say which rank met them, at which step, and what to do.
+def named_failures(timeout_s: float) -> Iterator[None]:
+    """Failures of exchanges between ranks say which rank met them, doing what, which rank is gone, and what to do.
 
     Raises:
         PeerError: from the error of the communication library.
@@ -39,16 +45,32 @@ def named_failures(rank: int, step: Callable[[], int], timeout_s: float) -> Iter
         yield
     except RuntimeError as error:
         text = str(error)
-        if not (isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text):
+        if isinstance(error, PeerError) or not (isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text):
             raise
-        if "timed out" in text.lower() or "timeout" in text.lower():
-            problem = (
-                f"rank {rank} waited more than {timeout_s:g} s at step {step()} for a rank that did not join: look at "
-                "what the other ranks do (py-spy dump), or raise parallel.timeout_s if a step may take that long"
-            )
-        else:
-            problem = f"rank {rank} lost its connection to another rank at step {step()}: look why that one ended"
-        raise PeerError(problem) from error
+        raise _lost(error, timeout_s) from error
+
+
+def _lost(error: RuntimeError, timeout_s: float) -> PeerError:
+    """An exchange failed with this error: what that means."""
+    watch = current()
+    gone = watch.find_gone() if watch is not None else None
+    where = f"at {watch.doing}" if watch is not None else "before the job"
+    rank = dist.get_rank()
+    if gone is not None:
+        return PeerError(_gone_words(gone))
+    if "timed out" in str(error).lower() or "timeout" in str(error).lower():
+        return PeerError(
+            f"rank {rank} waited more than {timeout_s:g} s {where} for a rank that lives and did not join: look at "
+            "what the other ranks do (py-spy dump), or raise parallel.timeout_s if an exchange inside a step may take "
+            "that long"
+        )
+    return PeerError(f"rank {rank} lost its connection to another rank {where}: look why that one ended")
+
+
+def _gone_words(gone: str) -> str:
+    watch = current()
+    assert watch is not None
+    return f"rank {watch.rank} cannot go on at {watch.doing}: {gone}; look at that rank's log and its host's memory"
 
 
 def world_size() -> int:
@@ -159,5 +181,29 @@ def _broadcast(values: Tensor, rank: int) -> None:
 
 
 def _finish(work: dist.Work | None) -> None:
+    """Wait as long as every rank lives, however late one is.
+
+    Raises PeerError: a rank is gone.
+    """
     assert work is not None
-    work.wait()
+    watch = current()
+    if watch is None:
+        work.wait()
+        return
+    watch.exchanges += 1
+    start, said_s = time.monotonic(), watch.timeout_s
+    while True:
+        try:
+            # Once it has ended, for its result; before, a wait that was too short looks like an exchange that failed.
+            ended = work.is_completed()
+            work.wait(timedelta(seconds=watch.interval_s))
+            return
+        except RuntimeError as error:
+            if ended:
+                raise _lost(error, LONGEST_WAIT_S) from error
+        if watch.verdict is not None:
+            raise PeerError(_gone_words(watch.verdict))
+        waited_s = time.monotonic() - start
+        if watch.rank == 0 and waited_s > said_s:
+            said_s *= 2
+            logger.warning("waiting for %.0f s at %s for %s", waited_s, watch.doing, watch.awaited() or "a late rank")
