@@ -52,7 +52,7 @@ FLOORS = {
         ("mope/prompt_experts", "mope/host"),
         ("mope/towers", "fusemoe"),
         ("mope/prompts", "encoders"),
-        ("job_type",),
+        ("job_type", "gpu_limits"),
         ("layers", "flops", "output"),
     ),
     "parallel": (("engine",), ("mesh",), ("moe",), ("config", "control")),

@@ -22,10 +22,17 @@ from parallel import Engine, Mesh, MeshSpec, create_mesh, init_distributed
 from parallel.config import ParallelConfig
 from parallel.moe.initial import undrawn
 from trainer.config.run_config import RunConfig
+from trainer.models.gpu_limits import (
+    batches_at_once,
+    gpu_limits,
+    refuse_many_rows,
+    refuse_old_gpu,
+    uses_grouped_kernels,
+)
 from trainer.models.job_type import JobType, exempt_from_decay, job_type
 from trainer.models.layers.compiled import compile_dense_parts
 from trainer.models.layers.heads import TaskLoss, target_scale
-from trainer.worker.collectives import gather_rows, meet
+from trainer.worker.collectives import meet, rows_everywhere
 from trainer.worker.context import Context
 from trainer.worker.devices import peak_flops
 from trainer.worker.seats import Seat, fitting_degree, gather_seats, layout_lines
@@ -111,7 +118,7 @@ class Session:
         if weights is None:
             return
         own = read_costs(loader.part, weights, self.context.rank, self.context.world)
-        cost_N = gather_rows(torch.from_numpy(own).to(self.device)).cpu().numpy()
+        cost_N = rows_everywhere(torch.from_numpy(own)).numpy()
         loader.deal_by_tokens(complete_costs(cost_N))
 
 
@@ -129,7 +136,8 @@ def build_session(
     checkpoint is going to set the weights: experts are not drawn, and `check_filled` is to follow.
 
     Raises:
-        ValueError: parallel degrees that do not divide, an unknown task, a shape that the recipe cannot encode.
+        ValueError: parallel degrees that do not divide, an unknown task, a shape that the recipe cannot encode, or
+            what a GPU's kernels cannot take.
     """
     torch.set_num_threads(config.parallel.threads_per_worker)
     job = job_type(config.model_job)
@@ -144,6 +152,8 @@ def build_session(
         torch.manual_seed(config.training.seed)
         with undrawn() if filled else nullcontext():
             model = job.build(config, schema, [task.name for task in tasks], statistics, mesh.dispatcher())
+        if uses_grouped_kernels(context.device, parallel.precision):
+            _fit_to_gpu(job, config, context, schema, statistics, model)
         return _engine(job, config, context, model, mesh, parallel)
 
     engine = make_engine(filled)
@@ -194,6 +204,26 @@ def _fit_to_world(config: RunConfig, context: Context, seats: Sequence[Seat]) ->
         degree,
     )
     return parallel.model_copy(update={"workers": context.world, "expert_parallel": degree})
+
+
+def _fit_to_gpu(
+    job: JobType,
+    config: RunConfig,
+    context: Context,
+    schema: DatasetSchema,
+    statistics: SplitStatistics,
+    model: torch.nn.Module,
+) -> None:
+    """Refuse what a kernel would refuse in the first step or later, and say what it takes slowly."""
+    refuse_old_gpu(context.device)
+    limits = gpu_limits(model)
+    limits.refuse()
+    training, tokens = config.training, job.routed_tokens(config, schema, statistics, model)
+    sizes = (training.batch_size, training.accumulation, training.eval_batch_size)
+    refuse_many_rows(model, batches_at_once(tokens, context.world, *sizes))
+    if context.rank == 0:
+        for sentence in limits.slow:
+            logger.warning("%s", sentence)
 
 
 def _task_loss(config: RunConfig, task: TaskSpec, statistics: SplitStatistics) -> TaskLoss:

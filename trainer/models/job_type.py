@@ -123,6 +123,10 @@ class JobType(ABC):
         """What a record asks of the model, by modality, so that ranks are given equal work; None = each the same."""
         return None
 
+    def routed_tokens(self, config: RunConfig, schema: DatasetSchema, statistics: SplitStatistics, model: Any) -> float:
+        """Tokens of a record of average length that reach a layer's router; 0 where nothing is routed."""
+        return 0.0
+
     def needed_modalities(self, model: Any) -> list[str]:
         """Modalities that every record must have."""
         return []

@@ -65,3 +65,10 @@ class FuseMoEJob(JobType):
         features = expected_features(counter, statistics, 1)
         block, outside = activation_elements(counter, features)
         return RecordCost(counter.step_flops(features), block * config.model.layers + outside, config.model.dim)
+
+    def routed_tokens(self, config: RunConfig, schema: DatasetSchema, statistics: SplitStatistics, model: Any) -> float:
+        from trainer.models.fusemoe.activations import expected_features
+
+        counter = self.counter(config, schema, self.tasks(config, schema), model)
+        features = expected_features(counter, statistics, 1)
+        return counter.count_tokens(dict(zip(counter.features, features, strict=True)))
