@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoints.checkpoint import Checkpoint, address, checkpoint_weights
-from trainer.checkpoints.pieces import CheckpointError, PieceReader
+from trainer.checkpoints.pieces import CheckpointError, Reader, Wanted
 from trainer.run_folder import ADAPTER
 
 FORMAT = "fleximoe-adapter-1"
@@ -69,15 +70,17 @@ class Adapter(Checkpoint):
         """Folder that the adapter lies in: its run's, or wherever it was taken."""
         return address(self.fs, self.path.rsplit("/", 1)[0])
 
-    def reader(self) -> PieceReader:
+    def index(self) -> bytes:
+        return b""
+
+    def reader(self, index: bytes | None = None) -> Reader:
         return _AdapterReader(self)
 
 
-class _AdapterReader(PieceReader):
+class _AdapterReader(Reader):
     """Reads intervals of an adapter's tensors."""
 
     def __init__(self, adapter: Adapter) -> None:
-        super().__init__(adapter.fs, adapter.path, [])
         path = f"{adapter.path}/{ADAPTER}.safetensors"
         try:
             data = adapter.fs.cat_file(path)
@@ -87,10 +90,21 @@ class _AdapterReader(PieceReader):
             raise CheckpointError(f"{path} does not match its digest: it was changed or cut short")
         self._tensors: dict[str, Tensor] = safetensors.torch.load(data)
 
-    def read(self, name: str, role: str, start: int, numel: int) -> Tensor:
-        if role != "master":
+    def read_all(self, wanted: Sequence[Wanted]) -> list[Tensor]:
+        if any(each.role != "master" for each in wanted):
             raise CheckpointError("an adapter has no optimiser state: continue from a checkpoint of its run")
-        return self._tensors[name].to(torch.float32).flatten()[start : start + numel]
+        return [self._read(each) for each in wanted]
+
+    def verify(self, sizes: dict[str, int]) -> None:
+        """All of it was read and checked."""
+
+    def _read(self, each: Wanted) -> Tensor:
+        values = self._tensors[each.name].to(torch.float32).flatten()[each.start : each.start + each.numel]
+        if len(values) != each.numel:
+            raise CheckpointError(
+                f"the adapter is incomplete: it holds {len(values)} of the {each.numel} elements of {each.name}"
+            )
+        return values
 
 
 def open_adapter(fs: fsspec.AbstractFileSystem, path: str) -> Adapter:

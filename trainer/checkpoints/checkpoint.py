@@ -1,13 +1,14 @@
 """Topology-free checkpoints: valid only when committed, readable at any world size.
 
-A checkpoint is a folder `checkpoints/step-NNNNNNNNNN` of a run: one safetensors file of pieces per rank, their
-description, `checkpoint.json` (everything that is not a tensor) and, last of all, `COMMIT` with the digest of that
-description. A folder without `COMMIT` is not a checkpoint, whatever it holds. Here they are read; `find.py` finds
-them, and `writer.py` writes them.
+A checkpoint is a folder `checkpoints/step-NNNNNNNNNN` of a run: few safetensors files of each rank (`stream.py`), the
+index of all of them (`index.py`), `checkpoint.json` (everything that is not a tensor, and the index's digest) and, last
+of all, `COMMIT` with the digest of that description. A folder without `COMMIT` is not a checkpoint, whatever it holds.
+Here they are read; `find.py` finds them, and `writer.py` writes them.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.checkpoints.pieces import CheckpointError, Piece, PieceReader, read_verified_json
+from trainer.checkpoints.index import Index
+from trainer.checkpoints.pieces import (
+    CheckpointError,
+    Piece,
+    PieceReader,
+    Reader,
+    Wanted,
+    read_verified,
+    read_verified_json,
+)
+from trainer.checkpoints.reader import StreamReader
 from trainer.run_folder import run_of
 
-FORMAT = 1
+FORMAT = 2
+FIRST_FORMAT = 1
+"""A description and whole pieces for each rank; it is read, and not written any more."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +80,28 @@ class Checkpoint:
         """The MLflow run that wrote it."""
         return run_of(self.run_dir, self.meta["mlflow_run_id"])
 
-    def pieces(self) -> list[Piece]:
-        """Descriptions of all pieces, checked against the committed digests."""
-        rows: list[Piece] = []
-        for file, digest in self.meta["ranks"].items():
-            rows += [Piece(**row) for row in read_verified_json(self.fs, f"{self.path}/{file}", digest)["pieces"]]
-        return rows
+    def index(self) -> bytes:
+        """Where every element lies, checked against the committed digest: one rank can read it for all.
 
-    def reader(self) -> PieceReader:
-        return PieceReader(self.fs, self.path, self.pieces())
+        Raises CheckpointError.
+        """
+        if self.meta["format"] != FIRST_FORMAT:
+            stored = self.meta["index"]
+            return read_verified(self.fs, f"{self.path}/{stored['file']}", stored["sha256"])
+        rows: list[dict[str, Any]] = []
+        for file, digest in self.meta["ranks"].items():
+            rows += read_verified_json(self.fs, f"{self.path}/{file}", digest)["pieces"]
+        return json.dumps(rows).encode()
+
+    def reader(self, index: bytes | None = None) -> Reader:
+        """Of its tensors. `index`: what `index()` returned, if it is at hand. Raises CheckpointError."""
+        data = self.index() if index is None else index
+        if self.meta["format"] == FIRST_FORMAT:
+            return PieceReader(self.fs, self.path, [Piece(**row) for row in json.loads(data)])
+        stored = self.meta["index"]
+        found = Index(data, self.meta["parameters"], stored["tag"], stored["block"], stored["part"])
+        found.check(self.path)
+        return StreamReader(self.fs, self.path, found)
 
 
 def address(fs: fsspec.AbstractFileSystem, path: str) -> str:
@@ -96,7 +122,7 @@ def best_first(newest_first: list[Checkpoint]) -> list[Checkpoint]:
 
 def read_checkpoint(fs: fsspec.AbstractFileSystem, path: str) -> Checkpoint:
     meta = read_verified_json(fs, f"{path}/checkpoint.json", fs.cat_file(f"{path}/COMMIT").decode().strip())
-    if meta.get("format") != FORMAT:
+    if meta.get("format") not in (FIRST_FORMAT, FORMAT):
         raise CheckpointError(
             f"{path} has checkpoint format {meta.get('format')}, not {FORMAT}: use the version that wrote it"
         )
@@ -108,9 +134,8 @@ def checkpoint_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
     Raises CheckpointError.
     """
-    reader = checkpoint.reader()
-    weights = {
-        name: reader.read(name, "master", 0, int(np.prod(shape))).view(tuple(shape))
-        for name, shape in checkpoint.meta["parameters"].items()
-    }
+    parameters = checkpoint.meta["parameters"]
+    wanted = [Wanted(name, "master", 0, int(np.prod(shape))) for name, shape in parameters.items()]
+    values = checkpoint.reader().read_all(wanted)
+    weights = {name: value.view(tuple(parameters[name])) for name, value in zip(parameters, values, strict=True)}
     return weights | {name: torch.tensor(value) for name, value in checkpoint.meta.get("buffers", {}).items()}

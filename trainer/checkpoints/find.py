@@ -47,10 +47,11 @@ def _usable(run_dir: str) -> Iterator[Checkpoint]:
 
 
 def checkpoint_folders(fs: fsspec.AbstractFileSystem, root: str) -> list[str]:
-    if not fs.exists(root):
-        return []
     fs.invalidate_cache(root)
-    return sorted(path.rstrip("/") for path in fs.ls(root, detail=False) if "/step-" in path)
+    try:
+        return sorted(path.rstrip("/") for path in fs.ls(root, detail=False) if "/step-" in path)
+    except FileNotFoundError:
+        return []
 
 
 def committed_paths(run_dir: str) -> list[str]:

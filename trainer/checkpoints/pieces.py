@@ -1,26 +1,26 @@
-"""The files of a checkpoint: flat pieces of logical tensors, in safetensors layout, each with its digest.
+"""What a checkpoint is made of, and how it is read: intervals of flat logical tensors.
 
 A checkpoint knows nothing of ranks, expert parallelism or ZeRO. Every logical tensor (a parameter's fp32 master, or
 one of its Adam moments, with all experts in global order) is one flat array; each rank writes the intervals that it
-owns and a reader takes the intervals that it needs, from whichever files hold them.
+owns (`stream.py`, `index.py`) and a reader takes the intervals that it needs, from whichever files hold them
+(`reader.py`). Here is also the reader of what earlier versions wrote.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import fsspec
-import numpy as np
 import torch
 from torch import Tensor
 
-from data_shards.lease.create import create_file, creating_mode
-from parallel import Fragment
+from data_shards.lease.create import create_file
 
 ROLES = ("master", "exp_avg", "exp_avg_sq")
 
@@ -48,55 +48,30 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """A copy of one owned interval, detached from training."""
+class Wanted:
+    """Elements [start, start + numel) of a flat logical tensor."""
 
     name: str
     role: str
     start: int
-    values: np.ndarray
+    numel: int
 
 
-def snapshot(fragments: Iterable[Fragment]) -> list[Snapshot]:
-    """Copies of this rank's fragments; training may go on changing the originals."""
-    # On a CPU `cpu()` hands back the live tensor itself: `clone` is the copy.
-    return [
-        Snapshot(fragment.name, role, fragment.start, getattr(fragment, role).detach().cpu().clone().numpy())
-        for fragment in fragments
-        if fragment.numel
-        for role in ROLES
-    ]
+class Reader(ABC):
+    """Reads intervals of logical tensors; what is read is checked against its digest before it is used."""
 
+    @abstractmethod
+    def read_all(self, wanted: Sequence[Wanted]) -> list[Tensor]:
+        """Float32 elements of each. Raises CheckpointError: an interval is missing or damaged."""
 
-def write_pieces(fs: fsspec.AbstractFileSystem, folder: str, file: str, parts: Sequence[Snapshot]) -> list[Piece]:
-    """Write one safetensors file of 1-D float32 tensors, which is not there yet, and describe its pieces."""
-    header: dict[str, Any] = {}
-    # The header is the first thing in the file and names every offset, so they are counted before anything is written.
-    offset = 0
-    for part in parts:
-        key = f"{part.name}|{part.role}|{part.start}"
-        header[key] = {
-            "dtype": "F32",
-            "shape": [len(part.values)],
-            "data_offsets": [offset, offset + part.values.nbytes],
-        }
-        offset += part.values.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # data begins at a multiple of 8 bytes
-    base, begin, pieces = 8 + len(text), 0, []
-    with fs.open(f"{folder}/{file}", creating_mode(fs)) as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for part in parts:
-            # One interval at a time: no second copy of the whole state.
-            data = np.ascontiguousarray(part.values, dtype="<f4").tobytes()
-            stream.write(data)
-            end = begin + len(data)
-            digest = hashlib.sha256(data).hexdigest()
-            pieces.append(
-                Piece(file, part.name, part.role, part.start, len(part.values), base + begin, base + end, digest)
-            )
-            begin = end
-    return pieces
+    def read(self, name: str, role: str, start: int, numel: int) -> Tensor:
+        """One interval. Raises as `read_all`."""
+        return self.read_all([Wanted(name, role, start, numel)])[0]
+
+    @abstractmethod
+    def verify(self, sizes: dict[str, int]) -> None:
+        """Read everything: all elements of parameters with so many. Raises CheckpointError at the first that is missing
+        or damaged."""
 
 
 def write_digested_json(fs: fsspec.AbstractFileSystem, path: str, value: Any) -> str:
@@ -106,27 +81,27 @@ def write_digested_json(fs: fsspec.AbstractFileSystem, path: str, value: Any) ->
     return hashlib.sha256(data).hexdigest()
 
 
-def read_verified_json(fs: fsspec.AbstractFileSystem, path: str, sha256: str) -> Any:
-    """Read a JSON file, checked against its digest. Raises CheckpointError."""
+def read_verified(fs: fsspec.AbstractFileSystem, path: str, sha256: str) -> bytes:
+    """Read a small file, checked against its digest. Raises CheckpointError."""
     try:
-        data = fs.cat_file(path)
+        data: bytes = fs.cat_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: the checkpoint is incomplete") from None
     if hashlib.sha256(data).hexdigest() != sha256:
         raise CheckpointError(f"{path} does not match the digest it was committed with: it was changed or cut short")
+    return data
+
+
+def read_verified_json(fs: fsspec.AbstractFileSystem, path: str, sha256: str) -> Any:
+    """Read a JSON file, checked against its digest. Raises CheckpointError."""
     try:
-        return json.loads(data)
+        return json.loads(read_verified(fs, path, sha256))
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path} is not valid JSON ({error})") from None
 
 
-def piece_rows(pieces: Iterable[Piece]) -> list[dict[str, Any]]:
-    """Pieces as JSON rows."""
-    return [asdict(piece) for piece in pieces]
-
-
-class PieceReader:
-    """Reads intervals of logical tensors; every piece is checked against its digest before it is used."""
+class PieceReader(Reader):
+    """Reads what earlier versions wrote: whole pieces, as a digest covers all of one, and each of them once."""
 
     def __init__(self, fs: fsspec.AbstractFileSystem, folder: str, pieces: Iterable[Piece]) -> None:
         self._fs, self._folder = fs, folder
@@ -134,26 +109,41 @@ class PieceReader:
         for piece in pieces:
             self._by_tensor[piece.name, piece.role].append(piece)
 
-    def read(self, name: str, role: str, start: int, numel: int) -> Tensor:
-        """Float32 elements [start, start + numel). Raises CheckpointError: an interval is missing or damaged."""
-        out, filled = torch.empty(numel), 0
-        for piece in self._by_tensor[name, role]:
-            low, high = max(start, piece.start), min(start + numel, piece.start + piece.numel)
-            if low < high:
-                values = self._load(piece)
-                # Pieces of a tensor do not overlap, so that `filled` tells whether any is missing.
-                out[low - start : high - start] = values[low - piece.start : high - piece.start]
-                filled += high - low
-        if filled != numel:
-            raise CheckpointError(
-                f"{self._folder} is incomplete: it holds {filled} of the {numel} elements of {name}, {role}"
-            )
-        return out
+    def read_all(self, wanted: Sequence[Wanted]) -> list[Tensor]:
+        by_tensor: dict[tuple[str, str], list[tuple[Wanted, Tensor]]] = defaultdict(list)
+        values = [torch.empty(each.numel) for each in wanted]
+        for each, value in zip(wanted, values, strict=True):
+            by_tensor[each.name, each.role].append((each, value))
+        for key, targets in by_tensor.items():
+            self._read(key, targets)
+        return values
+
+    def verify(self, sizes: dict[str, int]) -> None:
+        for name, size in sizes.items():
+            for role in ROLES:
+                self.read(name, role, 0, size)
+
+    def _read(self, key: tuple[str, str], targets: list[tuple[Wanted, Tensor]]) -> None:
+        filled = [0] * len(targets)
+        for piece in self._by_tensor[key]:
+            values: Tensor | None = None
+            for at, (each, out) in enumerate(targets):
+                low, high = max(each.start, piece.start), min(each.start + each.numel, piece.start + piece.numel)
+                if low < high:
+                    values = self._load(piece) if values is None else values
+                    # Pieces of a tensor do not overlap, so that `filled` tells whether any is missing.
+                    out[low - each.start : high - each.start] = values[low - piece.start : high - piece.start]
+                    filled[at] += high - low
+        for (each, _), held in zip(targets, filled, strict=True):
+            if held != each.numel:
+                raise CheckpointError(
+                    f"{self._folder} is incomplete: it holds {held} of the {each.numel} elements of {each.name}, "
+                    f"{each.role}"
+                )
 
     def _load(self, piece: Piece) -> Tensor:
         path = f"{self._folder}/{piece.file}"
         try:
-            # All of the piece, however little of it is wanted: its digest covers all of it.
             data = self._fs.cat_file(path, start=piece.begin, end=piece.end)
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing: the checkpoint is incomplete") from None

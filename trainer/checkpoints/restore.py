@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 
 import fsspec
+import numpy as np
 import torch
 from torch import Tensor
 
 from parallel import Engine
 from trainer.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from trainer.checkpoints.description import outdated
-from trainer.checkpoints.pieces import ROLES, CheckpointError, ForeignCheckpointError
+from trainer.checkpoints.pieces import ROLES, CheckpointError, ForeignCheckpointError, Wanted
+from trainer.worker.collectives import broadcast_bytes, broadcast_json, sum_over_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -28,18 +31,60 @@ def load_engine(checkpoint: Checkpoint, engine: Engine, moments: bool = True) ->
 
     Raises CheckpointError: damaged, incomplete, or written by a model of other parameters (names the first one).
     """
-    _put(checkpoint, engine, _read(checkpoint, engine, moments), moments)
+    check_whole(engine)
+    index = _from_rank_0(checkpoint.index, engine)
+    _put(checkpoint, engine, _read(checkpoint, index, engine, moments), moments)
 
 
-def _read(checkpoint: Checkpoint, engine: Engine, moments: bool) -> Values:
+def check_whole(engine: Engine) -> None:
+    """Whether the ranks' fragments are all of every parameter, so that nothing stays as it was made. Collective.
+
+    Raises CheckpointError: it names the parameter.
+    """
+    sizes = {name: int(np.prod(shape)) for name, shape in engine.logical_parameters().items()}
+    own = dict.fromkeys(sizes, 0)
+    for fragment in engine.fragments():
+        own[fragment.name] += fragment.numel
+    filled = sum_over_ranks(torch.tensor(list(own.values()), dtype=torch.int64)).tolist()
+    for (name, size), held in zip(sizes.items(), filled, strict=True):
+        if held != size:
+            raise CheckpointError(
+                f"nothing was loaded: the ranks hold {held} of the {size} elements of parameter {name}, and a "
+                "checkpoint would leave the rest as it is"
+            )
+
+
+def _from_rank_0(read: Callable[[], bytes], engine: Engine) -> bytes:
+    """What rank 0 reads, on every rank, which saves the storage as many requests as there are ranks. Collective.
+
+    Raises CheckpointError, OSError, on every rank.
+    """
+    data, problem = b"", None
+    if engine.mesh.rank == 0:
+        try:
+            data = read()
+        except (CheckpointError, OSError) as error:
+            # A storage that is away is no damage: the checkpoint is not passed over.
+            problem = {"damaged": isinstance(error, CheckpointError), "text": str(error)}
+    problem = broadcast_json(problem)
+    if problem is not None:
+        raise (CheckpointError if problem["damaged"] else OSError)(problem["text"])
+    return broadcast_bytes(data)
+
+
+def _opened(fs: fsspec.AbstractFileSystem, path: str, engine: Engine) -> Checkpoint:
+    """As `read_checkpoint`, read by rank 0 for all. Collective."""
+    meta = _from_rank_0(lambda: json.dumps(read_checkpoint(fs, path).meta).encode(), engine)
+    return Checkpoint(fs, path, json.loads(meta))
+
+
+def _read(checkpoint: Checkpoint, index: bytes, engine: Engine, moments: bool) -> Values:
     """All that this rank needs; the engine stays as it is. Raises CheckpointError."""
     check_parameters(checkpoint, engine.logical_parameters())
-    reader = checkpoint.reader()
-    values = [
-        (getattr(fragment, role), reader.read(fragment.name, role, fragment.start, fragment.numel))
-        for fragment in engine.fragments()
-        for role in (ROLES if moments else ROLES[:1])
-    ]
+    targets = [(fragment, role) for fragment in engine.fragments() for role in (ROLES if moments else ROLES[:1])]
+    wanted = [Wanted(fragment.name, role, fragment.start, fragment.numel) for fragment, role in targets]
+    found = checkpoint.reader(index).read_all(wanted)
+    values = [(getattr(fragment, role), value) for (fragment, role), value in zip(targets, found, strict=True)]
     return values + _buffers(checkpoint, engine)
 
 
@@ -61,7 +106,16 @@ def _buffers(checkpoint: Checkpoint, engine: Engine) -> Values:
             f"{checkpoint.path} does not fit this model: {name} is only in "
             f"{'the checkpoint' if name in stored else 'the model'}; use the recipe it was written with"
         )
-    return [(tensor, torch.tensor(stored[name], dtype=tensor.dtype).view_as(tensor)) for name, tensor in live.items()]
+    values: Values = []
+    for name, live_one in live.items():
+        value = torch.tensor(stored[name], dtype=live_one.dtype)
+        if value.numel() != live_one.numel():
+            raise ForeignCheckpointError(
+                f"{checkpoint.path} does not fit this model: {name} has {value.numel()} elements in the checkpoint and "
+                f"{live_one.numel()} in the model; use the recipe it was written with"
+            )
+        values.append((live_one, value.view_as(live_one)))
+    return values
 
 
 def check_parameters(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> None:
@@ -97,12 +151,15 @@ def restore(
             backbone, which ends the run.
     """
     fs, _ = fsspec.url_to_fs(run_dir)
+    if paths:
+        check_whole(engine)
     for path in paths:
         checkpoint, values, error = None, Values(), None
         try:
-            checkpoint = read_checkpoint(fs, path)
+            checkpoint = _opened(fs, path, engine)
+            index = _from_rank_0(checkpoint.index, engine)
             belongs(checkpoint)
-            values = _read(checkpoint, engine, moments=True)
+            values = _read(checkpoint, index, engine, moments=True)
         # Not damage: the one before is as foreign, and passing over all of them would start from nothing.
         except ForeignCheckpointError:
             raise

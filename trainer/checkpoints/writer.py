@@ -1,11 +1,13 @@
 """Checkpoints are written while training goes on, and the ones that nobody needs any more removed.
 
-Ranks write on their own; rank 0 waits for the descriptions of all ranks and commits, so no collective runs beside
-training. What a checkpoint is stands in `checkpoint.py`.
+Ranks write on their own; rank 0 waits for the descriptions of all ranks, which come by `Mailbox`, and commits, so no
+collective runs beside training. What a checkpoint is stands in `checkpoint.py`.
 
 Only the owner of the run's name writes (`data_shards/lease`). A process that was frozen or cut off and comes back late
-finds that out before each file. Should it have been frozen in the middle of one: whoever writes the same step later
-removes the files that are there and creates new ones, which a late writer cannot replace, COMMIT among them.
+finds that out before each file. Should it have been frozen in the middle of one: every save has file names of its own,
+and a COMMIT that is there now and was not before, a late writer cannot replace.
+
+A step that is saved again, with its score, keeps its older checkpoint until all of the new one is written.
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import fsspec
+import numpy as np
 
 from data_shards.errors import LeaseLostError
 from data_shards.lease.create import create_file
@@ -25,19 +30,23 @@ from data_shards.lease.lease import Guard, Unowned
 from parallel import Engine
 from trainer.checkpoints.checkpoint import FORMAT, Checkpoint, address, best_first, read_checkpoint
 from trainer.checkpoints.find import checkpoint_folders
-from trainer.checkpoints.pieces import (
-    CheckpointError,
-    Snapshot,
-    piece_rows,
-    snapshot,
-    write_digested_json,
-    write_pieces,
-)
+from trainer.checkpoints.index import Index, joined, message
+from trainer.checkpoints.pieces import ROLES, CheckpointError, write_digested_json
+from trainer.checkpoints.stream import PART, Stream, block_bytes, file_name, snapshot, write_stream
 from trainer.run_folder import CHECKPOINTS
+from trainer.worker.mailbox import Mailbox, own_mailbox
 
 logger = logging.getLogger(__name__)
 
 RANKS_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What was in a checkpoint's folder before: the marker's content, and files of other saves."""
+
+    commit: bytes | None
+    foreign: list[str]
 
 
 class CheckpointWriter:
@@ -51,6 +60,7 @@ class CheckpointWriter:
         before_commit: called on rank 0 when all is written and only the commit is left, so that what it makes durable
             (the metrics up to this step) is never behind a checkpoint.
         guard: tells whether the run's name is this process's own.
+        mailbox: by which rank 0 learns what the others have written.
     """
 
     def __init__(
@@ -64,6 +74,7 @@ class CheckpointWriter:
         agree: Callable[[bool], bool] = lambda ok: ok,
         before_commit: Callable[[], None] = lambda: None,
         guard: Guard | None = None,
+        mailbox: Mailbox | None = None,
     ) -> None:
         self._guard = guard or Unowned()
         self._fs, root = fsspec.url_to_fs(run_dir)
@@ -71,6 +82,9 @@ class CheckpointWriter:
         self._rank, self._world, self._attempt = rank, world, attempt
         self._keep_last, self._keep_best, self._before_commit = keep_last, keep_best, before_commit
         self._agree = agree
+        self._mailbox = mailbox or own_mailbox(rank, world)
+        self._saves = 0
+        self._known: dict[str, Checkpoint] = {}
         self._thread: threading.Thread | None = None
         self._written, self._abandoned = threading.Event(), threading.Event()
         self.failed: Exception | None = None
@@ -91,12 +105,20 @@ class CheckpointWriter:
         # One at a time: two would hold two copies of the state, and could commit in the wrong order.
         self.settle()
         # A copy, as training goes on changing the state while the thread writes.
-        parts = snapshot(engine.fragments())
-        meta = {**meta, "format": FORMAT, "parameters": engine.logical_parameters(), "world": self._world}
+        stream = snapshot(engine.fragments())
+        parameters = engine.logical_parameters()
+        block = block_bytes(len(ROLES) * sum(int(np.prod(shape)) for shape in parameters.values()))
+        if self.failed is not None and self._rank == 0:
+            self._mailbox.collect(self._topic(self._tag()))  # what nobody asked for
+        # All ranks save equally often, so that they agree on the tag.
+        self._saves += 1
+        tag = self._tag()
+        meta = {**meta, "format": FORMAT, "parameters": parameters, "world": self._world}
+        meta["index"] = {"file": f"{tag}-index.safetensors", "tag": tag, "block": block, "part": PART}
         meta["buffers"] = {name: tensor.tolist() for name, tensor in engine.buffers().items()}
         self._written.clear()
         self._abandoned.clear()
-        self._thread = threading.Thread(target=self._write, args=(parts, meta), name="checkpoint", daemon=True)
+        self._thread = threading.Thread(target=self._write, args=(stream, meta, tag), name="checkpoint", daemon=True)
         self._thread.start()
 
     def settle(self) -> bool:
@@ -117,86 +139,123 @@ class CheckpointWriter:
             raise self.failed
         return fine
 
-    def _write(self, parts: list[Snapshot], meta: dict[str, Any]) -> None:
-        step = int(meta["step"])
+    def _write(self, stream: Stream, meta: dict[str, Any], tag: str) -> None:
+        step, described = int(meta["step"]), b""
         self.failed = None
         try:
             path = self.path(step)
-            stem = f"rank-{self._rank:05d}"
             self._guard.check()
             self._fs.makedirs(path, exist_ok=True)
-            self._clear(path, stem)
-            pieces = write_pieces(self._fs, path, f"{stem}.safetensors", parts)
-            self._guard.check()
-            # After the pieces: rank 0 takes its presence for theirs.
-            write_digested_json(
-                self._fs, f"{path}/{stem}.json", {"attempt": self._attempt, "pieces": piece_rows(pieces)}
-            )
-            # Before the commit, which waits for other ranks: this rank must be able to tell them that it is fine.
-            self._written.set()
-            if self._rank == 0:
-                self._commit(path, meta)
-                self._prune(step)
+            # Before anything is written: what another one commits from now on is not this one's to replace.
+            before = self._look(path, tag) if self._rank == 0 else None
+            described = self._write_part(path, stream, meta, tag)
         except LeaseLostError as error:
             self.failed = error
         except Exception as error:  # storage fails in many ways; none of them may end training
+            self._warn(step, error)
+        try:
+            # Also of a failure, which is a message without content: rank 0 waits for all.
+            self._mailbox.post(self._topic(tag), described)
+            # Before the commit, which waits for other ranks: this rank must be able to tell them that it is fine.
+            self._written.set()
+            if self._rank == 0 and self.failed is None:
+                assert before is not None
+                self._commit(path, meta, tag, before)
+                self._prune(step)
+        except LeaseLostError as error:
             self.failed = error
-            logger.warning("checkpoint of step %d could not be written (%s); training goes on", step, error)
+        except Exception as error:
+            self._warn(step, error)
         finally:
             # After a failure, too, or `settle` would wait for ever.
             self._written.set()
 
-    def _clear(self, path: str, stem: str) -> None:
-        """Remove this rank's files of an earlier attempt at the same step, the marker first."""
-        self._fs.invalidate_cache()  # what another process has put there
-        names = [*(("COMMIT", "checkpoint.json") if self._rank == 0 else ()), f"{stem}.json", f"{stem}.safetensors"]
-        for file in (f"{path}/{name}" for name in names):
-            if self._fs.exists(file):
-                self._fs.rm_file(file)
+    def _warn(self, step: int, error: Exception) -> None:
+        self.failed = error
+        logger.warning("checkpoint of step %d could not be written (%s); training goes on", step, error)
 
-    def _commit(self, path: str, meta: dict[str, Any]) -> None:
-        ranks = {}
-        for rank in range(self._world):
-            file = f"rank-{rank:05d}.json"
-            ranks[file] = self._await_rank(f"{path}/{file}")
+    def _write_part(self, path: str, stream: Stream, meta: dict[str, Any], tag: str) -> bytes:
+        """This rank's files; returns their description."""
+        name = partial(file_name, tag, self._rank)
+        written = write_stream(self._fs, path, name, stream, meta["index"]["block"], self._guard.check)
+        numbers = {name: number for number, name in enumerate(meta["parameters"])}
+        return message(stream.intervals, written, numbers)
+
+    def _look(self, path: str, tag: str) -> _Before:
+        """What lies in the folder of an earlier attempt at the same step, or of the same step without its score."""
+        self._fs.invalidate_cache()  # what another process has put there
+        try:
+            names = [str(name).rsplit("/", 1)[-1] for name in self._fs.ls(path, detail=False)]
+        except FileNotFoundError:  # an object store has no empty folders
+            names = []
+        commit = self._fs.cat_file(f"{path}/COMMIT") if "COMMIT" in names else None
+        if commit is None and "checkpoint.json" in names:
+            self._fs.rm_file(f"{path}/checkpoint.json")
+        foreign = [name for name in names if not name.startswith(tag) and name not in ("COMMIT", "checkpoint.json")]
+        return _Before(commit, [f"{path}/{name}" for name in foreign])
+
+    def _commit(self, path: str, meta: dict[str, Any], tag: str, before: _Before) -> None:
+        index = joined(self._await_ranks(tag), list(meta["parameters"]))
+        stored = meta["index"]
+        Index(index, meta["parameters"], tag, stored["block"], stored["part"]).check(path)
         self._guard.confirm()
-        digest = write_digested_json(self._fs, f"{path}/checkpoint.json", {**meta, "ranks": ranks})
+        create_file(self._fs, f"{path}/{stored['file']}", index)
         # Metrics first: they are never behind a checkpoint that a run goes on from.
         self._before_commit()
         self._guard.confirm()
+        if before.commit is not None:
+            # The same step's older checkpoint is whole up to here, and all of this one is written.
+            self._replace(path, before.commit)
+        stored["sha256"] = hashlib.sha256(index).hexdigest()
+        digest = write_digested_json(self._fs, f"{path}/checkpoint.json", meta)
         # Last: what is read later counts only if this is there, and matches.
         create_file(self._fs, f"{path}/COMMIT", digest.encode())
+        self._known[path] = Checkpoint(self._fs, path, meta)
+        for file in before.foreign:
+            self._fs.rm_file(file)
 
-    def _await_rank(self, path: str) -> str:
-        """Digest of a rank's description, once that rank has written it in this attempt."""
-        deadline = time.monotonic() + RANKS_TIMEOUT_S
-        while time.monotonic() < deadline:
+    def _replace(self, path: str, commit: bytes) -> None:
+        if self._fs.cat_file(f"{path}/COMMIT") != commit:
+            raise FileExistsError(f"{path} was committed by another process")
+        self._fs.rm_file(f"{path}/COMMIT")
+        self._fs.rm_file(f"{path}/checkpoint.json")
+
+    def _await_ranks(self, tag: str) -> list[bytes]:
+        """Descriptions of all ranks, once they have written their part."""
+        topic, deadline = self._topic(tag), time.monotonic() + RANKS_TIMEOUT_S
+        while (messages := self._mailbox.collect(topic)) is None:
             if self._abandoned.is_set():
                 raise CheckpointError("another rank could not write its part")
-            # fsspec remembers listings: another rank's file would never appear.
-            self._fs.invalidate_cache()
-            if self._fs.exists(path):
-                data = self._fs.cat_file(path)
-                # Neither a leftover of a killed attempt, nor a file that is still being written.
-                if f'"attempt": "{self._attempt}"'.encode() in data and data.endswith(b"}"):
-                    return hashlib.sha256(data).hexdigest()
+            if time.monotonic() > deadline:
+                late = ", ".join(map(str, self._mailbox.missing(topic)))
+                raise CheckpointError(f"rank {late} has not written its part within {RANKS_TIMEOUT_S:.0f} s")
             time.sleep(0.02)
-        raise CheckpointError(
-            f"{path} did not appear within {RANKS_TIMEOUT_S:.0f} s: does every worker write to the same storage?"
-        )
+        for rank, described in enumerate(messages):
+            if not described:
+                raise CheckpointError(f"rank {rank} could not write its part")
+        return messages
+
+    def _tag(self) -> str:
+        return f"{self._attempt[:12]}-{self._saves}"
+
+    def _topic(self, tag: str) -> str:
+        return f"checkpoint/{tag}"
 
     def _prune(self, newest: int) -> None:
         """Remove what the policy does not keep, and folders that no attempt will ever commit."""
         committed: list[Checkpoint] = []
         doomed: list[str] = []
         for path in checkpoint_folders(self._fs, self._root):
-            if not self._fs.exists(f"{path}/COMMIT"):
+            if path not in self._known and not self._fs.exists(f"{path}/COMMIT"):
                 # An older one without COMMIT will never get it; a newer one, of a killed attempt, is written again.
                 if int(path.rsplit("-", 1)[1]) < newest:
                     doomed.append(path)
                 continue
             try:
-                committed.append(read_checkpoint(self._fs, path))
+                # Looked at once: nobody else writes under the run's name.
+                if path not in self._known:
+                    self._known[path] = read_checkpoint(self._fs, path)
+                committed.append(self._known[path])
             except CheckpointError as error:
                 logger.warning("%s; it is left where it is", error)
         # The first of them is the very step that the run's end looks for.
@@ -204,6 +263,7 @@ class CheckpointWriter:
         kept = {entry.path for entry in [*committed[-self._keep_last :], *best]}
         self._guard.confirm()
         for path in [*doomed, *(entry.path for entry in committed if entry.path not in kept)]:
+            self._known.pop(path, None)
             _remove(self._fs, path)
 
 

@@ -41,6 +41,7 @@ from trainer.training.progress import Progress
 from trainer.worker.collectives import broadcast_json, sum_over_ranks
 from trainer.worker.context import Context
 from trainer.worker.heartbeat import doing
+from trainer.worker.mailbox import job_mailbox
 
 logger = logging.getLogger("fleximoe")
 
@@ -101,6 +102,7 @@ def _train(session: Session, tracker: Tracker, paths: list[str]) -> dict[str, An
         _agree,
         tracker.flush,
         session.guard,
+        job_mailbox(),
     )
     _prepare(session)
     if context.rank == 0:

@@ -101,14 +101,22 @@ def broadcast_json(value: Any) -> Any:
     """Rank 0's JSON-serialisable value, on every rank. Collective."""
     if world_size() == 1:
         return value
-    payload = json.dumps(value).encode() if dist.get_rank() == 0 else b""
-    size = torch.tensor([len(payload)])
+    found: Any = json.loads(broadcast_bytes(json.dumps(value).encode() if dist.get_rank() == 0 else b""))
+    return found
+
+
+def broadcast_bytes(payload: bytes) -> bytes:
+    """Rank 0's bytes, on every rank. Collective."""
+    if world_size() == 1:
+        return payload
+    own = payload if dist.get_rank() == 0 else b""
+    size = torch.tensor([len(own)])
     _broadcast(size, 0)
     buffer = torch.zeros(int(size), dtype=torch.uint8)
-    if payload:
-        buffer.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
+    if own:
+        buffer.copy_(torch.frombuffer(bytearray(own), dtype=torch.uint8))
     _broadcast(buffer, 0)
-    return json.loads(bytes(buffer.numpy()))
+    return buffer.numpy().tobytes()
 
 
 def rows_to_first(rows: Tensor) -> Tensor | None:

@@ -16,8 +16,8 @@ from data_shards.errors import LeaseLostError
 from parallel import Fragment
 from tests.object_store import local_s3
 from trainer.checkpoints.find import committed_paths, open_checkpoint
-from trainer.checkpoints.pieces import CheckpointError, PieceReader
 from trainer.checkpoints.writer import CheckpointWriter
+from trainer.worker.mailbox import Mailbox
 
 
 class StillEngine:
@@ -96,20 +96,20 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_whoever_has_lost_the_run_commits_and_removes_nothing(tmp_path: Path) -> None:
-    """Whenever it finds out: before its pieces, its description, the checkpoint's, the marker, or clearing up."""
+    """Whenever it finds out: before its folder, its files, the index, the marker, or clearing up."""
     engine = StillEngine()
     keeper = CheckpointWriter(str(tmp_path), 0, 1, "attempt", keep_last=1, keep_best=0)
     keeper.save(engine, meta(1))  # type: ignore[arg-type]
     assert keeper.settle()
     before = tree(tmp_path)
     for looks in range(4):
-        late = CheckpointWriter(str(tmp_path), 0, 1, "late", keep_last=1, keep_best=0, guard=Fence(looks))
+        late = CheckpointWriter(str(tmp_path), 0, 1, f"late {looks}", keep_last=1, keep_best=0, guard=Fence(looks))
         late.save(engine, meta(2))  # type: ignore[arg-type]
         with pytest.raises(LeaseLostError, match="another process"):
             late.settle()
         assert [path[-1] for path in committed_paths(str(tmp_path))] == ["1"]
         assert looks or tree(tmp_path) == before
-    late = CheckpointWriter(str(tmp_path), 0, 1, "late", keep_last=1, keep_best=0, guard=Fence(4))
+    late = CheckpointWriter(str(tmp_path), 0, 1, "late 4", keep_last=1, keep_best=0, guard=Fence(4))
     late.save(engine, meta(2))  # type: ignore[arg-type]
     with pytest.raises(LeaseLostError):
         late.settle()
@@ -161,7 +161,7 @@ def test_a_marker_is_never_replaced(storage: str, tmp_path: Path, monkeypatch: p
         assert torch.equal(newest_checkpoint(place).reader().read("w", "master", 0, 10), late.flat)
 
 
-def test_any_interval_can_be_read_and_a_gap_is_noticed(tmp_path: Path) -> None:
+def test_any_interval_can_be_read(tmp_path: Path) -> None:
     keeper, engine = writer(tmp_path), StillEngine()
     keeper.save(engine, meta(1))  # type: ignore[arg-type]
     assert keeper.settle()
@@ -170,9 +170,6 @@ def test_any_interval_can_be_read_and_a_gap_is_noticed(tmp_path: Path) -> None:
         for stop in range(start, 11):
             got = checkpoint.reader().read("w", "exp_avg", start, stop - start)
             assert torch.equal(got, engine.flat[start:stop] + 0.5)
-    holes = PieceReader(checkpoint.fs, checkpoint.path, [p for p in checkpoint.pieces() if p.start == 0])
-    with pytest.raises(CheckpointError, match=r"is incomplete: it holds 3 of the 10 elements of w"):
-        holes.read("w", "master", 0, 10)
 
 
 def test_nothing_is_committed_before_the_record_is_safe(tmp_path: Path) -> None:
@@ -181,7 +178,7 @@ def test_nothing_is_committed_before_the_record_is_safe(tmp_path: Path) -> None:
 
     def check() -> None:
         folder = tmp_path / "checkpoints" / "step-0000000001"
-        seen.append((folder / "rank-00000.json").exists() and not (folder / "COMMIT").exists())
+        seen.append((folder / "attempt-1-index.safetensors").exists() and not (folder / "COMMIT").exists())
         raise OSError("the tracker's disk is full")
 
     keeper = writer(tmp_path, before_commit=check)
@@ -192,7 +189,8 @@ def test_nothing_is_committed_before_the_record_is_safe(tmp_path: Path) -> None:
 
 def test_rank_0_does_not_wait_for_a_rank_that_failed(tmp_path: Path) -> None:
     """Two ranks; the other one says that it could not write."""
-    keeper = CheckpointWriter(str(tmp_path), 0, 2, "attempt", keep_last=2, keep_best=0, agree=lambda ok: False)
+    mailbox = Mailbox(torch.distributed.HashStore(), 0, 2)
+    keeper = CheckpointWriter(str(tmp_path), 0, 2, "attempt", 2, 0, agree=lambda ok: False, mailbox=mailbox)
     keeper.save(StillEngine(), meta(1))  # type: ignore[arg-type]
     assert not keeper.settle()
     assert "another rank could not write" in str(keeper.failed)

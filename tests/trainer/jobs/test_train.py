@@ -149,7 +149,7 @@ def test_damaged_checkpoints_are_passed_over(data: str, tmp_path: Path, caplog: 
     job(1, run_config, stop_at=6)
     paths = committed_paths(run_config.run_dir)
     assert [path[-1] for path in paths] == ["6", "4", "2"]
-    newest = Path(paths[0]) / "rank-00000.safetensors"
+    newest = next(Path(paths[0]).glob("*-00000-000.safetensors"))
     content = bytearray(newest.read_bytes())
     content[-5] ^= 1
     newest.write_bytes(bytes(content))
@@ -167,7 +167,7 @@ def test_damaged_checkpoints_are_passed_over(data: str, tmp_path: Path, caplog: 
 def test_a_checkpoint_that_one_rank_finds_damaged_is_passed_over_by_all(data: str, tmp_path: Path) -> None:
     run_config = config(data, tmp_path, training__checkpoint={"every": 2, "keep_last": 3}, parallel__timeout_s=20.0)
     job(2, run_config, stop_at=6)
-    of_rank_1 = Path(committed_paths(run_config.run_dir)[0]) / "rank-00001.safetensors"
+    of_rank_1 = next(Path(committed_paths(run_config.run_dir)[0]).glob("*-00001-000.safetensors"))
     content = bytearray(of_rank_1.read_bytes())
     content[-5] ^= 1
     of_rank_1.write_bytes(bytes(content))
@@ -305,7 +305,7 @@ def test_listing_and_verifying_checkpoints(data: str, tmp_path: Path) -> None:
         (4, None),
     ]
     first, second = (Path(path) for path in reversed(committed_paths(run_config.run_dir)))
-    with (first / "rank-00000.safetensors").open("r+b") as file:
+    with next(first.glob("*-00000-000.safetensors")).open("r+b") as file:
         file.truncate(5000)
     (second / "COMMIT").unlink()
     assert all(entry.problem is None for entry in list_checkpoints(str(first)))
