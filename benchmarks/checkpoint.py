@@ -1,11 +1,14 @@
 """What a checkpoint costs: how long training stands still for it, and how many bytes it writes.
 
-    python -m benchmarks.checkpoint [--quick]
+    python -m benchmarks.checkpoint [--quick] [--scale]
 
 Trains real steps in one process and saves every few of them through the writer that runs use. `stall` is the time that
 `save` keeps the loop (copying state, agreeing, waiting for an unfinished predecessor) over a step's time;
 `while_writing` is a step during the background write over a step without; `bytes` is what lies on disk over a floor of
 12 bytes a parameter (fp32 master and two Adam moments). The last line is one JSON object.
+
+With `--scale`: files, requests and seconds of a save by 1,024 ranks, and what other numbers of ranks read of it
+(`benchmarks/checkpoint_scale.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.checkpoint_scale import measure as measure_scale
 from data_shards import create_source, open_manifest, pack
 from trainer.checkpoints.find import committed_paths
 from trainer.checkpoints.writer import CheckpointWriter
@@ -82,7 +86,12 @@ def measure(folder: Path, name: str, overrides: tuple[str, ...], rounds: int) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    rounds = 4 if parser.parse_args().quick else 15
+    parser.add_argument("--scale", action="store_true", help="a made-up world of 1,024 ranks instead of real steps")
+    options = parser.parse_args()
+    if options.scale:
+        print(json.dumps({"ratios": measure_scale(options.quick)}))
+        return
+    rounds = 4 if options.quick else 15
     ratios = {}
     with tempfile.TemporaryDirectory(prefix="checkpoint_") as folder:
         pack(create_source("digits"), f"{folder}/data")

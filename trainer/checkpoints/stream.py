@@ -27,7 +27,7 @@ PART = 1 << 28
 """Bytes of a file, at most: files are written and read side by side."""
 BLOCKS = 1 << 18
 """Blocks of a checkpoint, about: at 16 bytes a digest they are 4 MiB of its index."""
-SMALLEST_BLOCK, LARGEST_BLOCK = 1 << 12, 1 << 20
+SMALLEST_BLOCK, LARGEST_BLOCK = 1 << 10, 1 << 20
 DIGEST = 16
 """Bytes of a block's digest: the beginning of its SHA-256."""
 WRITERS = 4
