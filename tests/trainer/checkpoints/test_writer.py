@@ -196,6 +196,94 @@ def test_rank_0_does_not_wait_for_a_rank_that_failed(tmp_path: Path) -> None:
     assert "another rank could not write" in str(keeper.failed)
 
 
+def two_ranks(folder: Path, attempt: str = "attempt", **options: Any) -> tuple[CheckpointWriter, CheckpointWriter]:
+    store = torch.distributed.HashStore()
+    made = [
+        CheckpointWriter(str(folder), rank, 2, attempt, 2, 0, mailbox=Mailbox(store, rank, 2), **options)
+        for rank in range(2)
+    ]
+    return made[0], made[1]
+
+
+class HalfEngine(StillEngine):
+    """One of two ranks: it holds one of the fragments."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def fragments(self) -> list[Fragment]:
+        return [super().fragments()[self.rank]]
+
+
+def test_rank_0_learns_of_a_failure_from_the_rank_itself(tmp_path: Path) -> None:
+    first, second = two_ranks(tmp_path)
+    second._fs = FullDisk()
+    for keeper, rank in ((first, 0), (second, 1)):
+        keeper.save(HalfEngine(rank), meta(1))  # type: ignore[arg-type]
+    assert not second.settle() and not first.settle()
+    assert "rank 1 could not write its part" in str(first.failed)
+    assert committed_paths(str(tmp_path)) == []
+    second._fs = first._fs
+    for keeper, rank in ((first, 0), (second, 1)):
+        keeper.save(HalfEngine(rank), meta(2))  # type: ignore[arg-type]
+    assert second.settle() and first.settle()
+    assert torch.equal(newest_checkpoint(str(tmp_path)).reader().read("w", "master", 0, 10), torch.arange(10.0))
+
+
+def test_a_rank_that_is_late_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.checkpoints.writer.RANKS_TIMEOUT_S", 0.2)
+    first, _ = two_ranks(tmp_path)
+    first.save(HalfEngine(0), meta(1))  # type: ignore[arg-type]
+    assert not first.settle()
+    assert str(first.failed) == "rank 1 has not written its part within 0 s"
+
+
+def test_what_is_not_whole_is_not_committed(tmp_path: Path) -> None:
+    first, second = two_ranks(tmp_path)
+    first.save(HalfEngine(0), meta(1))  # type: ignore[arg-type]
+    second.save(HalfEngine(0), meta(1))  # type: ignore[arg-type]
+    assert second.settle() and not first.settle()
+    assert "it holds 6 of the 10 elements of w" in str(first.failed) and committed_paths(str(tmp_path)) == []
+
+
+def test_a_step_that_is_saved_again_stays_whole_until_the_new_one_is(tmp_path: Path) -> None:
+    """Killed at any moment before the last, there is the older one; afterwards nothing of it is left."""
+    older = writer(tmp_path)
+    older.save(StillEngine(), meta(1))  # type: ignore[arg-type]
+    assert older.settle()
+    before, newer = tree(tmp_path), StillEngine()
+    newer.flat += 100
+    seen = []
+
+    def look() -> None:
+        seen.append(newest_checkpoint(str(tmp_path)).reader().read("w", "master", 0, 10))
+        raise OSError("killed here")
+
+    again = CheckpointWriter(str(tmp_path), 0, 1, "again", 2, 0, before_commit=look)
+    again.save(newer, {**meta(1), "score": 0.5})  # type: ignore[arg-type]
+    assert not again.settle()
+    assert torch.equal(seen[0], torch.arange(10.0)) and before.items() <= tree(tmp_path).items()
+    last = CheckpointWriter(str(tmp_path), 0, 1, "last", 2, 0)
+    last.save(newer, {**meta(1), "score": 0.5})  # type: ignore[arg-type]
+    assert last.settle()
+    found = newest_checkpoint(str(tmp_path))
+    assert found.score == 0.5 and torch.equal(found.reader().read("w", "master", 0, 10), newer.flat)
+    names = {path.name for path in (tmp_path / "checkpoints" / "step-0000000001").iterdir()}
+    assert names == {"COMMIT", "checkpoint.json", "last-1-00000-000.safetensors", "last-1-index.safetensors"}
+
+
+def test_a_description_without_a_marker_is_no_obstacle(tmp_path: Path) -> None:
+    """Killed between the two."""
+    first = writer(tmp_path)
+    first.save(StillEngine(), meta(1))  # type: ignore[arg-type]
+    assert first.settle()
+    (tmp_path / "checkpoints" / "step-0000000001" / "COMMIT").unlink()
+    again = CheckpointWriter(str(tmp_path), 0, 1, "again", 2, 0)
+    again.save(StillEngine(), meta(1))  # type: ignore[arg-type]
+    assert again.settle() and newest_checkpoint(str(tmp_path)).step == 1
+
+
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """URL of a run in a local S3."""
