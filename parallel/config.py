@@ -51,6 +51,7 @@ class MoEConfig(BaseModel):
     hidden: int | None = Field(
         None, ge=1, description="Hidden width of an expert; four times the model width if absent."
     )
+    expert_bias: bool = Field(True, description="Whether the layers of an expert add a bias.")
     gate: GateKind = Field(
         "laplace",
         description="How a token is compared with an expert's prototype: dot product (softmax), "

@@ -24,7 +24,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,13 +123,13 @@ class Watch(TorchDispatchMode):
         return [found for found in self.scatters if found.dtype in LOW_PRECISION]
 
     def __enter__(self) -> Watch:
-        self._functions.__enter__()
+        self._functions.start()
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._functions.__exit__(*error)
+        self._functions.stop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -142,7 +142,7 @@ class Watch(TorchDispatchMode):
         self.note_wait(name, self._waits_of(name, args, kwargs))
         if name in SCATTERS or (name in PUTS and _accumulates(func, args, kwargs)):
             self.scatters.append(Found(self._phase, name, _dtype_of(result), where()))
-        if not is_free(func, name):
+        if not is_free(func, name) and not (self._functions.silent and name not in ("zeros", "scatter_")):
             self.kernels[self._phase] += 1
             self.by_name.setdefault(self._phase, Counter())[f"{func.namespace}.{name}"] += 1
         return result
@@ -161,28 +161,43 @@ class Watch(TorchDispatchMode):
         return WAITS.get(name, 0)
 
 
-class _Functions(TorchFunctionMode):
-    """What no dispatch mode sees: on a CPU these need no operation."""
+class _Functions:
+    """What no dispatch mode sees: on a CPU these need no operation. A mode of functions would not see them either in a
+    pass that is recomputed backward, so for the time of the watch they are replaced."""
 
-    READS = ("tolist", "numpy", "cpu", "__array__")
+    READS = ("tolist", "numpy", "cpu", "__array__", "to")
 
     def __init__(self, watch: Watch) -> None:
-        super().__init__()
         self.watch, self.silent = watch, False
+        self._patches = contextlib.ExitStack()
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name in self.READS or (name == "to" and _names_the_cpu(args[1:], kwargs)):
-            self.watch.note_wait(name, 1)
-        # Looks at the range of its numbers on a CPU only.
-        if name == "one_hot":
+    def start(self) -> None:
+        for name in self.READS:
+            self._patches.enter_context(mock.patch.object(Tensor, name, self._counted(name, getattr(Tensor, name))))
+        self._patches.enter_context(mock.patch.object(F, "one_hot", self._silenced(F.one_hot)))
+
+    def stop(self) -> None:
+        self._patches.close()
+
+    def _counted(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if name != "to" or _names_the_cpu(args[1:], kwargs):
+                self.watch.note_wait(name, 1)
+            return original(*args, **kwargs)
+
+        return call
+
+    def _silenced(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Looks at the range of its numbers on a CPU only."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
             before, self.silent = self.silent, True
             try:
-                return func(*args, **kwargs)
+                return original(*args, **kwargs)
             finally:
                 self.silent = before
-        return func(*args, **kwargs)
+
+        return call
 
 
 def is_free(func: Any, name: str) -> bool:

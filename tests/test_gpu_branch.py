@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from parallel.moe import grouped_matmul
 from tests.gpu_branch import Watch, gpu_branch
@@ -64,6 +65,16 @@ def test_scatters_are_collected_with_their_type_also_in_a_backward_pass() -> Non
         assert watch.scatters == []
         x.index_put((i,), torch.ones(4, dtype=torch.bfloat16), accumulate=True)
     assert [found.name for found in watch.low_precision_scatters()] == ["index_put"]
+
+
+def test_waits_of_a_pass_that_is_recomputed_backward_are_counted() -> None:
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        return (x * x.detach().sum().tolist()).sin()
+
+    y = checkpoint(layer, torch.ones(2, requires_grad=True), use_reentrant=False).sum()
+    with Watch() as watch, watch.phase("backward"):
+        y.backward()
+    assert watch.waits["backward"] == 1
 
 
 def test_kernels_are_counted_and_views_are_not() -> None:

@@ -80,12 +80,14 @@ class RoutingStats:
 class _Table(torch.autograd.Function):
     """(logits (U, E), weights, tokens_MU) -> the table without `count`; `load` is the count, and has no gradient.
 
-    `index` says where the weights belong in (U, E): (experts_UK,), the K experts of every decision, or
-    (decision_R, expert_R) of every entry.
+    `experts_UK` says where the weights belong in (U, E). If `by_column`, weights are (U, E) themselves, and those count
+    whose place has an expert.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits_UE: Tensor, weights: Tensor, tokens_MU: Tensor, index: tuple[Tensor, ...]) -> Tensor:
+    def forward(
+        ctx: Any, logits_UE: Tensor, weights_UK: Tensor, tokens_MU: Tensor, experts_UK: Tensor, by_column: bool
+    ) -> Tensor:
         decisions, experts = logits_UE.shape
         log_prob_UE = logits_UE.log_softmax(1)
         row_UC = logits_UE.new_zeros(decisions, 3 * experts + 2)
@@ -95,28 +97,27 @@ class _Table(torch.autograd.Function):
         z_U = logits_UE.amax(1).sub_(log_prob_UE.amax(1))
         torch.square(z_U, out=row_UC[:, 0])
         gate_UE, count_UE = row_UC[:, 1 + experts : -1].split(experts, 1)
-        if len(index) == 1:
-            gate_UE.scatter_(1, index[0], weights)
-            count_UE.scatter_(1, index[0], 1.0)
+        if by_column:
+            torch.lt(experts_UK, experts, out=count_UE)
+            torch.mul(weights_UK, count_UE, out=gate_UE)
         else:
-            gate_UE.index_put_(index, weights)
-            count_UE.index_put_(index, torch.ones_like(weights))
-        ctx.save_for_backward(logits_UE, tokens_MU, z_U)
-        ctx.index = index
+            gate_UE.scatter_(1, experts_UK, weights_UK)
+            count_UE.scatter_(1, experts_UK, 1.0)
+        ctx.save_for_backward(logits_UE, tokens_MU, z_U, experts_UK)
+        ctx.by_column = by_column
         return tokens_MU @ row_UC
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        logits_UE, tokens_MU, z_U = ctx.saved_tensors
+        logits_UE, tokens_MU, z_U, experts_UK = ctx.saved_tensors
         experts = logits_UE.shape[1]
         g_UC = tokens_MU.t() @ grads[0][:, : 1 + 2 * experts]
         g_prob_UE, g_gate_UE = g_UC[:, 1:].split(experts, 1)
         prob_UE = logits_UE.softmax(1)
         g_logits_UE = torch._softmax_backward_data(g_prob_UE, prob_UE, 1, logits_UE.dtype)
         g_logits_UE.addcmul_(prob_UE, (z_U * g_UC[:, 0])[:, None], value=2)
-        index = ctx.index
-        g_weights = g_gate_UE.gather(1, index[0]) if len(index) == 1 else g_gate_UE[index]
-        return g_logits_UE, g_weights, None, None
+        g_weights_UK = g_gate_UE * (experts_UK < experts) if ctx.by_column else g_gate_UE.gather(1, experts_UK)
+        return g_logits_UE, g_weights_UK, None, None, None
 
 
 def measure(routing: Routing, tokens_MU: Tensor, choice: Choice) -> RoutingStats:
@@ -128,12 +129,9 @@ def measure(routing: Routing, tokens_MU: Tensor, choice: Choice) -> RoutingStats
         choice: experts and weights of every token; read where experts choose, for then the decisions do not say it.
     """
     experts = routing.logits_UE.shape[1]
-    index: tuple[Tensor, ...]
-    if choice.fixed is not None:
-        weights, index = routing.weights_UK, (routing.experts_UK,)
-    else:
-        weights, index = choice.weight_R, (choice.token_R, choice.expert_R)
-    table_MC: Tensor = _Table.apply(routing.logits_UE, weights, tokens_MU, index)
+    # Where experts choose, every token is a decision, and what was chosen is not in the routing.
+    own = (choice.weight_NK, choice.expert_NK) if choice.by_column else (routing.weights_UK, routing.experts_UK)
+    table_MC: Tensor = _Table.apply(routing.logits_UE, own[0], tokens_MU, own[1], choice.by_column)
     if routing.load_UE is not None:
         before_MC, count_ME, tokens_M1 = table_MC.split([1 + 2 * experts, experts, 1], 1)
         table_MC = torch.cat([before_MC, tokens_MU @ routing.load_UE, tokens_M1, count_ME], 1)

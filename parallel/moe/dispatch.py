@@ -2,20 +2,21 @@
 
 A layer hands over tokens and the choice of experts. `LocalDispatcher` holds all experts here: one sort by expert, one
 gather each way. `AllToAllDispatcher` spreads the experts over an expert-parallel group. A token goes to a rank once,
-however many of its experts live there, with their ids and weights; the rank serves it like a local one, adds up its
+however many of its experts live there, with its ids and weights; the rank serves it like a local one, adds up its
 experts' results by weight and sends one row back. Nothing is dropped or padded. Both dispatchers have the same
 interface and give the same result. Every rank of the group takes part in every call, also without tokens.
 
-The tokens' journey overlaps with work that does not need its end (`beside`, a shared expert), forward and backward.
+A group has one channel, and what is sent through it arrives in turn. So the small things go first (how many rows, then
+ids and weights), and the tokens' journey overlaps with work that does not need its end (`beside`, a shared expert),
+forward and backward. The host waits for the device once, to learn how many rows go where.
 
-Shapes: N tokens, D width, R entries of the choice, P pairs of token and rank, S pairs received, E experts of the layer,
-G ranks of the group, L = E / G experts on this rank.
+Shapes: N tokens, K places a token, D width, P pairs of token and rank, S pairs received, R rows of experts, E experts
+of the layer, G ranks of the group, L = E / G experts on this rank.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -23,9 +24,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.moe.choice import Choice
-from parallel.moe.permute import combine_rows, expand_rows, inverse_permutation
+from parallel.moe.kept import Kept
+from parallel.moe.rows.exchange import Journey, depart, exchange_rows, land
+from parallel.moe.rows.permute import collect_rows, combine_rows, expand_rows
+from parallel.moe.rows.places import RowGroups, list_pairs, pairs_by_rank, place_rows
 
-ExpertsFn = Callable[[Tensor, Tensor], Tensor]  # (rows sorted by local expert, counts_L) -> rows
+ExpertsFn = Callable[[Tensor, RowGroups], Tensor]  # (rows sorted by local expert, where each one's are) -> rows
 Beside = Callable[[], Tensor]
 
 
@@ -39,28 +43,27 @@ class Dispatcher(Protocol):
     def rank(self) -> int: ...
 
     def __call__(
-        self, x_ND: Tensor, choice: Choice, experts: ExpertsFn, number: int, beside: Beside | None = None
+        self, x_ND: Tensor, choice: Choice, experts: ExpertsFn, beside: Beside | None = None, kept: Kept | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Serve tokens by their experts.
 
         Args:
-            x_ND: tokens of this rank. choice: their experts, by global id in [0, number).
-            experts: applies this rank's experts to rows sorted by them.
+            x_ND: tokens of this rank. choice: their experts, by global id.
+            experts: applies this rank's experts to rows sorted by them; rows behind the last expert's are nobody's.
             beside: further work on the tokens, done while they travel.
+            kept: what a recomputed pass takes over.
 
         Returns:
             y_ND, the sum of every token's results by weight, and what `beside` returned.
         """
 
 
-def serve(x_ND: Tensor, choice: Choice, experts: ExpertsFn, number: int) -> Tensor:
-    """Sort the entries of a choice by expert, run the experts, add each token's results up by weight."""
-    # Stable: an expert's rows keep the order of the tokens, so its sums over rows always add up in one order.
-    order_R = choice.expert_R.argsort(stable=True)
-    inverse_R = inverse_permutation(order_R)
-    counts_E = torch.bincount(choice.expert_R, minlength=number)
-    y_RD = experts(expand_rows(x_ND, choice, order_R, inverse_R), counts_E)
-    return combine_rows(y_RD, choice, order_R, inverse_R)
+def serve(x_ND: Tensor, choice: Choice, experts: ExpertsFn) -> Tensor:
+    """Sort the places of a choice by expert, run the experts, add each token's results up by weight."""
+    rows = choice.expert_NK.numel() if choice.rows is None else choice.rows
+    places = place_rows(choice.expert_NK, choice.experts, rows)
+    y_RD = experts(expand_rows(x_ND, places.token_R, places.row_NK), places.groups)
+    return combine_rows(y_RD, places.row_NK, choice.weight_NK, places.entry_R)
 
 
 class LocalDispatcher:
@@ -69,88 +72,22 @@ class LocalDispatcher:
     size, rank = 1, 0
 
     def __call__(
-        self, x_ND: Tensor, choice: Choice, experts: ExpertsFn, number: int, beside: Beside | None = None
+        self, x_ND: Tensor, choice: Choice, experts: ExpertsFn, beside: Beside | None = None, kept: Kept | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        return serve(x_ND, choice, experts, number), beside() if beside else None
-
-
-@dataclass
-class _Flight:
-    """An exchange under way: wait for `work`, then `arriving` is filled. `sent` must live until then."""
-
-    group: dist.ProcessGroup
-    send: list[int]
-    receive: list[int]
-    work: Any = None
-    sent: Tensor | None = None
-    arriving: Tensor | None = None
-
-    def depart(self, x_RD: Tensor, send: list[int], receive: list[int]) -> Tensor:
-        # Kept until it lands: the exchange still reads `sent` when this function has returned.
-        self.sent, self.arriving = x_RD.contiguous(), x_RD.new_empty((sum(receive), *x_RD.shape[1:]))
-        self.work = dist.all_to_all_single(self.arriving, self.sent, receive, send, group=self.group, async_op=True)
-        return self.arriving
-
-    def land(self) -> Tensor:
-        self.work.wait()  # of gloo the host waits here, of NCCL only the device's stream
-        arrived, self.sent, self.arriving, self.work = self.arriving, None, None, None
-        assert arrived is not None
-        return arrived
-
-
-class _Depart(torch.autograd.Function):
-    """Start an exchange of rows. What it returns is filled only after `_Land`; backward they change roles."""
-
-    @staticmethod
-    def forward(ctx: Any, x_RD: Tensor, flight: _Flight) -> Tensor:
-        ctx.flight = flight
-        return flight.depart(x_RD, flight.send, flight.receive)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        # Autograd has run `_Land.backward` before, which sent the gradients off; here they arrive.
-        return ctx.flight.land(), None
-
-
-class _Land(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y_SD: Tensor, flight: _Flight) -> Tensor:
-        ctx.flight = flight
-        flight.land()
-        # The same rows, not copied: `_Depart` has returned the buffer that was filled meanwhile.
-        return y_SD.view_as(y_SD)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        flight = ctx.flight
-        # Backward the rows go home: what was received is sent.
-        flight.depart(grads[0], flight.receive, flight.send)
-        # Nobody reads this: it has the shape that autograd asks for, and `_Depart.backward` passes on what arrives.
-        return grads[0], None
-
-
-def exchange_rows(x_RD: Tensor, group: dist.ProcessGroup, send: list[int], receive: list[int]) -> Tensor:
-    """Send the first send[0] rows to rank 0 of the group, the next send[1] to rank 1, ...; receive likewise, in rank
-    order. Differentiable."""
-    flight = _Flight(group, send, receive)
-    return _Land.apply(_Depart.apply(x_RD, flight), flight)
+        return serve(x_ND, choice, experts), beside() if beside else None
 
 
 class _Route(NamedTuple):
-    """Who gets what. Pairs travel in the order of (rank, token), and so do entries."""
+    """Who gets what. Pairs travel in the order of (rank, token)."""
 
-    pairs: Choice
-    """One entry a (token, rank), in the order of the tokens; `expert_R` is the rank."""
-    order_P: Tensor
-    inverse_P: Tensor
-    order_R: Tensor
-    """Entries of the layer's choice in the order they are sent."""
-    opens_R: Tensor
-    """int64 0 or 1: whether an entry is the first of its pair."""
+    token_P: Tensor
+    rank_P: Tensor
+    pair_NW: Tensor
+    """The pairs of each token, -1 for none; as wide as a token can have pairs."""
     send: list[int]
     receive: list[int]
-    send_entries: list[int]
-    receive_entries: list[int]
+    rows: int
+    """Places that experts of this rank will have to serve."""
 
 
 class AllToAllDispatcher:
@@ -166,71 +103,64 @@ class AllToAllDispatcher:
         self.rank = dist.get_rank(group)
 
     def __call__(
-        self, x_ND: Tensor, choice: Choice, experts: ExpertsFn, number: int, beside: Beside | None = None
+        self, x_ND: Tensor, choice: Choice, experts: ExpertsFn, beside: Beside | None = None, kept: Kept | None = None
     ) -> tuple[Tensor, Tensor | None]:
         if torch.is_grad_enabled():
             # The exchanges of the backward pass need every rank, also one whose rows (none, perhaps) depend on no
             # parameter.
-            x_ND, weight_R = (t if t.requires_grad else t.detach().requires_grad_() for t in (x_ND, choice.weight_R))
-            choice = choice._replace(weight_R=weight_R)
-        local = number // self.size
-        route = self._route(choice, local)
-        flight = _Flight(self.group, route.send, route.receive)
-        travelling_SD = _Depart.apply(expand_rows(x_ND, route.pairs, route.order_P, route.inverse_P), flight)
-        # Ids and weights follow the tokens. Every rank of the group makes these exchanges in this order, also without a
-        # token of its own: one exchange more or fewer on one rank, and all of them wait.
-        work = self._their_work(choice, route, local)
+            x_ND, weight_NK = (t if t.requires_grad else t.detach().requires_grad_() for t in (x_ND, choice.weight_NK))
+            choice = choice._replace(weight_NK=weight_NK)
+        route = self._route(choice, kept or Kept(hold=False))
+        journey = Journey(self.group, route.send, route.receive)
+        ids_PK, weight_PK = self._parts(choice, route)
+        # Every rank of the group makes these exchanges in this order, also without a token of its own: one more or
+        # fewer on one rank, and all of them wait.
+        ids_SK, *travelling = depart(journey, ids_PK, weight_PK, expand_rows(x_ND, route.token_P, route.pair_NW))
         # Autograd runs later nodes first: in the backward pass, too, this lies between departure and landing.
         extra = beside() if beside and self.overlap else None
-        received_SD = _Land.apply(travelling_SD, flight)
-        result_SD = serve(received_SD, work, experts, local)
-        # Weights were applied where the experts are: one row a (token, rank) comes back, not one an expert.
+        weight_SK, received_SD = land(journey, *travelling)
+        # Weights are applied where the experts are: one row a (token, rank) goes back, not one an expert.
+        result_SD = serve(received_SD, self._work(choice, ids_SK, weight_SK, route.rows), experts)
         back_PD = exchange_rows(result_SD, self.group, route.receive, route.send)
-        y_ND = combine_rows(back_PD, route.pairs, route.order_P, route.inverse_P, weighted=False)
+        y_ND = collect_rows(back_PD, route.pair_NW, route.token_P)
         return y_ND, beside() if beside and not self.overlap else extra
 
-    def _route(self, choice: Choice, local: int) -> _Route:
+    def _route(self, choice: Choice, kept: Kept) -> _Route:
         """Plan the journey; one small exchange tells every rank how much it will get."""
-        device, ranks, tokens = choice.expert_R.device, self.size, choice.tokens
-        rank_R = torch.div(choice.expert_R, local, rounding_mode="floor")
-        goes_NG = torch.zeros(tokens, ranks, dtype=torch.bool, device=device)
-        # Several experts on one rank write the same True: the token travels there once.
-        goes_NG[choice.token_R, rank_R] = True
-        # Two columns: pairs, whose rows travel, and entries, whose ids and weights do.
-        leaving_G2 = torch.stack([goes_NG.sum(0), torch.bincount(rank_R, minlength=ranks)], 1)
+        goes_GN, leaving_G2 = pairs_by_rank(choice.expert_NK, self.size, choice.experts // self.size)
+        send, receive, rows = kept.once("sizes", lambda: self._sizes(leaving_G2))
+        # A token has K pairs at most. With their number known, finding them is no wait.
+        width = self.size if choice.by_column else min(choice.expert_NK.shape[1], self.size)
+        token_P, rank_P, pair_NW = list_pairs(goes_GN, sum(send), width)
+        return _Route(token_P, rank_P, pair_NW, send, receive, rows)
+
+    def _sizes(self, leaving_G2: Tensor) -> tuple[list[int], list[int], int]:
+        """(pairs to each rank, pairs from each, places they bring)."""
         arriving_G2 = torch.empty_like(leaving_G2)
         dist.all_to_all_single(arriving_G2, leaving_G2, group=self.group)
-        # The host waits for the device here: it must know the sizes of the exchanges. On CUDA a call waits five times:
-        # the `bincount` above and that of `serve` wait twice each, for their least and their largest number.
-        sizes = torch.cat([leaving_G2.t(), arriving_G2.t()]).tolist()
-        # With its size known, finding the pairs is no further wait.
-        place_P = torch.nonzero_static(goes_NG.view(-1), size=sum(sizes[0]))[:, 0]
-        token_P, rank_P = torch.div(place_P, max(ranks, 1), rounding_mode="floor"), place_P % ranks
-        # Stable: tokens for one rank keep their order, which `pair_T` below counts on.
-        order_P = rank_P.argsort(stable=True)
-        # Sorted by this key, entries of a token at a rank lie together; the first of them opens a pair.
-        key_R = rank_R * tokens + choice.token_R
-        order_R = key_R.argsort(stable=True)
-        sorted_R = key_R.index_select(0, order_R)
-        opens_R = torch.ones_like(sorted_R)
-        opens_R[1:] = (sorted_R[1:] != sorted_R[:-1]).to(torch.int64)
-        pairs = Choice(tokens, token_P, rank_P, choice.weight_R[:0])
-        send, send_entries, receive, receive_entries = sizes
-        inverse_P = inverse_permutation(order_P)
-        return _Route(pairs, order_P, inverse_P, order_R, opens_R, send, receive, send_entries, receive_entries)
+        # The one wait of the host: it must know the sizes of the exchanges.
+        leaving, arriving = torch.stack([leaving_G2, arriving_G2]).tolist()
+        return [n for n, _ in leaving], [n for n, _ in arriving], sum(n for _, n in arriving)
 
-    def _their_work(self, choice: Choice, route: _Route, local: int) -> Choice:
-        """Exchange ids and weights: the choice of the tokens that will arrive, among this rank's experts."""
-        send, receive = route.send_entries, route.receive_entries
-        # Local expert and `opens` in one number: one exchange instead of two.
-        mine_R = choice.expert_R.index_select(0, route.order_R) % local * 2 + route.opens_R
-        told_T = mine_R.new_empty(sum(receive))
-        dist.all_to_all_single(told_T, mine_R, receive, send, group=self.group)
-        # Weights go apart from the ids, for their gradient comes back.
-        weight_T = exchange_rows(choice.weight_R.index_select(0, route.order_R), self.group, send, receive)
-        # Entries arrive in the order of the pairs, so counting the openings gives each its row.
-        pair_T = (told_T % 2).cumsum(0) - 1
-        return Choice(sum(route.receive), pair_T, torch.div(told_T, 2, rounding_mode="floor"), weight_T)
+    def _parts(self, choice: Choice, route: _Route) -> tuple[Tensor, Tensor]:
+        """Ids and weights that go with each pair: those of its token, which the receiver sorts out, or, where each
+        column is one expert's, the columns of its rank."""
+        ids_NK, weight_NK, index_P, pair_NW = choice.expert_NK, choice.weight_NK, route.token_P, route.pair_NW
+        if choice.by_column:
+            local = choice.experts // self.size
+            index_P = index_P * self.size + route.rank_P
+            ids_NK, weight_NK = ids_NK.view(-1, local), weight_NK.reshape(-1, local)
+            # As wide as there are ranks: each of a token's places has columns of its own.
+            pair_NW = pair_NW.view(-1, 1)
+        return ids_NK.index_select(0, index_P), expand_rows(weight_NK, index_P, pair_NW)
+
+    def _work(self, choice: Choice, ids_SK: Tensor, weight_SK: Tensor, rows: int) -> Choice:
+        """The choice of the tokens that arrived, among this rank's experts."""
+        local = choice.experts // self.size
+        # Around the circle of E + 1 numbers (the last is for no expert): own experts come to lie at [0, L), all else
+        # behind them.
+        ids_SK = (ids_SK - self.rank * local) % (choice.experts + 1)
+        return Choice(ids_SK, weight_SK, local, rows)
 
 
 class _KeepInStep(torch.autograd.Function):

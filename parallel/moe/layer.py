@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from parallel.config import MoEConfig
 from parallel.moe.balance import RoutingStats, measure, tokens_per_decision
-from parallel.moe.choice import Choice, choice_of_experts, top_k_choice
+from parallel.moe.choice import Choice, choice_of_experts
 from parallel.moe.dispatch import Dispatcher, LocalDispatcher
 from parallel.moe.experts import Experts
 from parallel.moe.initial import generator_for
+from parallel.moe.kept import Kept
 from parallel.moe.routers import Router, Routing
 from parallel.moe.segments import Segments
 
@@ -85,9 +86,9 @@ class MoELayer(nn.Module):
         ids = range(self.dispatcher.rank * local, (self.dispatcher.rank + 1) * local)
         key = (seed, layer_id)
         self.router = Router(dim, config, modalities, generator_for(*key, "router"))
-        self.experts = Experts(dim, config.hidden or 4 * dim, ids, key)
+        self.experts = Experts(dim, config.hidden or 4 * dim, ids, key, config.expert_bias)
         self.shared = (
-            Experts(dim, config.shared_expert_hidden, range(1), (*key, "shared"))
+            Experts(dim, config.shared_expert_hidden, range(1), (*key, "shared"), config.expert_bias)
             if config.shared_expert_hidden
             else None
         )
@@ -95,7 +96,12 @@ class MoELayer(nn.Module):
         self.observer: Callable[[Choice], None] | None = None  # sees who serves which token
 
     def forward(
-        self, x_ND: Tensor, modality_N: Tensor, unit_N: Tensor | None = None, units: int = 0
+        self,
+        x_ND: Tensor,
+        modality_N: Tensor,
+        unit_N: Tensor | None = None,
+        units: int = 0,
+        kept: Kept | None = None,
     ) -> tuple[Tensor, RoutingStats]:
         """Serve every token by its top-k experts.
 
@@ -104,45 +110,51 @@ class MoELayer(nn.Module):
             modality_N: int64, modality of each token, in [0, M).
             unit_N: int64, decision unit of each token in [0, units), or None if every token decides for itself.
             units: number of units; some may have no token.
+            kept: of a pass that is recomputed: its decisions, made the first time and taken over the second.
 
         Returns:
             Output (N, D) in the dtype of `x_ND`, and the routing statistics of these tokens.
         """
-        x_UD, modality_U, unit_of_N = self._decisions(x_ND, modality_N, unit_N, units)
-        routing = self.router(x_UD, modality_U)
-        choice = self._choose(routing, unit_N, unit_of_N, units)
+        x_UD, modality_U, shared = self._decisions(x_ND, modality_N, unit_N, units)
+        kept = kept or Kept(hold=False)
+        routing = self.router(x_UD, modality_U, kept)
+        choice = self._choose(routing, unit_N, units, shared, kept)
         if self.observer is not None:
             self.observer(choice)
+        unit_of_N = None if shared is None else shared.segment_N
         tokens_MU = tokens_per_decision(modality_N, unit_of_N, self.modalities, len(x_UD))
         stats = measure(routing, tokens_MU, choice)
         # The tokens themselves travel, not what was routed: those that share a decision are served one by one.
-        y_ND, shared_ND = self.dispatcher(x_ND, choice, self.experts, self.config.experts, self._beside(x_ND))
+        y_ND, shared_ND = self.dispatcher(x_ND, choice, self.experts, self._beside(x_ND), kept)
         if shared_ND is not None:
             y_ND = y_ND + shared_ND
         return self.dropout(y_ND), stats
 
-    def _choose(self, routing: Routing, unit_N: Tensor | None, unit_of_N: Tensor | None, units: int) -> Choice:
-        """Who serves which token: `unit_N` are the units of the caller, `unit_of_N` those of the decisions."""
+    def _choose(
+        self, routing: Routing, unit_N: Tensor | None, units: int, shared: Segments | None, kept: Kept
+    ) -> Choice:
+        """Who serves which token: `unit_N` are the units of the caller, `shared` is which tokens share a decision."""
+        experts, k = self.config.experts, self.config.top_k
         if self.config.selection == "expert":
             if unit_N is None:
                 raise ValueError("moe.selection=expert chooses among the tokens of a sample: pass unit_N and units")
-            return choice_of_experts(routing.logits_UE.softmax(1), unit_N, units, self.config.top_k)
+            return choice_of_experts(routing.logits_UE.softmax(1), unit_N, units, k, kept)
         experts_NK, weights_NK = routing.experts_UK, routing.weights_UK
-        if unit_of_N is not None:
-            experts_NK, weights_NK = experts_NK[unit_of_N], weights_NK.index_select(0, unit_of_N)
-        return top_k_choice(experts_NK, weights_NK)
+        if shared is not None:
+            experts_NK, weights_NK = experts_NK.index_select(0, shared.segment_N), shared.spread(weights_NK)
+        return Choice(experts_NK, weights_NK, experts)
 
     def _beside(self, x_ND: Tensor) -> Callable[[], Tensor] | None:
         """What every token gets, wherever it is: the work to do while the tokens travel."""
         shared = self.shared
         if shared is None:
             return None
-        return lambda: shared(x_ND, torch.full((1,), len(x_ND), device=x_ND.device))
+        return lambda: shared(x_ND)
 
     def _decisions(
         self, x_ND: Tensor, modality_N: Tensor, unit_N: Tensor | None, units: int
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What is routed: features (U, D), modality (U) and the decision of each token."""
+    ) -> tuple[Tensor, Tensor, Segments | None]:
+        """What is routed: features (U, D), modality (U), and which tokens share a decision if any do."""
         if unit_N is None or self.config.selection == "expert":
             return x_ND, modality_N, None
         modality_U = torch.zeros(units, dtype=torch.int64, device=x_ND.device)
@@ -153,4 +165,4 @@ class MoELayer(nn.Module):
             units *= self.modalities
         segments = Segments.of(unit_N, units)
         # In fp32, added up in the order of the tokens: the same decision when a block is computed again.
-        return segments.sum(x_ND) / segments.counts.clamp_min(1)[:, None], modality_U, unit_N
+        return segments.sum(x_ND) / segments.counts.clamp_min(1)[:, None], modality_U, segments

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from parallel.config import MoEConfig
 from parallel.moe.gates import Gate
+from parallel.moe.kept import Kept
 from parallel.moe.router_product import Groups, group_rows, router_product
 
 MIN_NOISE = 1e-2
@@ -106,8 +107,9 @@ class Router(nn.Module):
             # when a model is cast to bf16.
             self.register_buffer("nudges_E", torch.zeros(config.experts, dtype=torch.int64))
 
-    def forward(self, x_UD: Tensor, modality_U: Tensor) -> Routing:
-        """Route decisions. `modality_U` is int64 in [0, M); the joint router ignores it."""
+    def forward(self, x_UD: Tensor, modality_U: Tensor, kept: Kept | None = None) -> Routing:
+        """Route decisions. `modality_U` is int64 in [0, M); the joint router ignores it. `kept`: choices taken over."""
+        kept = kept or Kept(hold=False)
         groups = None
         if self.gate.prototypes.shape[0] > 1:
             groups = group_rows(modality_U, self.gate.prototypes.shape[0])
@@ -121,11 +123,11 @@ class Router(nn.Module):
             scores_UE = logits_UE + torch.randn_like(logits_UE) * std_UE
         # The bias, and noise, decide who is chosen; the bias never how much a chosen expert weighs.
         rank_UE = self._within_groups(self._biased(scores_UE))
-        if rank_UE is scores_UE and not self.config.forced_balance:
+        if rank_UE is scores_UE and not self.config.forced_balance and not kept.hold:
             # What is ranked is what weighs.
             chosen_UK, experts_UK = scores_UE.topk(self.config.top_k, dim=1)
         else:
-            experts_UK = self._deal(modality_U) if self.config.forced_balance else self._best(rank_UE)
+            experts_UK = self._deal(modality_U) if self.config.forced_balance else self._best(rank_UE, kept)
             chosen_UK = scores_UE.gather(1, experts_UK)
         weights_UK = chosen_UK.softmax(1)
         load_UE = None
@@ -154,8 +156,10 @@ class Router(nn.Module):
         assert isinstance(self.nudges_E, Tensor)
         return scores_UE + self.nudges_E.float() * self.config.bias_rate
 
-    def _best(self, rank_UE: Tensor) -> Tensor:
-        return rank_UE.detach().topk(self.config.top_k, dim=1).indices
+    def _best(self, rank_UE: Tensor, kept: Kept) -> Tensor:
+        return kept.ids_once(
+            "experts", lambda: rank_UE.detach().topk(self.config.top_k, dim=1).indices, self.config.experts
+        )
 
     def _within_groups(self, rank_UE: Tensor) -> Tensor:
         """-inf for experts outside the best groups of a decision; a group counts as much as its best experts do."""

@@ -63,9 +63,8 @@ def watched_forward(model: nn.Module, batch: Batch) -> tuple[Fused, Tensor | Non
 
     def observer(experts: int) -> Callable[[Choice], None]:
         def observe(choice: Choice) -> None:
-            slot_R = sample_N[choice.token_R] * experts + choice.expert_R
-            total = torch.zeros(len(batch) * experts, device=slot_R.device)
-            share_BE = total.index_add(0, slot_R, choice.weight_R.float()).view(-1, experts)
+            total = torch.zeros(len(batch), experts, device=sample_N.device)
+            share_BE = total.index_add(0, sample_N, choice.gates())
             shares.append(share_BE / share_BE.sum(dim=1, keepdim=True).clamp_min(1e-12))
 
         return observe

@@ -16,7 +16,7 @@ from parallel.moe.balance import (
     tokens_per_decision,
     z_loss,
 )
-from parallel.moe.choice import top_k_choice
+from parallel.moe.choice import Choice, top_k_choice
 from parallel.moe.routers import Routing
 
 
@@ -84,7 +84,7 @@ def test_z_loss_by_hand() -> None:
     logits_UE = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
     choice, weight, modality = torch.tensor([[0], [1]]), torch.ones(2, 1), torch.tensor([0, 0])
     tokens_MU = tokens_per_decision(modality, None, 1, 2)
-    stats = measure(Routing(choice, weight, logits_UE, None), tokens_MU, top_k_choice(choice, weight))
+    stats = measure(Routing(choice, weight, logits_UE, None), tokens_MU, Choice(choice, weight, 2))
     expected = (math.log(2) ** 2 + (1 + math.log(2)) ** 2) / 2
     assert float(z_loss(stats)) == pytest.approx(expected, rel=1e-6)
 
@@ -99,7 +99,7 @@ def test_statistics_are_sums_over_tokens_also_with_shared_decisions() -> None:
     )
     values, experts = logits_UE.topk(2, dim=1)
     weights = values.softmax(1)
-    tokens = top_k_choice(experts[unit_N], weights[unit_N])
+    tokens = Choice(experts[unit_N], weights[unit_N], 5)
     shared = measure(Routing(experts, weights, logits_UE, None), tokens_per_decision(modality_N, unit_N, 2, 4), tokens)
     spread = Routing(experts[unit_N], weights[unit_N], logits_UE[unit_N], None)
     single = measure(spread, tokens_per_decision(modality_N, None, 2, 6), tokens)
@@ -116,7 +116,7 @@ def test_no_tokens_and_no_layers_give_zero_losses_with_gradients() -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
     choice, weight = torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0, 2)
     tokens_MU = tokens_per_decision(nothing, None, 3, 0)
-    stats = measure(Routing(choice, weight, logits, None), tokens_MU, top_k_choice(choice, weight))
+    stats = measure(Routing(choice, weight, logits, None), tokens_MU, Choice(choice, weight, 4))
     losses = balance_losses([stats], config)
     assert {name: float(value.detach()) for name, value in losses.items()} == {"balance": 0, "entropy": 0, "z": 0}
     torch.stack(list(losses.values())).sum().backward()

@@ -1,64 +1,20 @@
-"""Row movement against indexing, and the all-to-all dispatcher against its local twin."""
+"""The all-to-all dispatcher against its local twin."""
+
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from parallel.config import MoEConfig
 from parallel.moe.balance import RoutingStats, reduce_stats
-from parallel.moe.choice import Choice, top_k_choice
 from parallel.moe.dispatch import AllToAllDispatcher, LocalDispatcher
 from parallel.moe.initial import generator_for
 from parallel.moe.layer import MoELayer, decision_units
-from parallel.moe.permute import combine_rows, expand_rows, inverse_permutation, permute_rows
+from parallel.moe.rows.exchange import Journey
 from tests.ranks import RankError, run_ranks
-
-
-@pytest.mark.parametrize("n", [0, 7])
-def test_rows_move_as_indexing_does(n: int) -> None:
-    torch.manual_seed(0)
-    k, d = 3, 4
-    order = torch.randperm(n * k)
-    inverse = inverse_permutation(order)
-    x = torch.randn(n, d, dtype=torch.float64, requires_grad=True)
-    y = torch.randn(n * k, d, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(n, k, dtype=torch.float64, requires_grad=True)
-
-    def choose(w: Tensor) -> Choice:
-        return top_k_choice(torch.zeros(n, k, dtype=torch.int64), w)
-
-    assert torch.equal(permute_rows(y, order, inverse), y[order])
-    assert torch.equal(expand_rows(x, choose(weight), order, inverse), x.repeat_interleave(k, 0)[order])
-    spread = torch.zeros(n * k, d, dtype=torch.float64).index_copy(0, order, y).view(n, k, d)
-    expected = (spread * weight[:, :, None]).sum(1)
-    torch.testing.assert_close(combine_rows(y, choose(weight), order, inverse), expected)
-    if n:
-        assert torch.autograd.gradcheck(lambda t: permute_rows(t, order, inverse), y)
-        assert torch.autograd.gradcheck(lambda t: expand_rows(t, choose(weight), order, inverse), x)
-        assert torch.autograd.gradcheck(lambda t, w: combine_rows(t, choose(w), order, inverse), (y, weight))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rows_of_tokens_with_unequal_numbers_of_experts(dtype: torch.dtype) -> None:
-    """Tokens with 0, 2, 0, 1 and 3 entries, on both ways to add them up."""
-    torch.manual_seed(0)
-    token = torch.tensor([1, 1, 3, 4, 4, 4])
-    order = torch.randperm(6)
-    inverse = inverse_permutation(order)
-    x, y = torch.randn(5, 3, dtype=dtype, requires_grad=True), torch.randn(6, 3, dtype=dtype, requires_grad=True)
-    weight = torch.randn(6, dtype=dtype, requires_grad=True)
-    choice = Choice(5, token, torch.zeros_like(token), weight)
-    assert torch.equal(expand_rows(x, choice, order, inverse), x[token][order])
-    for weighted in (True, False):
-        combined = combine_rows(y, choice, order, inverse, weighted)
-        factor = weight if weighted else torch.ones_like(weight)
-        expected = torch.zeros(5, 3, dtype=dtype).index_add(0, token, y[inverse] * factor[:, None])
-        torch.testing.assert_close(combined, expected)
-        own = torch.autograd.grad(combined.square().sum(), y, retain_graph=True)[0]
-        torch.testing.assert_close(own, torch.autograd.grad(expected.square().sum(), y, retain_graph=True)[0])
-    gathered = torch.autograd.grad(expand_rows(x, choice, order, inverse).square().sum(), x)[0]
-    torch.testing.assert_close(gathered, torch.autograd.grad(x[token].square().sum(), x)[0])
 
 
 def _layer_and_tokens(rank: int, case: str) -> tuple[MoEConfig, Tensor, Tensor]:
@@ -110,6 +66,40 @@ def test_all_to_all_equals_its_local_twin(world: int) -> None:
                 np.testing.assert_allclose(
                     case[f"spread/{key}"], case[f"local/{key}"], rtol=1e-5, atol=1e-5, err_msg=f"rank {rank}, {key}"
                 )
+
+
+def _order(rank: int, world: int) -> list[str]:
+    """What a layer with a shared expert sends and waits for, in the order in which it does."""
+    log: list[str] = []
+    send, end = dist.all_to_all_single, Journey.end
+
+    def sent(into: Tensor, out: Tensor, *sizes: object, **options: object) -> object:
+        log.append(f"{'start' if options.get('async_op') else 'exchange'} {str(out.dtype)[6:]} x {out.shape[1]}")
+        return send(into, out, *sizes, **options)
+
+    def ended(self: Journey) -> None:
+        log.append(f"end {len(self._under_way)}")
+        end(self)
+
+    config = MoEConfig(experts=8, top_k=3, hidden=10, shared_expert_hidden=5)
+    layer = MoELayer(6, config, dispatcher=AllToAllDispatcher(dist.group.WORLD))
+    assert layer.shared is not None
+    layer.shared.register_full_backward_hook(lambda *_: log.append("shared backward"))
+    layer.shared.register_forward_pre_hook(lambda *_: log.append("shared"))
+    with mock.patch.object(dist, "all_to_all_single", sent), mock.patch.object(Journey, "end", ended):
+        y, _ = layer(torch.randn(9, 6, requires_grad=True), torch.zeros(9, dtype=torch.int64))
+        log.append("backward")
+        y.square().sum().backward()
+    return log
+
+
+def test_small_things_go_first_and_the_shared_expert_overlaps_both_ways() -> None:
+    """One channel carries all exchanges of a group in turn: what is waited for behind the rows waits for them."""
+    forward = ["exchange int64 x 2", "start int64 x 3", "start float32 x 3", "start float32 x 6", "shared", "end 3"]
+    results = ["start float32 x 6", "end 1"]
+    backward = ["start float32 x 3", "start float32 x 6", "shared backward", "end 2"]
+    for log in run_ranks(_order, 2):
+        assert log == [*forward, *results, "backward", *results, *backward]
 
 
 def _reduce(rank: int, world: int) -> tuple[list[float], list[float]]:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from parallel.moe.experts import BLOCK, Experts, cut_portions, pad_blocks, reference_experts
 from parallel.moe.grouped_matmul import grouped_matmul, reference_grouped_matmul
+from parallel.moe.rows.places import RowGroups
 
 COUNTS = [[5, 3, 4], [0, 7, 0], [0, 0, 0], [1, 0, 30]]
 
@@ -41,8 +42,9 @@ def test_experts_equal_loop(counts: list[int], dtype: torch.dtype) -> None:
         torch.randn(sum(counts), 6),
     )
     inputs = (x, experts.w1, experts.w2, experts.w3)
-    ours = experts(x, counts_L)
-    theirs = reference_experts(x, counts_L, experts.w1, experts.w2, experts.w3)
+    groups = RowGroups.of(counts_L, len(x))
+    ours = experts(x, groups)
+    theirs = reference_experts(x, groups, experts.w1, experts.w2, experts.w3)
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 3e-2, "atol": 3e-2}
     torch.testing.assert_close(ours, theirs, **tolerance)
     for mine, oracle in zip(gradients(ours, up, *inputs), gradients(theirs, up, *inputs), strict=True):
@@ -59,8 +61,9 @@ def test_portions_of_an_expert_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     x, counts_L, up = torch.randn(16, 6, requires_grad=True), torch.tensor([0, 3, 9, 4]), torch.randn(16, 6)
     inputs = (x, experts.w1, experts.w2, experts.w3)
     monkeypatch.setattr("parallel.moe.experts.CACHE_BYTES", 4 * 4 * 10)
-    ours = experts(x, counts_L)
-    theirs = reference_experts(x, counts_L, experts.w1, experts.w2, experts.w3)
+    groups = RowGroups.of(counts_L, len(x))
+    ours = experts(x, groups)
+    theirs = reference_experts(x, groups, experts.w1, experts.w2, experts.w3)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     for mine, oracle in zip(gradients(ours, up, *inputs), gradients(theirs, up, *inputs), strict=True):
         torch.testing.assert_close(mine, oracle, rtol=1e-5, atol=1e-5)
@@ -74,7 +77,7 @@ def test_experts_pass_a_numerical_gradient_check() -> None:
 
     def call(x: Tensor, *weights: Tensor) -> Tensor:
         return torch.func.functional_call(
-            experts, dict(zip(("w1", "w2", "w3"), weights, strict=True)), (x, torch.tensor([2, 3]))
+            experts, dict(zip(("w1", "w2", "w3"), weights, strict=True)), (x, RowGroups.of(torch.tensor([2, 3]), 5))
         )
 
     assert torch.autograd.gradcheck(call, (x, experts.w1, experts.w2, experts.w3))
@@ -82,7 +85,7 @@ def test_experts_pass_a_numerical_gradient_check() -> None:
 
 def test_experts_without_rows_give_zero_gradients_not_none() -> None:
     experts = Experts(6, 10, range(3))
-    experts(torch.zeros(0, 6), torch.zeros(3, dtype=torch.int64)).sum().backward()
+    experts(torch.zeros(0, 6), RowGroups.of(torch.zeros(3, dtype=torch.int64), 0)).sum().backward()
     for parameter in experts.parameters():
         assert parameter.grad is not None and not parameter.grad.any()
 
@@ -110,7 +113,7 @@ def test_initial_weights_depend_on_the_global_id_only() -> None:
 def test_bf16_experts_are_close_to_fp32() -> None:
     torch.manual_seed(0)
     experts = Experts(32, 64, range(4))
-    x, counts = torch.randn(40, 32), torch.tensor([10, 0, 25, 5])
+    x, counts = torch.randn(40, 32), RowGroups.of(torch.tensor([10, 0, 25, 5]), 40)
     exact = experts(x, counts).detach()
     rounded = experts.to(torch.bfloat16)(x.bfloat16(), counts).detach()
     assert rounded.dtype == torch.bfloat16
@@ -120,10 +123,10 @@ def test_bf16_experts_are_close_to_fp32() -> None:
 def test_frozen_experts_pass_back_what_trained_ones_do() -> None:
     torch.manual_seed(0)
     experts = Experts(6, 10, range(4))
-    counts_L = torch.tensor([3, 0, 5, 1])
+    groups = RowGroups.of(torch.tensor([3, 0, 5, 1]), 9)
     x_RD = torch.randn(9, 6, requires_grad=True)
     weight_RD = torch.randn(9, 6)
-    (expected,) = torch.autograd.grad((experts(x_RD, counts_L) * weight_RD).sum(), x_RD)
+    (expected,) = torch.autograd.grad((experts(x_RD, groups) * weight_RD).sum(), x_RD)
     experts.requires_grad_(False)
-    (got,) = torch.autograd.grad((experts(x_RD, counts_L) * weight_RD).sum(), x_RD)
+    (got,) = torch.autograd.grad((experts(x_RD, groups) * weight_RD).sum(), x_RD)
     assert torch.allclose(got, expected, atol=1e-6)

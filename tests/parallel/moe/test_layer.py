@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from parallel import MoEConfig, MoELayer, decision_units
+from parallel.moe.rows.places import RowGroups
 
 ROUTERS, GATES, GRAINS = (
     ("joint", "per_modality", "disjoint"),
@@ -82,7 +83,7 @@ def test_tokens_of_a_unit_share_their_experts(router: str, grain: str) -> None:
         rows = torch.full((layer.config.top_k, DIM), 0.0) + x_ND[n]
         counts = torch.bincount(routing.experts_UK[0], minlength=8)
         order = routing.experts_UK[0].argsort()
-        expected = routing.weights_UK[0, order] @ layer.experts(rows, counts)
+        expected = routing.weights_UK[0, order] @ layer.experts(rows, RowGroups.of(counts, len(rows)))
         torch.testing.assert_close(y_ND[n], expected, rtol=1e-4, atol=1e-5)
     assert stats.tokens_M.tolist() == torch.bincount(modality_N, minlength=MODALITIES).tolist()
     assert float(stats.count_ME.sum()) == len(x_ND) * layer.config.top_k
@@ -102,7 +103,8 @@ def test_experts_that_choose_equal_a_loop_and_keep_to_the_sample(router: str) ->
         take = -(-3 * len(of_sample) // 8)
         for e in range(8):
             best = of_sample[prob_NE[of_sample, e].topk(take).indices]
-            rows = layer.experts(x_ND[best], torch.tensor([take * (i == e) for i in range(8)]))
+            counts = torch.tensor([take * (i == e) for i in range(8)])
+            rows = layer.experts(x_ND[best], RowGroups.of(counts, take))
             expected_ND = expected_ND.index_add(0, best, rows * prob_NE[best, e][:, None])
     torch.testing.assert_close(y_ND, expected_ND, rtol=1e-4, atol=1e-5)
     loads = stats.count_ME.sum(0)

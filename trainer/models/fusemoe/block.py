@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from parallel import Dispatcher, MoELayer, RoutingStats, decision_units
+from parallel.moe.kept import Kept
 from trainer.config.sections import ModelConfig
 from trainer.models.layers.attention import Prompts, build_attention
 from trainer.models.layers.ragged import segment_softmax, segment_sum
@@ -37,10 +38,12 @@ class FusionBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.dense = _dense(dim, config.ffn_hidden) if config.ffn_hidden else None
 
-    def forward(self, x_ND: Tensor, layout: TokenLayout, prompts: Prompts | None = None) -> tuple[Tensor, RoutingStats]:
+    def forward(
+        self, x_ND: Tensor, layout: TokenLayout, prompts: Prompts | None = None, kept: Kept | None = None
+    ) -> tuple[Tensor, RoutingStats]:
         x_ND = x_ND + self.dropout(self.attention(self.attention_norm(x_ND), layout, prompts))
         unit_N, units = decision_units(self.config, layout.sample_N, layout.bin_N, layout.samples, layout.bins)
-        y_ND, stats = self.moe(self.moe_norm(x_ND), layout.modality_N, unit_N, units)
+        y_ND, stats = self.moe(self.moe_norm(x_ND), layout.modality_N, unit_N, units, kept)
         x_ND = x_ND + self.dropout(y_ND)
         if self.dense is not None:
             # The norm is the first of its layers.

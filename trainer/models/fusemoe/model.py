@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from data_shards import Batch, DatasetSchema, Group, group_layout
 from data_shards.records.statistics import SplitStatistics
 from parallel import Dispatcher, RoutingStats
+from parallel.moe.kept import recomputed
 from trainer.config.sections import ModelConfig
 from trainer.models.encoders.build import build_encoder
 from trainer.models.fusemoe.block import FusionBlock, Pooling
@@ -96,7 +96,7 @@ class FuseMoE(nn.Module):
     def _block(self, block: nn.Module, x_ND: Tensor, layout: TokenLayout) -> tuple[Tensor, RoutingStats]:
         """One fusion block. Every rank recomputes every block, in the same order, so collectives in it stay matched."""
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(block, x_ND, layout, use_reentrant=False)  # type: ignore[return-value]
+            return recomputed(block, x_ND, layout)  # type: ignore[no-any-return]
         return block(x_ND, layout)  # type: ignore[no-any-return]
 
     def stages(self) -> list[list[nn.Module]]:

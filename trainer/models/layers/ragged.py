@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel.moe.permute import inverse_permutation, permute_rows
+from parallel.moe.rows.permute import inverse_permutation, permute_rows
 
 
 class _Pad(torch.autograd.Function):
