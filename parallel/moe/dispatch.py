@@ -26,7 +26,7 @@ from torch import Tensor
 from parallel.moe.choice import Choice
 from parallel.moe.kept import Kept
 from parallel.moe.rows.exchange import Journey, depart, exchange_rows, land
-from parallel.moe.rows.permute import collect_rows, combine_rows, expand_rows
+from parallel.moe.rows.permute import collect_rows, combine_rows, expand_rows, label_rows
 from parallel.moe.rows.places import RowGroups, list_pairs, pairs_by_rank, place_rows
 
 ExpertsFn = Callable[[Tensor, RowGroups], Tensor]  # (rows sorted by local expert, where each one's are) -> rows
@@ -112,55 +112,36 @@ class AllToAllDispatcher:
             choice = choice._replace(weight_NK=weight_NK)
         route = self._route(choice, kept or Kept(hold=False))
         journey = Journey(self.group, route.send, route.receive)
-        ids_PK, weight_PK = self._parts(choice, route)
+        # The receiver's own experts, by its own numbers; in the table of a pair all others are empty places.
+        pairs, local = (route.token_P, route.rank_P, route.pair_NW), choice.experts // self.size
+        ids_PX, weight_PX = label_rows(choice.expert_NK, choice.weight_NK, pairs, local, choice.by_column)
         # Every rank of the group makes these exchanges in this order, also without a token of its own: one more or
         # fewer on one rank, and all of them wait.
-        ids_SK, *travelling = depart(journey, ids_PK, weight_PK, expand_rows(x_ND, route.token_P, route.pair_NW))
+        ids_SX, *travelling = depart(journey, ids_PX, weight_PX, expand_rows(x_ND, route.token_P, route.pair_NW))
         # Autograd runs later nodes first: in the backward pass, too, this lies between departure and landing.
         extra = beside() if beside and self.overlap else None
-        weight_SK, received_SD = land(journey, *travelling)
+        weight_SX, received_SD = land(journey, *travelling)
         # Weights are applied where the experts are: one row a (token, rank) goes back, not one an expert.
-        result_SD = serve(received_SD, self._work(choice, ids_SK, weight_SK, route.rows), experts)
+        result_SD = serve(received_SD, Choice(ids_SX, weight_SX, local, route.rows), experts)
         back_PD = exchange_rows(result_SD, self.group, route.receive, route.send)
         y_ND = collect_rows(back_PD, route.pair_NW, route.token_P)
         return y_ND, beside() if beside and not self.overlap else extra
 
     def _route(self, choice: Choice, kept: Kept) -> _Route:
         """Plan the journey; one small exchange tells every rank how much it will get."""
-        goes_GN, leaving_G2 = pairs_by_rank(choice.expert_NK, self.size, choice.experts // self.size)
-        send, receive, rows = kept.once("sizes", lambda: self._sizes(leaving_G2))
+        goes_GN, sizes_2G2 = pairs_by_rank(choice.expert_NK, self.size, choice.experts // self.size)
+        send, receive, rows = kept.once("sizes", lambda: self._sizes(sizes_2G2))
         # A token has K pairs at most. With their number known, finding them is no wait.
         width = self.size if choice.by_column else min(choice.expert_NK.shape[1], self.size)
         token_P, rank_P, pair_NW = list_pairs(goes_GN, sum(send), width)
         return _Route(token_P, rank_P, pair_NW, send, receive, rows)
 
-    def _sizes(self, leaving_G2: Tensor) -> tuple[list[int], list[int], int]:
+    def _sizes(self, sizes_2G2: Tensor) -> tuple[list[int], list[int], int]:
         """(pairs to each rank, pairs from each, places they bring)."""
-        arriving_G2 = torch.empty_like(leaving_G2)
-        dist.all_to_all_single(arriving_G2, leaving_G2, group=self.group)
+        dist.all_to_all_single(sizes_2G2[1], sizes_2G2[0], group=self.group)
         # The one wait of the host: it must know the sizes of the exchanges.
-        leaving, arriving = torch.stack([leaving_G2, arriving_G2]).tolist()
+        leaving, arriving = sizes_2G2.tolist()
         return [n for n, _ in leaving], [n for n, _ in arriving], sum(n for _, n in arriving)
-
-    def _parts(self, choice: Choice, route: _Route) -> tuple[Tensor, Tensor]:
-        """Ids and weights that go with each pair: those of its token, which the receiver sorts out, or, where each
-        column is one expert's, the columns of its rank."""
-        ids_NK, weight_NK, index_P, pair_NW = choice.expert_NK, choice.weight_NK, route.token_P, route.pair_NW
-        if choice.by_column:
-            local = choice.experts // self.size
-            index_P = index_P * self.size + route.rank_P
-            ids_NK, weight_NK = ids_NK.view(-1, local), weight_NK.reshape(-1, local)
-            # As wide as there are ranks: each of a token's places has columns of its own.
-            pair_NW = pair_NW.view(-1, 1)
-        return ids_NK.index_select(0, index_P), expand_rows(weight_NK, index_P, pair_NW)
-
-    def _work(self, choice: Choice, ids_SK: Tensor, weight_SK: Tensor, rows: int) -> Choice:
-        """The choice of the tokens that arrived, among this rank's experts."""
-        local = choice.experts // self.size
-        # Around the circle of E + 1 numbers (the last is for no expert): own experts come to lie at [0, L), all else
-        # behind them.
-        ids_SK = (ids_SK - self.rank * local) % (choice.experts + 1)
-        return Choice(ids_SK, weight_SK, local, rows)
 
 
 class _KeepInStep(torch.autograd.Function):

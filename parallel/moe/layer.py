@@ -157,12 +157,13 @@ class MoELayer(nn.Module):
         """What is routed: features (U, D), modality (U), and which tokens share a decision if any do."""
         if unit_N is None or self.config.selection == "expert":
             return x_ND, modality_N, None
-        modality_U = torch.zeros(units, dtype=torch.int64, device=x_ND.device)
-        if self.config.router != "joint":
+        if self.config.router == "joint":
+            modality_U = torch.zeros(units, dtype=torch.int64, device=x_ND.device)
+        else:
             # Units split by modality; many of these are empty and decide for nobody.
-            unit_N = unit_N * self.modalities + modality_N
+            unit_N = torch.add(modality_N, unit_N, alpha=self.modalities)
             modality_U = torch.arange(self.modalities, device=x_ND.device).repeat(units)
             units *= self.modalities
         segments = Segments.of(unit_N, units)
         # In fp32, added up in the order of the tokens: the same decision when a block is computed again.
-        return segments.sum(x_ND) / segments.counts.clamp_min(1)[:, None], modality_U, segments
+        return segments.mean(x_ND), modality_U, segments

@@ -10,16 +10,15 @@ Shapes: N rows, S segments, D width (any number of dimensions).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from parallel.moe.grouped_matmul import on_gpu
-
-STRETCH = 128  # rows that one thread adds up where segments are added in two stages
+from parallel.moe.rows.places import bounds
+from parallel.moe.rows.sums import sum_segments
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Segments:
         if not ascending:
             sorted_N, order_N = segment_N.sort(stable=True)
         # Where segment s begins is how many rows are of smaller ones; unlike `bincount` this waits for nothing.
-        start_S1 = torch.searchsorted(sorted_N, torch.arange(segments + 1, device=segment_N.device))
+        start_S1 = bounds(sorted_N, segments)
         return Segments(segment_N, order_N, start_S1)
 
     def __len__(self) -> int:
@@ -57,7 +56,11 @@ class Segments:
 
     def sum(self, x_ND: Tensor) -> Tensor:
         """(N, ...) -> (S, ...) in fp32 at least; zeros for a segment without rows."""
-        return _Sum.apply(x_ND, self)  # type: ignore[no-any-return]
+        return _Sum.apply(x_ND, self, False)  # type: ignore[no-any-return]
+
+    def mean(self, x_ND: Tensor) -> Tensor:
+        """(N, ...) -> (S, ...): mean rows in fp32 at least; zeros for a segment without rows."""
+        return _Sum.apply(x_ND, self, True)  # type: ignore[no-any-return]
 
     def spread(self, x_SD: Tensor) -> Tensor:
         """(S, ...) -> (N, ...): each row gets what its segment has. Its derivative is `sum`, rounded once."""
@@ -95,15 +98,18 @@ def reference_segment_sum(x_ND: Tensor, segment_N: Tensor, segments: int) -> Ten
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, segments: Segments) -> Tensor:
-        ctx.save_for_backward(segments.segment_N)
-        ctx.dtype = x_ND.dtype
-        return _add_up(x_ND, segments)
+    def forward(ctx: Any, x_ND: Tensor, segments: Segments, mean: bool) -> Tensor:
+        ctx.save_for_backward(segments.segment_N, segments.start_S1)
+        ctx.dtype, ctx.mean = x_ND.dtype, mean
+        return _add_up(x_ND, segments, mean)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (segment_N,) = ctx.saved_tensors
-        return grads[0].to(ctx.dtype).index_select(0, segment_N), None
+        segment_N, start_S1 = ctx.saved_tensors
+        g_SD = grads[0]
+        if ctx.mean:
+            g_SD = g_SD / start_S1.diff().clamp_min(1).view(-1, *[1] * (g_SD.dim() - 1))
+        return g_SD.to(ctx.dtype).index_select(0, segment_N), None, None
 
 
 class _Spread(torch.autograd.Function):
@@ -130,25 +136,10 @@ class _LookUp(torch.autograd.Function):
         return _add_up(grads[0], Segments.of(index_N, ctx.rows)).to(ctx.dtype), None
 
 
-def _add_up(x_ND: Tensor, segments: Segments) -> Tensor:
-    """(N, ...) -> (S, ...): sums in fp32 at least, in the order of the rows."""
-    if x_ND.dtype not in (torch.float32, torch.float64):
-        x_ND = x_ND.float()
-    if not x_ND.numel():
-        return x_ND.new_zeros(len(segments), *x_ND.shape[1:])
-    x_NX = x_ND.reshape(len(x_ND), -1).contiguous()
-    order_N, start_S1 = segments.order_N, segments.start_S1
+def _add_up(x_ND: Tensor, segments: Segments, mean: bool = False) -> Tensor:
+    """(N, ...) -> (S, ...): sums or means in fp32 at least, in the order of the rows."""
+    order_N = segments.order_N
     if order_N is None:
-        order_N = torch.arange(len(x_NX), device=x_NX.device)
-    if not on_gpu(x_NX):
-        total_SX = F.embedding_bag(order_N, x_NX, start_S1[:-1], mode="sum")
-    else:
-        # A thread that adds up thousands of rows would keep all others waiting, so long segments are cut:
-        # at every segment's start and at every so many rows, as the number of cuts is then known without asking.
-        every_Y = torch.arange(0, len(x_NX), STRETCH, device=x_NX.device)
-        cut_Z = torch.cat([every_Y, start_S1[:-1]]).sort().values
-        part_ZX = F.embedding_bag(order_N, x_NX, cut_Z, mode="sum")
-        # Of equal cuts all but the last are empty, so a segment's parts begin at any of them.
-        first_S = torch.searchsorted(cut_Z, start_S1[:-1])
-        total_SX = F.embedding_bag(torch.arange(len(cut_Z), device=x_NX.device), part_ZX, first_S, mode="sum")
+        order_N = torch.arange(len(x_ND), device=x_ND.device)
+    total_SX = sum_segments(x_ND.reshape(len(x_ND), math.prod(x_ND.shape[1:])), order_N, segments.start_S1, mean)
     return total_SX.view(len(segments), *x_ND.shape[1:])

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallel.moe.rows.places import label_pairs
 from parallel.moe.rows.sums import gather_rows, spread_rows, sum_rows
 
 
@@ -60,6 +61,43 @@ class _CombineRows(torch.autograd.Function):
         if weight_NK is None:
             return gather_rows(grads[0], entry_R), None, None, None
         return *spread_rows(grads[0], y_RD, weight_NK, entry_R), None, None
+
+
+class _LabelPairs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        expert_NK: Tensor,
+        weight_NK: Tensor,
+        token_P: Tensor,
+        rank_P: Tensor,
+        pair_NW: Tensor,
+        local: int,
+        by_column: bool,
+    ) -> tuple[Tensor, Tensor]:
+        ids_PX, weight_PX = label_pairs(expert_NK, weight_NK, token_P, rank_P, local, by_column)
+        ctx.save_for_backward(pair_NW)
+        ctx.by_column, ctx.shape = by_column, weight_NK.shape
+        ctx.mark_non_differentiable(ids_PX)
+        return ids_PX, weight_PX
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (pair_NW,) = ctx.saved_tensors
+        # Of a token's pairs each weight serves in one; elsewhere its gradient is zero.
+        g_NK = sum_rows(grads[1], pair_NW.view(-1, 1) if ctx.by_column else pair_NW).view(ctx.shape)
+        return None, g_NK, *(None,) * 5
+
+
+def label_rows(
+    expert_NK: Tensor,
+    weight_NK: Tensor,
+    pairs: tuple[Tensor, Tensor, Tensor],
+    local: int,
+    by_column: bool,
+) -> tuple[Tensor, Tensor]:
+    """`places.label_pairs` for pairs = (token_P, rank_P, pair_NW), with the gradient of the weights."""
+    return _LabelPairs.apply(expert_NK, weight_NK, *pairs, local, by_column)
 
 
 def permute_rows(x_RD: Tensor, order_R: Tensor, inverse_R: Tensor) -> Tensor:

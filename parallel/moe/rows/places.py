@@ -43,7 +43,9 @@ def pairs_by_rank_plain(expert_NK: Tensor, ranks: int, local: int) -> tuple[Tens
     # Places without an expert have a number behind the last rank's.
     count_NX = rank_NK.new_zeros(len(rank_NK), ranks + 1).scatter_add_(1, rank_NK, torch.ones_like(rank_NK))
     goes_GN = (count_NX[:, :ranks] > 0).t().contiguous()
-    return goes_GN, torch.stack([goes_GN.sum(1), count_NX[:, :ranks].sum(0)], 1)
+    sizes_2G2 = rank_NK.new_zeros(2, ranks, 2)
+    sizes_2G2[0] = torch.stack([goes_GN.sum(1), count_NX[:, :ranks].sum(0)], 1)
+    return goes_GN, sizes_2G2
 
 
 def list_pairs_plain(goes_GN: Tensor, so_far_X: Tensor, size: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,6 +56,23 @@ def list_pairs_plain(goes_GN: Tensor, so_far_X: Tensor, size: int, width: int) -
     pair_NW = pair_GN.t().topk(width, dim=1).values if width < ranks else pair_GN.t().contiguous()
     tokens = max(tokens, 1)
     return place_P % tokens, place_P.div(tokens, rounding_mode="floor"), pair_NW
+
+
+def bounds_plain(sorted_N: Tensor, segments: int) -> Tensor:
+    return torch.searchsorted(sorted_N, torch.arange(segments + 1, device=sorted_N.device))
+
+
+def label_pairs_plain(
+    expert_NK: Tensor, weight_NK: Tensor, token_P: Tensor, rank_P: Tensor, local: int, by_column: bool
+) -> tuple[Tensor, Tensor]:
+    if by_column:
+        ranks = expert_NK.shape[1] // local
+        index_P = token_P * ranks + rank_P
+        expert_NK, weight_NK = expert_NK.view(-1, local), weight_NK.reshape(-1, local)
+    else:
+        index_P = token_P
+    ids_PX = expert_NK.index_select(0, index_P) - rank_P[:, None] * local
+    return ids_PX.masked_fill_((ids_PX < 0) | (ids_PX >= local), local), weight_NK.index_select(0, index_P)
 
 
 def place_rows_plain(
@@ -79,6 +98,13 @@ _list = operator(
     list_pairs_plain,
     triton="places_triton",
 )
+_label = operator(
+    "label_pairs(Tensor expert, Tensor weight, Tensor token, Tensor rank, int local, bool by_column) "
+    "-> (Tensor, Tensor)",
+    label_pairs_plain,
+    triton="places_triton",
+)
+_bounds = operator("bounds(Tensor sorted, int segments) -> Tensor", bounds_plain, triton="places_triton")
 _place = operator(
     "place_rows(Tensor sorted, Tensor order, int places, int experts, int rows) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -94,10 +120,28 @@ def pairs_by_rank(expert_NK: Tensor, ranks: int, local: int) -> tuple[Tensor, Te
         expert_NK: int64 id of an expert, of which each rank has `local` neighbouring ones; ranks * local for none.
 
     Returns:
-        goes_GN, bool; and int64 (G, 2): how many tokens go to each rank, and how many places they take there.
+        goes_GN, bool; and int64 (2, G, 2), whose first half is how many tokens go to each rank and how many places
+        they take there; the other half is zero, room for what the ranks answer.
     """
-    goes_GN, leaving_G2 = _pairs(expert_NK, ranks, local)
-    return goes_GN, leaving_G2
+    goes_GN, sizes_2G2 = _pairs(expert_NK, ranks, local)
+    return goes_GN, sizes_2G2
+
+
+def label_pairs(
+    expert_NK: Tensor, weight_NK: Tensor, token_P: Tensor, rank_P: Tensor, local: int, by_column: bool
+) -> tuple[Tensor, Tensor]:
+    """What goes with each pair: ids among the rank's `local` experts (`local` for all others), and weights.
+
+    (P, K) each; or (P, L) if `by_column`, that is if column e of the tables is expert e's: then the rank's columns.
+    """
+    ids_PX, weight_PX = _label(expert_NK, weight_NK, token_P, rank_P, local, by_column)
+    return ids_PX, weight_PX
+
+
+def bounds(sorted_N: Tensor, segments: int) -> Tensor:
+    """int64 (segments + 1): how many of the sorted numbers are smaller than 0, 1, ..."""
+    start_S1: Tensor = _bounds(sorted_N, segments)
+    return start_S1
 
 
 def list_pairs(goes_GN: Tensor, size: int, width: int) -> tuple[Tensor, Tensor, Tensor]:

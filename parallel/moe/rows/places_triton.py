@@ -80,17 +80,74 @@ def _place_kernel(
         tl.store(ends_ptr + e, low.to(tl.int32), mask=e < experts)
 
 
+@triton.jit(do_not_specialize=["pairs"])
+def _label_kernel(
+    expert_ptr, weight_ptr, token_ptr, rank_ptr, ids_ptr, out_ptr, pairs, places, width, local,
+    BY_COLUMN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    p = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    col = tl.arange(0, COLS)
+    token = tl.load(token_ptr + p, mask=p < pairs, other=0)
+    rank = tl.load(rank_ptr + p, mask=p < pairs, other=0)
+    there = (p < pairs)[:, None] & (col < width)[None, :]
+    place = token[:, None] * places + col[None, :]
+    if BY_COLUMN:
+        place += rank[:, None] * local
+    own = tl.load(expert_ptr + place, mask=there, other=0) - rank[:, None] * local
+    own = tl.where((own >= 0) & (own < local), own, local)
+    tl.store(ids_ptr + p[:, None] * width + col[None, :], own, mask=there)
+    tl.store(out_ptr + p[:, None] * width + col[None, :], tl.load(weight_ptr + place, mask=there), mask=there)
+
+
+@triton.jit(do_not_specialize=["number", "segments", "steps"])
+def _bounds_kernel(sorted_ptr, start_ptr, number, segments, steps, BLOCK: tl.constexpr):
+    s = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    low = tl.zeros((BLOCK,), tl.int64)
+    high = low + number
+    for _ in range(steps):
+        middle = (low + high) // 2
+        value = tl.load(sorted_ptr + middle, mask=middle < number, other=0)
+        below = (value < s) & (low < high)
+        low, high = tl.where(below, middle + 1, low), tl.where(below, high, tl.minimum(high, middle))
+    tl.store(start_ptr + s, low, mask=s <= segments)
+
+
 def pairs_by_rank(expert_NK: Tensor, ranks: int, local: int) -> tuple[Tensor, Tensor]:
     tokens, k = expert_NK.shape
     goes_GN = expert_NK.new_empty(ranks, tokens, dtype=torch.bool)
-    leaving_G2 = expert_NK.new_zeros(ranks, 2)
+    sizes_2G2 = expert_NK.new_zeros(2, ranks, 2)
     wide = triton.next_power_of_2(ranks)
     block = max(16, 4096 // wide)
     if tokens:
         _pairs_kernel[(triton.cdiv(tokens, block),)](
-            expert_NK.contiguous(), goes_GN.view(torch.int8), leaving_G2, tokens, k, local, ranks, wide, block
+            expert_NK.contiguous(), goes_GN.view(torch.int8), sizes_2G2, tokens, k, local, ranks, wide, block
         )
-    return goes_GN, leaving_G2
+    return goes_GN, sizes_2G2
+
+
+def label_pairs(
+    expert_NK: Tensor, weight_NK: Tensor, token_P: Tensor, rank_P: Tensor, local: int, by_column: bool
+) -> tuple[Tensor, Tensor]:
+    pairs, places = len(token_P), expert_NK.shape[1]
+    width = local if by_column else places
+    ids_PX, weight_PX = expert_NK.new_empty(pairs, width), weight_NK.new_empty(pairs, width)
+    if pairs:
+        cols = triton.next_power_of_2(width)
+        rows = max(1, 1024 // cols)
+        _label_kernel[(triton.cdiv(pairs, rows),)](
+            expert_NK.contiguous(), weight_NK.contiguous(), token_P, rank_P, ids_PX, weight_PX, pairs, places, width,
+            local, by_column, rows, cols,
+        )  # fmt: skip
+    return ids_PX, weight_PX
+
+
+def bounds(sorted_N: Tensor, segments: int) -> Tensor:
+    start_S1 = sorted_N.new_empty(segments + 1)
+    block = 256
+    _bounds_kernel[(triton.cdiv(segments + 1, block),)](
+        sorted_N, start_S1, len(sorted_N), segments, len(sorted_N).bit_length() + 1, block
+    )
+    return start_S1
 
 
 def list_pairs(goes_GN: Tensor, so_far_X: Tensor, size: int, width: int) -> tuple[Tensor, Tensor, Tensor]:

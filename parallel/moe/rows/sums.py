@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from parallel.moe.rows.operators import operator
 
+STRETCH = 128  # rows that one thread adds up where segments are added in two stages
+
 
 def gather_plain(x_ND: Tensor, token_R: Tensor) -> Tensor:
     if not len(x_ND):
@@ -78,12 +80,46 @@ def spread_plain(g_ND: Tensor, y_RD: Tensor, weight_NK: Tensor, entry_R: Tensor)
     return g_RD.mul_(weight_R).to(y_RD.dtype), g_weight[:-1].view_as(weight_NK)
 
 
+def segments_plain(x_NX: Tensor, order_N: Tensor, start_S1: Tensor, mean: bool) -> Tensor:
+    exact_NX = x_NX.to(torch.promote_types(x_NX.dtype, torch.float32))
+    if not len(x_NX):
+        return exact_NX.new_zeros(len(start_S1) - 1, x_NX.shape[1])
+    # A thread that adds up thousands of rows would keep all others waiting, so long segments are cut: at every
+    # segment's start and at every so many rows, as the number of cuts is then known without asking.
+    every_Y = torch.arange(0, len(x_NX), STRETCH, device=x_NX.device)
+    cut_Z = torch.cat([every_Y, start_S1[:-1]]).sort().values
+    part_ZX = F.embedding_bag(order_N, exact_NX, cut_Z, mode="sum")
+    # Of equal cuts all but the last are empty, so a segment's parts begin at any of them.
+    first_S = torch.searchsorted(cut_Z, start_S1[:-1])
+    total_SX = F.embedding_bag(torch.arange(len(cut_Z), device=x_NX.device), part_ZX, first_S, mode="sum")
+    return _mean(total_SX, start_S1) if mean else total_SX
+
+
+def segments_cpu(x_NX: Tensor, order_N: Tensor, start_S1: Tensor, mean: bool) -> Tensor:
+    exact_NX = x_NX.to(torch.promote_types(x_NX.dtype, torch.float32))
+    if not len(x_NX):
+        return exact_NX.new_zeros(len(start_S1) - 1, x_NX.shape[1])
+    total_SX = F.embedding_bag(order_N, exact_NX, start_S1[:-1], mode="sum")
+    return _mean(total_SX, start_S1) if mean else total_SX
+
+
+def _mean(total_SX: Tensor, start_S1: Tensor) -> Tensor:
+    return total_SX / start_S1.diff().clamp_min(1)[:, None]
+
+
 gather = operator("gather_rows(Tensor x, Tensor token) -> Tensor", gather_plain, gather_cpu, "sums_triton")
 add_up = operator("sum_rows(Tensor y, Tensor index, Tensor? weight) -> Tensor", sum_plain, sum_cpu, "sums_triton")
 spread = operator(
     "spread_rows(Tensor g, Tensor y, Tensor weight, Tensor entry) -> (Tensor, Tensor)",
     spread_plain,
     triton="sums_triton",
+)
+
+add_segments = operator(
+    "sum_segments(Tensor x, Tensor order, Tensor start, bool mean) -> Tensor",
+    segments_plain,
+    segments_cpu,
+    "sums_triton",
 )
 
 
@@ -109,3 +145,13 @@ def spread_rows(g_ND: Tensor, y_RD: Tensor, weight_NK: Tensor, entry_R: Tensor) 
     """
     g_RD, g_weight_NK = spread(g_ND, y_RD, weight_NK, entry_R)
     return g_RD, g_weight_NK
+
+
+def sum_segments(x_NX: Tensor, order_N: Tensor, start_S1: Tensor, mean: bool = False) -> Tensor:
+    """(S, X) in fp32 at least: sums, or means, of the rows of each segment, added in their order; 0 without rows.
+
+    Args:
+        order_N: int64, rows sorted by segment. start_S1: int64, where each segment begins among them, and N.
+    """
+    total_SX: Tensor = add_segments(x_NX, order_N, start_S1, mean)
+    return total_SX

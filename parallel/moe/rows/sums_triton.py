@@ -63,6 +63,25 @@ def _spread_kernel(
     tl.store(gw_ptr + entry, product, mask=some)  # each entry has one row
 
 
+@triton.jit
+def _segments_kernel(
+    x_ptr, order_ptr, start_ptr, out_ptr, width, MEAN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    segment = tl.program_id(0).to(tl.int64)
+    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    start, end = tl.load(start_ptr + segment), tl.load(start_ptr + segment + 1)
+    total = tl.zeros((ROWS, COLS), tl.float32)
+    for step in range(0, tl.cdiv(end - start, ROWS)):
+        place = start + step * ROWS + tl.arange(0, ROWS)
+        row = tl.load(order_ptr + place, mask=place < end, other=0)
+        there = (place < end)[:, None] & (col < width)[None, :]
+        total += tl.load(x_ptr + row[:, None] * width + col[None, :], mask=there, other=0.0).to(tl.float32)
+    sums = tl.sum(total, axis=0)
+    if MEAN:
+        sums = sums / tl.maximum(end - start, 1).to(tl.float32)
+    tl.store(out_ptr + segment * width + col, sums, mask=col < width)
+
+
 def _tile(width: int) -> tuple[int, int]:
     """(rows, columns) of a program."""
     cols = min(1024, triton.next_power_of_2(width))
@@ -107,3 +126,13 @@ def spread_rows(g_ND: Tensor, y_RD: Tensor, weight_NK: Tensor, entry_R: Tensor) 
             cols,
         )
     return g_RD, g_weight_NK
+
+
+def sum_segments(x_NX: Tensor, order_N: Tensor, start_S1: Tensor, mean: bool) -> Tensor:
+    segments, width = len(start_S1) - 1, x_NX.shape[1]
+    total_SX = x_NX.new_empty(segments, width, dtype=torch.float32)
+    if total_SX.numel():
+        cols = min(128, triton.next_power_of_2(width))
+        grid = (segments, triton.cdiv(width, cols))
+        _segments_kernel[grid](x_NX.contiguous(), order_N, start_S1, total_SX, width, mean, 16, cols)
+    return total_SX

@@ -5,17 +5,18 @@ import torch
 from torch import Tensor
 
 from parallel.config import MoEConfig
-from parallel.moe import segments as module
 from parallel.moe.layer import MoELayer
+from parallel.moe.rows import sums
 from parallel.moe.segments import Segments, look_up, reference_segment_sum, segment_sum
 from tests.gpu_branch import Watch
 
 
 @pytest.fixture(params=[False, True], ids=["one stage", "two stages"])
 def stages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Also as a GPU adds up, in stretches short enough to matter."""
-    monkeypatch.setattr(module, "on_gpu", lambda x_NX: request.param)
-    monkeypatch.setattr(module, "STRETCH", 4)
+    """Also as a GPU without Triton adds up, in stretches short enough to matter."""
+    if request.param:
+        monkeypatch.setattr(sums, "add_segments", sums.segments_plain)
+        monkeypatch.setattr(sums, "STRETCH", 4)
     return bool(request.param)
 
 
@@ -33,6 +34,15 @@ def test_sums_are_those_of_the_loop_also_of_no_rows(stages):
     torch.testing.assert_close(as_they_lie, reference_segment_sum(x_ND.detach(), ordered, 8))
     assert segment_sum(torch.zeros(0, 5), SEGMENT_N[:0], 3).tolist() == [[0.0] * 5] * 3
     assert segment_sum(torch.zeros(0, 5), SEGMENT_N[:0], 0).shape == (0, 5)
+
+
+def test_means_are_sums_over_counts(stages):
+    x_ND = torch.randn(18, 2, dtype=torch.float64, requires_grad=True)
+    counts = torch.tensor([3, 1, 2, 1, 12, 1, 1, 1])[:, None]
+    segments = Segments.of(SEGMENT_N, 8)
+    torch.testing.assert_close(segments.mean(x_ND), reference_segment_sum(x_ND.detach(), SEGMENT_N, 8) / counts)
+    assert torch.autograd.gradcheck(segments.mean, x_ND)
+    assert segments.mean(x_ND.bfloat16()).dtype == torch.float32
 
 
 def test_look_ups_are_those_of_indexing_and_so_are_their_gradients(stages):

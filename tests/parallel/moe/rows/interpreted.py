@@ -91,14 +91,40 @@ def experts_of(n: int, k: int, experts: int) -> Tensor:
 def test_pairs(n: int, k: int, ranks: int, local: int) -> None:
     torch.manual_seed(0)
     expert = experts_of(n, k, ranks * local)
-    goes, leaving = places_triton.pairs_by_rank(expert, ranks, local)
-    for mine, oracle in zip((goes, leaving), places.pairs_by_rank_plain(expert, ranks, local), strict=True):
+    goes, sizes = places_triton.pairs_by_rank(expert, ranks, local)
+    for mine, oracle in zip((goes, sizes), places.pairs_by_rank_plain(expert, ranks, local), strict=True):
         assert torch.equal(mine, oracle)
     so_far = goes.view(-1).cumsum(0)
     for width in {min(k, ranks), ranks}:
         mine = places_triton.list_pairs(goes, so_far, int(goes.sum()), width)
         oracle = places.list_pairs_plain(goes, so_far, int(goes.sum()), width)
         assert all(torch.equal(a, b) for a, b in zip(mine, oracle, strict=True))
+        weight = torch.rand(n, k)
+        mine = places_triton.label_pairs(expert, weight, *mine[:2], local, False)
+        oracle = places.label_pairs_plain(expert, weight, *oracle[:2], local, False)
+        assert all(torch.equal(a, b) for a, b in zip(mine, oracle, strict=True))
+
+
+def test_pairs_by_column() -> None:
+    torch.manual_seed(0)
+    expert = torch.where(torch.rand(40, 12) < 0.3, torch.arange(12), 12)
+    token, rank = torch.randint(0, 40, (50,)), torch.randint(0, 4, (50,))
+    mine = places_triton.label_pairs(expert, torch.rand(40, 12), token, rank, 3, True)[0]
+    assert torch.equal(mine, places.label_pairs_plain(expert, torch.rand(40, 12), token, rank, 3, True)[0])
+    assert mine.shape == (50, 3) and sorted(set(mine.flatten().tolist())) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "segments", "width"), [(300, 7, 24), (5, 40, 130), (0, 3, 8), (90, 1, 8)])
+def test_segments(n: int, segments: int, width: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, (sorted_N, order) = torch.randn(n, width, dtype=dtype), torch.randint(0, segments, (n,)).sort(stable=True)
+    start = places.bounds_plain(sorted_N, segments)
+    assert torch.equal(places_triton.bounds(sorted_N, segments), start)
+    for mean in (False, True):
+        oracle = sums.segments_plain(x, order, start, mean)
+        close(sums_triton.sum_segments(x, order, start, mean), oracle, n)
+        close(sums.segments_cpu(x, order, start, mean), oracle, n)
 
 
 @pytest.mark.parametrize(("n", "k", "experts"), [(700, 3, 7), (5, 2, 40), (4, 1, 1), (0, 2, 3)])
