@@ -10,7 +10,7 @@ Shapes: B samples, M modalities, P pairs of a group, O events / bytes / samples 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -98,6 +98,7 @@ class Batch:
             regression; NaN = unlabelled.
         groups: group id -> group; every group of the schema is there, with P = 0 if nobody has it.
         known_BM: bool, of a mixture of data sets: modalities that the record's own data set has. None: all of them.
+        plan: what a model has worked out of the batch before it was copied to a device; the model's own matter.
     """
 
     keys: list[str]
@@ -106,6 +107,7 @@ class Batch:
     targets: dict[str, Tensor]
     groups: dict[str, Group]
     known_BM: Tensor | None = None
+    plan: Any = field(default=None, repr=False, compare=False)
     _buffer: Tensor | None = field(default=None, repr=False, compare=False)
 
     KIND: ClassVar[str] = "fleximoe-batch-1"
@@ -144,7 +146,11 @@ class Batch:
         return _build(_views(buffer, table), table["keys"], buffer)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The batch on another device, moved as one copy."""
+        """The batch on another device, moved as one copy; `on_host` still knows what it was made of. Without a plan.
+
+        Args:
+            non_blocking: go on while the copy is made, which takes page-locked memory (`pin_memory`).
+        """
         if torch.device(device) == self.device:
             return self
         buffer = self.to_buffer()
@@ -152,9 +158,20 @@ class Batch:
         table = _table(buffer)
         return _build(_views(moved, table), table["keys"], buffer)
 
+    def on_host(self) -> Batch:
+        """The same batch on the CPU: nobody waits for a device if it was moved there by `to`."""
+        if self.device.type == "cpu":
+            return self
+        return Batch.from_buffer(self.to_buffer())
+
+    def changed(self, present_BM: Tensor, groups: dict[str, Group]) -> Batch:
+        """The same records with other pairs."""
+        return replace(self, present_BM=present_BM, groups=groups, plan=None, _buffer=None)
+
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (needs an accelerator)."""
-        return Batch.from_buffer(self.to_buffer().pin_memory())
+        buffer = self.to_buffer()
+        return self if buffer.is_pinned() else Batch.from_buffer(buffer.pin_memory())
 
 
 def _flatten(tensors: dict[str, Tensor], extra: dict[str, Any]) -> Tensor:
@@ -197,4 +214,4 @@ def _build(views: dict[str, Tensor], keys: list[str], buffer: Tensor) -> Batch:
             _, group, column = name.split(":")
             parts.setdefault(group, {})[column] = tensor
     groups = {name: GROUPS[name.split("/")[0]](**columns) for name, columns in parts.items()}
-    return Batch(keys, views["index"], views["present"], targets, groups, views.get("known"), buffer)
+    return Batch(keys, views["index"], views["present"], targets, groups, views.get("known"), None, buffer)

@@ -83,9 +83,12 @@ def segment_sum(x_ND: Tensor, segment_N: Tensor, segments: int) -> Tensor:
     return Segments.of(segment_N, segments).sum(x_ND)
 
 
-def look_up(table_SD: Tensor, index_N: Tensor) -> Tensor:
-    """table[index] of (S, ...) for any indices, repeated ones too: its derivative is a sum in fp32, rounded once."""
-    return _LookUp.apply(table_SD, index_N)  # type: ignore[no-any-return]
+def look_up(table_SD: Tensor, index_N: Tensor, fixed: int | None = None) -> Tensor:
+    """table[index] of (S, ...) for any indices, repeated ones too: its derivative is a sum in fp32, rounded once.
+
+    Row `fixed` of the table gets no gradient.
+    """
+    return _LookUp.apply(table_SD, index_N, fixed)  # type: ignore[no-any-return]
 
 
 def reference_segment_sum(x_ND: Tensor, segment_N: Tensor, segments: int) -> Tensor:
@@ -125,15 +128,18 @@ class _Spread(torch.autograd.Function):
 
 class _LookUp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table_SD: Tensor, index_N: Tensor) -> Tensor:
+    def forward(ctx: Any, table_SD: Tensor, index_N: Tensor, fixed: int | None) -> Tensor:
         ctx.save_for_backward(index_N)
-        ctx.rows, ctx.dtype = len(table_SD), table_SD.dtype
+        ctx.rows, ctx.dtype, ctx.fixed = len(table_SD), table_SD.dtype, fixed
         return table_SD.index_select(0, index_N)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (index_N,) = ctx.saved_tensors
-        return _add_up(grads[0], Segments.of(index_N, ctx.rows)).to(ctx.dtype), None
+        grad_SD = _add_up(grads[0], Segments.of(index_N, ctx.rows)).to(ctx.dtype)
+        if ctx.fixed is not None:
+            grad_SD[ctx.fixed] = 0
+        return grad_SD, None, None
 
 
 def _add_up(x_ND: Tensor, segments: Segments, mean: bool = False) -> Tensor:

@@ -25,6 +25,7 @@ from trainer.checkpoints.pieces import CheckpointError
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.evaluation.part import evaluate_part
 from trainer.models.layers.missing import drop_modalities
+from trainer.models.layers.staging import Stage, Staged
 from trainer.session import Session
 from trainer.tracking.tracker import Tracker
 from trainer.training.early_stopping import best_metrics, best_value, ranking, record_evaluation
@@ -83,6 +84,7 @@ class TrainingLoop:
         self._biased = biased_routers(self.engine.module)
         self._step_counts: list[Tensor] = []
         self._met: set[str] = set()  # tasks that have a label in the current step, on any rank
+        self._stage = Stage(self.engine.module, session.device)
         place = (self.config.run_dir, self.context.rank, self.context.world)
         # Collective, so on every rank, also where no tracker will take its figures.
         self._usage = NodeUsage(*place[1:], session.context.local_rank, session.device)
@@ -167,11 +169,15 @@ class TrainingLoop:
         # Dropout depends on step and rank only: a run that continues draws what it would have drawn.
         torch.manual_seed(mixed_seed(self.config.training.seed, "step", self.context.rank, progress.step))
         self.engine.set_lr_factor(lr_factor(self.config.optim, progress.step, self.timetable.total_steps))
-        batches = [self._prepare(batch) for batch in step.micro_batches]
+        # On their way while the device still updates weights. Here, and not before that update, as a rank that is late
+        # for its data is waited for in `_agree`, where it may be late.
+        staged = [self._prepare(batch) for batch in step.micro_batches]
+        batches = [own.host for own in staged]
         # Before any forward pass: losses are divided by the labels of the global step.
         counts, delivered, stop = self._agree(batches, step)
-        for batch in batches:
-            self.engine.backward(self._loss(batch, counts))
+        for own in staged:
+            self.meter.add_batch(own.host)
+            self.engine.backward(self._loss(own.arrived(), counts))
         accepted = self.engine.step()
         if accepted:
             # After the step: biases follow the load of what was just trained on.
@@ -203,37 +209,33 @@ class TrainingLoop:
         if self.context.rank == 0:
             self.tracker.log_metrics(self.context.start.report(self.progress.step), self.progress.step)
 
-    def _prepare(self, batch: Batch) -> Batch:
-        batch = batch.to(self.session.device)
+    def _prepare(self, batch: Batch) -> Staged:
+        """What is decided of a batch is decided on the CPU, and then it is sent to the device."""
         probability = self.config.model.modality_dropout
         if probability:
             key = mixed_seed(self.config.training.seed, "modalities", self.progress.epoch)
             batch = drop_modalities(batch, probability, key)
-        return batch
+        return self._stage(batch)
 
-    def _agree(self, batches: list[Batch], step: Step) -> tuple[dict[str, Tensor], int, bool]:
+    def _agree(self, batches: list[Batch], step: Step) -> tuple[dict[str, float], int, bool]:
         """One exchange: labels of the global step per task (1 for none), records delivered, whether to stop.
+
+        Of batches on the CPU and through the CPU, so no device has to be asked and none waits.
 
         Raises:
             ShardError: more than `data.max_skipped` records were skipped in this run, or all of this step, over all
                 ranks.
         """
         own = [
-            sum(
-                (self.session.losses[task.name].labelled(b.targets[task.name]).sum() for b in batches),
-                torch.tensor(0.0),
-            )
+            float(sum(int(self.session.losses[task.name].labelled(b.targets[task.name]).sum()) for b in batches))
             for task in self.session.tasks
         ]
         counted = [float(sum(len(batch) for batch in batches)), *(float(step.skipped.get(name, 0)) for name in REASONS)]
         wishes = [float(self.context.should_stop()), float(self.context.should_save())]
-        mine = torch.tensor([*wishes, *counted])
-        # On a GPU the host waits at each `float`, and once more for the shared sums.
-        labels = torch.tensor([float(count) for count in own], device=self.session.device)
-        # Labels, wishes and counts travel together: one exchange a step, not four.
-        shared = sum_over_ranks(torch.cat([labels, mine.to(self.session.device)]))
-        *labelled, stop, save, delivered = shared[: -len(REASONS)].tolist()
-        lost = shared[-len(REASONS) :].tolist()
+        # Labels, wishes and counts travel together: one exchange a step, not four. Whole numbers stay whole.
+        shared = sum_over_ranks(torch.tensor([*own, *wishes, *counted], dtype=torch.float64)).tolist()
+        *labelled, stop, save, delivered = shared[: -len(REASONS)]
+        lost = shared[-len(REASONS) :]
         self._met = {task.name for task, number in zip(self.session.tasks, labelled, strict=True) if number}
         self._save_wanted = bool(save)
         gone = {name: int(n) for name, n in zip(REASONS, lost, strict=True) if n}
@@ -241,7 +243,7 @@ class TrainingLoop:
         self.progress.account(int(delivered), gone, self.config.data.max_skipped)
         if not delivered:
             raise ShardError("", f"no record of step {self.progress.step + 1} could be read: {skipped_words(gone)}")
-        counts = {task.name: shared[i].clamp_min(1) for i, task in enumerate(self.session.tasks)}
+        counts = {task.name: max(1.0, number) for task, number in zip(self.session.tasks, labelled, strict=True)}
         return counts, int(delivered), bool(stop)
 
     def _not_finite(self, batches: list[Batch]) -> None:
@@ -260,9 +262,8 @@ class TrainingLoop:
         self.progress.nonfinite_steps += 1
         logger.warning("%s; the step is skipped", problem)
 
-    def _loss(self, batch: Batch, counts: dict[str, Tensor]) -> Tensor:
+    def _loss(self, batch: Batch, counts: dict[str, float]) -> Tensor:
         """Forward, and what is remembered of it."""
-        self.meter.add_batch(batch)
         output = self.engine(batch)
         # Routing is balanced over the global batch: its sums are added up over ranks before a loss is made of them.
         stats = reduce_stats(output.routing, self.session.mesh.world_group)

@@ -64,7 +64,7 @@ class Meter:
         self._step_parts = {}
 
     def add_batch(self, batch: Batch) -> None:
-        """What this rank's next micro-batch asks for."""
+        """What this rank's next micro-batch, still on the CPU, asks for."""
         features = self.counter.measure(batch)
         self.features = features if self.features is None else self.features + features
 
@@ -86,9 +86,9 @@ class Meter:
         names = sorted(self.parts)
         values = torch.stack([torch.zeros((), device=self.device), *(self.parts[name] for name in names)])[1:].double()
         width = len(self.counter.features)
-        asked = torch.zeros(width, dtype=torch.float64, device=self.device) if self.features is None else self.features
+        asked = torch.zeros(width, dtype=torch.float64) if self.features is None else self.features
         # Only these are this rank's own; tokens and counts of the routing are sums over ranks already.
-        shared = sum_over_ranks(torch.cat([values, asked]))
+        shared = sum_over_ranks(torch.cat([values, asked.to(self.device)]))
         sums = dict(zip(names, shared[: len(names)].tolist(), strict=True))
         seconds = time.perf_counter() - self.since
         flops = self.counter.step_flops(shared[len(names) :]) / seconds

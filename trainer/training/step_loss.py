@@ -18,7 +18,7 @@ def step_loss(
     batch: Batch,
     output: Fused,
     stats: list[RoutingStats],
-    counts: Mapping[str, Tensor],
+    counts: Mapping[str, float],
     met: Container[str],
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """This rank's loss of one micro-batch, and its parts as they are logged.

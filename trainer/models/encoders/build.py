@@ -1,8 +1,7 @@
 """Encoders by modality kind. One encoder serves all modalities of a batch group, with parameters per modality.
 
-Every encoder takes (group, block_P, counts_M): the packed group, the index of each pair's modality within the group
-(sorted) and the pairs of each modality; it gives (P, tokens, D) and says how many `tokens` a pair becomes. All of them
-accept zero pairs.
+Every encoder takes (group, layout): the packed group, and where its pairs lie, as `lay_out` has worked it out on the
+CPU; it gives (P, tokens, D) and says how many `tokens` a pair becomes. All of them accept zero pairs.
 """
 
 from __future__ import annotations
@@ -10,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from torch import nn
-
 from data_shards import DatasetSchema, ModalitySpec
 from data_shards.records.statistics import SplitStatistics
 from trainer.config.sections import ModelConfig
 from trainer.models.encoders.image import ImageEncoder
+from trainer.models.encoders.layout import Encoder
 from trainer.models.encoders.series import SeriesEncoder
 from trainer.models.encoders.text import TextEncoder
 from trainer.models.encoders.vector import VectorEncoder
@@ -25,7 +23,7 @@ from trainer.models.layers.standardise import Standardiser
 
 def build_encoder(
     indices: list[int], schema: DatasetSchema, statistics: SplitStatistics, config: ModelConfig
-) -> nn.Module:
+) -> Encoder:
     """The encoder of one batch group (its modalities' numbers in `indices`).
 
     Raises:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from data_shards import ImageGroup
+from trainer.models.encoders.layout import Encoder, GroupLayout
 from trainer.models.layers.grouped_linear import GroupedMLP
 from trainer.models.layers.standardise import Standardiser
 
 
-class ImageEncoder(nn.Module):
+class ImageEncoder(Encoder):
     """(P, C, H, W) raw pixels -> (P, T, D).
 
     Raises:
@@ -35,14 +36,14 @@ class ImageEncoder(nn.Module):
         self.network = GroupedMLP(blocks, channels * patch * patch, 2 * dim, dim)
         self.position_TD = nn.Parameter(torch.randn(self.tokens, dim) * 0.02)
 
-    def forward(self, group: ImageGroup, block_P: Tensor, counts_M: Tensor) -> Tensor:
+    def forward(self, group: ImageGroup, layout: GroupLayout) -> Tensor:
         pixels_PCHW = group.values_PCHW
         pairs, channels, height, width = pixels_PCHW.shape
         side = self.patch
         # Statistics are per channel: bring channels last, standardise, and put the patch's pixels together.
         last_X = pixels_PCHW.permute(0, 2, 3, 1).reshape(-1, channels)
-        scaled = self.standardiser(last_X, block_P.repeat_interleave(height * width))
+        scaled = self.standardiser(last_X, layout.block_P.repeat_interleave(height * width))
         scaled = scaled.view(pairs, height // side, side, width // side, side, channels)
         patches_NX = scaled.permute(0, 1, 3, 2, 4, 5).reshape(pairs * self.tokens, channels * side * side)
-        tokens_ND = self.network(patches_NX, counts_M * self.tokens)
+        tokens_ND = self.network(patches_NX, layout.tokens)
         return tokens_ND.unflatten(0, (pairs, self.tokens)) + self.position_TD

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from data_shards import SeriesGroup
+from parallel.moe.segments import Segments
 from trainer.config.sections import SeriesEncoderConfig
-from trainer.models.layers.grouped_linear import GroupedLinear
-from trainer.models.layers.ragged import offsets_to_ids, segment_sum
+from trainer.models.encoders.layout import Encoder, GroupLayout
+from trainer.models.layers.grouped_linear import Blocks, GroupedLinear
+from trainer.models.layers.ragged import offsets_to_ids
 from trainer.models.layers.standardise import Constant, Standardiser
 
 # Scores of the time attention are kept within +-30, so that sums of their exponentials need no running maximum in fp32.
@@ -46,7 +48,7 @@ class TimeEmbedding(nn.Module):
         return torch.cat([angle[..., :1], angle[..., 1:].sin()], dim=-1)
 
 
-class SeriesEncoder(nn.Module):
+class SeriesEncoder(Encoder):
     """Events of all series modalities -> (P, T, D) tokens.
 
     Args:
@@ -81,30 +83,29 @@ class SeriesEncoder(nn.Module):
         if config.irregularity == "utde":
             self.gate = GroupedLinear(blocks, 2 * dim, dim)
 
-    def forward(self, group: SeriesGroup, block_P: Tensor, counts_M: Tensor) -> Tensor:
-        """`block_P`: index of each pair's modality within the group (sorted); `counts_M`: pairs of each."""
+    def forward(self, group: SeriesGroup, layout: GroupLayout) -> Tensor:
+        block_P, rows = layout.block_P, layout.tokens
         pairs = len(block_P)
         pair_O = offsets_to_ids(group.offsets, len(group.values_O))
         value_O = self.standardiser(group.values_O, block_P[pair_O], group.channels_O)
         time_O = group.times_O / self.horizon_M()[block_P[pair_O]]
-        # One segment a (pair, channel); modalities with fewer channels leave some empty.
+        # One segment a (pair, channel); modalities with fewer channels leave some empty. Events come sorted by them.
         segment_O = pair_O * self.widest + group.channels_O
-        rows_M = counts_M * self.tokens
         views = []
         if self.config.irregularity != "mtand":
             features_PTX = self._impute(value_O, time_O, segment_O, pairs)
-            views.append(self.imputation(features_PTX.flatten(0, 1), rows_M))
+            views.append(self.imputation(features_PTX.flatten(0, 1), rows))
         if self.config.irregularity != "imputation":
             features_PTX = self._attend(value_O, time_O, segment_O, pairs)
-            views.append(self.mtand(features_PTX.flatten(0, 1), rows_M))
+            views.append(self.mtand(features_PTX.flatten(0, 1), rows))
         if len(views) == 2:
-            gate = self._gate(torch.cat(views, dim=-1), rows_M)
+            gate = self._gate(torch.cat(views, dim=-1), rows)
             views = [gate * views[0] + (1 - gate) * views[1]]
         return views[0].unflatten(0, (pairs, self.tokens))
 
-    def _gate(self, views_NX: Tensor, rows_M: Tensor) -> Tensor:
+    def _gate(self, views_NX: Tensor, rows: Blocks) -> Tensor:
         """The share of the imputation view: per feature, or one for the bin or the whole series."""
-        logit_PTD = self.gate(views_NX, rows_M).view(-1, self.tokens, self.gate.bias.shape[1])
+        logit_PTD = self.gate(views_NX, rows).view(-1, self.tokens, self.gate.bias.shape[1])
         if self.config.gate != "feature":
             dims = (2,) if self.config.gate == "bin" else (1, 2)
             logit_PTD = logit_PTD.mean(dims, keepdim=True).expand_as(logit_PTD)
@@ -128,8 +129,9 @@ class SeriesEncoder(nn.Module):
             value_ST = time_ST = seen_ST
         now_T = torch.arange(1, bins + 1, device=value_O.device, dtype=value_O.dtype) / bins
         age_ST = torch.where(last_ST >= 0, now_T - time_ST, torch.ones_like(seen_ST))
-        count_ST = segment_sum(torch.ones_like(value_O), cell_O, segments * bins).view(segments, bins)
-        mean_ST = segment_sum(value_O, cell_O, segments * bins).view(segments, bins) / count_ST.clamp_min(1)
+        cells = Segments.of(cell_O, segments * bins, ascending=True)
+        count_ST = cells.counts.to(value_O.dtype).view(segments, bins)
+        mean_ST = cells.sum(value_O).view(segments, bins) / count_ST.clamp_min(1)
         stacked = torch.stack([value_ST, age_ST, seen_ST, mean_ST, count_ST.log1p()], dim=-1)
         features_PTX = stacked.unflatten(0, (pairs, self.widest)).transpose(1, 2).flatten(2)
         # A causal convolution over bins is a linear map of this bin and the ones before it.
@@ -144,8 +146,9 @@ class SeriesEncoder(nn.Module):
         score_OX = (self.time(time_O) @ query_KX) * self.config.time_dim**-0.5
         # A softmax over a segment's events without its maximum: one pass, and the clamp keeps exp in range.
         weight_OX = score_OX.clamp(-SCORE_LIMIT, SCORE_LIMIT).exp()
-        total_SX = segment_sum(weight_OX, segment_O, segments)
-        summed_SX = segment_sum(weight_OX * value_O[:, None], segment_O, segments)
+        by_feature = Segments.of(segment_O, segments, ascending=True)
+        total_SX = by_feature.sum(weight_OX)
+        summed_SX = by_feature.sum(weight_OX * value_O[:, None])
         # exp(-30) is the smallest possible total of a segment that has an event.
         attended_SX = summed_SX / total_SX.clamp_min(1e-14)
         attended = attended_SX.view(pairs, self.widest, bins, heads)

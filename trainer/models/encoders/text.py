@@ -9,15 +9,28 @@ becomes, M blocks, D width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from data_shards import TextGroup
+from parallel.moe.segments import Segments
 from trainer.config.sections import TextEncoderConfig
+from trainer.models.encoders.layout import Encoder, GroupLayout
 from trainer.models.layers.attention import attend_ragged
-from trainer.models.layers.ragged import Ragged, offsets_to_ids, ragged, segment_softmax, segment_sum
+from trainer.models.layers.embedding import Embedding
+from trainer.models.layers.ragged import Ragged, offsets_to_ids, ragged
 
 BYTES = 256
+
+
+@dataclass(frozen=True)
+class TextLayout:
+    """The positions of all texts: the pair of each, and who attends to whom."""
+
+    by_pair: Segments
+    sequences: Ragged
 
 
 class TextLayer(nn.Module):
@@ -35,7 +48,7 @@ class TextLayer(nn.Module):
         return x_RD + self.dense(self.dense_norm(x_RD))
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(Encoder):
     """Packed bytes with offsets -> (P, T, D). An empty text gives its modality's queries alone.
 
     Args:
@@ -45,8 +58,8 @@ class TextEncoder(nn.Module):
     def __init__(self, positions: int, config: TextEncoderConfig, dim: int, blocks: int) -> None:
         super().__init__()
         self.tokens, self.stride = config.tokens, config.stride
-        self.byte = nn.Embedding(config.stride * BYTES, dim)
-        self.position = nn.Embedding(positions, dim)
+        self.byte = Embedding(config.stride * BYTES, dim)
+        self.position = Embedding(positions, dim)
         nn.init.normal_(self.byte.weight, std=config.stride**-0.5)
         nn.init.normal_(self.position.weight, std=0.02)
         self.layers = nn.ModuleList(TextLayer(dim, config.heads) for _ in range(config.layers))
@@ -54,28 +67,37 @@ class TextEncoder(nn.Module):
         self.query_MTD = nn.Parameter(torch.randn(blocks, config.tokens, dim) * dim**-0.5)
         self.value = nn.Linear(dim, dim)
 
-    def forward(self, group: TextGroup, block_P: Tensor, counts_M: Tensor) -> Tensor:
-        x_RD, pair_R = self._positions(group)
-        layout = ragged(pair_R, len(block_P))
-        for layer in self.layers:
-            x_RD = layer(x_RD, layout)
-        return self._read(self.norm(x_RD), pair_R, self.query_MTD[block_P])
+    def lay_out(self, group: TextGroup, block_P: Tensor, blocks: int) -> TextLayout:
+        """Which positions belong together, from the lengths of the texts on the CPU."""
+        length_P = -(-group.offsets.diff() // self.stride)
+        pair_R = torch.repeat_interleave(length_P)
+        return TextLayout(Segments.of(pair_R, len(length_P), ascending=True), ragged(pair_R, len(length_P)))
 
-    def _positions(self, group: TextGroup) -> tuple[Tensor, Tensor]:
-        """Embedded positions of all texts (R, D), and the pair of each."""
+    def forward(self, group: TextGroup, layout: GroupLayout) -> Tensor:
+        texts = layout.own
+        assert isinstance(texts, TextLayout)
+        x_RD = self._positions(group, texts.by_pair)
+        for layer in self.layers:
+            x_RD = layer(x_RD, texts.sequences)
+        return self._read(self.norm(x_RD), texts.by_pair, layout.pairs.segments.spread(self.query_MTD))
+
+    def _positions(self, group: TextGroup, by_pair: Segments) -> Tensor:
+        """Embedded positions of all texts (R, D)."""
         pair_O = offsets_to_ids(group.offsets, len(group.bytes_O))
         place_O = torch.arange(len(pair_O), device=pair_O.device) - group.offsets[pair_O]
         length_P = -(-group.offsets.diff() // self.stride)
         start_P = length_P.cumsum(0) - length_P
-        rows = int(length_P.sum())
-        pair_R = torch.repeat_interleave(length_P, output_size=rows)
+        pair_R = by_pair.segment_N
         byte_OD = self.byte(group.bytes_O.long() + (place_O % self.stride) * BYTES)
-        summed_RD = segment_sum(byte_OD, start_P[pair_O] + place_O // self.stride, rows)
-        place_R = torch.arange(rows, device=pair_R.device) - start_P[pair_R]
-        return summed_RD + self.position(place_R.clamp_max(self.position.num_embeddings - 1)), pair_R
+        # Neighbouring bytes form a position, so they lie in its order.
+        position = Segments.of(start_P[pair_O] + place_O // self.stride, len(pair_R), ascending=True)
+        summed_RD = position.sum(byte_OD).to(byte_OD.dtype)
+        place_R = torch.arange(len(pair_R), device=pair_R.device) - start_P[pair_R]
+        return summed_RD + self.position(place_R.clamp_max(self.position.num_embeddings - 1))
 
-    def _read(self, x_RD: Tensor, pair_R: Tensor, query_PTD: Tensor) -> Tensor:
+    def _read(self, x_RD: Tensor, by_pair: Segments, query_PTD: Tensor) -> Tensor:
         """Each query attends over its text's positions."""
-        score_RT = (x_RD[:, None, :] * query_PTD[pair_R]).sum(-1)
-        weight_RT = segment_softmax(score_RT, pair_R, len(query_PTD))
-        return query_PTD + segment_sum(weight_RT[..., None] * self.value(x_RD)[:, None, :], pair_R, len(query_PTD))
+        score_RT = (x_RD[:, None, :] * by_pair.spread(query_PTD)).sum(-1)
+        weight_RT = by_pair.softmax(score_RT).to(x_RD.dtype)
+        read_PTD = by_pair.sum(weight_RT[..., None] * self.value(x_RD)[:, None, :])
+        return query_PTD + read_PTD.to(query_PTD.dtype)

@@ -5,14 +5,15 @@ Shape legend: P pairs (sample, modality), F features, D width, T tokens a vector
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_shards import VectorGroup
+from trainer.models.encoders.layout import Encoder, GroupLayout
 from trainer.models.layers.grouped_linear import GroupedMLP
 from trainer.models.layers.standardise import Standardiser
 
 
-class VectorEncoder(nn.Module):
+class VectorEncoder(Encoder):
     """(P, F) raw vectors -> (P, T, D)."""
 
     def __init__(self, features: int, standardiser: Standardiser, tokens: int, dim: int, blocks: int) -> None:
@@ -20,6 +21,6 @@ class VectorEncoder(nn.Module):
         self.tokens, self.standardiser = tokens, standardiser
         self.network = GroupedMLP(blocks, features, 2 * dim, tokens * dim)
 
-    def forward(self, group: VectorGroup, block_P: Tensor, counts_M: Tensor) -> Tensor:
-        value_PF = self.standardiser(group.values_PF, block_P)
-        return self.network(value_PF, counts_M).unflatten(1, (self.tokens, -1))
+    def forward(self, group: VectorGroup, layout: GroupLayout) -> Tensor:
+        value_PF = self.standardiser(group.values_PF, layout.block_P)
+        return self.network(value_PF, layout.pairs).unflatten(1, (self.tokens, -1))

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from parallel import Dispatcher, MoELayer, RoutingStats, decision_units
 from parallel.moe.kept import Kept
+from parallel.moe.segments import Segments
 from trainer.config.sections import ModelConfig
 from trainer.models.layers.attention import Prompts, build_attention
-from trainer.models.layers.ragged import segment_softmax, segment_sum
 from trainer.models.layers.token_layout import TokenLayout
 
 
@@ -74,10 +74,13 @@ class Pooling(nn.Module):
     def forward(self, x_ND: Tensor, layout: TokenLayout) -> Tensor:
         x_ND = self.norm(x_ND)
         score_NL = x_ND.new_zeros(len(x_ND), 1) if self.query_DL is None else x_ND @ self.query_DL
-        score_NL = score_NL.float()  # sums over a sample's tokens need more than the 8 bits of bf16
+        score_NL = score_NL.float()
         if self.kind == "last":
             # Finite, so that a sample without a token in the last bin falls back to the mean of all.
             score_NL = score_NL.masked_fill(layout.bin_N[:, None] < layout.bins - 1, -1e4)
-        weight_NL = segment_softmax(score_NL, layout.sample_N, layout.samples).to(x_ND.dtype)
-        weighted_NLD = weight_NL[:, :, None] * self.value(x_ND)[:, None, :]
-        return segment_sum(weighted_NLD, layout.sample_N, layout.samples).flatten(1)
+        by_sample = Segments.of(layout.sample_N, layout.samples)
+        weight_NL = by_sample.softmax(score_NL).to(x_ND.dtype)
+        value_ND = self.value(x_ND)
+        # One query after the other: all of them at once would be as many copies of the tokens.
+        pooled = [by_sample.sum(weight_N[:, None] * value_ND) for weight_N in weight_NL.unbind(1)]
+        return torch.cat(pooled, 1).to(x_ND.dtype)

@@ -9,21 +9,34 @@ Shape legend: B samples, M modalities, P pairs (sample, modality), N tokens, T t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from data_shards import Batch, DatasetSchema, Group, group_layout
+from data_shards import Batch, DatasetSchema, group_layout
 from data_shards.records.statistics import SplitStatistics
 from parallel import Dispatcher, RoutingStats
 from parallel.moe.kept import recomputed
 from trainer.config.sections import ModelConfig
 from trainer.models.encoders.build import build_encoder
+from trainer.models.encoders.layout import Encoder, GroupLayout, group_layout_of
 from trainer.models.fusemoe.block import FusionBlock, Pooling
+from trainer.models.layers.embedding import Embedding
 from trainer.models.layers.heads import Head, target_scale
+from trainer.models.layers.staging import plan_of
 from trainer.models.layers.token_layout import EncodedGroup, TokenLayout, token_layout
 from trainer.models.output import Fused
 
 FACTORIZED_ABOVE = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where everything of a batch lies: within each encoder group, and as tokens."""
+
+    groups: dict[str, GroupLayout]
+    tokens: TokenLayout
 
 
 class FuseMoE(nn.Module):
@@ -54,14 +67,14 @@ class FuseMoE(nn.Module):
         self.encoders = nn.ModuleDict(
             {_safe(name): build_encoder(indices, schema, statistics, config) for name, indices in self.layout.items()}
         )
-        self.tokens = {name: int(self.encoders[_safe(name)].tokens) for name in self.layout}  # type: ignore[arg-type]
-        for name, indices in self.layout.items():
-            block_of = torch.full((modalities,), -1)
-            block_of[indices] = torch.arange(len(indices))
-            self.register_buffer(f"block_{_safe(name)}", block_of, persistent=False)
-        self.modality = nn.Embedding(modalities, config.dim)
-        self.bin = nn.Embedding(config.bins, config.dim)
-        self.missing = nn.Embedding(modalities, config.dim) if config.missing_embedding else None
+        # A modality's number within its group.
+        self._block_of_M = [0] * modalities
+        for indices in self.layout.values():
+            for block, index in enumerate(indices):
+                self._block_of_M[index] = block
+        self.modality = Embedding(modalities, config.dim)
+        self.bin = Embedding(config.bins, config.dim)
+        self.missing = Embedding(modalities, config.dim) if config.missing_embedding else None
         for embedding in (self.modality, self.bin, self.missing):
             if embedding is not None:
                 nn.init.normal_(embedding.weight, std=0.02 if embedding is self.bin else 0.3)
@@ -108,29 +121,35 @@ class FuseMoE(nn.Module):
         """The model whose blocks route tokens: this one."""
         return self
 
-    def embed(self, batch: Batch) -> tuple[Tensor, TokenLayout]:
-        """Tokens of what is present, then one indicator per absent modality if the model has them."""
-        tokens, groups = [], []
+    def lay_out(self, batch: Batch) -> Plan:
+        """What the host must know of a batch on the CPU; everything after it is the device's."""
+        block_of_M = torch.tensor(self._block_of_M, device="cpu")
+        layouts, encoded = {}, []
         for name, indices in self.layout.items():
-            group = batch.groups[name]
-            block_P = getattr(self, f"block_{_safe(name)}")[group.modality_P]
-            counts_M = torch.bincount(block_P, minlength=len(indices))
-            tokens.append(self.encode(name, group, block_P, counts_M).flatten(0, 1))
-            groups.append(EncodedGroup(group.modality_P, group.sample_P, counts_M, self.tokens[name]))
+            group, encoder = batch.groups[name], self._encoder(name)
+            layouts[name] = found = group_layout_of(encoder, group, block_of_M[group.modality_P], len(indices))
+            encoded.append(EncodedGroup(group.modality_P, group.sample_P, found.pairs, encoder.tokens))
         absent = None
         if self.missing is not None:
             sample_X, modality_X = batch.absent().nonzero(as_tuple=True)
             absent = (sample_X, modality_X)
-        # Rows in the order of `tokens`: the groups' one after the other, indicators behind them.
-        layout = token_layout(groups, absent, len(batch.present_BM), self.bins, self.attention)
-        if self.missing is not None and absent is not None:
-            tokens.append(self.missing(absent[1]))
+        # Rows in the order of `embed`: the groups' one after the other, indicators behind them.
+        return Plan(layouts, token_layout(encoded, absent, len(batch.present_BM), self.bins, self.attention))
+
+    def embed(self, batch: Batch) -> tuple[Tensor, TokenLayout]:
+        """Tokens of what is present, then one indicator per absent modality if the model has them."""
+        plan: Plan = plan_of(self, batch)
+        tokens, layout = [], plan.tokens
+        for name in self.layout:
+            found_PTD = self._encoder(name)(batch.groups[name], plan.groups[name])
+            tokens.append(found_PTD.to(self.modality.weight.dtype).flatten(0, 1))
+        if self.missing is not None:
+            tokens.append(self.missing(layout.modality_N[layout.encoded :]))
         x_ND = torch.cat(tokens) + self.modality(layout.modality_N) + self.bin(layout.bin_N)
         return x_ND, layout
 
-    def encode(self, name: str, group: Group, block_P: Tensor, counts_M: Tensor) -> Tensor:
-        """(P, T, D) tokens of one encoder group."""
-        return self.encoders[_safe(name)](group, block_P, counts_M).to(self.modality.weight.dtype)
+    def _encoder(self, name: str) -> Encoder:
+        return self.encoders[_safe(name)]  # type: ignore[return-value]
 
 
 def resolve_attention(config: ModelConfig, modalities: int) -> str:

@@ -4,8 +4,9 @@
 *joint*: all tokens of a sample attend to each other.
 *factorized*: first over time within a modality, then over the modalities within a time bin, so that cost grows
 with T^2 M + T M^2 and not with (T M)^2.
-Absent modalities have no tokens, hence no cost. Sequences of about the same length share a kernel launch (buckets), so
-neither the fullest sample nor a modality that others have makes a sample pay.
+Absent modalities have no tokens, hence no cost. Where a GPU's kernel takes sequences of any lengths, one launch serves
+all; elsewhere those of about the same length share one, padded to a rectangle (buckets), so neither the fullest sample
+nor a modality that others have makes a sample pay.
 
 Shape legend: N tokens, D width, S sequences, L longest sequence, H heads, E head width.
 """
@@ -17,9 +18,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
 
+from parallel.moe.grouped_matmul import on_gpu
 from trainer.models.layers.grouped_linear import GroupedLinear
-from trainer.models.layers.ragged import Ragged
+from trainer.models.layers.ragged import MOST_SEQUENCES, Ragged
 from trainer.models.layers.token_layout import Span, TokenLayout
 
 
@@ -37,13 +40,35 @@ def _heads(x_SLD: Tensor, heads: int) -> Tensor:
     return x_SLD.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
+def scaled_dot_product(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """torch's attention, (S, H, L, E) each, for any number S: in pieces where one kernel would not take them all.
+
+    Args:
+        mask: broadcastable to (S, H, L, L).
+    """
+    if len(q) <= MOST_SEQUENCES:
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    # A mask of which every sequence has its own part is cut like the sequences.
+    own = mask is not None and mask.ndim == 4 and len(mask) > 1
+    parts = []
+    for start in range(0, len(q), MOST_SEQUENCES):
+        cut = slice(start, start + MOST_SEQUENCES)
+        its = mask[cut] if own and mask is not None else mask
+        parts.append(functional.scaled_dot_product_attention(q[cut], k[cut], v[cut], attn_mask=its, scale=scale))
+    return torch.cat(parts)
+
+
 def _attend(qkv_SLD: Tensor, heads: int, mask_SL: Tensor | None) -> Tensor:
     """(S, L, 3 D) projections -> (S, L, D)."""
     if not len(qkv_SLD):  # a rank without records: nothing to attend to, still in the graph
         return qkv_SLD[..., : qkv_SLD.shape[-1] // 3]
+    if qkv_SLD.shape[1] == 1:  # a row alone attends to itself
+        return qkv_SLD[..., 2 * qkv_SLD.shape[-1] // 3 :]
     q, k, v = (_heads(part, heads) for part in qkv_SLD.chunk(3, dim=-1))
     mask = None if mask_SL is None else mask_SL[:, None, None, :]
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    return scaled_dot_product(q, k, v, mask).transpose(1, 2).flatten(2)
 
 
 def _queries(qkv_ND: Tensor) -> Tensor:
@@ -60,16 +85,27 @@ def attend_spans(qkv_ND: Tensor, spans: tuple[Span, ...], heads: int) -> Tensor:
 
 
 def attend_ragged(qkv_ND: Tensor, layout: Ragged, heads: int) -> Tensor:
-    """Attention within the sequences of `layout`, bucket by bucket."""
+    """Attention within the sequences of `layout`."""
+    width = qkv_ND.shape[1] // 3
     if not layout.buckets:
-        return qkv_ND[:, : qkv_ND.shape[1] // 3]
+        return qkv_ND[:, :width]
     parts = []
-    for bucket, qkv_RD in zip(layout.buckets, layout.arrange(qkv_ND), strict=True):
-        if bucket.length == 1:  # a row alone attends to itself
-            parts.append(qkv_RD[:, 2 * qkv_ND.shape[1] // 3 :])
-        else:
+    sorted_ND = layout.arrange(qkv_ND)
+    if varlen_fits(qkv_ND, width // heads):
+        for piece, qkv_RD in zip(layout.pieces, sorted_ND.split([piece.rows for piece in layout.pieces]), strict=True):
+            q, k, v = qkv_RD.unflatten(1, (3, heads, width // heads)).unbind(1)
+            start, longest = piece.start_S1, piece.longest
+            parts.append(varlen_attn(q, k, v, start, start, longest, longest).flatten(1))  # type: ignore[union-attr]
+    else:
+        split = sorted_ND.split([bucket.rows for bucket in layout.buckets])
+        for bucket, qkv_RD in zip(layout.buckets, split, strict=True):
             parts.append(bucket.unpad(_attend(bucket.pad(qkv_RD), heads, bucket.valid_SL)))
     return layout.restore(parts)
+
+
+def varlen_fits(qkv_ND: Tensor, head: int) -> bool:
+    """Whether the GPU's kernel for sequences of any lengths takes heads of this width, in this precision."""
+    return on_gpu(qkv_ND) and qkv_ND.dtype in (torch.bfloat16, torch.float16) and head % 8 == 0 and head <= 256
 
 
 class ModalityAttention(nn.Module):
@@ -82,11 +118,11 @@ class ModalityAttention(nn.Module):
         self.output = GroupedLinear(blocks, dim, dim)
 
     def forward(self, x_ND: Tensor, layout: TokenLayout, prompts: Prompts | None = None) -> Tensor:
-        qkv_ND = self.project(x_ND[: layout.encoded], layout.counts_M)
+        qkv_ND = self.project(x_ND[: layout.encoded], layout.blocks)
         y_ND = attend_spans(qkv_ND, layout.spans, self.heads)
         if prompts is not None:
             y_ND = y_ND + prompts(_queries(qkv_ND), self.project, self.heads)
-        y_ND = self.output(y_ND, layout.counts_M)
+        y_ND = self.output(y_ND, layout.blocks)
         # Indicators lie behind the encoded tokens; attention adds nothing to them.
         return functional.pad(y_ND, (0, 0, 0, len(x_ND) - layout.encoded))
 

@@ -10,13 +10,16 @@ Shape legend: N rows, K input features, F output features, M blocks (modalities 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from parallel.moe.grouped_matmul import fused_kernel_fits, grouped_matmul
+from parallel.moe.grouped_matmul import fused_kernel_fits, grouped_matmul, on_gpu
+from parallel.moe.segments import Segments
 
 # Grouped GEMM kernels want row strides that are multiples of 16 bytes; 8 elements do for bf16 and fp32.
 ALIGNMENT = 8
@@ -27,11 +30,39 @@ def aligned(features: int) -> int:
     return math.ceil(features / ALIGNMENT) * ALIGNMENT
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """How rows that are sorted by block divide: rows of each of M blocks, for the device and for the host."""
+
+    counts_M: Tensor
+    counts: tuple[int, ...]
+
+    @staticmethod
+    def of(counts_M: Tensor) -> Blocks:
+        """From int64 counts on the CPU."""
+        return Blocks(counts_M, tuple(counts_M.tolist()))
+
+    @property
+    def rows(self) -> int:
+        return sum(self.counts)
+
+    def times(self, each: int) -> Blocks:
+        """Of so many rows for each of these."""
+        return Blocks(self.counts_M * each, tuple(count * each for count in self.counts))
+
+    @cached_property
+    def segments(self) -> Segments:
+        """The block of each row."""
+        block_M = torch.arange(len(self.counts), device=self.counts_M.device)
+        block_N = torch.repeat_interleave(block_M, self.counts_M, output_size=self.rows)
+        return Segments.of(block_N, len(self.counts), ascending=True)
+
+
 class _BlockByBlock(torch.autograd.Function):
     """x W_m + b_m, each block of rows written straight into its place, forward and backward."""
 
     @staticmethod
-    def forward(ctx: Any, x_NK: Tensor, weight_MKF: Tensor, bias_MF: Tensor, counts: list[int]) -> Tensor:
+    def forward(ctx: Any, x_NK: Tensor, weight_MKF: Tensor, bias_MF: Tensor, counts: tuple[int, ...]) -> Tensor:
         y_NF = x_NK.new_empty(len(x_NK), weight_MKF.shape[2])
         blocks = (weight_MKF.unbind(0), bias_MF.unbind(0), x_NK.split(counts), y_NF.split(counts))
         for n, weight, bias, x, y in zip(counts, *blocks, strict=True):
@@ -64,7 +95,7 @@ class _BlockByBlock(torch.autograd.Function):
 
 
 class GroupedLinear(nn.Module):
-    """y = x W_m + b_m for rows of block m; rows sorted by block, `counts_M` rows each (may be 0).
+    """y = x W_m + b_m for rows of block m; rows sorted by block, as many each as `blocks` says (may be 0).
 
     Args:
         blocks: M, number of separate weights.
@@ -85,22 +116,20 @@ class GroupedLinear(nn.Module):
         self.weight = nn.Parameter(weight_MKF)
         self.bias = nn.Parameter(torch.zeros(blocks, outputs))
 
-    def forward(self, x_NK: Tensor, counts_M: Tensor) -> Tensor:
+    def forward(self, x_NK: Tensor, blocks: Blocks) -> Tensor:
         x_NK = x_NK.to(self.weight.dtype)
         if self.weight.shape[0] == 1:
             return torch.addmm(self.bias[0], x_NK, self.weight[0, : self.inputs])
-        if x_NK.is_cuda:
+        if on_gpu(x_NK):
             padded_NK = functional.pad(x_NK, (0, self.weight.shape[1] - self.inputs))
             if fused_kernel_fits(padded_NK, self.weight):
-                return grouped_matmul(padded_NK, self.weight, counts_M) + self._bias_of_rows(counts_M, len(x_NK))
-        return _BlockByBlock.apply(x_NK.contiguous(), self.weight, self.bias, counts_M.tolist())
+                bias_NF = blocks.segments.spread(self.bias)
+                return grouped_matmul(padded_NK, self.weight, blocks.counts_M) + bias_NF
+        return _BlockByBlock.apply(x_NK.contiguous(), self.weight, self.bias, blocks.counts)
 
-    def _bias_of_rows(self, counts_M: Tensor, rows: int) -> Tensor:
-        return torch.repeat_interleave(self.bias, counts_M, dim=0, output_size=rows)
-
-    def reference(self, x_NK: Tensor, counts_M: Tensor) -> Tensor:
+    def reference(self, x_NK: Tensor, blocks: Blocks) -> Tensor:
         """The obvious loop over blocks."""
-        parts = x_NK.split(counts_M.tolist())
+        parts = x_NK.split(blocks.counts)
         return torch.cat(
             [
                 x @ w[: self.inputs] + b
@@ -117,5 +146,5 @@ class GroupedMLP(nn.Module):
         self.first = GroupedLinear(blocks, inputs, hidden)
         self.second = GroupedLinear(blocks, hidden, outputs)
 
-    def forward(self, x_NK: Tensor, counts_M: Tensor) -> Tensor:
-        return self.second(functional.gelu(self.first(x_NK, counts_M)), counts_M)
+    def forward(self, x_NK: Tensor, blocks: Blocks) -> Tensor:
+        return self.second(functional.gelu(self.first(x_NK, blocks)), blocks)

@@ -48,7 +48,7 @@ def keep_modalities(batch: Batch, keep_BM: Tensor) -> Batch:
     groups = {
         name: select_pairs(group, keep_BM[group.sample_P, group.modality_P]) for name, group in batch.groups.items()
     }
-    return dataclasses.replace(batch, present_BM=batch.present_BM & keep_BM, groups=groups, _buffer=None)
+    return batch.changed(batch.present_BM & keep_BM, groups)
 
 
 def select_pairs(group: Group, keep_P: Tensor) -> Group:

@@ -3,7 +3,7 @@
 Encoders give (pairs, tokens, width) per group; the fusion blocks see one packed list of N tokens. Tokens of present
 modalities come first, sorted by block (encoder group, then modality), so that layers with per-modality weights are
 grouped matrix products; one indicator token per absent modality follows where the model has learned ones.
-Everything that needs the host (lengths of sequences) is computed here, once per batch.
+Everything that needs the host (lengths of sequences) is computed here, once per batch, on the CPU.
 
 Shape legend: N tokens, P pairs (sample, modality) of one encoder group, T tokens of a pair, B samples, M blocks.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainer.models.layers.grouped_linear import Blocks
 from trainer.models.layers.ragged import Ragged, ragged
 
 
@@ -33,12 +34,17 @@ class Span:
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """`spans` cover the first `encoded` rows; rows behind them are missing-modality indicators (modality still set)."""
+    """`spans` cover the first `encoded` rows; rows behind them are missing-modality indicators (modality still set).
+
+    `pairs` and `blocks` divide the pairs and the encoded rows by block. Of tensors on the CPU it is made, before they
+    are copied to a device.
+    """
 
     sample_N: Tensor
     modality_N: Tensor
     bin_N: Tensor
-    counts_M: Tensor
+    pairs: Blocks
+    blocks: Blocks
     spans: tuple[Span, ...]
     samples: int
     bins: int
@@ -56,7 +62,7 @@ class EncodedGroup:
 
     modality_P: Tensor
     sample_P: Tensor
-    counts_M: Tensor
+    pairs: Blocks
     tokens: int
 
 
@@ -71,7 +77,7 @@ def token_layout(
     sample, modality, bin_, spans, start = [], [], [], [], 0
     for group in groups:
         # A token belongs to the bin in which its stretch of time ends.
-        steps_T = torch.arange(1, group.tokens + 1, device=group.sample_P.device) * bins // group.tokens - 1
+        steps_T = torch.arange(1, group.tokens + 1) * bins // group.tokens - 1
         sample.append(group.sample_P.repeat_interleave(group.tokens))
         modality.append(group.modality_P.repeat_interleave(group.tokens))
         bin_.append(steps_T.repeat(len(group.sample_P)).clamp_min(0))
@@ -82,11 +88,14 @@ def token_layout(
         modality.append(absent[1])
         bin_.append(torch.full_like(absent[0], bins - 1))
     sample_N, bin_N = torch.cat(sample), torch.cat(bin_)
+    pairs_M = torch.cat([group.pairs.counts_M for group in groups])
+    tokens_M = torch.cat([group.pairs.counts_M * group.tokens for group in groups])
     return TokenLayout(
         sample_N,
         torch.cat(modality),
         bin_N,
-        torch.cat([group.counts_M * group.tokens for group in groups]),
+        Blocks.of(pairs_M),
+        Blocks.of(tokens_M),
         tuple(spans),
         samples,
         bins,

@@ -9,6 +9,7 @@ from data_shards import DatasetSchema, ModalitySpec, TaskSpec, TextGroup
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics
 from trainer.config.sections import ModelConfig
 from trainer.models.encoders.build import build_encoder, sized
+from trainer.models.encoders.layout import group_layout_of
 from trainer.models.encoders.text import TextEncoder
 
 DIM, STRIDE = 8, 4
@@ -41,7 +42,7 @@ def encode(encoder: TextEncoder, *texts: bytes) -> Tensor:
     offsets = torch.tensor([0, *map(len, texts)]).cumsum(0)
     zeros_P = torch.zeros(len(texts), dtype=torch.int64)
     group = TextGroup(zeros_P, zeros_P, offsets, torch.tensor(list(b"".join(texts)), dtype=torch.uint8))
-    return encoder(group, zeros_P, torch.tensor([len(texts)]))  # type: ignore[no-any-return]
+    return encoder(group, group_layout_of(encoder, group, zeros_P, 1))  # type: ignore[no-any-return]
 
 
 def test_the_table_has_as_many_positions_as_the_longest_text_of_training() -> None:

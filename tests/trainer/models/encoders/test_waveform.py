@@ -12,7 +12,8 @@ from data_shards.records.statistics import ModalityStatistics, SplitStatistics
 from tests.allocations import Allocations
 from trainer.config.sections import ModelConfig
 from trainer.models.encoders.build import build_encoder
-from trainer.models.encoders.waveform import WaveformEncoder, length_features, stretch_means
+from trainer.models.encoders.layout import group_layout_of
+from trainer.models.encoders.waveform import WaveformEncoder, entries_of, length_features, stretch_means
 
 CHANNELS, PATCH, TOKENS, DIM = 2, 4, 3, 8
 MEAN, STD = ((0.5, -1.0), (2.0, 3.0)), ((2.0, 0.5), (1.0, 4.0))
@@ -40,6 +41,10 @@ def signals(*lengths: int, seed: int = 0) -> list[Tensor]:
     return [2 * torch.randn(length, CHANNELS, generator=generator) for length in lengths]
 
 
+def means(patch_ND: Tensor, patches_P: Tensor, tokens: int) -> Tensor:
+    return stretch_means(patch_ND, patches_P, tokens, entries_of(patches_P, tokens))
+
+
 def encode(encoder: WaveformEncoder, *blocks: list[Tensor]) -> Tensor:
     """(P, T, D) of the signals of each block, as a batch holds them."""
     values = [value for block in blocks for value in block]
@@ -48,7 +53,7 @@ def encode(encoder: WaveformEncoder, *blocks: list[Tensor]) -> Tensor:
     offsets = torch.tensor([0, *(len(value) for value in values)]).cumsum(0)
     joined_OC = torch.cat([torch.empty(0, CHANNELS), *values])
     group = WaveformGroup(block_P, torch.arange(len(values)), offsets, joined_OC)
-    return encoder(group, block_P, counts_M)  # type: ignore[no-any-return]
+    return encoder(group, group_layout_of(encoder, group, block_P, 2))  # type: ignore[no-any-return]
 
 
 def reference(encoder: WaveformEncoder, value_LC: Tensor, block: int) -> Tensor:
@@ -90,13 +95,13 @@ def test_tokens_are_what_one_signal_after_the_other_gives(tokens: int) -> None:
 def test_stretches_by_hand() -> None:
     """Signals of 5, 2, 0 and 3 patches into 3 tokens; each patch is embedded as its own number."""
     patch_N1 = torch.tensor([[1.0], [2.0], [4.0], [8.0], [16.0], [10.0], [20.0], [7.0], [8.0], [9.0]])
-    found_PT1 = stretch_means(patch_N1, torch.tensor([5, 2, 0, 3]), 3)
+    found_PT1 = means(patch_N1, torch.tensor([5, 2, 0, 3]), 3)
     assert found_PT1[..., 0].tolist() == [[1.5, 6.0, 16.0], [10.0, 10.0, 20.0], [0.0, 0.0, 0.0], [7.0, 8.0, 9.0]]
 
 
 def test_every_patch_counts_in_exactly_one_token_and_none_is_empty() -> None:
     for patches in range(TOKENS, 60):
-        weight_TN = stretch_means(torch.eye(patches), torch.tensor([patches]), TOKENS)[0]
+        weight_TN = means(torch.eye(patches), torch.tensor([patches]), TOKENS)[0]
         shares_T = (weight_TN > 0).sum(1)
         assert (weight_TN > 0).sum(0).tolist() == [1] * patches
         assert int(shares_T.max() - shares_T.min()) <= 1 and int(shares_T.min()) >= 1
@@ -158,7 +163,7 @@ def test_no_signal_and_empty_signals() -> None:
 def test_gradients() -> None:
     patches_P = torch.tensor([5, 2, 0, 3, 1])
     patch_ND = torch.randn(11, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: stretch_means(x, patches_P, 3), (patch_ND,))
+    assert torch.autograd.gradcheck(lambda x: means(x, patches_P, 3), (patch_ND,))
     encoder, values = encoder_of(None), [value.requires_grad_() for value in signals(9, 3, 40)]
     weight_PTD = torch.randn(3, TOKENS, DIM, generator=torch.Generator().manual_seed(1))
     mine = torch.autograd.grad((encode(encoder, values) * weight_PTD).sum(), [*encoder.parameters(), *values])
@@ -171,13 +176,13 @@ def test_gradients() -> None:
 def test_long_stretches_are_summed_exactly_in_bf16() -> None:
     """A running sum of ones in bf16 stops at 256."""
     patch_ND = torch.ones(30_000, 1, dtype=torch.bfloat16).requires_grad_()
-    token_PTD = stretch_means(patch_ND, torch.tensor([30_000]), 3)
+    token_PTD = means(patch_ND, torch.tensor([30_000]), 3)
     assert token_PTD.tolist() == [[[1.0], [1.0], [1.0]]]
     token_PTD.sum().backward()
     assert patch_ND.grad is not None and patch_ND.grad.dtype == torch.bfloat16
     assert patch_ND.grad.unique().tolist() == torch.tensor([1e-4], dtype=torch.bfloat16).tolist()
     few_ND = torch.ones(1, 1, dtype=torch.bfloat16).requires_grad_()
-    stretch_means(few_ND, torch.tensor([1]), 300).sum().backward()
+    means(few_ND, torch.tensor([1]), 300).sum().backward()
     assert few_ND.grad is not None and few_ND.grad.item() == 300
 
 

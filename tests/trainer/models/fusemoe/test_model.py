@@ -16,7 +16,7 @@ from tests.trainer.tiny import SCHEMA, config, packed
 from trainer.models.encoders.series import TimeEmbedding, mtand_reference
 from trainer.models.fusemoe.model import FuseMoE
 from trainer.models.layers.attention import attend_ragged, attend_spans, attention_reference
-from trainer.models.layers.grouped_linear import GroupedLinear
+from trainer.models.layers.grouped_linear import Blocks, GroupedLinear
 from trainer.models.layers.missing import drop_modalities, keep_modalities, keyed_uniform
 from trainer.models.layers.ragged import ragged
 from trainer.models.layers.token_layout import Span
@@ -126,13 +126,13 @@ def test_indicator_tokens_are_learned_per_modality(manifest: Manifest) -> None:
 def test_grouped_linear_equals_the_loop() -> None:
     torch.manual_seed(0)
     layer = GroupedLinear(3, 5, 8)
-    counts_M = torch.tensor([4, 0, 3])
+    blocks = Blocks.of(torch.tensor([4, 0, 3]))
     x_NK = torch.randn(7, 5, requires_grad=True)
-    torch.testing.assert_close(layer(x_NK, counts_M), layer.reference(x_NK, counts_M))
+    torch.testing.assert_close(layer(x_NK, blocks), layer.reference(x_NK, blocks))
     weight_NF = torch.randn(7, 8)
     inputs = (x_NK, layer.weight, layer.bias)
-    gradients = torch.autograd.grad((layer(x_NK, counts_M) * weight_NF).sum(), inputs)
-    expected = torch.autograd.grad((layer.reference(x_NK, counts_M) * weight_NF).sum(), inputs)
+    gradients = torch.autograd.grad((layer(x_NK, blocks) * weight_NF).sum(), inputs)
+    expected = torch.autograd.grad((layer.reference(x_NK, blocks) * weight_NF).sum(), inputs)
     torch.testing.assert_close(gradients, expected)
     with pytest.raises(ValueError, match="multiple of 8"):
         GroupedLinear(2, 5, 6)

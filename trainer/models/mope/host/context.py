@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from parallel.moe.segments import look_up
 from trainer.models.layers.missing import keyed_uniform
+from trainer.models.layers.ragged import pick_rows
 from trainer.models.mope.host.streams import Pairs
 
 
@@ -25,9 +27,8 @@ class ContextBuilder(nn.Module):
         self.query_gate_MX = nn.Parameter(torch.randn(modalities, width) * width**-0.5)
 
     def forward(self, pairs: Pairs, pooled_QD: Tensor) -> Tensor:
-        entry_QX = self.entry(self.norm(pooled_QD)) + self.identity_MX[pairs.modality_Q]
-        entry_BMX = entry_QX.new_zeros(*pairs.present_BM.shape, entry_QX.shape[1])
-        entry_BMX = entry_BMX.index_put((pairs.sample_Q, pairs.modality_Q), entry_QX)
+        entry_QX = self.entry(self.norm(pooled_QD)) + look_up(self.identity_MX, pairs.modality_Q)
+        entry_BMX = pairs.table(entry_QX)
         modalities = len(self.null_MX)
         score_BHM = torch.einsum("hx,bmx->bhm", self.query_gate_MX, entry_BMX)
         own_HM = torch.eye(modalities, dtype=torch.bool, device=entry_QX.device)
@@ -35,7 +36,7 @@ class ContextBuilder(nn.Module):
         null_H = (self.query_gate_MX * self.null_MX).sum(1)
         weight_BHY = torch.cat([score_BHM, null_H.expand(len(entry_BMX), -1)[..., None]], 2).softmax(2)
         mixed_BHX = weight_BHY[..., :-1] @ entry_BMX + weight_BHY[..., -1:] * self.null_MX
-        return mixed_BHX[pairs.sample_Q, pairs.modality_Q]
+        return pairs.of_table(mixed_BHX)
 
 
 def of_other_records(pooled_QD: Tensor, pairs: Pairs, index_B: Tensor, seed: int) -> Tensor:
@@ -50,4 +51,4 @@ def of_other_records(pooled_QD: Tensor, pairs: Pairs, index_B: Tensor, seed: int
     after_Q = torch.searchsorted(same_Q, same_Q, right=True)
     place_Q = torch.arange(len(order_Q), device=order_Q.device)
     other_Q = order_Q[torch.where(place_Q + 1 < after_Q, place_Q + 1, first_Q)]
-    return pooled_QD.index_select(0, torch.empty_like(order_Q).index_copy_(0, order_Q, other_Q))
+    return pick_rows(pooled_QD, torch.empty_like(order_Q).index_copy_(0, order_Q, other_Q))

@@ -20,9 +20,10 @@ from data_shards import Batch, DatasetSchema
 from data_shards.records.statistics import SplitStatistics
 from parallel import Dispatcher, RoutingStats
 from parallel.moe.initial import check_filled, undrawn
+from parallel.moe.segments import look_up
 from trainer.config.mope import MopeConfig
 from trainer.config.sections import ModelConfig
-from trainer.models.fusemoe.model import FuseMoE
+from trainer.models.fusemoe.model import FuseMoE, Plan
 from trainer.models.mope.host.alone_entropy import alone_entropy
 from trainer.models.mope.host.backbone import Host
 from trainer.models.mope.host.context import ContextBuilder, of_other_records
@@ -124,6 +125,10 @@ class PromptedFuseMoE(FrozenBackbone):
         self.backbone.train(mode and self.trained)
         return self
 
+    def lay_out(self, batch: Batch) -> Plan:
+        """What the host must know of a batch on the CPU."""
+        return self.backbone.lay_out(batch)
+
     def forward(self, batch: Batch) -> Fused:
         backbone = self.backbone
         # Encoders come before the first prompt: frozen, they need no graph.
@@ -169,7 +174,7 @@ class PromptedFuseMoE(FrozenBackbone):
             context_QX = self.context[number](pairs, seen_QD)
         mapped_QD = None if self.mapper is None else self.mapper(context_QX)
         prompts_QPD, counts_QP, weights_QK = prompts(pairs, pooled_QD, context_QX, mapped_QD)
-        gate_QH = prompts.gate_MH[pairs.modality_Q]
+        gate_QH = look_up(prompts.gate_MH, pairs.modality_Q)
         norm: nn.Module = block.attention_norm  # type: ignore[assignment]
         return PromptReader(prompts_QPD, counts_QP, gate_QH, norm, pairs), weights_QK
 

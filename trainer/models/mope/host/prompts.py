@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from parallel.moe.initial import generator_for
+from parallel.moe.segments import look_up
 from trainer.config.mope import MopeConfig
 from trainer.models.layers.grouped_linear import GroupedLinear
+from trainer.models.layers.ragged import pick_rows
 from trainer.models.mope.host.streams import Pairs
 from trainer.models.mope.prompts.router import orthonormal_keys, route
 from trainer.models.mope.prompts.site_prompts import prompt_tensor
@@ -69,7 +71,7 @@ class BlockPrompts(nn.Module):
         others_Q = pairs.present_BM.sum(1)[pairs.sample_Q] > 1
         if self.static_MSD is not None and self.absent_MD is not None:
             absent_BD = (~pairs.present_BM).to(self.absent_MD.dtype) @ self.absent_MD
-            parts.append(self.static_MSD[pairs.modality_Q] + absent_BD[pairs.sample_Q][:, None])
+            parts.append(look_up(self.static_MSD, pairs.modality_Q) + look_up(absent_BD, pairs.sample_Q)[:, None])
         if self.experts_MKLD is not None:
             noisy_QK, weights_QK = self._route(pairs, pooled_QD, context_QX)
             noisy_QK = noisy_QK.to(self.experts_MKLD.dtype)
@@ -98,7 +100,8 @@ class BlockPrompts(nn.Module):
 def _per_modality(x_QD: Tensor, weight_MDY: Tensor, modality_Q: Tensor) -> Tensor:
     """Each row times its modality's matrix (matrices are a few columns wide)."""
     every_QMY = torch.einsum("qd,mdy->qmy", x_QD, weight_MDY)
-    return every_QMY[torch.arange(len(x_QD), device=x_QD.device), modality_Q]
+    own_Q = torch.arange(len(x_QD), device=x_QD.device) * len(weight_MDY) + modality_Q
+    return pick_rows(every_QMY.flatten(0, 1), own_Q)
 
 
 def _by_modality(weights_QK: Tensor, modality_Q: Tensor, modalities: int) -> Tensor:
@@ -114,16 +117,14 @@ class PromptReader:
         self.norm, self.pairs = norm, pairs
 
     def __call__(self, q_ND: Tensor, project: nn.Module, heads: int) -> Tensor:
-        pairs, rows, dim = *self.prompts_QPD.shape[:2], q_ND.shape[1]
+        pairs, rows, dim, tokens = *self.prompts_QPD.shape[:2], q_ND.shape[1], self.pairs.tokens
         flat_RD = self.norm(self.prompts_QPD.to(q_ND.dtype)).flatten(0, 1)
         grouped = isinstance(project, GroupedLinear)
-        qkv_RD = project(flat_RD, self.pairs.counts_M * rows) if grouped else project(flat_RD)
-        key, value = (
-            part.view(pairs, rows, heads, -1)[self.pairs.pair_N] for part in (qkv_RD[:, dim:].chunk(2, dim=1))
-        )
+        qkv_RD = project(flat_RD, self.pairs.blocks.times(rows)) if grouped else project(flat_RD)
+        key, value = (tokens.spread(part.reshape(pairs, rows, heads, -1)) for part in (qkv_RD[:, dim:].chunk(2, dim=1)))
         query_NHE = q_ND.unflatten(1, (heads, -1))
         score_NPH = torch.einsum("nhe,nphe->nph", query_NHE, key) * query_NHE.shape[-1] ** -0.5
-        score_NPH = score_NPH.masked_fill(~self.counts_QP[self.pairs.pair_N][..., None], -torch.inf)
+        score_NPH = score_NPH.masked_fill(~self.counts_QP[tokens.segment_N][..., None], -torch.inf)
         weight_NPH = score_NPH.float().softmax(1).to(value.dtype)
         read_NHE = torch.einsum("nph,nphe->nhe", weight_NPH, value)
-        return (read_NHE * self.gate_QH.tanh()[self.pairs.pair_N][..., None].to(value.dtype)).flatten(1)
+        return (read_NHE * tokens.spread(self.gate_QH.tanh())[..., None].to(value.dtype)).flatten(1)

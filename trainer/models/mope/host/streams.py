@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from data_shards import Batch
-from trainer.models.layers.ragged import segment_sum
+from parallel.moe.segments import Segments
+from trainer.models.layers.grouped_linear import Blocks
+from trainer.models.layers.ragged import pick_rows, put_rows
 from trainer.models.layers.token_layout import TokenLayout
 
 
@@ -22,16 +24,28 @@ class Pairs:
 
     sample_Q: Tensor
     modality_Q: Tensor
-    pair_N: Tensor
-    counts_M: Tensor
+    tokens: Segments
+    """the pair of each encoded token"""
+    blocks: Blocks
     """pairs of each block of grouped layers"""
     present_BM: Tensor
 
     def pooled(self, x_ND: Tensor) -> Tensor:
         """(Q, D) mean over a pair's tokens."""
-        total_QD = segment_sum(x_ND[: len(self.pair_N)], self.pair_N, len(self.sample_Q))
-        number_Q = torch.bincount(self.pair_N, minlength=len(self.sample_Q))
-        return total_QD / number_Q[:, None].clamp_min(1)
+        total_QD = self.tokens.sum(x_ND[: len(self.tokens.segment_N)]).to(x_ND.dtype)
+        return total_QD / self.tokens.counts[:, None].clamp_min(1)
+
+    def table(self, x_QX: Tensor) -> Tensor:
+        """(B, M, X): what each pair has, zeros for those that are absent."""
+        samples, modalities = self.present_BM.shape
+        return put_rows(x_QX, self._cells(), samples * modalities).unflatten(0, (samples, modalities))
+
+    def of_table(self, x_BMX: Tensor) -> Tensor:
+        """(Q, X): inverse of `table`."""
+        return pick_rows(x_BMX.flatten(0, 1), self._cells())
+
+    def _cells(self) -> Tensor:
+        return self.sample_Q * self.present_BM.shape[1] + self.modality_Q
 
 
 def pairs_of(layout: TokenLayout, batch: Batch) -> Pairs:
@@ -43,24 +57,8 @@ def pairs_of(layout: TokenLayout, batch: Batch) -> Pairs:
         repeats.append(number.repeat_interleave(span.tokens))
         start += span.pairs
     first_Q = torch.cat(firsts)
-    tokens = [span.tokens for span in layout.spans]
-    present = [int(span.pairs) for span in layout.spans]
-    counts_M = _pairs_per_block(layout.counts_M, present, tokens)
-    return Pairs(layout.sample_N[first_Q], layout.modality_N[first_Q], torch.cat(repeats), counts_M, batch.present_BM)
-
-
-def _pairs_per_block(tokens_M: Tensor, pairs: list[int], tokens: list[int]) -> Tensor:
-    """Pairs of each block, from the tokens of each block and the tokens that one pair of its group has."""
-    result, place = tokens_M.clone(), 0
-    left = list(pairs)
-    for group, each in enumerate(tokens):
-        while left[group] > 0:
-            result[place] = tokens_M[place] // each
-            left[group] -= int(result[place])
-            place += 1
-        while place < len(tokens_M) and int(tokens_M[place]) == 0:
-            place += 1
-    return result
+    tokens = Segments.of(torch.cat(repeats), start, ascending=True)
+    return Pairs(layout.sample_N[first_Q], layout.modality_N[first_Q], tokens, layout.pairs, batch.present_BM)
 
 
 def states_width(layers: int, modalities: int, dim: int) -> int:
@@ -79,8 +77,7 @@ class StreamStates:
         """Mean token of every present pair, at unit variance: depths differ in scale. What is absent is zero."""
         pairs = self.pairs
         state_QD = functional.layer_norm(pairs.pooled(x_ND), x_ND.shape[1:])
-        state_BMD = state_QD.new_zeros(*pairs.present_BM.shape, x_ND.shape[1])
-        self._found.append(state_BMD.index_put((pairs.sample_Q, pairs.modality_Q), state_QD).flatten(1))
+        self._found.append(pairs.table(state_QD).flatten(1))
 
     def beside(self, pooled_BX: Tensor) -> Tensor:
         """(B, X + `states_width`): the pooled vector, each query's part at unit variance, then all that was seen."""

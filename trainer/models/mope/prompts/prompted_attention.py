@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainer.models.layers.attention import scaled_dot_product
+
 
 def prompted_attention(
     q_WHNE: Tensor,
@@ -35,16 +37,15 @@ def prompted_attention(
         mask: bool or float, broadcastable to (B * W, H, N, N).
         gate: (H,) or (1,), before tanh; None = one softmax over content and prompts.
     """
-    attend = functional.scaled_dot_product_attention
     if prompts is None:
-        return attend(q_WHNE, k_WHNE, v_WHNE, attn_mask=mask, scale=scale)
+        return scaled_dot_product(q_WHNE, k_WHNE, v_WHNE, mask, scale)
     windows = len(q_WHNE) // len(prompts[0])
     key, value = (part.repeat_interleave(windows, 0) if windows > 1 else part for part in prompts)
     if gate is not None:
-        content = attend(q_WHNE, k_WHNE, v_WHNE, attn_mask=mask, scale=scale)
-        added = attend(q_WHNE, key, value, scale=scale)
+        content = scaled_dot_product(q_WHNE, k_WHNE, v_WHNE, mask, scale)
+        added = scaled_dot_product(q_WHNE, key, value, None, scale)
         return content + gate.tanh().view(1, -1, 1, 1).to(added.dtype) * added
     if mask is not None:
         free = True if mask.dtype == torch.bool else 0.0
         mask = functional.pad(mask.expand(*mask.shape[:-1], k_WHNE.shape[2]), (key.shape[2], 0), value=free)
-    return attend(q_WHNE, torch.cat([key, k_WHNE], 2), torch.cat([value, v_WHNE], 2), attn_mask=mask, scale=scale)
+    return scaled_dot_product(q_WHNE, torch.cat([key, k_WHNE], 2), torch.cat([value, v_WHNE], 2), mask, scale)

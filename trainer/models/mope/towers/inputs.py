@@ -15,15 +15,27 @@ from trainer.models.mope.towers.tower import Tower
 from trainer.worker.collectives import rows_everywhere
 
 
-@dataclass
+@dataclass(frozen=True)
 class Seen:
-    """What a tower reads of a batch: its inputs, and the records (rows of the batch) that have them."""
+    """What a tower reads of a batch, worked out on the CPU, and the records (rows of the batch) that have it.
 
-    inputs: tuple[Tensor, ...]
+    Attributes:
+        place_P: pairs of the batch's group that are meant; None: all of them. tokens: numbers and which of them are
+            the text's own, of texts. numbers_P: the records' numbers in the data set. records: of the batch.
+        known: whether what a frozen tower says of all of them has been kept.
+    """
+
+    place_P: Tensor | None
+    tokens: tuple[Tensor, Tensor] | None
     rows_P: Tensor
     numbers_P: Tensor
-    """their numbers in the data set"""
     records: int
+    known: bool
+
+    def pictures(self, group: Group) -> Tensor:
+        """(P, C, H, W)."""
+        assert isinstance(group, ImageGroup)
+        return group.values_PCHW if self.place_P is None else group.values_PCHW.index_select(0, self.place_P)
 
     @property
     def complete(self) -> bool:
@@ -36,35 +48,41 @@ class Seen:
         return value_PK.new_full((self.records, value_PK.shape[1]), torch.nan).index_copy(0, self.rows_P, value_PK)
 
 
-def look(batch: Batch, tower: Tower, group: Group, modality: int, needed: bool) -> Seen:
-    """The tower's inputs of a batch.
+def places_of(group: Group, modality: int) -> Tensor:
+    """Pairs of a group on the CPU that are of the modality with this number."""
+    return (group.modality_P == modality).nonzero()[:, 0]
+
+
+def look(batch: Batch, tower: Tower, group: Group, modality: int, needed: bool, features: Features | None) -> Seen:
+    """The tower's inputs of a batch on the CPU.
 
     Args:
         group: of the batch, where the modality of this number is. needed: whether every record must have it.
+        features: what the tower has said before, if it was kept.
 
     Raises:
         ValueError: a record does not have it.
     """
-    mine_P = group.modality_P == modality
-    rows_P = group.sample_P[mine_P]
+    place_P = places_of(group, modality)
+    rows_P = group.sample_P[place_P]
     if needed and len(rows_P) < len(batch):
         lost = sorted(set(range(len(batch))) - set(rows_P.tolist()))[0]
         raise ValueError(
             f"record {batch.keys[lost]} has no {'picture' if tower.what == 'image' else 'text'}, which the "
             f"{tower.what} tower reads: leave such records out when packing, or set mope.missing=learned"
         )
-    if isinstance(group, ImageGroup):
-        return Seen((group.values_PCHW[mine_P],), rows_P, batch.index_B[rows_P], len(batch))
-    assert isinstance(group, TextGroup)
-    ends = group.offsets.tolist()
-    data = group.bytes_O.cpu().numpy().tobytes()
-    texts = [data[ends[i] : ends[i + 1]] for i in mine_P.nonzero()[:, 0].tolist()]
-    return Seen(tower.texts(texts, batch.device), rows_P, batch.index_B[rows_P], len(batch))
+    tokens, numbers_P = None, batch.index_B[rows_P]
+    if isinstance(group, TextGroup):
+        ends, data = group.offsets.tolist(), group.bytes_O.numpy().tobytes()
+        tokens = tower.texts([data[ends[i] : ends[i + 1]] for i in place_P.tolist()])
+    known = features is not None and features.know(numbers_P)
+    every = None if len(place_P) == group.pairs else place_P
+    return Seen(every, tokens, rows_P, numbers_P, len(batch), known)
 
 
 @dataclass
 class Features:
-    """Vectors of records by their number in the data set."""
+    """Vectors of records by their number in the data set, and on the CPU for which there are any."""
 
     values_RD: Tensor
     known_R: Tensor
@@ -77,15 +95,14 @@ class Features:
         number_X = rows_everywhere(torch.cat([torch.zeros(0, dtype=torch.int64, device=device), *(n for n, _ in rows)]))
         values_XD = rows_everywhere(torch.cat([empty, *(v for _, v in rows)]))
         found = cls(
-            torch.zeros(records, tower.width, dtype=tower.dtype, device=device),
-            torch.zeros(records, dtype=torch.bool, device=device),
+            torch.zeros(records, tower.width, dtype=tower.dtype, device=device), torch.zeros(records, dtype=torch.bool)
         )
-        found.values_RD[number_X], found.known_R[number_X] = values_XD, True
+        found.values_RD[number_X], found.known_R[number_X.cpu()] = values_XD, True
         return found
 
-    def look_up(self, numbers_P: Tensor) -> Tensor | None:
-        """(P, D), or None if any of them is not there: records of another part."""
-        return self.values_RD[numbers_P] if bool(self.known_R[numbers_P].all()) else None
+    def know(self, numbers_P: Tensor) -> bool:
+        """Whether all of them are there: not so for records of another part. For numbers on the CPU."""
+        return bool(self.known_R[numbers_P].all())
 
 
 def learned_vectors(missing: str, widths: dict[str, int]) -> nn.ParameterDict:

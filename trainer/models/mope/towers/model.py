@@ -10,6 +10,7 @@ Shapes: B records, P present ones, D width of a tower, N tokens, K experts.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from data_shards import Batch, DatasetSchema
 from data_shards.records.statistics import SplitStatistics
 from trainer.config.mope import MopeConfig
 from trainer.models.layers.missing import keyed_uniform
+from trainer.models.layers.ragged import pick_rows
+from trainer.models.layers.staging import plan_of
 from trainer.models.mope.prompts.frozen_backbone import (
     BackboneError,
     FrozenBackbone,
@@ -163,10 +166,11 @@ class TowerModel(FrozenBackbone):
         self.eval()
         with torch.no_grad():
             for batch in batches:
+                plan = plan_of(self, batch)
                 for what in wanted:
-                    seen = self._look(batch, what)
+                    seen = plan[what]
                     if len(seen.rows_P):
-                        rows[what].append((seen.numbers_P, self._tower_vector(self.tower(what), what, seen, None)))
+                        rows[what].append((seen.numbers_P, self._tower_vector(batch, what, seen, None)))
         self.train()
         for what in wanted:
             self.features[what] = Features.gather(rows[what], records, self.tower(what))
@@ -176,16 +180,16 @@ class TowerModel(FrozenBackbone):
         return what in self.hosts or what not in self.prompts
 
     def forward(self, batch: Batch) -> Fused:
-        towers = self._towers()
-        seen = {what: self._look(batch, what) for what in towers}
+        seen: dict[str, Seen] = plan_of(self, batch)
         weights: dict[str, Tensor] = {}
         # Sources before hosts: their vectors are the context of the hosts' prompts.
-        vectors = {what: self._encode_source(what, seen[what]) for what in self._unprompted()}
+        vectors = {what: self._encode_source(batch, what, seen[what]) for what in self._unprompted()}
         context = {what: self._in_context(batch, vectors[what]) for what in self.sources}
         for host in self.hosts:
             if host in self.prompts:
-                psi_BX = context[self.source_of(host)] if self.sources else torch.zeros(len(batch), 1)
-                vectors[host], found = self._encode_host(host, seen[host], psi_BX.to(batch.device))
+                no_BX = torch.zeros(len(batch), 1, device=batch.device)
+                psi_BX = context[self.source_of(host)] if self.sources else no_BX
+                vectors[host], found = self._encode_host(batch, host, seen[host], psi_BX)
                 weights.update(found)
         pooled_BX = torch.cat([vectors[what] for what in self.read], 1)
         losses = {}
@@ -208,26 +212,34 @@ class TowerModel(FrozenBackbone):
         if self.config.context == "paired" or len(batch) < 2:
             return vector_BX
         order_B = keyed_uniform(self.seed, batch.index_B, 1)[:, 0].argsort()
-        return vector_BX.index_select(0, torch.empty_like(order_B).index_copy_(0, order_B, order_B.roll(1)))
+        return pick_rows(vector_BX, torch.empty_like(order_B).index_copy_(0, order_B, order_B.roll(1)))
 
-    def _look(self, batch: Batch, what: str) -> Seen:
-        group = batch.groups[self.group[what]]
-        return look(batch, self.tower(what), group, self.modality[what], needed=what not in self.missing)
+    def lay_out(self, batch: Batch) -> dict[str, Any]:
+        """What each tower reads of a batch on the CPU, by its name.
 
-    def _encode_source(self, what: str, seen: Seen) -> Tensor:
+        Raises:
+            ValueError: a record lacks what a tower reads.
+        """
+        found = {}
+        for what, number in self.modality.items():
+            needed, features = what not in self.missing, self.features.get(what)
+            found[what] = look(batch, self.tower(what), batch.groups[self.group[what]], number, needed, features)
+        return found
+
+    def _encode_source(self, batch: Batch, what: str, seen: Seen) -> Tensor:
         """(B, D) without prompts from elsewhere; no gradient unless something of it is trained."""
         tower = self.tower(what)
         static = what in self.prompts and what not in self.hosts
         trained = static or any(parameter.requires_grad for parameter in tower.model.parameters())
         flow = Flow(torch.zeros(len(seen.rows_P), 1, device=seen.rows_P.device), None)
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-            return self._run(what, seen, flow if static else None)
+            return self._run(batch, what, seen, flow if static else None)
 
-    def _encode_host(self, host: str, seen: Seen, psi_BX: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        psi_PX = psi_BX.index_select(0, seen.rows_P).to(next(self.parameters()).dtype)
+    def _encode_host(self, batch: Batch, host: str, seen: Seen, psi_BX: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        psi_PX = pick_rows(psi_BX, seen.rows_P).to(next(self.parameters()).dtype)
         mapped = self.mappers[host](psi_PX) if host in self.mappers else None
         flow = Flow(psi_PX, mapped)
-        vector_BD = self._run(host, seen, flow)
+        vector_BD = self._run(batch, host, seen, flow)
         if host in self.generators and not seen.complete:
             vector_BD = vector_BD + generated_for(seen, self.generators[host], psi_BX).to(vector_BD.dtype)
         names = [name for name in self.site_names if name.startswith(f"{host}.")]
@@ -235,31 +247,31 @@ class TowerModel(FrozenBackbone):
             flow.weights = [psi_BX.new_zeros(0, self.config.k) for _ in names]
         return vector_BD, dict(zip(names, flow.weights, strict=True))
 
-    def _run(self, what: str, seen: Seen, flow: Flow | None) -> Tensor:
+    def _run(self, batch: Batch, what: str, seen: Seen, flow: Flow | None) -> Tensor:
         """(B, D): the tower on the records that have its modality, the learned vector for the others."""
         tower = self.tower(what)
-        known_PD = self.features[what].look_up(seen.numbers_P) if flow is None and what in self.features else None
-        if known_PD is not None:
-            found_PD = known_PD
+        if flow is None and seen.known:
+            found_PD = self.features[what].values_RD[seen.numbers_P]
         elif not len(seen.rows_P):
             found_PD = torch.zeros(0, tower.width, dtype=tower.dtype, device=seen.rows_P.device)
         else:
-            found_PD = self._tower_vector(tower, what, seen, flow)
+            found_PD = self._tower_vector(batch, what, seen, flow)
         if seen.complete:
             return found_PD
         full_BD = self.missing[what].to(found_PD.dtype).expand(seen.records, -1)
         return full_BD.index_copy(0, seen.rows_P, found_PD)
 
-    def _tower_vector(self, tower: Tower, what: str, seen: Seen, flow: Flow | None) -> Tensor:
-        valid_PN = seen.inputs[1] if what == "text" else None
+    def _tower_vector(self, batch: Batch, what: str, seen: Seen, flow: Flow | None) -> Tensor:
+        tower = self.tower(what)
+        valid_PN = None if seen.tokens is None else seen.tokens[1]
         if flow is not None:
             flow.valid_BN = valid_PN
         self._arm(tower, what, flow)
         try:
-            if valid_PN is None:
-                hidden_PND = tower.pictures(seen.inputs[0])
+            if seen.tokens is None:
+                hidden_PND = tower.pictures(seen.pictures(batch.groups[self.group[what]]))
             else:
-                hidden_PND = tower.encode_tokens(seen.inputs[0], valid_PN)
+                hidden_PND = tower.encode_tokens(*seen.tokens)
         finally:
             self._arm(tower, what, None)
         return tower.read(hidden_PND, valid_PN, None if flow is None else flow.tail)

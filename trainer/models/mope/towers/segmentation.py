@@ -10,6 +10,7 @@ Shapes: B records, P those with a mask, C classes of a pixel, H x W pixels.
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from data_shards import Batch, DatasetSchema, ImageGroup, ModalitySpec
 from data_shards.records.statistics import SplitStatistics
 from parallel import summed_over_ranks
 from trainer.config.mope import MopeConfig
+from trainer.models.layers.ragged import pick_rows
+from trainer.models.layers.staging import plan_of
 from trainer.models.mope.prompts.frozen_backbone import BackboneError
-from trainer.models.mope.towers.inputs import Seen
+from trainer.models.mope.towers.inputs import Seen, places_of
 from trainer.models.mope.towers.model import TowerModel
 from trainer.models.mope.towers.sites import Flow
 from trainer.models.mope.towers.tower import Tower
@@ -29,6 +32,14 @@ from trainer.models.output import Fused
 
 UNLABELLED = 255
 CHANNELS_OF_A_GROUP = 4
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Rows of a batch that have a mask with a labelled pixel, and the pairs of its group where these lie."""
+
+    rows_P: Tensor
+    place_P: Tensor
 
 
 class PromptedSegmenter(TowerModel):
@@ -83,15 +94,16 @@ class PromptedSegmenter(TowerModel):
         """No logits of tasks; the loss over all ranks' records, and measures of each record (NaN without a mask)."""
         logits_BCHW, output = self.masks(batch)
         rows_P, mask_PHW = self.true_masks(batch)
-        loss_P = mask_loss(logits_BCHW[rows_P], mask_PHW)
+        logits_PCHW = pick_rows(logits_BCHW, rows_P)
+        loss_P = mask_loss(logits_PCHW, mask_PHW)
         losses, empty = dict(output.losses), frozenset[str]()
         if self.training and torch.is_grad_enabled():
-            sums = torch.stack([loss_P.sum() + logits_BCHW.sum() * 0, loss_P.new_tensor(len(loss_P))])
+            sums = torch.stack([loss_P.sum() + logits_BCHW.sum() * 0, loss_P.new_full((), len(loss_P))])
             shared = summed_over_ranks(sums)
             losses["mask"] = shared[0] / shared[1].detach().clamp_min(1)
             # The host waits for the number, as a loss of no mask at all is no loss of 0.
             empty = frozenset() if float(shared[1].detach()) else frozenset({"mask"})
-        found_P = {"loss": loss_P.detach(), **agreement(logits_BCHW[rows_P].detach(), mask_PHW)}
+        found_P = {"loss": loss_P.detach(), **agreement(logits_PCHW.detach(), mask_PHW)}
         measures = {
             name: value_P.new_full((len(batch),), torch.nan).index_copy(0, rows_P, value_P)
             for name, value_P in found_P.items()
@@ -99,15 +111,21 @@ class PromptedSegmenter(TowerModel):
         return Fused({}, [], output.pooled_BX, losses, output.experts, measures, empty)
 
     def true_masks(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Rows (P,) of the batch that have a mask with a labelled pixel, and int64 class numbers (P, H, W).
+        """Rows (P,) of the batch that have a mask with a labelled pixel, and int64 class numbers (P, H, W)."""
+        group, masks = batch.groups[self._mask_group], plan_of(self, batch)["mask"]
+        assert isinstance(group, ImageGroup)
+        return masks.rows_P, group.values_PCHW.index_select(0, masks.place_P)[:, 0].long()
+
+    def lay_out(self, batch: Batch) -> dict[str, Any]:
+        """Besides what the towers read, where the masks are.
 
         Raises:
-            ValueError: a pixel has a class that the recipe does not know.
+            ValueError: a pixel has a class that the recipe does not know, or a record lacks what a tower reads.
         """
         group = batch.groups[self._mask_group]
         assert isinstance(group, ImageGroup)
-        mine_P = group.modality_P == self._mask_modality
-        rows_P, mask_PHW = group.sample_P[mine_P], group.values_PCHW[mine_P][:, 0].long()
+        place_P = places_of(group, self._mask_modality)
+        rows_P, mask_PHW = group.sample_P[place_P], group.values_PCHW[place_P][:, 0].long()
         wrong_PHW = (mask_PHW >= self.classes) & (mask_PHW != UNLABELLED)
         if wrong_PHW.any():
             row = int(wrong_PHW.flatten(1).any(1).nonzero()[0])
@@ -117,19 +135,20 @@ class PromptedSegmenter(TowerModel):
                 "unlabelled"
             )
         known_P = (mask_PHW != UNLABELLED).flatten(1).any(1)
-        return rows_P[known_P], mask_PHW[known_P]
+        return super().lay_out(batch) | {"mask": Masks(rows_P[known_P], place_P[known_P])}
 
     @property
     def label_modality(self) -> str:
         """What is a label here."""
         return self.schema.modality_names[self._mask_modality]
 
-    def _tower_vector(self, tower: Tower, what: str, seen: Seen, flow: Flow | None) -> Tensor:
+    def _tower_vector(self, batch: Batch, what: str, seen: Seen, flow: Flow | None) -> Tensor:
         if what != "image":
-            return super()._tower_vector(tower, what, seen, flow)
+            return super()._tower_vector(batch, what, seen, flow)
+        tower = self.tower(what)
         self._arm(tower, what, flow)
         try:
-            self._maps = tower.feature_maps(seen.inputs[0])
+            self._maps = tower.feature_maps(seen.pictures(batch.groups[self.group[what]]))
         finally:
             self._arm(tower, what, None)
         return self._maps[-1].mean((2, 3))

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from data_shards.records.statistics import ModalityStatistics
 from trainer.config.mope import TowerConfig
+from trainer.models.layers.embedding import make_embeddings_exact
+from trainer.models.layers.ragged import pick_rows
 from trainer.models.layers.standardise import Constant
 from trainer.models.mope.prompts.frozen_backbone import BackboneError
 from trainer.models.mope.towers.sites import KINDS, Site, find_sites, pooled, register_attention
@@ -31,6 +33,7 @@ class Tower(nn.Module):
         super().__init__()
         self.what, self.family, self.readout = what, loaded.family, config.readout
         self.model, self.run_id = loaded.model, loaded.run_id
+        make_embeddings_exact(self.model)
         self.sites: list[Site] = find_sites(loaded.model, loaded.family)
         self.tokenizer: Tokenizer | None = None
         self.mean = self.scale = None
@@ -68,11 +71,10 @@ class Tower(nn.Module):
         output = self.model(pixel_values=x_BCHW, output_hidden_states=True, return_dict=True)
         return list(output.reshaped_hidden_states[1:])
 
-    def texts(self, texts: list[bytes], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Token numbers (B, N) and which of them are the text's own."""
+    def texts(self, texts: list[bytes]) -> tuple[Tensor, Tensor]:
+        """Token numbers (B, N) and which of them are the text's own, on the CPU."""
         assert self.tokenizer is not None
-        numbers_BN, valid_BN = self.tokenizer(texts)
-        return numbers_BN.to(device), valid_BN.to(device)
+        return self.tokenizer(texts)
 
     def encode_tokens(self, numbers_BN: Tensor, valid_BN: Tensor) -> Tensor:
         """Hidden states (B, N, D) of texts."""
@@ -86,7 +88,8 @@ class Tower(nn.Module):
         if self.readout == "cls":
             if self.family == "clip_text_model":
                 assert valid_BN is not None
-                return hidden_BND[torch.arange(len(hidden_BND), device=hidden_BND.device), valid_BN.sum(1) - 1]
+                start_B = torch.arange(len(hidden_BND), device=hidden_BND.device) * hidden_BND.shape[1]
+                return pick_rows(hidden_BND.flatten(0, 1), start_B + valid_BN.sum(1) - 1)
             return hidden_BND[:, 0]
         if tail_BPD is not None:
             hidden_BND = torch.cat([hidden_BND, tail_BPD], 1)

@@ -21,6 +21,7 @@ from trainer.config.mope import MopeConfig
 from trainer.config.sections import ModelConfig
 from trainer.models.flops import parameter_share
 from trainer.models.fusemoe.model import FuseMoE
+from trainer.models.layers.grouped_linear import Blocks
 from trainer.models.layers.missing import keep_modalities
 from trainer.models.mope.host.alone_entropy import alone_entropy
 from trainer.models.mope.host.backbone import Host
@@ -216,7 +217,7 @@ def test_contexts_are_pools_of_what_is_present_in_any_order_of_modalities(record
     assert torch.allclose(got, context_reference(builder, pairs, pooled_QD), atol=1e-5)
     order_M = torch.randperm(MODALITIES, generator=torch.Generator().manual_seed(3))
     renamed = Pairs(
-        pairs.sample_Q, order_M[pairs.modality_Q], pairs.pair_N, pairs.counts_M, pairs.present_BM[:, order_M.argsort()]
+        pairs.sample_Q, order_M[pairs.modality_Q], pairs.tokens, pairs.blocks, pairs.present_BM[:, order_M.argsort()]
     )
     for parameter in (builder.identity_MX, builder.null_MX, builder.query_gate_MX):
         parameter.copy_(parameter[order_M.argsort()])
@@ -250,7 +251,7 @@ def test_tokens_read_the_prompts_of_their_own_pair(records: list[Columns], atten
             m = blocks.index(int(pairs.modality_Q[pair]))
             where = torch.zeros(len(blocks), dtype=torch.int64)
             where[m] = len(rows)
-            qkv = project.reference(normed, where)
+            qkv = project.reference(normed, Blocks.of(where))
         else:
             qkv = project(normed)
         _, key, value = qkv.chunk(3, 1)
