@@ -60,8 +60,8 @@ def test_prompts_between_towers(image: str, text: str, changes: dict[str, Any]) 
     assert watch.waits["backward"] == 0
     assert watch.kernels["forward"] > 40 and watch.kernels["backward"] > 40
     assert watch.low_precision_scatters() == []
-    # transformers moves masks to where the tokens are, which happens to be the CPU here: no copy at all. It asks whether
-    # a mask masks anything, once for each pass of a text tower.
+    # transformers moves masks to where the tokens are, which happens to be the CPU here: no copy at all. And it asks
+    # whether a mask masks anything, once for each pass of a text tower.
     waits = [found for found in watch.found_waits if found.name != "to"]
     assert len(waits) <= 2 and {found.name for found in waits} <= {"_local_scalar_dense"}
 
