@@ -153,8 +153,8 @@ def test_the_table_and_its_derivative_equal_a_loop(outside: bool) -> None:
     values_UK, experts_UK = logits_UE.topk(2, dim=1)
     routing = Routing(experts_UK, values_UK.softmax(1), logits_UE, logits_UE.sigmoid())
     tokens_MU = tokens_per_decision(modality_N, None, 4, 9).double()
-    stats = measure(routing, tokens_MU, Choice(experts_UK, routing.weights_UK, EXPERTS))
-    plain = measure(routing._replace(load_UE=None), tokens_MU, Choice(experts_UK, routing.weights_UK, EXPERTS))
+    stats = measure(routing, tokens_MU, Choice(experts_UK, routing.weights_UK, 6))
+    plain = measure(routing._replace(load_UE=None), tokens_MU, Choice(experts_UK, routing.weights_UK, 6))
     expected = obvious_tables(routing, modality_N, 6, 4)
     assert stats.tokens_M.tolist() == [4, 0, 3, 2]
     torch.testing.assert_close(stats.load_ME, tokens_MU @ logits_UE.sigmoid())
