@@ -273,6 +273,24 @@ def test_a_step_that_is_saved_again_stays_whole_until_the_new_one_is(tmp_path: P
     assert names == {"COMMIT", "checkpoint.json", "last-1-00000-000.safetensors", "last-1-index.safetensors"}
 
 
+def test_a_marker_that_is_not_the_one_from_before_is_not_replaced(tmp_path: Path) -> None:
+    """Two save a committed step again; one is frozen when only its commit is left."""
+    older, late = writer(tmp_path), StillEngine()
+    late.flat += 100
+    older.save(StillEngine(), meta(1))  # type: ignore[arg-type]
+    assert older.settle()
+    two = CheckpointWriter(str(tmp_path), 0, 1, "two", 2, 0)
+
+    def frozen() -> None:
+        two.save(late, meta(1))  # type: ignore[arg-type]
+        assert two.settle()
+
+    one = CheckpointWriter(str(tmp_path), 0, 1, "one", 2, 0, before_commit=frozen)
+    one.save(StillEngine(), meta(1))  # type: ignore[arg-type]
+    assert not one.settle() and "was committed by another process" in str(one.failed)
+    assert torch.equal(newest_checkpoint(str(tmp_path)).reader().read("w", "master", 0, 10), late.flat)
+
+
 def test_a_description_without_a_marker_is_no_obstacle(tmp_path: Path) -> None:
     """Killed between the two."""
     first = writer(tmp_path)
