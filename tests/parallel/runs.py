@@ -158,7 +158,7 @@ def train_reference(case: Case) -> dict[str, np.ndarray]:
     """One process, plain torch, experts in a loop."""
     net = Net(case)
     original = Experts.forward
-    Experts.forward = lambda self, x, counts: reference_experts(x, counts, self.w1, self.w2, self.w3)  # type: ignore[method-assign]
+    Experts.forward = lambda self, x, groups: reference_experts(x, groups, self.w1, self.w2, self.w3)  # type: ignore[method-assign]
     try:
         return _train_reference(net, case)
     finally:

@@ -34,6 +34,7 @@ def operator(schema: str, plain: Version, cpu: Version | None = None, triton: st
     name = schema.split("(")[0]
     LIBRARY.define(schema)
     LIBRARY.impl(name, cpu or plain, "CPU")
+    LIBRARY.impl(name, plain, "Meta")  # shapes without numbers: no number is ever looked at
 
     def on_a_gpu(*arguments: Any) -> Any:
         return _version(triton, name, plain)(*arguments)

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from parallel.config import MoEConfig
 from parallel.moe.experts import BLOCK, Experts, cut_portions, pad_blocks, reference_experts
 from parallel.moe.grouped_matmul import grouped_matmul, reference_grouped_matmul
+from parallel.moe.layer import MoELayer
 from parallel.moe.rows.places import RowGroups
 
 COUNTS = [[5, 3, 4], [0, 7, 0], [0, 0, 0], [1, 0, 30]]
@@ -130,3 +132,28 @@ def test_frozen_experts_pass_back_what_trained_ones_do() -> None:
     experts.requires_grad_(False)
     (got,) = torch.autograd.grad((experts(x_RD, groups) * weight_RD).sum(), x_RD)
     assert torch.allclose(got, expected, atol=1e-6)
+
+
+def test_experts_without_a_bias_equal_those_whose_bias_is_zero() -> None:
+    torch.manual_seed(0)
+    plain, zero = Experts(6, 10, range(3), bias=False), Experts(6, 10, range(3))
+    assert [name for name, _ in plain.named_parameters()] == ["w1", "w2"]
+    groups, x = RowGroups.of(torch.tensor([4, 0, 5]), 9), torch.randn(9, 6)
+    ours, theirs = plain(x, groups), zero(x, groups)
+    assert torch.equal(ours, theirs)
+    for mine, oracle in zip(
+        gradients(ours, x, plain.w1, plain.w2), gradients(theirs, x, zero.w1, zero.w2), strict=True
+    ):
+        assert torch.equal(mine, oracle)
+    layer = MoELayer(6, MoEConfig(experts=4, top_k=2, expert_bias=False, shared_expert_hidden=8))
+    assert not [name for name, _ in layer.named_parameters() if name.endswith("w3")]
+    assert MoEConfig().expert_bias, "checkpoints of before have biases"
+
+
+@pytest.mark.parametrize("rows", [0, 4])
+def test_rows_of_nobody_spoil_nothing(rows: int) -> None:
+    experts, groups = Experts(6, 10, range(2)), RowGroups.of(torch.tensor([rows, 0]), rows + 2)
+    x = torch.randn(rows + 2, 6, requires_grad=True)
+    y = experts(x, groups)
+    own = experts(x[:rows], RowGroups.of(torch.tensor([rows, 0]), rows))
+    assert y.shape == x.shape and torch.equal(y[:rows], own)
