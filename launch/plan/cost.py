@@ -2,7 +2,7 @@
 
 Exact: bytes of parameters, master weights and moments (from the model's own shapes and the sharding's own padding).
 Counted: FLOPs, from expected numbers of tokens (`trainer.models.flops`). Modelled, and named so in the result: how
-many tokens there are (presence of modalities taken as independent), activations, buffers, traffic, time.
+many tokens there are (presence of modalities taken as independent), activations, traffic, time.
 
 Shape legend: M modalities, T bins.
 """
@@ -10,29 +10,29 @@ Shape legend: M modalities, T bins.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from data_shards import DatasetSchema
 from data_shards.records.statistics import SplitStatistics
-from launch.plan.constants import GROUPED_SHARE, HALF_WIDTH, PASSES_OF_ACTIVATIONS, RESERVE, padded_group
+from launch.plan.constants import GROUPED_SHARE, HALF_WIDTH, PASSES_OF_ACTIVATIONS, RESERVE
+from launch.plan.memory import Kept, StageSize, fullest_moment, stage_sizes
+from launch.plan.overlap import exposed_seconds
 from parallel import LocalDispatcher, MeshSpec, MoEConfig
 from trainer.config.run_config import RunConfig
-from trainer.models.flops import FORWARD_AND_BACKWARD, FlopCounter, is_expert, parameter_counts
-from trainer.models.fusemoe.activations import activation_elements, expected_features
+from trainer.models.flops import FORWARD_AND_BACKWARD, FlopCounter, parameter_counts
+from trainer.models.fusemoe.activations import activations, expected_features
 from trainer.models.fusemoe.job_type import FuseMoEJob
 from trainer.models.fusemoe.model import FuseMoE, resolve_attention
-from trainer.models.job_type import exempt_from_decay
+from trainer.models.gpu_limits import GpuLimits, batches_at_once, gpu_limits, refuse_many_rows
 from trainer.worker.devices import Device
-
-BUCKET = 50_000_000  # elements of a reduction bucket (parallel.engine.deepspeed_config)
 
 # Seconds to start a kernel on an accelerator, and kernels of one fusion block in one direction; fitted like the others.
 LAUNCH_S, LAUNCHES_OF_BLOCK = 6e-6, 90
 
-MODELLED = ("tokens", "activations", "buffers", "traffic", "step_s", "mfu")
+MODELLED = ("tokens", "activations", "traffic", "step_s", "mfu")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class StepCost:
     """One layout's cost. Bytes are of the fullest rank, FLOPs and tokens of the whole step, traffic is sent by a rank.
 
     `traffic` by kind: all_to_all, dense_reduce, dense_gather, expert_reduce, expert_gather; `seconds` by what they go
-    for: compute, memory (bound by it), launches, all_to_all, reduce, optimizer.
+    for: compute, memory (bound by it), launches, all_to_all, reduce (as far as the backward pass does not hide it),
+    gather, optimizer.
     """
 
     layout: Layout
@@ -100,6 +101,16 @@ class _Place(LocalDispatcher):
         self.size = size  # type: ignore[misc]
 
 
+@dataclass(frozen=True)
+class _RankModel:
+    """One rank's model without memory: its parameters' shapes, its stages, and what a GPU's kernels say to it."""
+
+    model: FuseMoE
+    shapes: dict[str, torch.Size]
+    stages: list[StageSize]
+    limits: GpuLimits
+
+
 class CostModel:
     """Costs of one recipe on one kind of device.
 
@@ -115,19 +126,38 @@ class CostModel:
         self.tasks = names
         self.counter = FlopCounter(schema, {name: schema.task(name).dim for name in names}, config.model, attention)
         self.features = expected_features(self.counter, statistics, config.training.batch_size)
-        self._shapes: dict[int, dict[str, torch.Size]] = {}
+        self._ranks: dict[int, _RankModel] = {}
 
-    def shapes(self, expert_parallel: int) -> dict[str, torch.Size]:
-        """Shapes of a rank's parameters, from the model itself built without memory."""
-        if expert_parallel not in self._shapes:
+    def rank(self, expert_parallel: int) -> _RankModel:
+        """What a rank's model is, from the model itself built without memory."""
+        if expert_parallel not in self._ranks:
             with torch.device("meta"):
                 model = FuseMoE(self.schema, self.tasks, self.statistics, self.config.model, _Place(expert_parallel), 0)
-            self._shapes[expert_parallel] = {name: p.shape for name, p in model.named_parameters()}
-        return self._shapes[expert_parallel]
+            shapes = {name: p.shape for name, p in model.named_parameters()}
+            self._ranks[expert_parallel] = _RankModel(
+                model, shapes, stage_sizes(model, FuseMoEJob.no_decay), gpu_limits(model)
+            )
+        return self._ranks[expert_parallel]
+
+    def refuse(self, layout: Layout) -> None:
+        """Raise ValueError for what a GPU's kernels cannot take under this layout."""
+        if self.device.name == "cpu" or self.config.parallel.precision != "bf16":
+            return
+        rank, training = self.rank(layout.expert_parallel), self.config.training
+        rank.limits.refuse()
+        values = dict(zip(self.counter.features, self.features, strict=True))
+        tokens = self.counter.count_tokens(values) / training.batch_size
+        sizes = (training.batch_size, layout.accumulation, training.eval_batch_size)
+        refuse_many_rows(rank.model, batches_at_once(tokens, layout.world, *sizes))
+
+    def slow(self, layout: Layout) -> list[str]:
+        """What a GPU's kernels take slowly."""
+        grouped = self.device.name != "cpu" and self.config.parallel.precision == "bf16"
+        return self.rank(layout.expert_parallel).limits.slow if grouped else []
 
     def parameters(self) -> dict[str, int]:
         """Parameters of the whole model: total, experts, active."""
-        shapes = {name: tuple(shape) for name, shape in self.shapes(1).items()}
+        shapes = {name: tuple(shape) for name, shape in self.rank(1).shapes.items()}
         return parameter_counts(shapes, self.config.model.moe.top_k)
 
     def cost(self, layout: Layout) -> StepCost:
@@ -136,7 +166,7 @@ class CostModel:
         MeshSpec(layout.world, layout.expert_parallel, moe.experts, moe.top_k).validate()
         values = dict(zip(self.counter.features, self.features, strict=True))
         tokens = self.counter.count_tokens(values)
-        memory = self._bytes(layout, tokens)
+        memory = self._bytes(layout)
         traffic, links = self._traffic(layout, tokens)
         flops = self.counter.step_flops(self.features)
         seconds = self._seconds(layout, tokens, memory, traffic, links)
@@ -150,43 +180,35 @@ class CostModel:
         """Bytes of a weight or an activation."""
         return 2 if self.config.parallel.precision == "bf16" else 4
 
-    def groups(self, layout: Layout) -> dict[tuple[bool, bool], int]:
-        """Elements of each optimizer group (expert?, decayed?) on a rank, without padding."""
-        sizes: dict[tuple[bool, bool], int] = {}
-        for name, shape in self.shapes(layout.expert_parallel).items():
-            key = (is_expert(name), not exempt_from_decay(FuseMoEJob.no_decay, name, torch.empty(shape, device="meta")))  # type: ignore[arg-type]
-            sizes[key] = sizes.get(key, 0) + shape.numel()
-        return sizes
-
-    def _bytes(self, layout: Layout, tokens: float) -> dict[str, int]:
-        replicated = expert = shard = 0
-        for (is_experts, _), size in self.groups(layout).items():
-            sharers = layout.world // layout.expert_parallel if is_experts else layout.world
-            padded = padded_group(size, sharers)
-            shard += padded // sharers
-            if is_experts:
-                expert += padded
-            else:
-                replicated += padded
-        whole = replicated + expert
-        bucket = min(BUCKET, whole)
+    def _bytes(self, layout: Layout) -> dict[str, int]:
+        world, degree = layout.world, layout.expert_parallel
+        stages = self.rank(degree).stages
+        replicated, expert = (sum(stage.elements(world, degree, kind) for stage in stages) for kind in (False, True))
+        shard = sum(own for stage in stages for _, own in stage.reductions(world, degree))
+        sizes = (world, degree, self.width, layout.zero_stage, layout.accumulation)
+        cpu = self.device.name == "cpu"
+        moment = fullest_moment(stages, self.kept(layout), *sizes, cpu=cpu)
         return {
             "replicated_parameters": replicated * self.width,
             "expert_parameters": expert * self.width,
             "master_weights": shard * 4,
             "moments": shard * 8,
-            "gradients": (shard if layout.zero_stage == 2 else whole) * 4,
-            "activations": int(self._activations(layout, tokens)),
-            "buffers": bucket * 4 + 2 * bucket * self.width,
+            "gradients": int(moment.gradients),
+            "activations": int(moment.activations),
         }
 
-    def _activations(self, layout: Layout, tokens: float) -> float:
-        """Bytes kept for the backward pass of one micro-batch; see `activation_elements`."""
+    def kept(self, layout: Layout) -> Kept:
+        """Activations of one micro-batch on a rank by stage: encoders, blocks, heads."""
         share = 1 / (layout.world * layout.accumulation)
-        block, outside = activation_elements(self.counter, self.features)
+        found = activations(self.counter, self.features, self.width, self.device.name == "cpu")
+        again = layout.activation_checkpointing
+        block = found.inputs if again else found.block
+        working = found.block_working + (found.block - found.inputs if again else 0.0)
         layers = self.config.model.layers
-        kept = tokens * self.config.model.dim * layers + block if layout.activation_checkpointing else block * layers
-        return (kept + outside) * share * self.width
+        return Kept(
+            [share * part for part in (found.encoders, *[block] * layers, found.heads)],
+            [share * part for part in (found.encoders_working, *[working] * layers, found.heads_working)],
+        )
 
     def _traffic(self, layout: Layout, tokens: float) -> tuple[dict[str, int], dict[str, str]]:
         """Bytes that a rank sends in a step, by kind, and the slowest link they cross."""
@@ -196,9 +218,8 @@ class CostModel:
         # A token goes once to each rank that serves it, and one row comes back, forward and backward; recomputation
         # repeats the forward pair.
         passes = 6 if layout.activation_checkpointing else 4
-        sizes = self.groups(layout)
-        dense = sum(size for (expert, _), size in sizes.items() if not expert)
-        expert = sum(size for (is_experts, _), size in sizes.items() if is_experts)
+        stages = self.rank(ep).stages
+        dense, expert = (sum(stage.elements(world, ep, kind) for stage in stages) for kind in (False, True))
         reductions = layout.accumulation if layout.zero_stage == 2 else 1
         traffic = {
             "all_to_all": passes * rows * self.config.model.dim * self.width * (ep - 1) / ep,
@@ -230,15 +251,39 @@ class CostModel:
         experts = max(expert_flops / (reached * GROUPED_SHARE), weights)
         rate = {"link": device.link, "network": device.network}
         shard = memory["master_weights"] // 4
-        reduce = sum(traffic[kind] / rate[links[kind]] for kind in traffic if kind != "all_to_all")
+        took = {kind: sent / rate[links[kind]] for kind, sent in traffic.items()}
+        compute = dense_flops / reached + experts
+        kept = sum(self.kept(layout).stages) if not layout.activation_checkpointing else self._all_kept(layout)
+        moved = PASSES_OF_ACTIVATIONS * kept * micro / device.memory_rate
+        # The backward pass is all but the first forward one; each stage takes its share of it.
+        backward = (passes - 1) / passes * (compute + moved + took["all_to_all"]) / micro
+        reduce = self._reduce(layout, backward, took)
         return {
-            "compute": dense_flops / reached + experts,
-            "memory": PASSES_OF_ACTIVATIONS * memory["activations"] * micro / device.memory_rate,
+            "compute": compute,
+            "memory": moved,
             "launches": LAUNCH_S * LAUNCHES_OF_BLOCK * (config.model.layers + 2) * passes * micro,
-            "all_to_all": traffic["all_to_all"] / rate[links["all_to_all"]],
+            "all_to_all": took["all_to_all"],
             "reduce": reduce,
-            "optimizer": (shard * 32 + memory["gradients"]) / device.memory_rate,
+            "gather": took["dense_gather"] + took["expert_gather"],
+            "optimizer": shard * 36 / device.memory_rate,
         }
+
+    def _all_kept(self, layout: Layout) -> float:
+        """Activations that pass through memory, whether they are kept or made again."""
+        return sum(self.kept(replace(layout, activation_checkpointing=False)).stages)
+
+    def _reduce(self, layout: Layout, backward: float, took: dict[str, float]) -> float:
+        """Seconds that gradients travel beyond the backward passes of a step, where one takes `backward`."""
+        stages, layers = self.rank(layout.expert_parallel).stages, self.config.model.layers
+        times = [0.0, *[backward / layers] * layers, 0.0]
+        passes = layout.accumulation if layout.zero_stage == 2 else 1
+        sending = [0.0] * len(stages)
+        for kind in (False, True):
+            sizes = [stage.elements(layout.world, layout.expert_parallel, kind) for stage in stages]
+            whole = took["expert_reduce" if kind else "dense_reduce"] / passes
+            # Side by side, but on the same wires.
+            sending = [s + whole * size / max(1, sum(sizes)) for s, size in zip(sending, sizes, strict=True)]
+        return passes * exposed_seconds(times, sending)
 
 
 def ranks_of_a_token(moe: MoEConfig, ranks: int) -> float:

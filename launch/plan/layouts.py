@@ -25,6 +25,10 @@ def make_plan(config: RunConfig, model: CostModel, gpus: int) -> dict[str, Any]:
     parallel, training = config.parallel, config.training
     degree = largest_legal(gpus, parallel.expert_parallel, config.model.moe.experts)
     asked = Layout(gpus, degree, parallel.zero_stage, training.accumulation, training.activation_checkpointing)
+    try:
+        model.refuse(asked)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     cost = model.cost(asked)
     nearest = cost if cost.fits else nearest_fit(model, asked, config)
     legal = degree == parallel.expert_parallel
@@ -42,6 +46,7 @@ def make_plan(config: RunConfig, model: CostModel, gpus: int) -> dict[str, Any]:
         "reduce_bytes": sum(value for kind, value in cost.traffic.items() if kind != "all_to_all"),
         "layout": layout_lines(seats, degree, config.model.moe.experts),
         "note": note,
+        "slow": model.slow(asked),
         "nearest": None if cost.fits or nearest is None else nearest.as_dict(),
         "modelled": list(MODELLED),
     }
@@ -51,7 +56,8 @@ def nearest_fit(model: CostModel, asked: Layout, config: RunConfig) -> StepCost 
     """The layout that fits with the fewest changes, the fastest of those; more devices only if nothing else helps."""
     world = asked.world
     while world <= MOST_GPUS:
-        fitting = [cost for cost in map(model.cost, _layouts(asked, world, config)) if cost.fits]
+        layouts = [layout for layout in _layouts(asked, world, config) if _runs(model, layout)]
+        fitting = [cost for cost in map(model.cost, layouts) if cost.fits]
         if fitting:
             return min(fitting, key=lambda cost: (_changes(asked, cost.layout), cost.step_s))
         world *= 2
@@ -71,6 +77,14 @@ def _layouts(asked: Layout, world: int, config: RunConfig) -> list[Layout]:
         for accumulation in micro
         for recompute in (False, True)
     ]
+
+
+def _runs(model: CostModel, layout: Layout) -> bool:
+    try:
+        model.refuse(layout)
+    except ValueError:
+        return False
+    return True
 
 
 def _changes(asked: Layout, layout: Layout) -> int:

@@ -45,7 +45,7 @@ def plan_recipe(
 
 def _show(result: dict[str, Any]) -> None:
     sizes = [(name.replace("_", " "), value / 2**30) for name, value in result["bytes"].items()]
-    print_table("memory of the fullest rank", ("what", "GiB"), sizes)
+    print_table("memory of a rank at its fullest moment", ("what", "GiB"), sizes)
     traffic = [
         (kind.replace("_", " "), value / 2**20, result["links"][kind])
         for kind, value in result["traffic_bytes"].items()
@@ -63,6 +63,8 @@ def _show(result: dict[str, Any]) -> None:
         people.print(line)
     if result["note"]:
         people.print(result["note"])
+    for sentence in result["slow"]:
+        people.print(sentence)
     if result["records_per_micro_batch"] < 1:
         people.print("fewer records than ranks in a micro-batch: some ranks have nothing to do")
     people.print(_verdict(result))
