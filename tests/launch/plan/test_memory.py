@@ -123,3 +123,26 @@ def test_memory_of_a_real_step(case: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize("case", [case for case in GRID if case not in FAST], ids=str)
 def test_memory_of_a_real_step_in_every_way(case: tuple[Any, ...]) -> None:
     _compare(case)
+
+
+DENSE, EXPERT = (False, True), (True, True)
+
+
+def test_the_fullest_moment_by_hand() -> None:
+    """Four stages of 8 dense elements on 4 ranks in fp32: 32 bytes made, a buffer of 32, 8 received and kept."""
+    stages, kept = [StageSize({DENSE: 8})] * 4, Kept([100.0] * 4, [7.0] * 4)
+    fixed = (stages, kept, 4, 1, 4)
+    # While the last stage computes, nothing is under way.
+    assert fullest_moment(*fixed, zero_stage=1, accumulation=1) == Moment(407, 32)
+    # All four buffers are held; or the first two stages of before are under way, and the parts of all are there.
+    assert fullest_moment(*fixed, zero_stage=1, accumulation=4) == Moment(407, 32 + 4 * 32)
+    assert fullest_moment(*fixed, zero_stage=2, accumulation=4) == Moment(407, 32 + 2 * 40 + 4 * 8)
+    assert fullest_moment(*fixed, zero_stage=2, accumulation=2) == Moment(407, 32 + 2 * 40 + 2 * 8)
+    # Without activations the first stage is the fullest: it and another are under way, two others have arrived.
+    empty = Kept([0.0] * 4, [0.0] * 4)
+    assert fullest_moment(stages, empty, 4, 1, 4, 1, 1) == Moment(0, 32 + 2 * 40 + 2 * 8)
+    assert fullest_moment(stages, empty, 4, 1, 4, 1, 1, cpu=True) == Moment(0, 32 + 2 * 40 + 2 * 8 + 32)
+    assert fullest_moment(stages, empty, 4, 1, 2, 1, 1) == Moment(0, 16 + 2 * 40 + 2 * 8)
+    # Experts that nobody else holds: the buffer is the part.
+    alone = [StageSize({EXPERT: 8})] * 4
+    assert fullest_moment(alone, empty, 4, 4, 4, 1, 1) == Moment(0, 32 + 4 * 32)
