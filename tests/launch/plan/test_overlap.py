@@ -8,7 +8,7 @@ import pytest
 
 from launch.errors import UsageError
 from launch.plan.cost import CostModel, Layout
-from launch.plan.layouts import make_plan
+from launch.plan.layouts import make_plan, nearest_fit
 from launch.plan.overlap import exposed_seconds
 from launch.plan.statistics import stated_statistics
 from tests.trainer.tiny import SCHEMA, config
@@ -41,6 +41,10 @@ def test_a_layout_that_kernels_cannot_take_is_refused_and_never_proposed(tmp_pat
         make_plan(cost.config, cost, 8)
     cost = model(tmp_path, parallel__expert_parallel=4, parallel__workers=8, **many)
     assert make_plan(cost.config, cost, 8)["fits"]
+    asked: list[int] = []
+    cost.cost = lambda layout: asked.append(layout.expert_parallel) or CostModel.cost(cost, layout)  # type: ignore
+    nearest_fit(cost, Layout(8, 4, 1, 1, False), cost.config)
+    assert set(asked) == {4, 8}  # 1 and 2 would put more on a rank
     fp32 = many | {"parallel__precision": "fp32"}
     cost = model(tmp_path, parallel__expert_parallel=2, parallel__workers=8, **fp32)
     assert make_plan(cost.config, cost, 8)["fits"]
