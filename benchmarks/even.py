@@ -3,9 +3,9 @@
     python -m benchmarks.even [--quick]
 
 64 modalities whose tokens are lognormal (median 7, sigma 1), half of them present in a record: in each record by
-itself, or with one chance for all records of a chunk (`alike`). Chunks of 64 records, windows of 16. Every step is dealt by
-records and by tokens. Read: records of all chunks that ranks touch, over records that they use. Time: one rank's, from
-the order's position to its record numbers (CPU).
+itself, or with one chance for all records of a chunk (`alike`). Chunks of 64 records, windows of 16. Every step is
+dealt by records and by tokens. Read: records of all chunks that ranks touch, over records that they use. Time: one
+rank's, from the order's position to its record numbers (CPU).
 
 Ratios: `fullest-...` is the fullest micro-batch over the mean, dealt by tokens; worst of the steps.
 """
