@@ -8,7 +8,7 @@ from torch import Tensor
 
 from parallel import MoEConfig, balance_losses, reduce_stats
 from parallel.moe.balance import RoutingStats, measure, tokens_per_decision
-from parallel.moe.choice import Choice, top_k_choice
+from parallel.moe.choice import Choice
 from parallel.moe.routers import Router, Routing
 from tests.gpu_branch import Watch, gpu_branch
 
@@ -32,7 +32,7 @@ def decisions(router: str, grain: str) -> tuple[Tensor, Tensor, Tensor | None]:
 
 def choice_of(routing: Routing) -> Choice:
     """Of decisions; what tokens get of it is the layer's business."""
-    return top_k_choice(routing.experts_UK, routing.weights_UK)
+    return Choice(routing.experts_UK, routing.weights_UK, routing.logits_UE.shape[1])
 
 
 def watched(config: MoEConfig) -> Watch:
