@@ -95,7 +95,9 @@ class Watch(TorchDispatchMode):
     """Counts operations and host waits by phase and collects accumulating scatters.
 
     kernels: operations that launch work; views, allocations and collectives are none.
-    waits: times the host would wait for the device.
+    waits: times the host would wait for the device. What `cpu()` returned, what was made without naming a device, and
+    what is made of these alone, is on the host, which does not wait for itself; any other tensor passes for one of the
+    device.
     found_waits, scatters: each of them with the line of the project that caused it.
     """
 
@@ -108,6 +110,7 @@ class Watch(TorchDispatchMode):
         self.scatters: list[Found] = []
         self.collectives: list[Found] = []
         self._phase = ""
+        self._host: dict[int, torch.UntypedStorage] = {}  # held, so that no other one gets its address
         self._functions = _Functions(self)
 
     @contextlib.contextmanager
@@ -135,8 +138,13 @@ class Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func._schema.name.split("::")[1]
         result = func(*args, **kwargs)
+        given = _tensors(args)
+        on_host = bool(given) and all(self.is_on_host(tensor) for tensor in given)
+        if on_host:
+            self.put_on_host(result)
+            return result
         if func.namespace in ("c10d", "_c10d_functional"):
-            dtypes = [t.dtype for t in _tensors(args)]
+            dtypes = [t.dtype for t in given]
             self.collectives.append(Found(self._phase, name, dtypes[0] if dtypes else None, where()))
             return result
         self.note_wait(name, self._waits_of(name, args, kwargs))
@@ -146,6 +154,14 @@ class Watch(TorchDispatchMode):
             self.kernels[self._phase] += 1
             self.by_name.setdefault(self._phase, Counter())[f"{func.namespace}.{name}"] += 1
         return result
+
+    def is_on_host(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._host
+
+    def put_on_host(self, result: Any) -> None:
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            self._host[storage._cdata] = storage
 
     def note_wait(self, name: str, times: int) -> None:
         if times and not self._functions.silent:
@@ -166,6 +182,7 @@ class _Functions:
     pass that is recomputed backward, so for the time of the watch they are replaced."""
 
     READS = ("tolist", "numpy", "cpu", "__array__", "to")
+    MAKERS = ("tensor", "zeros", "ones", "full", "empty", "arange")
 
     def __init__(self, watch: Watch) -> None:
         self.watch, self.silent = watch, False
@@ -174,6 +191,8 @@ class _Functions:
     def start(self) -> None:
         for name in self.READS:
             self._patches.enter_context(mock.patch.object(Tensor, name, self._counted(name, getattr(Tensor, name))))
+        for name in self.MAKERS:
+            self._patches.enter_context(mock.patch.object(torch, name, self._made(getattr(torch, name))))
         self._patches.enter_context(mock.patch.object(F, "one_hot", self._silenced(F.one_hot)))
 
     def stop(self) -> None:
@@ -181,9 +200,27 @@ class _Functions:
 
     def _counted(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            if name != "to" or _names_the_cpu(args[1:], kwargs):
-                self.watch.note_wait(name, 1)
-            return original(*args, **kwargs)
+            if (name == "to" and not _names_the_cpu(args[1:], kwargs)) or self.watch.is_on_host(args[0]):
+                return original(*args, **kwargs)
+            self.watch.note_wait(name, 1)
+            if name not in ("cpu", "to"):
+                return original(*args, **kwargs)
+            copy = original(*args, **kwargs).clone()  # on a CPU it is the tensor itself, which is the device's here
+            self.watch.put_on_host(copy)
+            return copy
+
+        return call
+
+    def _made(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """On the host, unless a device is named."""
+        silenced = self._silenced(original)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("device") is not None:
+                return original(*args, **kwargs)
+            made = silenced(*args, **kwargs)
+            self.watch.put_on_host(made)
+            return made
 
         return call
 

@@ -23,7 +23,12 @@ from tests.gpu_branch import Watch, gpu_branch
         (1, lambda x, i: x.masked_select((i > 1)[:, None])),
         (1, lambda x, i: torch.nonzero(i)),
         (1, lambda x, i: x.repeat_interleave(i, 0)),
-        (1, lambda x, i: torch.tensor([1, 2])),
+        (1, lambda x, i: torch.tensor([1, 2], device="cpu")),
+        (0, lambda x, i: torch.tensor([1, 2]).tolist()),
+        (0, lambda x, i: torch.zeros(3)[1:].add(1).tolist()),
+        (1, lambda x, i: torch.zeros(3, device="cpu").tolist()),
+        (1, lambda x, i: float(x.cpu()[1:].sum() + 1)),
+        (1, lambda x, i: float(torch.cat([torch.zeros(4, 3), x]).sum())),
         (1, lambda x, i: torch.unique(i)),
         (0, lambda x, i: x.repeat_interleave(i, 0, output_size=6)),
         (0, lambda x, i: x.repeat_interleave(2, 0)),
@@ -80,7 +85,11 @@ def test_waits_of_a_pass_that_is_recomputed_backward_are_counted() -> None:
 def test_kernels_are_counted_and_views_are_not() -> None:
     x = torch.randn(4, 6)
     with Watch() as watch, watch.phase("here"):
-        y = torch.cat([x.view(2, 12).t()[:3], x.new_empty(1, 2)]).sort(0).values.index_select(0, torch.arange(2))
+        y = (
+            torch.cat([x.view(2, 12).t()[:3], x.new_empty(1, 2)])
+            .sort(0)
+            .values.index_select(0, torch.arange(2, device="cpu"))
+        )
         y.unsqueeze(0).expand(2, -1, -1).detach().split(1)
     assert watch.by_name["here"] == {"aten.cat": 1, "aten.sort": 1, "aten.index_select": 1, "aten.arange": 1}
     assert watch.kernels["here"] == 4
@@ -92,6 +101,6 @@ def test_branches_are_forced_inside_and_only_there() -> None:
     with gpu_branch():
         assert grouped_matmul.fused_kernel_fits(x, w)
         with Watch() as watch, watch.phase("here"):
-            grouped_matmul.grouped_matmul(x, w, torch.tensor([3, 5]))
+            grouped_matmul.grouped_matmul(x, w, torch.tensor([3, 5], device="cpu"))
     assert watch.by_name["here"]["aten._grouped_mm"] == 1 and watch.waits["here"] == 1  # the counts made here
     assert not grouped_matmul.fused_kernel_fits(x, w)

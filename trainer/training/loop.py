@@ -278,10 +278,10 @@ class TrainingLoop:
         return total
 
     def _log(self) -> None:
-        tokens = self.meter.tokens
-        self.progress.tokens_seen += int(tokens) if tokens is not None else 0
+        routes = self.meter.tokens is not None
         # Collective, like `_usage.read` below: ranks log at the same steps, though only rank 0 writes.
-        metrics, counts = self.meter.read()
+        metrics, counts, tokens = self.meter.read()
+        self.progress.tokens_seen += tokens
         # The loss first: MLflow's compare page draws what a run logged first.
         metrics = dict(sorted(metrics.items(), key=lambda item: item[0] != "train/loss")) | routing_metrics(counts)
         self.routing_total = counts
@@ -295,7 +295,7 @@ class TrainingLoop:
             "train/samples_seen": self.progress.samples_seen,
             "data/skipped": sum(self.progress.skipped.values()),
         }
-        if tokens is not None:
+        if routes:
             metrics["train/tokens_seen"] = self.progress.tokens_seen
         metrics |= self.loader.evenness.read() | self._usage.read()
         if self.context.rank == 0:

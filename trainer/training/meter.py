@@ -77,24 +77,25 @@ class Meter:
         tokens = stats[0].tokens_M.sum()
         self.tokens = tokens if self.tokens is None else self.tokens + tokens
 
-    def read(self) -> tuple[dict[str, float], list[Tensor]]:
-        """Collective: means since the last call, the expert counts (M, E) per layer, and a fresh start.
+    def read(self) -> tuple[dict[str, float], list[Tensor], int]:
+        """Collective: means since the last call, the expert counts (M, E) per layer on the CPU, the tokens that a layer
+        served over all ranks, and a fresh start.
 
         What was never there has no figure. Ranks have met the same parts, as labels are counted over all of them.
         """
         # Sorted, so that ranks add up the same parts whatever order they met them in.
         names = sorted(self.parts)
-        values = torch.stack([torch.zeros((), device=self.device), *(self.parts[name] for name in names)])[1:].double()
+        values, tokens, counts = self._from_device(names)
         width = len(self.counter.features)
         asked = torch.zeros(width, dtype=torch.float64) if self.features is None else self.features
         # Only these are this rank's own; tokens and counts of the routing are sums over ranks already.
-        shared = sum_over_ranks(torch.cat([values, asked.to(self.device)]))
+        shared = sum_over_ranks(torch.cat([values, asked]))
         sums = dict(zip(names, shared[: len(names)].tolist(), strict=True))
         seconds = time.perf_counter() - self.since
         flops = self.counter.step_flops(shared[len(names) :]) / seconds
         metrics = {f"train/{name}": value for name, value in self._means(sums).items()}
         if self.tokens is not None:
-            metrics["perf/tokens_per_s"] = float(self.tokens) / seconds
+            metrics["perf/tokens_per_s"] = tokens / seconds
         metrics |= {
             "perf/samples_per_s": self.records / seconds,
             "perf/step_s": seconds / max(1, self.steps),
@@ -103,11 +104,22 @@ class Meter:
             "perf/mfu": flops / self.peak,
             "perf/memory_gib": memory_gib(self.device),
         }
-        counts = [count.cpu() for count in self.counts or []]
         self.steps, self.records, self.waited, self.parts, self.had = 0, 0, 0.0, {}, Counter()
         self.tokens = self.counts = self.features = None
         self.since = time.perf_counter()
-        return metrics, counts
+        return metrics, counts, tokens
+
+    def _from_device(self, names: list[str]) -> tuple[Tensor, int, list[Tensor]]:
+        """Parts, tokens and counts, in one copy: the host waits for the device once."""
+        counts = self.counts or []
+        kept = [self.parts[name] for name in names] + ([] if self.tokens is None else [self.tokens]) + counts
+        if not kept:
+            return torch.zeros(0, dtype=torch.float64), 0, []
+        flat = torch.cat([value.double().flatten() for value in kept]).cpu()
+        values, rest = flat[: len(names)], flat[len(names) :]
+        tokens = 0 if self.tokens is None else round(float(rest[0]))
+        each = rest[len(rest) - sum(count.numel() for count in counts) :].split([count.numel() for count in counts])
+        return values, tokens, [one.view_as(count).to(count.dtype) for one, count in zip(each, counts, strict=True)]
 
     def _means(self, sums: dict[str, float]) -> dict[str, float]:
         """Each part over the steps that had it; the loss is the sum of the parts as they are weighted."""
