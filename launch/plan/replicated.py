@@ -15,11 +15,13 @@ from data_shards import DatasetSchema
 from data_shards.records.statistics import SplitStatistics
 from launch.errors import UsageError
 from launch.output.tables import people, print_table
-from launch.plan.constants import HALF_WIDTH, PASSES_OF_ACTIVATIONS, RESERVE, padded_group
+from launch.plan.constants import HALF_WIDTH, PASSES_OF_ACTIVATIONS, RESERVE
+from launch.plan.memory import Kept, StageSize, fullest_moment, stage_sizes
 from parallel import LocalDispatcher, MeshSpec
 from trainer.config.run_config import RunConfig
 from trainer.models.flops import is_expert, parameter_share
-from trainer.models.job_type import JobType, exempt_from_decay
+from trainer.models.gpu_limits import gpu_limits
+from trainer.models.job_type import JobType
 from trainer.worker.devices import Device
 
 MODELLED = ("activations", "flops", "step_s")
@@ -32,7 +34,8 @@ def plan_replicated(
 
     Raises:
         BackboneError: no configuration of a tower, no host, or data that they do not fit.
-        UsageError: fewer than one device. ValueError: parallel degrees that do not divide.
+        UsageError: fewer than one device, or what a GPU's kernels cannot take.
+        ValueError: parallel degrees that do not divide.
     """
     if gpus < 1:
         raise UsageError(f"--gpus {gpus} must be at least 1")
@@ -41,6 +44,11 @@ def plan_replicated(
     names = [task.name for task in job.tasks(config, schema)]
     with torch.device("meta"):
         model = job.build(config, schema, names, statistics, LocalDispatcher(), weights=False)
+    if device.name != "cpu" and config.parallel.precision == "bf16":
+        try:
+            gpu_limits(model).refuse()
+        except ValueError as error:
+            raise UsageError(str(error)) from None
     cost = job.cost(config, schema, statistics, model)
     records = config.training.batch_size / gpus / config.training.accumulation
     memory = _bytes(job, config, model, gpus) | {"activations": int(records * cost.activations * _width(config))}
@@ -66,26 +74,29 @@ def _width(config: RunConfig) -> int:
 
 def _bytes(job: JobType, config: RunConfig, model: nn.Module, gpus: int) -> dict[str, int]:
     """Of one rank; what is frozen is on every rank, but for experts, which are spread as in training."""
-    degree = config.parallel.expert_parallel
-    frozen = 0
-    trained: dict[tuple[bool, bool], int] = {}
-    for name, parameter in model.named_parameters():
-        size = parameter.numel() // (degree if is_expert(name) else 1)
-        decayed = not exempt_from_decay(job.no_decay, name, parameter)
-        key = (is_expert(name), decayed)
-        if parameter.requires_grad:
-            trained[key] = trained.get(key, 0) + size
-        else:
-            frozen += size
-    sharers = {key: gpus // degree if key[0] else gpus for key in trained}
-    whole = {key: padded_group(size, sharers[key]) for key, size in trained.items()}
-    shard, padded = sum(size // sharers[key] for key, size in whole.items()), sum(whole.values())
+    parallel = config.parallel
+    degree = parallel.expert_parallel
+    frozen = sum(
+        parameter.numel() // (degree if is_expert(name) else 1)
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad
+    )
+    # The model holds all experts, a rank its share of them.
+    stages = [
+        StageSize({key: size // (degree if key[0] else 1) for key, size in stage.groups.items()})
+        for stage in stage_sizes(model, job.no_decay)
+    ]
+    padded = sum(stage.elements(gpus, degree, kind) for stage in stages for kind in (False, True))
+    shard = sum(own for stage in stages for _, own in stage.reductions(gpus, degree))
+    # Activations are counted as one, so those of all stages are taken to be there throughout.
+    nothing = Kept([0.0] * len(stages), [0.0] * len(stages))
+    sizes = (gpus, degree, _width(config), parallel.zero_stage, config.training.accumulation)
     return {
         "frozen_parameters": frozen * _width(config),
         "trained_parameters": padded * _width(config),
         "master_weights": shard * 4,
         "moments": shard * 8,
-        "gradients": (shard if config.parallel.zero_stage == 2 else padded) * 4,
+        "gradients": int(fullest_moment(stages, nothing, *sizes).gradients),
     }
 
 
