@@ -17,7 +17,6 @@ for name in (
     "matplotlib.backends.backend_agg",
     "pyarrow.parquet",
     "pytest",
-    "torchmetrics.functional",
     "transformers.masking_utils",
     "transformers.models.auto.modeling_auto",
     "transformers.models.bert.modeling_bert",

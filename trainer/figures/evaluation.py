@@ -11,17 +11,19 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
-from torchmetrics.functional import classification
 
 from data_shards import TaskSpec
 from trainer.metrics.calibration import reliability
+from trainer.metrics.formulas import auroc, confusion, counts_by_score
 from trainer.metrics.main_metric import by_rate, task_curves
 
 
 def roc_figure(task: TaskSpec, probability_B: Tensor, truth_B: Tensor) -> Figure:
     """Receiver operating characteristic with its area."""
-    false_rate, true_rate, _ = classification.binary_roc(probability_B, truth_B)
-    area = float(torch.trapezoid(true_rate, false_rate))
+    false_U, true_U = counts_by_score(probability_B, truth_B)
+    area = float(auroc(false_U, true_U))
+    # From the threshold that nobody reaches.
+    false_rate, true_rate = (torch.cat([torch.zeros(1), count_U / count_U[-1]]) for count_U in (false_U, true_U))
     figure = Figure(figsize=(4.5, 4.5))
     axes = figure.add_subplot()
     axes.plot(false_rate.numpy(), true_rate.numpy())
@@ -94,7 +96,7 @@ def _without_bars(axes: Axes, curves: dict[str, dict[str, Any]], metric: str, mo
 def confusion_figure(task: TaskSpec, logits_BC: Tensor, truth_B: Tensor) -> Figure:
     """Counts of true class (row) against predicted class (column)."""
     classes = logits_BC.shape[1]
-    table = classification.multiclass_confusion_matrix(logits_BC.argmax(dim=1), truth_B, classes)
+    table = confusion(logits_BC.argmax(dim=1), truth_B, classes)
     side = max(4.0, 0.45 * classes + 1)
     figure = Figure(figsize=(side, side))
     axes = figure.add_subplot()

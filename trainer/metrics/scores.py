@@ -3,9 +3,6 @@
 Ranks gather logits and targets, put them in the order of the data set, and one of them computes. Nothing is averaged
 over batches or ranks, nothing is padded or counted twice, so the figures do not depend on the world size.
 
-Torchmetrics takes as long to import as torch itself, so it is imported where it is used: a restarted worker trains
-before it evaluates.
-
 Shape legend: B records, C logits of a task, t targets of a task.
 """
 
@@ -19,6 +16,7 @@ from torch.nn import functional
 
 from data_shards import TaskSpec
 from trainer.metrics.calibration import reliability
+from trainer.metrics.formulas import auroc, average_precision, counts_by_score, f1, macro_auroc, macro_f1, r2
 from trainer.metrics.predictions import Predictions
 
 
@@ -60,37 +58,34 @@ def metric_names(task: TaskSpec, values: Sequence[Collection[float]]) -> set[str
 
 
 def _binary(logits_B1: Tensor, target_B1: Tensor) -> dict[str, Tensor]:
-    from torchmetrics.functional import classification
-
     probability_B, truth_B = logits_B1[:, 0].sigmoid(), target_B1[:, 0].long()
+    said_B = (probability_B > 0.5).long()
     metrics = {
-        "accuracy": classification.binary_accuracy(probability_B, truth_B),
+        "accuracy": (said_B == truth_B).double().mean(),
         "brier": (probability_B - truth_B).square().mean(),
         "ece": torch.tensor(reliability(probability_B, truth_B).error),
     }
     # Without a positive there is nothing to find: 0 would be a mean over nothing.
     if int(truth_B.sum()):
-        metrics["f1"] = classification.binary_f1_score(probability_B, truth_B)
+        metrics["f1"] = f1((said_B & truth_B).sum(), said_B.sum(), truth_B.sum())
     if 0 < int(truth_B.sum()) < len(truth_B):
-        metrics["auroc"] = classification.binary_auroc(probability_B, truth_B)
-        metrics["auprc"] = classification.binary_average_precision(probability_B, truth_B)
+        counts = counts_by_score(probability_B, truth_B)
+        metrics |= {"auroc": auroc(*counts), "auprc": average_precision(*counts)}
     return metrics
 
 
 def _multiclass(logits_BC: Tensor, target_B1: Tensor) -> dict[str, Tensor]:
-    from torchmetrics.functional import classification
-
     classes, truth_B = logits_BC.shape[1], target_B1[:, 0].long()
     probability_BC = logits_BC.softmax(dim=1)
     stated_B, chosen_B = probability_BC.max(dim=1)
     metrics = {
-        "accuracy": (chosen_B == truth_B).float().mean(),
-        "f1": classification.multiclass_f1_score(probability_BC, truth_B, classes, average="macro"),
+        "accuracy": (chosen_B == truth_B).double().mean(),
+        "f1": macro_f1(chosen_B, truth_B, classes),
         "brier": (probability_BC - functional.one_hot(truth_B, classes)).square().sum(dim=1).mean(),
         "ece": torch.tensor(reliability(stated_B, chosen_B == truth_B).error),
     }
     if len(truth_B.unique()) == classes:
-        metrics["auroc"] = classification.multiclass_auroc(probability_BC, truth_B, classes, average="macro")
+        metrics["auroc"] = macro_auroc(probability_BC, truth_B)
     return metrics
 
 
@@ -106,16 +101,14 @@ def _multilabel(logits_BL: Tensor, target_BL: Tensor) -> dict[str, Tensor]:
 
 
 def _regression(value_Bn: Tensor, target_Bn: Tensor) -> dict[str, Tensor]:
-    from torchmetrics.functional import regression
-
     known_Bn = ~target_Bn.isnan()
     value_X, target_X = value_Bn[known_Bn], target_Bn[known_Bn]
     metrics = {
-        "mae": regression.mean_absolute_error(value_X, target_X),
-        "rmse": regression.mean_squared_error(value_X, target_X).sqrt(),
+        "mae": (value_X - target_X).abs().mean(),
+        "rmse": (value_X - target_X).square().mean().sqrt(),
     }
     if len(target_X) > 1 and float(target_X.var()) > 0:
-        metrics["r2"] = regression.r2_score(value_X, target_X)
+        metrics["r2"] = r2(value_X, target_X)
     return metrics
 
 

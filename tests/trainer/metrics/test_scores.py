@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics as reference
+from torchmetrics.functional import classification as oracle
 
 from data_shards import TaskSpec
 from tests.ranks import run_ranks
+from trainer.metrics.formulas import auroc, average_precision, confusion, counts_by_score, macro_f1
 from trainer.metrics.predictions import PredictionCollector
 from trainer.metrics.scores import metric_names, part_metrics, task_metrics
 from trainer.models.layers.heads import TaskLoss
@@ -56,6 +58,33 @@ def test_regression_in_the_targets_unit() -> None:
     assert got["mae"] == pytest.approx(reference.mean_absolute_error(target, value), abs=1e-6)
     assert got["rmse"] == pytest.approx(reference.mean_squared_error(target, value) ** 0.5, abs=1e-6)
     assert got["r2"] == pytest.approx(reference.r2_score(target, value), abs=1e-5)
+
+
+def test_tied_scores_against_two_references() -> None:
+    """Scores of few values, so that most records tie; two classes that nobody chooses, one of them never there."""
+    rng = np.random.default_rng(1)
+    logits, truth = rng.integers(-3, 4, 500) / 2, rng.integers(0, 2, 500)
+    probability = torch.tensor(logits).sigmoid()
+    counts = counts_by_score(probability, torch.tensor(truth))
+    assert len(counts[0]) == 7 and counts[0][-1] + counts[1][-1] == 500
+    assert float(auroc(*counts)) == pytest.approx(reference.roc_auc_score(truth, logits), abs=1e-14)
+    assert float(average_precision(*counts)) == pytest.approx(
+        reference.average_precision_score(truth, logits), abs=1e-14
+    )
+    assert float(auroc(*counts)) == pytest.approx(
+        float(oracle.binary_auroc(probability, torch.tensor(truth))), abs=1e-6
+    )
+    assert float(average_precision(*counts)) == pytest.approx(
+        float(oracle.binary_average_precision(probability, torch.tensor(truth))), abs=1e-6
+    )
+    chosen, several = torch.tensor(rng.integers(0, 3, 500)), torch.tensor(rng.integers(0, 4, 500))
+    assert confusion(chosen, several, 5).tolist() == oracle.multiclass_confusion_matrix(chosen, several, 5).tolist()
+    expected = float(oracle.multiclass_f1_score(chosen, several, 5, average="macro"))
+    assert float(macro_f1(chosen, several, 5)) == pytest.approx(expected, abs=1e-6)
+    # By hand: a positive above one of two negatives, and level with the other.
+    by_hand = counts_by_score(torch.tensor([0.9, 0.5, 0.5]), torch.tensor([0, 1, 0]))
+    assert [count.tolist() for count in by_hand] == [[1, 2], [0, 1]]
+    assert (float(auroc(*by_hand)), float(average_precision(*by_hand))) == (0.25, 1 / 3)
 
 
 def test_one_class_only_and_no_label() -> None:
