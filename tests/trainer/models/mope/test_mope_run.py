@@ -291,7 +291,9 @@ def test_records_without_a_picture_are_named_before_anything_is_written(tmp_path
         AssertionError, match=rf"{len(lost)} records of part test, the first is {lost[0]}, have no image"
     ):
         job(2, recipe(str(tmp_path / "data"), tmp_path / "runs", parallel__workers=2))
-    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    # A rank that was ended for the other's failure may leave its name in the lease.
+    left = [path for path in (tmp_path / "runs").rglob("*") if path.is_file() and "lease" not in path.parts]
+    assert not left
     learned = recipe(str(tmp_path / "data"), tmp_path / "runs", mope__missing="learned", training__epochs=1)
     assert job(1, learned)["status"] == "finished"
 
