@@ -18,7 +18,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention.varlen import varlen_attn
 
 from parallel.moe.grouped_matmul import on_gpu
 from trainer.models.layers.grouped_linear import GroupedLinear
@@ -92,6 +91,9 @@ def attend_ragged(qkv_ND: Tensor, layout: Ragged, heads: int) -> Tensor:
     parts = []
     sorted_ND = layout.arrange(qkv_ND)
     if varlen_fits(qkv_ND, width // heads):
+        # Here, as it brings torch's compiler with it, which takes a worker on a CPU as long to import as torch.
+        from torch.nn.attention.varlen import varlen_attn
+
         for piece, qkv_RD in zip(layout.pieces, sorted_ND.split([piece.rows for piece in layout.pieces]), strict=True):
             q, k, v = qkv_RD.unflatten(1, (3, heads, width // heads)).unbind(1)
             start, longest = piece.start_S1, piece.longest
