@@ -64,6 +64,8 @@ class Run:
     epochs: int
     process: subprocess.Popen[bytes] | None = None
     kills: list[Kill] = field(default_factory=list)
+    orphans: list[psutil.Process] = field(default_factory=list)
+    """Processes of the Ray of a killed driver. Two agents of each live on for a minute and try to reach it."""
 
     @property
     def path(self) -> Path:
@@ -179,16 +181,14 @@ def _kill(run: Run, victim: str, workers: list[psutil.Process], rng: random.Rand
     """Kill; the time after which a step can only be a new one."""
     assert run.process is not None
     if victim == "driver":
-        family = psutil.Process(run.process.pid).children(recursive=True)
+        run.orphans += psutil.Process(run.process.pid).children(recursive=True)
         run.process.kill()
         run.process.wait()
-        # Ray's processes end with the driver that started them; what hangs on is ended by its own pid.
-        _, alive = psutil.wait_procs(family, timeout=20)
-        for process in alive:
-            process.kill()
-        gone = time.time()
+        # At once, as whoever watches over a command does: the lease keeps the old workers from writing.
         run.start()
-        return gone
+        # They end by themselves within seconds, long before the new ones are there: a later step is a new one.
+        psutil.wait_procs(workers, timeout=20)
+        return time.time()
     victims = [rng.choice(workers)] if victim == "worker" else workers
     for process in victims:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -273,6 +273,9 @@ def main() -> None:
         pass
     logger.info("no more kills; the run goes to its end")
     broken.wait()
+    for process in broken.orphans:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     print(json.dumps(compare(whole, broken)))
 
 
