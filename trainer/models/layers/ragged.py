@@ -21,6 +21,9 @@ from parallel.moe.rows.permute import inverse_permutation, permute_rows
 
 # Sequences that one kernel of attention takes: they are a dimension of its grid.
 MOST_SEQUENCES = 65_535
+# Of a launch over ragged sequences. Backward, torch's kernel adds up the gradient of queries in fp32 with 128 further
+# rows for each sequence, however short: with this many that is 1 GiB for each 1,024 of width, and below 2^31 numbers.
+MOST_RAGGED = 2_048
 
 
 class _PutRows(torch.autograd.Function):
@@ -158,7 +161,7 @@ def ragged(sequence_N: Tensor, sequences: int) -> Ragged:
             valid_SL = torch.arange(width)[None, :] < lengths_S
         buckets.append(Bucket(number, width, own, slot_R, valid_SL))
         sequence, row = sequence + number, row + own
-    pieces = _pieces(sorted_S[int(numbers[0]) :], MOST_SEQUENCES)
+    pieces = _pieces(sorted_S[int(numbers[0]) :], MOST_RAGGED)
     return Ragged(order_N, inverse_permutation(order_N), tuple(buckets), pieces)
 
 
