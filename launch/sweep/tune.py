@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import tempfile
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -20,7 +21,7 @@ from launch.cluster.ray_session import gpus_wanted, ray_session
 from launch.sweep.trial import failure_of, mark_pruned, run_trial, was_pruned
 from trainer.config.run_config import RunConfig
 from trainer.run_folder import stored_result, stored_run
-from trainer.tracking.mlflow_run import close_run
+from trainer.tracking.mlflow_run import close_run, deliver_lines
 from trainer.worker.context import StopOnSignal
 
 if TYPE_CHECKING:
@@ -70,8 +71,11 @@ def tune_trials(sweep: Sweep, lease: Lease, debug: bool) -> tuple[dict[int, str]
             run_config=tune.RunConfig(name="tune", storage_path=folder, callbacks=[watcher], verbose=0),
         )
         tuner.fit()
-    if signals.received is not None and not lease.lost:
-        _close_cut_off(sweep, watcher.failures)
+    # Only now, as their processes are gone.
+    if not lease.lost:
+        _deliver_stopped(sweep, watcher.stopped)
+        if signals.received is not None:
+            _close_cut_off(sweep, watcher.failures)
     return watcher.failures, signals.received
 
 
@@ -119,7 +123,7 @@ class _Watcher(tune.Callback):
 
     def __init__(self, sweep: Sweep, lease: Lease, signals: StopOnSignal) -> None:
         self._sweep, self._lease, self._signals, self._told = sweep, lease, signals, False
-        self.failures, self._ended = dict[int, str](), 0
+        self.failures, self.stopped, self._ended = dict[int, str](), set[int](), 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune stores a copy that is never read; it would have no lease."""
@@ -154,7 +158,7 @@ class _Watcher(tune.Callback):
         # Tune has ended a trial that was not done: it was behind. Said in its folder, so that it stays ended.
         if not finished and not was_pruned(run):
             mark_pruned(run, int(last.get("evaluation", 0)))
-            close_run(run.tracking, _run_id(run), "KILLED")
+            self.stopped.add(number)
         score = f"{self._sweep.metric} {last['score']:.4f}" if "score" in last else "no evaluation"
         self._say(number, f"{'finished' if finished else 'stopped early'} at step {last.get('step')}, {score}")
 
@@ -171,6 +175,16 @@ class _Watcher(tune.Callback):
         self._ended += 1
         trial, total = self._sweep.trials[number], len(self._sweep.trials)
         logger.info("%d/%d trial %d (%s, seed %d) %s", self._ended, total, number, trial.variant, trial.seed, what)
+
+
+def _deliver_stopped(sweep: Sweep, stopped: Container[int]) -> None:
+    """MLflow gets what trials that were behind could not deliver: they were killed, and never go on.
+
+    `stopped`: those of this go; of an earlier go, which may have been killed itself, those that MLflow never saw.
+    """
+    for number, run in enumerate(sweep.runs):
+        if number in stopped or (was_pruned(run) and _run_id(run) is None):
+            deliver_lines(run.tracking, run.name, run.run_dir, "KILLED")
 
 
 def _close_cut_off(sweep: Sweep, failures: dict[int, str]) -> None:

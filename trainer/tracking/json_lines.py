@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import fsspec
 
 from data_shards.errors import LeaseDoubtError
 from data_shards.lease.lease import Guard, Unowned
-from trainer.run_folder import METRICS
-from trainer.tracking.operations import File, Operation
+from trainer.run_folder import METRICS, metric_lines
+from trainer.tracking.operations import Dataset, File, Operation
 from trainer.worker.guarded_lines import GuardedLines
 
 
@@ -96,6 +97,21 @@ class JsonLinesSink:
         folder = f"{self._root}/{file['folder']}" if file["folder"] else self._root
         self._fs.makedirs(folder, exist_ok=True)
         self._fs.put_file(file["path"], f"{folder}/{Path(file['path']).name}")
+
+
+def operations_in(run_dir: str) -> Iterator[Operation]:
+    """Parameters, data sets, tags and metrics of a run's whole lines, as its tracker was told them."""
+    for line in metric_lines(run_dir):
+        moment = int(line["time"] * 1000)
+        if "metrics" in line:
+            yield {"op": "metrics", "values": line["metrics"], "step": line["step"], "time": moment}
+        elif "params" in line:
+            yield {"op": "params", "values": line["params"], "time": moment}
+        elif "dataset" in line:
+            name, url, digest, context = (line["dataset"][key] for key in ("name", "url", "digest", "context"))
+            yield Dataset(op="dataset", name=name, url=url, digest=digest, context=context, time=moment)
+        elif "tags" in line:
+            yield {"op": "tags", "values": line["tags"], "time": moment}
 
 
 def _later(line: str, step: int) -> bool:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from trainer.config.paths import database_file
 from trainer.config.sections import TrackingConfig
-from trainer.run_folder import MLFLOW_RUN, MLflowRun, stored_run_id, write_json
+from trainer.run_folder import METRICS, MLFLOW_RUN, MLflowRun, stored_run_id, write_json
 from trainer.tracking.failures import ClosedError, RefusedError, Remarks, UncertainError
+from trainer.tracking.json_lines import operations_in
 from trainer.tracking.mlflow_batches import CHANGED, PARAM_LENGTH, TAG_LENGTH, Batches, later_values
 from trainer.tracking.mlflow_client import brief, experiment_deleted, explain, meaning, run_deleted, tracking_client
 from trainer.tracking.mlflow_models import log_model
@@ -52,6 +53,30 @@ def close_run(config: TrackingConfig, run_id: str | None, status: Status) -> Non
         tracking_client(config.uri).set_terminated(run_id, status)
     except Exception as error:
         logger.warning("MLflow run %s could not be marked %s (%s)", run_id, status, _why(config, run_id, error))
+
+
+def deliver_lines(config: TrackingConfig, run_name: str, run_dir: str, status: Status) -> None:
+    """Complete the run of a folder that was killed for good, or make it, and say how it ended.
+
+    It sent its record from a queue, and its end, or all of it, was lost with it; its own lines were written at once.
+    Points that MLflow has already are left alone; documents stay in the folder. A warning if MLflow does not take it.
+    """
+    if not config.mlflow:
+        return
+    store = RunStore(config, run_name, None, {}, run_dir)
+    try:
+        store.open()
+        operations = list(operations_in(run_dir))
+        for operation in operations:
+            if operation["op"] != "metrics":
+                store.apply([operation])
+        metrics = [operation for operation in operations if operation["op"] == "metrics"]
+        if metrics:
+            store.apply(metrics)
+        store.apply([{"op": "status", "status": status, "time": int(time.time() * 1000)}])
+    except Exception as error:  # whatever fails here, other runs must go on
+        why = explain(error, config.uri)
+        logger.warning("MLflow has not everything of run %s (%s): it is in %s/%s", run_name, why, run_dir, METRICS)
 
 
 def add_to_run(
