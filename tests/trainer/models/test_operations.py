@@ -5,22 +5,20 @@ The branches for GPUs are forced, and operations are looked at, not results: a C
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from data_shards import Batch, StepLoader, open_manifest
+from data_shards import Batch
 from data_shards.shards.manifest import Manifest
-from parallel import LocalDispatcher
 from tests import varlen_on_cpu
 from tests.gpu_branch import Found, Watch, gpu_branch
-from tests.trainer.tiny import SCHEMA, config, packed
+from tests.trainer.models.tiny_model import batch_of, build
+from tests.trainer.tiny import SCHEMA
 from trainer.models.encoders.text import TextEncoder
 from trainer.models.fusemoe.block import Pooling
-from trainer.models.fusemoe.model import FuseMoE
 from trainer.models.layers import staging
 from trainer.models.layers.heads import TaskLoss
 from trainer.models.layers.missing import drop_modalities
@@ -28,23 +26,6 @@ from trainer.models.layers.staging import Stage
 from trainer.models.output import Fused
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return open_manifest(packed(tmp_path_factory.mktemp("tiny") / "data"))
-
-
-def build(manifest: Manifest, **changes: Any) -> FuseMoE:
-    run = config(manifest.url, Path("unused"), **changes)
-    torch.manual_seed(0)
-    tasks = list(SCHEMA.task_names)
-    return FuseMoE(manifest.schema, tasks, manifest.statistics["default"], run.model, LocalDispatcher(), 0)
-
-
-def batch_of(manifest: Manifest, size: int = 8) -> Batch:
-    data = config(manifest.url, Path("unused")).data
-    return next(StepLoader(manifest, data, "train", size, 0, 1).steps(0)).micro_batches[0]
 
 
 LOSSES = {

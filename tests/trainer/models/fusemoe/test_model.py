@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from data_shards import Batch, StepLoader, open_manifest
+from data_shards import Batch
 from data_shards.shards.manifest import Manifest
-from parallel import LocalDispatcher, balance_losses
-from tests.trainer.tiny import SCHEMA, config, packed
+from parallel import balance_losses
+from tests.trainer.models.tiny_model import batch_of, build
 from trainer.models.encoders.series import TimeEmbedding, mtand_reference
-from trainer.models.fusemoe.model import FuseMoE
 from trainer.models.layers.attention import attend_ragged, attend_spans, attention_reference
 from trainer.models.layers.grouped_linear import Blocks, GroupedLinear
 from trainer.models.layers.missing import drop_modalities, keep_modalities, keyed_uniform
 from trainer.models.layers.ragged import ragged
 from trainer.models.layers.token_layout import Span
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return open_manifest(packed(tmp_path_factory.mktemp("tiny") / "data"))
-
-
-def build(manifest: Manifest, **changes: Any) -> FuseMoE:
-    run = config(manifest.url, Path("unused"), **changes)
-    torch.manual_seed(0)
-    tasks = list(SCHEMA.task_names)
-    return FuseMoE(manifest.schema, tasks, manifest.statistics["default"], run.model, LocalDispatcher(), 0)
-
-
-def batch_of(manifest: Manifest, size: int = 8) -> Batch:
-    data = config(manifest.url, Path("unused")).data
-    return next(StepLoader(manifest, data, "train", size, 0, 1).steps(0)).micro_batches[0]
 
 
 def take(batch: Batch, sample: int) -> Batch:

@@ -10,19 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from data_shards import Manifest, StepLoader, open_manifest
+from data_shards import Manifest, StepLoader
 from data_shards.loading.costs import read_costs
 from parallel import LocalDispatcher
-from tests.trainer.tiny import config, packed
+from tests.trainer.tiny import config
 from trainer.models.flops import FlopCounter
 from trainer.models.fusemoe.job_type import FuseMoEJob
 from trainer.models.fusemoe.model import FuseMoE, resolve_attention
 from trainer.models.fusemoe.token_weights import token_weights
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return open_manifest(packed(tmp_path_factory.mktemp("weights") / "data"))
 
 
 @pytest.mark.parametrize(
