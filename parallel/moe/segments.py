@@ -78,11 +78,6 @@ class Segments:
         return weight_NH / self.spread(self.sum(weight_NH))
 
 
-def segment_sum(x_ND: Tensor, segment_N: Tensor, segments: int) -> Tensor:
-    """Sum of rows per segment: (N, ...) -> (S, ...), in fp32 at least."""
-    return Segments.of(segment_N, segments).sum(x_ND)
-
-
 def look_up(table_SD: Tensor, index_N: Tensor, fixed: int | None = None) -> Tensor:
     """table[index] of (S, ...) for any indices, repeated ones too: its derivative is a sum in fp32, rounded once.
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from parallel.config import MoEConfig
 from parallel.moe.layer import MoELayer
 from parallel.moe.rows import sums
-from parallel.moe.segments import Segments, look_up, reference_segment_sum, segment_sum
+from parallel.moe.segments import Segments, look_up, reference_segment_sum
 from tests.gpu_branch import Watch
 
 
@@ -25,15 +25,15 @@ SEGMENT_N = torch.tensor([4, 0, 4, 2, 2, 0, 4, 4, 4, 4, 4, 6, 4, 4, 4, 0, 4, 4])
 
 def test_sums_are_those_of_the_loop_also_of_no_rows(stages):
     x_ND = torch.randn(18, 3, 2, dtype=torch.float64, requires_grad=True)
-    assert segment_sum(torch.ones(18, 1), SEGMENT_N, 8)[:, 0].tolist() == [3, 0, 2, 0, 12, 0, 1, 0]
+    assert Segments.of(SEGMENT_N, 8).sum(torch.ones(18, 1))[:, 0].tolist() == [3, 0, 2, 0, 12, 0, 1, 0]
     assert Segments.of(SEGMENT_N, 8).counts.tolist() == [3, 0, 2, 0, 12, 0, 1, 0]
-    torch.testing.assert_close(segment_sum(x_ND, SEGMENT_N, 8), reference_segment_sum(x_ND.detach(), SEGMENT_N, 8))
-    assert torch.autograd.gradcheck(lambda x: segment_sum(x, SEGMENT_N, 8), x_ND)
+    torch.testing.assert_close(Segments.of(SEGMENT_N, 8).sum(x_ND), reference_segment_sum(x_ND.detach(), SEGMENT_N, 8))
+    assert torch.autograd.gradcheck(lambda x: Segments.of(SEGMENT_N, 8).sum(x), x_ND)
     ordered = SEGMENT_N.sort().values
     as_they_lie = Segments.of(ordered, 8, ascending=True).sum(x_ND)
     torch.testing.assert_close(as_they_lie, reference_segment_sum(x_ND.detach(), ordered, 8))
-    assert segment_sum(torch.zeros(0, 5), SEGMENT_N[:0], 3).tolist() == [[0.0] * 5] * 3
-    assert segment_sum(torch.zeros(0, 5), SEGMENT_N[:0], 0).shape == (0, 5)
+    assert Segments.of(SEGMENT_N[:0], 3).sum(torch.zeros(0, 5)).tolist() == [[0.0] * 5] * 3
+    assert Segments.of(SEGMENT_N[:0], 0).sum(torch.zeros(0, 5)).shape == (0, 5)
 
 
 def test_means_are_sums_over_counts(stages):
@@ -68,7 +68,7 @@ def test_a_sum_of_bf16_rows_is_rounded_nowhere_and_its_transpose_once(stages):
     """1,536 ones and a half: in bf16 a running sum stops at 256."""
     x_ND = torch.ones(1536, 1, dtype=torch.bfloat16)
     x_ND[0] = 0.5
-    assert segment_sum(x_ND, torch.zeros(1536, dtype=torch.int64), 1).item() == 1535.5
+    assert Segments.of(torch.zeros(1536, dtype=torch.int64), 1).sum(x_ND).item() == 1535.5
     assert reference_segment_sum(x_ND, torch.zeros(1536, dtype=torch.int64), 1).item() == 256.0
     table_SD = torch.zeros(1, 1, dtype=torch.bfloat16, requires_grad=True)
     look_up(table_SD, torch.zeros(1536, dtype=torch.int64)).backward(x_ND)
@@ -77,7 +77,7 @@ def test_a_sum_of_bf16_rows_is_rounded_nowhere_and_its_transpose_once(stages):
 
 def test_on_a_cpu_bits_are_those_of_adding_in_the_order_of_the_rows():
     x_ND, segment_N = torch.randn(400, 7), torch.randint(0, 5, (400,))
-    assert torch.equal(segment_sum(x_ND, segment_N, 5), torch.zeros(5, 7).index_add(0, segment_N, x_ND))
+    assert torch.equal(Segments.of(segment_N, 5).sum(x_ND), torch.zeros(5, 7).index_add(0, segment_N, x_ND))
 
 
 def test_nothing_is_added_by_index_and_nothing_waits(stages):
