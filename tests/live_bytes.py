@@ -38,7 +38,8 @@ class LiveBytes(TorchDispatchMode):
         if self.now > self.peak:
             self.peak = self.now
             self.at_peak = Counter()
-            for size, maker in self._alive.values():
+            # As they are in this moment: a thread of gloo may drop a tensor meanwhile.
+            for size, maker in list(self._alive.values()):
                 self.at_peak[maker, size if maker != "held" else 0] += size
         return out
 
