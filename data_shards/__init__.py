@@ -12,20 +12,38 @@ if TYPE_CHECKING:
     from data_shards.config import DataConfig
     from data_shards.errors import ManifestError, PathError, RecordError, ShardError
     from data_shards.inspection.summary import summary
-    from data_shards.loading.batch import Batch, Group, ImageGroup, SeriesGroup, TextGroup, VectorGroup, WaveformGroup
+    from data_shards.loading.batch import (
+        Batch,
+        CodesGroup,
+        Group,
+        ImageGroup,
+        SeriesGroup,
+        TextGroup,
+        VectorGroup,
+        WaveformGroup,
+    )
     from data_shards.loading.costs import TokenWeights
     from data_shards.loading.dataset import DataSet, open_data
     from data_shards.loading.loader import Step, StepLoader
     from data_shards.loading.order import EpochOrder, Position
     from data_shards.packing.pack import pack
-    from data_shards.records.record import Record, Series
+    from data_shards.records.record import Codes, Objects, Record, Series
     from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec, group_layout
     from data_shards.shards.manifest import Manifest, open_manifest
     from data_shards.sources import create_source
     from data_shards.sources.base import Source
 
 _HOME = {
-    "loading.batch": ("Batch", "Group", "ImageGroup", "SeriesGroup", "TextGroup", "VectorGroup", "WaveformGroup"),
+    "loading.batch": (
+        "Batch",
+        "CodesGroup",
+        "Group",
+        "ImageGroup",
+        "SeriesGroup",
+        "TextGroup",
+        "VectorGroup",
+        "WaveformGroup",
+    ),
     "config": ("DataConfig",),
     "errors": ("ManifestError", "PathError", "RecordError", "ShardError"),
     "inspection.summary": ("summary",),
@@ -34,7 +52,7 @@ _HOME = {
     "loading.order": ("EpochOrder", "Position"),
     "loading.costs": ("TokenWeights",),
     "loading.dataset": ("DataSet", "open_data"),
-    "records.record": ("Record", "Series"),
+    "records.record": ("Codes", "Objects", "Record", "Series"),
     "records.schema": ("DatasetSchema", "ModalitySpec", "TaskSpec", "group_layout"),
     "sources": ("Source", "create_source"),
     "packing.pack": ("pack",),
@@ -43,6 +61,8 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "Batch",
+    "Codes",
+    "CodesGroup",
     "DataConfig",
     "DataSet",
     "DatasetSchema",
@@ -52,6 +72,7 @@ __all__ = [
     "Manifest",
     "ManifestError",
     "ModalitySpec",
+    "Objects",
     "PathError",
     "Position",
     "Record",

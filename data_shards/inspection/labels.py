@@ -55,7 +55,7 @@ def part_labels(
         rows = index.members(column)
         seen.present |= {schema.modality_names[m] for m in np.flatnonzero(index.present[rows].any(axis=0))}
         for task in chosen:
-            _add(seen, task, index.targets_nW[rows][:, _columns(schema, task)])
+            _add(seen, task, index.targets_of(rows)[:, _columns(schema, task)])
         if enough(seen):
             break
     return seen

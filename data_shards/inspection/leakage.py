@@ -120,7 +120,7 @@ def _columns(manifest: Manifest, index: ShardIndex) -> list[tuple[TaskSpec, np.n
         for w in range(task.width):
             single = TaskSpec(task.name, "binary") if task.kind == "multilabel" else task
             name = f"{task.name}.{task.classes[w]}" if task.kind == "multilabel" else task.name
-            columns.append((single, index.targets_nW[:, offsets[i] + w].astype(np.float64), name))
+            columns.append((single, index.last_targets()[:, offsets[i] + w].astype(np.float64), name))
     return columns
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.records.codec import Columns, Decoder
+from data_shards.records.columns import Columns
+from data_shards.records.decoder import Decoder
 from data_shards.shards.manifest import Manifest
 from data_shards.shards.reader import read_index
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from data_shards.inspection.leakage import groups_known, value_rows, warnings
 from data_shards.inspection.sampling import MOST_RECORDS, sampling
+from data_shards.records.columns import ABSENT
 from data_shards.records.schema import RAGGED
-from data_shards.shards.index import ABSENT, ShardIndex
+from data_shards.shards.index import NO_PART, ShardIndex
 from data_shards.shards.manifest import Manifest
 from data_shards.shards.reader import read_index
 
@@ -69,7 +70,7 @@ def summary(manifest: Manifest, patterns: int = 10, sample: int = MOST_RECORDS) 
 def _joined(indexes: list[ShardIndex]) -> ShardIndex:
     width = max(index.parts_nS.shape[1] for index in indexes)
     # An early shard may have been written before a later split was first seen.
-    parts = [np.pad(i.parts_nS, ((0, 0), (0, width - i.parts_nS.shape[1])), constant_values=ABSENT) for i in indexes]
+    parts = [np.pad(i.parts_nS, ((0, 0), (0, width - i.parts_nS.shape[1])), constant_values=NO_PART) for i in indexes]
     return ShardIndex(
         np.concatenate([index.start_n for index in indexes]),
         np.concatenate([index.size_n for index in indexes]),
@@ -77,7 +78,9 @@ def _joined(indexes: list[ShardIndex]) -> ShardIndex:
         [key for index in indexes for key in index.keys],
         np.concatenate(parts),
         np.concatenate([index.lengths_nM for index in indexes]),
-        np.concatenate([index.targets_nW for index in indexes]),
+        np.concatenate([index.objects_nM for index in indexes]),
+        np.concatenate([index.moments_n for index in indexes]),
+        np.concatenate([index.targets_KW for index in indexes]),
         np.concatenate([index.group_n for index in indexes]),
     )
 
@@ -149,7 +152,7 @@ def _labels(manifest: Manifest, index: ShardIndex, rows: np.ndarray) -> dict[str
     table: dict[str, dict[str, Any]] = {}
     offsets = manifest.schema.target_offsets
     for i, task in enumerate(manifest.schema.tasks):
-        target = index.targets_nW[rows, offsets[i] : offsets[i + 1]].astype(np.float64)
+        target = index.targets_of(rows)[:, offsets[i] : offsets[i + 1]].astype(np.float64)
         known = target[~np.isnan(target).all(axis=1)]
         entry: dict[str, Any] = {"kind": task.kind, "labelled": len(known)}
         if task.kind == "regression":

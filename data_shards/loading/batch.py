@@ -1,10 +1,12 @@
 """One packed Batch: absent modalities take no space, nothing is padded. ``collate`` makes it.
 
 All series of a batch are one long list of events with offsets per present (sample, modality) pair, and so on for texts,
-waveforms, vectors and images. Pairs are sorted by modality, then sample. A batch is one flat buffer underneath: it
-crosses a process boundary, is pinned and is copied to a device as one piece.
+waveforms, vectors and images. Pairs are sorted by modality, then sample. Of a timed modality a pair may have any
+number of objects: each of them is a row of its group, by modality, sample and time. A batch is one flat buffer
+underneath: it crosses a process boundary, is pinned and is copied to a device as one piece.
 
-Shapes: B samples, M modalities, P pairs of a group, O events / bytes / samples of a group, F features, C channels.
+Shapes: B samples, M modalities, P pairs or objects of a group, O events / codes / bytes / samples of a group, F
+features, C channels.
 """
 
 from __future__ import annotations
@@ -17,19 +19,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_shards.records.schema import TIMED
+
 _ALIGN = 64
+
+
+NO_TIMES = torch.empty(0)
+
+
+def _times(group: Any) -> Tensor:
+    """Times of a group's objects; zeros where none were given."""
+    if group.times_P is NO_TIMES:
+        return torch.zeros(group.pairs, device=group.modality_P.device)
+    return group.times_P  # type: ignore[no-any-return]
 
 
 @dataclass
 class Group:
-    """Present pairs of one batch group. modality_P: int64 schema numbers; sample_P: int64 rows of the batch."""
+    """Present pairs of one batch group, or their objects.
+
+    modality_P: int64 schema numbers; sample_P: int64 rows of the batch.
+    """
 
     modality_P: Tensor
     sample_P: Tensor
 
     @property
     def pairs(self) -> int:
-        """Number P of present (sample, modality) pairs."""
+        """Number P of present (sample, modality) pairs, of a timed group of objects."""
         return len(self.modality_P)
 
 
@@ -48,42 +65,78 @@ class SeriesGroup(Group):
 
 
 @dataclass
+class CodesGroup(Group):
+    """Codes of pair p are [offsets[p], offsets[p+1]), sorted by (time, number).
+
+    offsets: int64 [P+1]; ids_O: int64, number in the modality's vocabulary; times_O: float32 in the modality's time
+    unit, 0 without times; values_O: float32, raw, NaN where a code has none.
+    """
+
+    offsets: Tensor
+    ids_O: Tensor
+    times_O: Tensor
+    values_O: Tensor
+
+
+@dataclass
 class TextGroup(Group):
-    """UTF-8 bytes of pair p are bytes_O[offsets[p]:offsets[p+1]] (uint8)."""
+    """UTF-8 bytes of object p are bytes_O[offsets[p]:offsets[p+1]] (uint8); times_P float32, 0 without times."""
 
     offsets: Tensor
     bytes_O: Tensor
+    times_P: Tensor = NO_TIMES
+
+    def __post_init__(self) -> None:
+        self.times_P = _times(self)
 
 
 @dataclass
 class WaveformGroup(Group):
-    """Samples of pair p are values_OC[offsets[p]:offsets[p+1]] (float32, raw)."""
+    """Samples of object p are values_OC[offsets[p]:offsets[p+1]] (float32, raw); times_P as of texts."""
 
     offsets: Tensor
     values_OC: Tensor
+    times_P: Tensor = NO_TIMES
+
+    def __post_init__(self) -> None:
+        self.times_P = _times(self)
 
 
 @dataclass
 class VectorGroup(Group):
-    """values_PF: float32, raw."""
+    """values_PF: float32, raw; times_P as of texts."""
 
     values_PF: Tensor
+    times_P: Tensor = NO_TIMES
+
+    def __post_init__(self) -> None:
+        self.times_P = _times(self)
 
 
 @dataclass
 class ImageGroup(Group):
-    """values_PCHW: uint8 if every modality of the group is, else float32; raw."""
+    """values_PCHW: uint8 if every modality of the group is, else float32; raw; times_P as of texts."""
 
     values_PCHW: Tensor
+    times_P: Tensor = NO_TIMES
+
+    def __post_init__(self) -> None:
+        self.times_P = _times(self)
 
 
 GROUPS: dict[str, type[Group]] = {
     "series": SeriesGroup,
+    "codes": CodesGroup,
     "text": TextGroup,
     "waveform": WaveformGroup,
     "vector": VectorGroup,
     "image": ImageGroup,
 }
+
+
+def group_type(name: str) -> type[Group]:
+    """The class of a group, which is named after its kind: ``text``, ``timed_image/3x8x8``, ..."""
+    return GROUPS[name.split("/")[0].removeprefix(TIMED)]
 
 
 @dataclass
@@ -98,6 +151,7 @@ class Batch:
             regression; NaN = unlabelled.
         groups: group id -> group; every group of the schema is there, with P = 0 if nobody has it.
         known_BM: bool, of a mixture of data sets: modalities that the record's own data set has. None: all of them.
+        moment_B: float32, time of each sample's moment in the moments' unit; None in data whose tasks have none.
         plan: what a model has worked out of the batch before it was copied to a device; the model's own matter.
     """
 
@@ -107,6 +161,7 @@ class Batch:
     targets: dict[str, Tensor]
     groups: dict[str, Group]
     known_BM: Tensor | None = None
+    moment_B: Tensor | None = None
     plan: Any = field(default=None, repr=False, compare=False)
     _buffer: Tensor | None = field(default=None, repr=False, compare=False)
 
@@ -128,6 +183,7 @@ class Batch:
         """Every tensor by a flat name, in a fixed order."""
         flat = {"index": self.index_B, "present": self.present_BM}
         flat |= {} if self.known_BM is None else {"known": self.known_BM}
+        flat |= {} if self.moment_B is None else {"moment": self.moment_B}
         flat |= {f"target:{name}": tensor for name, tensor in self.targets.items()}
         for name, group in self.groups.items():
             flat |= {f"group:{name}:{f.name}": getattr(group, f.name) for f in fields(group)}
@@ -213,5 +269,6 @@ def _build(views: dict[str, Tensor], keys: list[str], buffer: Tensor) -> Batch:
         if name.startswith("group:"):
             _, group, column = name.split(":")
             parts.setdefault(group, {})[column] = tensor
-    groups = {name: GROUPS[name.split("/")[0]](**columns) for name, columns in parts.items()}
-    return Batch(keys, views["index"], views["present"], targets, groups, views.get("known"), None, buffer)
+    groups = {name: group_type(name)(**columns) for name, columns in parts.items()}
+    known, moment = views.get("known"), views.get("moment")
+    return Batch(keys, views["index"], views["present"], targets, groups, known, moment, None, buffer)

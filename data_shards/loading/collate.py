@@ -11,9 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_shards.loading.batch import Batch, Group, ImageGroup, SeriesGroup, TextGroup, VectorGroup, WaveformGroup
-from data_shards.records.codec import Columns
-from data_shards.records.schema import DatasetSchema, group_layout
+from data_shards.loading.batch import (
+    Batch,
+    CodesGroup,
+    Group,
+    ImageGroup,
+    SeriesGroup,
+    TextGroup,
+    VectorGroup,
+    WaveformGroup,
+)  # fmt: skip
+from data_shards.records.columns import Columns
+from data_shards.records.schema import TIMED, DatasetSchema, group_layout
 
 
 class Collator:
@@ -30,9 +39,11 @@ class Collator:
         groups: dict[str, Group] = {}
         for name, numbers in self.layout.items():
             # A group is named after its kind, fixed shapes with the shape behind it: image/3x8x8.
-            build = getattr(self, f"_{name.split('/')[0]}")
+            build = getattr(self, f"_{name.split('/')[0].removeprefix(TIMED)}")
             groups[name] = group = build(records, numbers)
             present[group.sample_P.numpy(), group.modality_P.numpy()] = True
+        for row, record in enumerate(records):
+            present[row, record.empty_E] = True
         offsets = self.schema.target_offsets
         # A rank may have no record; the batch then has the same tensors, with no rows.
         rows = np.stack([r.targets_W for r in records]) if records else np.zeros((0, offsets[-1]), np.float32)
@@ -42,7 +53,8 @@ class Collator:
         }
         keys = [record.key for record in records]
         known = None if known_BM is None else torch.from_numpy(known_BM)
-        return Batch(keys, torch.from_numpy(index_B), torch.from_numpy(present), targets, groups, known)
+        moment = torch.tensor([float(r.moments_K[0]) for r in records]) if self.schema.has_moments else None
+        return Batch(keys, torch.from_numpy(index_B), torch.from_numpy(present), targets, groups, known, moment)
 
     def _series(self, records: Sequence[Columns], numbers: list[int]) -> SeriesGroup:
         pairs = _Pairs([r.series_S for r in records], [r.counts_S for r in records])
@@ -57,9 +69,26 @@ class Collator:
         )
 
     def _text(self, records: Sequence[Columns], numbers: list[int]) -> TextGroup:
-        pairs = _Pairs([r.text_X for r in records], [r.sizes_X for r in records])
+        pairs = _Pairs([r.text_X for r in records], [r.sizes_X for r in records], keep=np.array(numbers))
         data = pairs.gather([r.bytes_ for r in records]).astype(np.uint8)
-        return TextGroup(*pairs.head(), _tensor(pairs.offsets), _tensor(data))
+        times = pairs.rows([r.text_times_X for r in records])
+        return TextGroup(*pairs.head(), _tensor(pairs.offsets), _tensor(data), _tensor(times))
+
+    def _codes(self, records: Sequence[Columns], numbers: list[int]) -> CodesGroup:
+        pairs = _Pairs([r.codes_Q for r in records], [r.code_counts_Q for r in records], keep=np.array(numbers))
+        columns = (
+            [r.code_ids_C for r in records],
+            [r.code_times_C for r in records],
+            [r.code_values_C for r in records],
+        )
+        ids, times, values = (pairs.gather(column) for column in columns)
+        return CodesGroup(
+            *pairs.head(),
+            _tensor(pairs.offsets),
+            _tensor(ids.astype(np.int64)),
+            _tensor(times.astype(np.float32)),
+            _tensor(values.astype(np.float32)),
+        )
 
     def _vector(self, records: Sequence[Columns], numbers: list[int]) -> VectorGroup:
         """The records' vectors of all shapes lie in one column; those of this shape are cut out of it."""
@@ -67,43 +96,51 @@ class Collator:
         sizes = [self._features[r.vector_V] for r in records]
         pairs = _Pairs([r.vector_V for r in records], sizes, keep=np.array(numbers))
         data = pairs.gather([r.features_ for r in records]).astype(np.float32)
-        return VectorGroup(*pairs.head(), _tensor(data.reshape(-1, width)))
+        times = pairs.rows([r.vector_times_V for r in records])
+        return VectorGroup(*pairs.head(), _tensor(data.reshape(-1, width)), _tensor(times))
 
-    def _arrays(self, records: Sequence[Columns], numbers: list[int]) -> tuple[Tensor, Tensor, list[np.ndarray]]:
-        found = [(n, b, r.arrays[n]) for n in numbers for b, r in enumerate(records) if n in r.arrays]
-        modality = torch.tensor([n for n, _, _ in found], dtype=torch.int64)
-        sample = torch.tensor([b for _, b, _ in found], dtype=torch.int64)
-        return modality, sample, [array for _, _, array in found]
+    def _arrays(
+        self, records: Sequence[Columns], numbers: list[int]
+    ) -> tuple[Tensor, Tensor, list[np.ndarray], Tensor]:
+        """Modality and sample of each object, the objects, and their times."""
+        found = [(n, b, r) for n in numbers for b, r in enumerate(records) if n in r.arrays]
+        counts = [len(r.arrays[n]) for n, _, r in found]
+        modality = np.repeat(np.array([n for n, _, _ in found], np.int64), counts)
+        sample = np.repeat(np.array([b for _, b, _ in found], np.int64), counts)
+        times = np.concatenate([np.empty(0, np.float32), *(r.array_times[n] for n, _, r in found)])
+        arrays = [array for n, _, r in found for array in r.arrays[n]]
+        return _tensor(modality), _tensor(sample), arrays, _tensor(times)
 
     def _image(self, records: Sequence[Columns], numbers: list[int]) -> ImageGroup:
         specs = [self.schema.modalities[n] for n in numbers]
         # Bytes stay bytes on their way to the device; one modality of floats turns the group to floats.
         dtype = np.uint8 if all(spec.dtype == "uint8" for spec in specs) else np.float32
-        modality, sample, arrays = self._arrays(records, numbers)
+        modality, sample, arrays, times = self._arrays(records, numbers)
         stacked = np.stack(arrays).astype(dtype) if arrays else np.empty((0, *specs[0].shape), dtype)
-        return ImageGroup(modality, sample, _tensor(stacked))
+        return ImageGroup(modality, sample, _tensor(stacked), times)
 
     def _waveform(self, records: Sequence[Columns], numbers: list[int]) -> WaveformGroup:
         channels = self.schema.modalities[numbers[0]].shape[0]
-        modality, sample, arrays = self._arrays(records, numbers)
+        modality, sample, arrays, times = self._arrays(records, numbers)
         offsets = np.cumsum([0, *(len(array) for array in arrays)])
         # An empty piece first, as there may be no waveform, and NumPy joins at least one array.
         joined = np.concatenate([np.empty((0, channels), np.float32), *arrays]).astype(np.float32)
-        return WaveformGroup(modality, sample, _tensor(offsets.astype(np.int64)), _tensor(joined))
+        return WaveformGroup(modality, sample, _tensor(offsets.astype(np.int64)), _tensor(joined), times)
 
 
 class _Pairs:
-    """(sample, modality) pairs of ragged columns, reordered from record order to (modality, sample) order."""
+    """(sample, modality) pairs of ragged columns, or their objects: from record order to (modality, sample) order."""
 
     def __init__(self, ids: list[np.ndarray], counts: list[np.ndarray], keep: np.ndarray | None = None) -> None:
         modality = np.concatenate([np.empty(0, np.int64), *ids]).astype(np.int64)
         size = np.concatenate([np.empty(0, np.int64), *counts]).astype(np.int64)
         sample = np.repeat(np.arange(len(ids)), [len(own) for own in ids]) if ids else np.empty(0, np.int64)
         start = np.cumsum(size) - size
-        # Stable: within a modality samples stay in order.
+        # Stable: within a modality samples stay in order, and their objects.
         order = np.argsort(modality, kind="stable")
         if keep is not None:
             order = order[np.isin(modality[order], keep)]
+        self._order = order
         self.modality, self.sample, size = modality[order], sample[order].astype(np.int64), size[order]
         self.offsets = np.concatenate(([0], np.cumsum(size)))
         # Where each row comes from: a pair's rows keep their order and move from its start to its offset.
@@ -111,6 +148,11 @@ class _Pairs:
 
     def head(self) -> tuple[Tensor, Tensor]:
         return _tensor(self.modality), _tensor(self.sample)
+
+    def rows(self, columns: list[np.ndarray]) -> np.ndarray:
+        """A column with one entry a pair."""
+        joined: np.ndarray = np.concatenate([np.empty(0, np.float32), *columns])
+        return joined[self._order]
 
     def gather(self, columns: list[np.ndarray]) -> np.ndarray:
         joined = np.concatenate(columns) if columns else np.empty(0, np.float32)

@@ -21,7 +21,7 @@ from data_shards.errors import ShardError
 from data_shards.loading.dataset import PlainPart
 from data_shards.loading.mixed_order import MixedPart
 from data_shards.loading.order import share_bounds
-from data_shards.shards.index import ABSENT
+from data_shards.records.columns import ABSENT
 from data_shards.shards.manifest import Manifest
 from data_shards.shards.reader import read_index
 

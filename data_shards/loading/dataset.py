@@ -14,7 +14,7 @@ from data_shards.loading.mixed_order import MixedPart
 from data_shards.loading.mixture import Mixture, open_mixture
 from data_shards.loading.order import EpochOrder, first_numbers, places
 from data_shards.loading.schema_map import Place, place_of
-from data_shards.records.codec import Columns
+from data_shards.records.columns import Columns
 from data_shards.records.schema import DatasetSchema
 from data_shards.shards.manifest import Manifest, open_manifest
 from data_shards.shards.reader import Reader

@@ -20,7 +20,7 @@ from data_shards.config import DataConfig
 from data_shards.loading.mixture import Mixture
 from data_shards.loading.order import EpochOrder, first_numbers, places
 from data_shards.loading.schema_map import place_of
-from data_shards.records.codec import Columns
+from data_shards.records.columns import Columns
 from data_shards.records.schema import DatasetSchema
 from data_shards.shards.manifest import Manifest
 from data_shards.shards.reader import Reader

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.records.codec import Columns
+from data_shards.records.columns import Columns
 from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics
 
@@ -48,17 +48,20 @@ class Place:
             return record
         if self.channels:
             record = self._with_channels(record)
-        targets_W = np.full(self.width, np.nan, np.float32)
         own, whole = self.columns
-        targets_W[whole] = record.targets_W[own]
+        targets_KW = np.full((len(record.targets_KW), self.width), np.nan, np.float32)
+        targets_KW[:, whole] = record.targets_KW[:, own]
         return replace(
             record,
             key=f"{self.name}/{record.key}" if self.name else record.key,
             series_S=self.numbers[record.series_S],
             text_X=self.numbers[record.text_X],
             vector_V=self.numbers[record.vector_V],
+            codes_Q=self.numbers[record.codes_Q],
+            empty_E=np.sort(self.numbers[record.empty_E]),
             arrays={int(self.numbers[number]): array for number, array in record.arrays.items()},
-            targets_W=targets_W,
+            array_times={int(self.numbers[number]): times for number, times in record.array_times.items()},
+            targets_KW=targets_KW,
         )
 
     def _with_channels(self, record: Columns) -> Columns:
@@ -75,8 +78,8 @@ class Place:
                 features_[place_V[v] + channel_C] = record.features_[place_V[v] : place_V[v + 1]]
             if number in arrays:
                 # Of a waveform (L, C) the last axis, of an image (C, H, W) the first.
-                axis = 1 if arrays[number].ndim == 2 else 0
-                arrays[number] = np.take(arrays[number], np.argsort(channel_C), axis=axis)
+                axis = 1 if arrays[number][0].ndim == 2 else 0
+                arrays[number] = [np.take(array, np.argsort(channel_C), axis=axis) for array in arrays[number]]
         # As packed: series by series, in each by channel, in each by time; equal times keep their order.
         rank_O = np.repeat(np.arange(len(record.series_S)), record.counts_S)
         order_O = np.lexsort((record.times_O, channels_O, rank_O))

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 from data_shards.errors import LeaseDoubtError, LeaseLostError
 from data_shards.lease.lease import LEASE_S, Lease, take
 from data_shards.packing.shard_writer import Encoded, ShardSetWriter, Unit
-from data_shards.records.codec import Columns, Decoder, encode_record
+from data_shards.records.codec import encode_record
+from data_shards.records.columns import Columns
+from data_shards.records.decoder import Decoder
 from data_shards.records.statistics import TRAIN, Accumulator
 from data_shards.shards.index import group_code
 from data_shards.shards.manifest import FILE, Manifest
@@ -38,9 +40,9 @@ def encode_unit(source: Source, unit: Any) -> Unit:
         columns = decoder.columns(payload, record.key)
         for split, part in record.splits.items():
             train.setdefault(split, []).extend([columns] if part == TRAIN else [])
-        lengths = columns.lengths(schema)
+        lengths, objects = columns.lengths(schema), columns.objects(len(schema.modalities))
         events, group = len(columns.times_O), group_code(record.group)
-        records.append(Encoded(record.key, payload, record.splits, lengths, columns.targets_W, events, group))
+        records.append(Encoded(record.key, payload, record.splits, lengths, objects, columns.targets_KW, events, group))
     statistics = {split: Accumulator(schema) for split in train}
     for split, columns_list in train.items():
         statistics[split].add(columns_list)

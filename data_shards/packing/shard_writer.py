@@ -15,7 +15,7 @@ from data_shards.lease.lease import Guard
 from data_shards.records.arrays import Limits
 from data_shards.records.schema import RAGGED, DatasetSchema
 from data_shards.records.statistics import Accumulator
-from data_shards.shards.index import ABSENT, ShardIndex, dump_index
+from data_shards.shards.index import NO_PART, ShardIndex, dump_index
 from data_shards.shards.manifest import LENGTHS, Chunk, Contents, IndexFile, Manifest, Shard
 from data_shards.shards.storage import Storage
 from data_shards.shards.tar import ShardBuilder
@@ -29,7 +29,8 @@ class Encoded:
     payload: bytes
     splits: dict[str, str]
     lengths_M: np.ndarray
-    targets_W: np.ndarray
+    objects_M: np.ndarray
+    targets_KW: np.ndarray
     observations: int
     group: int = 0
 
@@ -121,7 +122,7 @@ class ShardSetWriter:
         end = shard.builder.size
         data = shard.builder.finish()
         splits = sorted({split for split, _ in self._columns})
-        parts = np.full((len(shard.rows), len(splits)), ABSENT, np.int16)
+        parts = np.full((len(shard.rows), len(splits)), NO_PART, np.int16)
         for row, (record, _) in enumerate(shard.rows):
             for split, part in record.splits.items():
                 parts[row, splits.index(split)] = self._columns[split, part]
@@ -134,7 +135,9 @@ class ShardSetWriter:
             [record.key for record, _ in shard.rows],
             parts,
             np.stack([record.lengths_M for record, _ in shard.rows]),
-            np.stack([record.targets_W for record, _ in shard.rows]),
+            np.stack([record.objects_M for record, _ in shard.rows]),
+            np.array([len(record.targets_KW) for record, _ in shard.rows], np.int32),
+            np.concatenate([record.targets_KW for record, _ in shard.rows]),
             np.array([record.group for record, _ in shard.rows], np.int64),
         )
         table = dump_index(index)
@@ -208,7 +211,7 @@ def _with_parts(shard: Shard, parts_nS: np.ndarray, columns: int) -> Shard:
     chunks, row = [], 0
     for chunk in shard.chunks:
         own = parts_nS[row : row + chunk.records]
-        counts = np.bincount(own[own != ABSENT], minlength=columns)
+        counts = np.bincount(own[own != NO_PART], minlength=columns)
         chunks.append(replace(chunk, parts=tuple(counts.tolist())))
         row += chunk.records
     return replace(shard, chunks=tuple(chunks))

@@ -1,85 +1,77 @@
-"""A record <-> the bytes of one tar member ``<key>.st``.
+"""A record -> the bytes of one tar member ``<key>.st``; ``decoder`` reads them.
 
-All series of a record share five columns (modality, count, time, channel, value), all texts three, all vectors two, so
-that a record of tens of modalities costs one short header instead of one array per modality and field. Events are
-stored sorted by (channel, time) within a series. Images and waveforms are one array each.
+All series of a record share five columns (modality, count, time, channel, value), all texts four, all vectors three,
+all codes five, so that a record of tens of modalities costs one short header instead of one array per modality and
+field. Pictures and waveforms are one array a modality. Rows are by modality, then by time; events of a series by
+channel, then by time. ``docs/format.md`` has it byte by byte.
 
-Shapes: S series, O events, X texts, V vectors, W target columns.
+Shapes as in ``columns``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
-from data_shards.errors import RecordError
-from data_shards.records.arrays import Limits, dump_tensors, load_tensors
-from data_shards.records.record import KEY, Record, Series, target_row, validate
-from data_shards.records.schema import DatasetSchema
+from data_shards.records.arrays import dump_tensors
+from data_shards.records.check import target_rows, validate
+from data_shards.records.record import Codes, Objects, Record, Series, Value
+from data_shards.records.schema import DatasetSchema, ModalitySpec
 
 SUFFIX = ".st"
-FORMAT = "fleximoe-record/1"
-_CHANNEL_SPAN = 1 << 15  # above every channel number: (modality, channel) as one sortable integer
+FORMAT = "fleximoe-record/2"
+FORMATS = ("fleximoe-record/1", FORMAT)  # the first one is the second without times, codes and moments
 
 
-@dataclass
-class Columns:
-    """A record as it is stored; what the batch is built from. Arrays are read-only views of the shard's bytes."""
+class Numbering(Protocol):
+    """What the codec needs of a vocabulary."""
 
-    key: str
-    series_S: np.ndarray  # int16, modality numbers, ascending
-    counts_S: np.ndarray  # int32
-    times_O: np.ndarray  # float32
-    channels_O: np.ndarray  # int16
-    values_O: np.ndarray  # float32
-    text_X: np.ndarray  # int16, modality numbers, ascending
-    sizes_X: np.ndarray  # int32
-    bytes_: np.ndarray  # uint8
-    vector_V: np.ndarray  # int16, modality numbers, ascending
-    features_: np.ndarray  # float32, vectors one after the other
-    arrays: dict[int, np.ndarray]  # images (C, H, W) and waveforms (L, C) by modality number
-    targets_W: np.ndarray  # float32
+    def ids(self, codes: Sequence[str]) -> np.ndarray:
+        """int32: the number of each code, the reserved ones for those that it does not have."""
 
-    def present(self) -> list[int]:
-        """Modality numbers that this record holds."""
-        return sorted([*self.series_S.tolist(), *self.text_X.tolist(), *self.vector_V.tolist(), *self.arrays])
-
-    def lengths(self, schema: DatasetSchema) -> np.ndarray:
-        """int32 [M]: events, bytes, samples, or 1 for fixed shapes; -1 where absent."""
-        lengths_M = np.full(len(schema.modalities), -1, np.int32)
-        lengths_M[self.series_S] = self.counts_S
-        lengths_M[self.text_X] = self.sizes_X
-        lengths_M[self.vector_V] = 1
-        for number, array in self.arrays.items():
-            lengths_M[number] = len(array) if schema.modalities[number].kind == "waveform" else 1
-        return lengths_M
+    def name(self, number: int) -> str:
+        """The code with this number."""
 
 
-def encode_record(record: Record, schema: DatasetSchema) -> bytes:
-    """Validated record -> member bytes. Raises ValueError as ``validate`` does."""
+Numberings = Mapping[str, Numbering]
+
+
+def encode_record(record: Record, schema: DatasetSchema, vocabularies: Numberings | None = None) -> bytes:
+    """Record -> member bytes, checked.
+
+    Args:
+        vocabularies: of each modality of codes.
+
+    Raises:
+        ValueError: as ``validate``, or codes without a vocabulary.
+    """
     validate(schema, record)
     # By ascending number: the decoder takes no other order.
-    by_number = {schema.numbers[name]: value for name, value in sorted(record.values.items())}
-    series = {n: v for n, v in sorted(by_number.items()) if isinstance(v, Series)}
-    texts = {n: v.encode() for n, v in sorted(by_number.items()) if isinstance(v, str)}
-    arrays = {n: v for n, v in sorted(by_number.items()) if isinstance(v, np.ndarray)}
-    vectors = {n: v for n, v in arrays.items() if schema.modalities[n].kind == "vector"}
+    by_number = sorted((schema.numbers[name], value) for name, value in record.values.items())
+    specs = schema.modalities
+    series = {n: v for n, v in by_number if isinstance(v, Series)}
+    codes = {n: v for n, v in by_number if isinstance(v, Codes)}
+    objects = {n: _by_time(v) for n, v in by_number if not isinstance(v, Series | Codes)}
     tensors: dict[str, np.ndarray] = {}
     if series:
         tensors |= _series_columns(series)
-    if texts:
-        tensors["text.modality"] = np.array(list(texts), np.int16)
-        tensors["text.count"] = np.array([len(v) for v in texts.values()], np.int32)
-        tensors["text.byte"] = np.frombuffer(b"".join(texts.values()), np.uint8)
-    if vectors:
-        tensors["vector.modality"] = np.array(list(vectors), np.int16)
-        tensors["vector.value"] = np.concatenate([v.astype(np.float32) for v in vectors.values()])
-    for number in arrays.keys() - vectors.keys():
-        spec = schema.modalities[number]
-        tensors[f"{spec.kind}.{spec.name}"] = np.ascontiguousarray(arrays[number])
+    tensors |= _text_columns({n: v for n, v in objects.items() if specs[n].kind == "text"}, specs)
+    tensors |= _vector_columns({n: v for n, v in objects.items() if specs[n].kind == "vector"}, specs)
+    for number, own in objects.items():
+        if specs[number].kind in ("image", "waveform") and len(own):
+            tensors |= _array_columns(specs[number], own)
+    if codes:
+        tensors |= _code_columns(codes, schema, vocabularies or {})
+    empty = [n for n, own in objects.items() if not len(own)]
+    if empty:
+        tensors["empty"] = np.array(empty, np.int16)
+    if record.moments is not None and len(record.moments):
+        tensors["moment.time"] = np.asarray(record.moments, np.float32)
     if schema.tasks:
-        tensors["target"] = target_row(schema, record)
+        rows_KW = target_rows(schema, record)
+        tensors["target"] = rows_KW if "moment.time" in tensors else rows_KW[0]
     return dump_tensors(tensors, _metadata(record, schema))
 
 
@@ -88,6 +80,14 @@ def _metadata(record: Record, schema: DatasetSchema) -> dict[str, str]:
     if record.group is not None:
         metadata["group"] = record.group
     return metadata | {f"split.{name}": part for name, part in sorted(record.splits.items())}
+
+
+def _by_time(value: Value) -> Objects:
+    """Objects in order of time, equal times as they came; one object at time 0 for a modality without times."""
+    if not isinstance(value, Objects):
+        return Objects(np.zeros(1, np.float32), [value])  # type: ignore[arg-type,list-item]
+    order = np.argsort(value.times_N, kind="stable")
+    return Objects(value.times_N[order].astype(np.float32), [value.values[i] for i in order.tolist()])  # type: ignore[arg-type]
 
 
 def _series_columns(series: dict[int, Series]) -> dict[str, np.ndarray]:
@@ -102,166 +102,68 @@ def _series_columns(series: dict[int, Series]) -> dict[str, np.ndarray]:
     }
 
 
-class Decoder:
-    """Reads member bytes of one schema and checks everything that a model relies on.
+def _rows(objects: dict[int, Objects], specs: Sequence[ModalitySpec], kind: str) -> dict[str, np.ndarray]:
+    """Modality, and time where any has one, of each object; nothing if there is none."""
+    counts = [len(own) for own in objects.values()]
+    if not sum(counts):
+        return {}
+    rows = {f"{kind}.modality": np.repeat(np.array(list(objects), np.int16), counts)}
+    if any(specs[number].timed for number in objects):
+        rows[f"{kind}.time"] = np.concatenate([own.times_N for own in objects.values()])
+    return rows
 
-    Raises (``columns`` and ``record``):
-        RecordError: the bytes are not a legal record of this schema.
-    """
 
-    def __init__(self, schema: DatasetSchema, limits: Limits | None = None) -> None:
-        self.schema, self.limits = schema, limits or Limits()
-        self._digest = schema.digest()[:16]
-        self._kinds = np.array([m.kind for m in schema.modalities])
-        self._channels = np.array([len(m.channels) for m in schema.modalities], np.int32)
-        self._features = np.array([m.shape[0] if m.kind == "vector" else 0 for m in schema.modalities], np.int64)
-        self._most = np.array([m.max_length or 0 for m in schema.modalities], np.int64)
-        self._arrays = {
-            f"{m.kind}.{m.name}": (n, m) for n, m in enumerate(schema.modalities) if m.kind in ("image", "waveform")
-        }
-        self._dtypes = {
-            "time": "<f4",
-            "value": "<f4",
-            "channel": "<i2",
-            "count": "<i4",
-            "modality": "<i2",
-            "byte": "|u1",
-        }
+def _text_columns(texts: dict[int, Objects], specs: Sequence[ModalitySpec]) -> dict[str, np.ndarray]:
+    rows = _rows(texts, specs, "text")
+    if rows:
+        encoded = [text.encode() for own in texts.values() for text in own.values]  # type: ignore[union-attr]
+        rows["text.count"] = np.array([len(text) for text in encoded], np.int32)
+        rows["text.byte"] = np.frombuffer(b"".join(encoded), np.uint8)
+    return rows
 
-    def columns(self, buffer: bytes | memoryview, key: str | None = None) -> Columns:
-        """The stored columns; ``key`` (from the index) must match the record's own."""
-        tensors, metadata = load_tensors(buffer, self.limits)
-        self._check_metadata(metadata, key)
 
-        def take(name: str) -> np.ndarray:
-            array = tensors.pop(name, None)
-            dtype = np.dtype(self._dtypes[name.split(".")[1]])
-            if array is None:
-                return np.empty(0, dtype)
-            if array.dtype != dtype or array.ndim != 1:
-                raise RecordError(f"{name} is {array.dtype} {array.shape}, not {dtype} with one dimension")
-            return array
+def _vector_columns(vectors: dict[int, Objects], specs: Sequence[ModalitySpec]) -> dict[str, np.ndarray]:
+    rows = _rows(vectors, specs, "vector")
+    if rows:
+        every = [np.asarray(vector, np.float32) for own in vectors.values() for vector in own.values]
+        rows["vector.value"] = np.concatenate(every)
+    return rows
 
-        columns = Columns(
-            key=metadata["key"],
-            series_S=take("series.modality"),
-            counts_S=take("series.count"),
-            times_O=take("series.time"),
-            channels_O=take("series.channel"),
-            values_O=take("series.value"),
-            text_X=take("text.modality"),
-            sizes_X=take("text.count"),
-            bytes_=take("text.byte"),
-            vector_V=take("vector.modality"),
-            features_=take("vector.value"),
-            arrays={},
-            targets_W=tensors.pop("target", np.empty(0, np.float32)),
-        )
-        # What is left was taken by no name above: images and waveforms, or nothing that belongs here.
-        for name, array in tensors.items():
-            columns.arrays[self._number(name, array)] = array
-        self._check_series(columns)
-        self._check_others(columns)
-        return columns
 
-    def record(self, buffer: bytes | memoryview) -> Record:
-        """The record as it was before ``encode_record`` (events sorted by channel and time)."""
-        _, metadata = load_tensors(buffer, self.limits)
-        columns = self.columns(buffer)
-        names, values = self.schema.modality_names, dict[str, Series | np.ndarray | str]()
-        # All series lie in one column, one after the other; texts and vectors likewise.
-        start = np.concatenate(([0], np.cumsum(columns.counts_S)))
-        for i, number in enumerate(columns.series_S.tolist()):
-            cut = slice(start[i], start[i + 1])
-            values[names[number]] = Series(columns.times_O[cut], columns.channels_O[cut], columns.values_O[cut])
-        start = np.concatenate(([0], np.cumsum(columns.sizes_X)))
-        for i, number in enumerate(columns.text_X.tolist()):
-            values[names[number]] = bytes(columns.bytes_[start[i] : start[i + 1]]).decode()
-        start = np.concatenate(([0], np.cumsum(self._features[columns.vector_V])))
-        for i, number in enumerate(columns.vector_V.tolist()):
-            values[names[number]] = columns.features_[start[i] : start[i + 1]]
-        values |= {names[number]: array for number, array in columns.arrays.items()}
-        offsets = self.schema.target_offsets
-        targets: dict[str, np.ndarray | float | None] = {
-            task.name: columns.targets_W[offsets[i] : offsets[i + 1]] for i, task in enumerate(self.schema.tasks)
-        }
-        splits = {name[6:]: part for name, part in metadata.items() if name.startswith("split.")}
-        return Record(columns.key, values, targets, splits, metadata.get("group"))
+def _array_columns(spec: ModalitySpec, own: Objects) -> dict[str, np.ndarray]:
+    """One array: one object as it is; with times pictures as (N, C, H, W), waveforms joined, with their lengths."""
+    name = f"{spec.kind}.{spec.name}"
+    if not spec.timed:
+        return {name: np.ascontiguousarray(own.values[0])}
+    columns = {f"time.{spec.name}": own.times_N}
+    if spec.kind == "image":
+        return columns | {name: np.stack([np.asarray(value) for value in own.values])}
+    lengths = np.array([len(value) for value in own.values], np.int32)
+    joined = np.concatenate([np.asarray(value) for value in own.values])
+    return columns | {name: joined, f"count.{spec.name}": lengths}
 
-    def _check_metadata(self, metadata: dict[str, str], key: str | None) -> None:
-        if metadata.get("format") != FORMAT:
-            raise RecordError(f"format {metadata.get('format')!r}, this version reads {FORMAT!r}")
-        if metadata.get("schema") != self._digest:
-            raise RecordError(f"packed with schema {metadata.get('schema')!r}, the manifest's is {self._digest!r}")
-        own = metadata.get("key", "")
-        if not KEY.fullmatch(own) or (key is not None and own != key):
-            raise RecordError(f"holds key {own!r} where {key!r} was expected")
 
-    def _number(self, name: str, array: np.ndarray) -> int:
-        number, spec = self._arrays.get(name, (-1, None))
-        if spec is None:
-            raise RecordError(f"array {name!r} belongs to no modality of the schema")
-        shape = array.shape[1:] if spec.kind == "waveform" else array.shape
-        if shape != spec.shape or array.dtype != np.dtype(spec.dtype) or len(array) > (spec.max_length or len(array)):
-            raise RecordError(
-                f"modality {spec.name}: {array.dtype} {array.shape} does not fit {spec.dtype} {spec.shape}"
-            )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise RecordError(f"modality {spec.name}: NaN or infinity", "value")
-        return number
-
-    def _check_ids(self, ids: np.ndarray, kind: str) -> None:
-        # Ascending, so that its ends bound it; a number below 0 would count from the schema's end.
-        if len(ids) and (ids[0] < 0 or ids[-1] >= len(self._kinds) or (len(ids) > 1 and (np.diff(ids) <= 0).any())):
-            raise RecordError(f"{kind} modality numbers {ids.tolist()} are not ascending within the schema")
-        if (self._kinds[ids] != kind).any():
-            raise RecordError(f"modality numbers {ids.tolist()} are not all of kind {kind}")
-
-    def _check_counts(self, ids: np.ndarray, counts: np.ndarray, total: int, kind: str) -> None:
-        # In int64, or forged counts could overflow to the right sum.
-        if len(ids) != len(counts) or (counts < 0).any() or int(counts.sum(dtype=np.int64)) != total:
-            raise RecordError(f"{kind} counts {counts.tolist()} do not add up to the {total} stored")
-        if (counts > self._most[ids]).any():
-            raise RecordError(
-                f"{kind} counts {counts.tolist()} are over the limits {self._most[ids].tolist()}", "value"
-            )
-
-    def _check_series(self, columns: Columns) -> None:
-        ids, counts = columns.series_S, columns.counts_S
-        times, channels, values = columns.times_O, columns.channels_O, columns.values_O
-        self._check_ids(ids, "series")
-        self._check_counts(ids, counts, len(times), "series")
-        if not len(times) == len(channels) == len(values):
-            raise RecordError(f"{len(times)} times, {len(channels)} channels, {len(values)} values")
-        if not len(times):
-            return  # nothing to take a smallest channel of
-        if channels.min() < 0 or (channels >= np.repeat(self._channels[ids], counts)).any():
-            raise RecordError("a channel number is outside its modality", "value")
-        if not np.isfinite(values).all() or not np.isfinite(times).all():
-            raise RecordError("a time or value is NaN or infinite", "value")
-        # Numbers that grow with (modality, channel), so that one pass checks the order within all series.
-        place = np.repeat(ids.astype(np.int32) * _CHANNEL_SPAN, counts) + channels
-        step = np.diff(place)
-        if (step < 0).any() or (np.diff(times)[step == 0] < 0).any():
-            raise RecordError("events are not sorted by channel and time", "value")
-
-    def _check_others(self, columns: Columns) -> None:
-        self._check_ids(columns.text_X, "text")
-        self._check_counts(columns.text_X, columns.sizes_X, len(columns.bytes_), "text")
-        if len(columns.bytes_):
-            try:
-                bytes(columns.bytes_).decode()
-            except UnicodeDecodeError as error:
-                raise RecordError(f"text is not UTF-8: {error}", "value") from error
-        self._check_ids(columns.vector_V, "vector")
-        if int(self._features[columns.vector_V].sum()) != len(columns.features_):
-            raise RecordError(f"{len(columns.features_)} vector features do not fit {columns.vector_V.tolist()}")
-        if not np.isfinite(columns.features_).all():
-            raise RecordError("a vector holds NaN or infinity", "value")
-        if columns.targets_W.shape != (self.schema.target_offsets[-1],) or columns.targets_W.dtype != np.float32:
-            raise RecordError(f"targets of shape {columns.targets_W.shape}, not ({self.schema.target_offsets[-1]},)")
-        offsets = self.schema.target_offsets
-        for i, task in enumerate(self.schema.tasks):
-            problem = task.check(columns.targets_W[offsets[i] : offsets[i + 1]])
-            if problem:
-                raise RecordError(problem, "value")
+def _code_columns(codes: dict[int, Codes], schema: DatasetSchema, vocabularies: Numberings) -> dict[str, np.ndarray]:
+    ids, times, values = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
+    for number, own in codes.items():
+        spec = schema.modalities[number]
+        if spec.name not in vocabularies:
+            raise ValueError(f"modality {spec.name} has codes, and no vocabulary that numbers them was given")
+        id_C = np.asarray(vocabularies[spec.name].ids(list(own.codes)), np.int32)
+        time_C = np.zeros(len(id_C), np.float32) if own.times_O is None else own.times_O.astype(np.float32)
+        value_C = np.full(len(id_C), np.nan, np.float32) if own.values_O is None else own.values_O.astype(np.float32)
+        # By time, then number, then value: equal sets of codes have equal bytes.
+        order = np.lexsort((value_C, id_C, time_C))
+        ids.append(id_C[order])
+        times.append(time_C[order])
+        values.append(value_C[order])
+    columns: dict[str, np.ndarray] = {
+        "codes.modality": np.array(list(codes), np.int16),
+        "codes.count": np.array([len(v) for v in codes.values()], np.int32),
+        "codes.id": np.concatenate(ids),
+    }
+    if any(schema.modalities[number].timed for number in codes):
+        columns["codes.time"] = np.concatenate(times)
+    if any(schema.modalities[number].valued for number in codes):
+        columns["codes.value"] = np.concatenate(values)
+    return columns

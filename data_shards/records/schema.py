@@ -12,13 +12,13 @@ import json
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, SerializerFunctionWrapHandler, TypeAdapter, model_serializer
 
-Kind = Literal["series", "vector", "image", "text", "waveform"]
-TaskKind = Literal["binary", "multiclass", "multilabel", "regression"]
+Kind = Literal["series", "vector", "image", "text", "waveform", "codes"]
+TaskKind = Literal["binary", "multiclass", "multilabel", "regression", "survival"]
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 MAX_CHANNELS = 32_767  # channel numbers are stored as int16
@@ -28,10 +28,32 @@ DTYPES: dict[str, tuple[str, ...]] = {
     "image": ("uint8", "float32"),
     "text": ("uint8",),
     "waveform": ("float32", "int16"),
+    "codes": ("int32",),
 }
 # The most that a record may hold where nothing is declared. A rule for packing: no memory is ever sized by it.
-MAX_LENGTH: dict[str, int] = {"series": 1_000_000, "text": 65_536, "waveform": 10_000_000}
+MAX_LENGTH: dict[str, int] = {"series": 1_000_000, "text": 65_536, "waveform": 10_000_000, "codes": 1_000_000}
 RAGGED = tuple(MAX_LENGTH)
+MAX_OBJECTS = 100_000  # of one modality in one record
+# Numbers of codes: two that no vocabulary names, then those of the vocabulary in its order.
+UNKNOWN, RARE, FIRST_CODE = 0, 1, 2
+SECONDS = {"seconds": 1.0, "minutes": 60.0, "hours": 3_600.0, "days": 86_400.0, "weeks": 604_800.0}
+TIMED = "timed_"  # begins the names of groups whose objects have times
+MAX_CODES = 1 << 24
+
+
+def _said(table: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """Without later keys that say nothing: older data keep the digest that is in their records."""
+    return {key: value for key, value in table.items() if key not in later or value != later[key]}
+
+
+def unit_ratio(unit: str, other: str) -> float:
+    """How many of ``other`` one ``unit`` is; ValueError unless both are the same, or both are known."""
+    if unit == other:
+        return 1.0
+    seconds = [SECONDS.get(name.lower()) for name in (unit, other)]
+    if seconds[0] is None or seconds[1] is None:
+        raise ValueError(f"times in {unit!r} and in {other!r} cannot be compared; use one of {', '.join(SECONDS)}")
+    return seconds[0] / seconds[1]
 
 
 @dataclass(frozen=True)
@@ -40,16 +62,25 @@ class ModalitySpec:
 
     Attributes:
         name: unique in the data set.
-        kind: ``series`` (irregular events), ``vector``, ``image``, ``text`` (UTF-8) or ``waveform`` (regular samples).
+        kind: ``series`` (irregular events), ``vector``, ``image``, ``text`` (UTF-8), ``waveform`` (regular samples) or
+            ``codes`` (symbols of a vocabulary).
         channels: channel names; required for a series, optional features of a vector or leads of a waveform.
         shape: vector ``(F,)``, image ``(C, H, W)``, waveform ``(C,)``; empty for series and text. A vector's and a
             waveform's follows from the channels where it is not given.
         dtype: type of the stored values; empty chooses the first of the kind's.
         unit: unit of the values (free text); ``units`` gives it per channel.
-        time_unit: unit of the event times of a series, e.g. ``hours``.
-        horizon: length of a series' observation window in ``time_unit``; times lie in [0, horizon].
+        timed: a record holds any number of objects (texts, pictures, ...), each with its time; codes with times. A
+            series has times without it.
+        time_unit: unit of times, e.g. ``hours``.
+        horizon: length of the observation window in ``time_unit``. Times lie in [0, horizon], unless tasks have labels
+            at moments: the window then ends at the moment.
         rate: samples per second of a waveform.
-        max_length: most events (series), samples (waveform) or bytes (text) that a record may hold.
+        max_length: most events (series), samples (waveform), bytes (text) or codes that a record may hold; of a timed
+            modality that one object may hold.
+        max_objects: of a timed modality the newest so many are kept.
+        valued: codes may have a value each.
+        codes: how many numbers the codes have, with the two reserved ones; 0 until the vocabulary is known.
+        vocabulary: SHA-256 of the vocabulary, in hexadecimal; empty until it is known.
         description: for people.
 
     Raises:
@@ -70,6 +101,23 @@ class ModalitySpec:
     rate: float | None = None
     max_length: int | None = None
     description: str = ""
+    timed: bool = False
+    max_objects: int | None = None
+    valued: bool = False
+    codes: int = 0
+    vocabulary: str = ""
+
+    _LATER: ClassVar[dict[str, Any]] = {
+        "timed": False,
+        "max_objects": None,
+        "valued": False,
+        "codes": 0,
+        "vocabulary": "",
+    }
+
+    @model_serializer(mode="wrap")
+    def _as_table(self, table: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _said(table(self), self._LATER)
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -106,18 +154,49 @@ class ModalitySpec:
             raise ValueError(f"{where}: horizon {self.horizon} must be positive")
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"{where}: max_length {self.max_length} must be positive")
+        self._check_objects(where)
+        self._check_codes(where)
+
+    def _check_objects(self, where: str) -> None:
+        if self.timed and self.kind == "series":
+            raise ValueError(f"{where}: a series has times anyway; leave timed out")
+        if self.max_objects is None:
+            return
+        if not self.timed or self.kind == "codes":
+            raise ValueError(f"{where}: max_objects is for timed texts, pictures, waveforms and vectors")
+        if not 1 <= self.max_objects <= MAX_OBJECTS:
+            raise ValueError(f"{where}: max_objects {self.max_objects} must be 1 to {MAX_OBJECTS}")
+
+    def _check_codes(self, where: str) -> None:
+        if self.kind != "codes":
+            if self.valued or self.codes or self.vocabulary:
+                raise ValueError(f"{where}: valued, codes and vocabulary are for the kind codes")
+            return
+        if self.channels:
+            raise ValueError(f"{where}: codes have a vocabulary, no channels")
+        if bool(self.codes) != bool(self.vocabulary) or not 0 <= self.codes <= MAX_CODES or self.codes == 1:
+            raise ValueError(f"{where}: {self.codes} codes do not go with the vocabulary {self.vocabulary!r}")
+
+    @property
+    def has_times(self) -> bool:
+        """Whether what a record holds of it stands at times."""
+        return self.timed or self.kind == "series"
+
+    @property
+    def has_objects(self) -> bool:
+        """Whether a record may hold several of it, each with a time of its own: timed, and not codes."""
+        return self.timed and self.kind != "codes"
 
     @property
     def width(self) -> int:
-        """Number of channels (series, waveform, image), features (vector) or 1 (text): the length of its statistics."""
+        """Length of its statistics: channels (series, waveform, image), features (vector), 1 (text, codes)."""
         return len(self.channels) if self.kind == "series" else (self.shape[0] if self.shape else 1)
 
     @property
     def group(self) -> str:
         """The batch group that carries this modality (see ``group_layout``)."""
-        if self.kind in ("series", "text"):
-            return self.kind
-        return f"{self.kind}/{'x'.join(map(str, self.shape))}"
+        kind = f"{TIMED}{self.kind}" if self.timed else self.kind
+        return f"{kind}/{'x'.join(map(str, self.shape))}" if self.shape else kind
 
 
 @dataclass(frozen=True)
@@ -126,11 +205,15 @@ class TaskSpec:
 
     Attributes:
         name: unique in the data set.
-        kind: ``binary``, ``multiclass``, ``multilabel`` or ``regression``.
+        kind: ``binary``, ``multiclass``, ``multilabel``, ``regression`` or ``survival``.
         classes: class names (multiclass, multilabel; optional (negative, positive) for binary).
-        dim: width of the logits: binary 1, multiclass and multilabel the number of classes, regression n. 0 derives it.
-        unit: unit of a regression target.
+        dim: width of the logits: binary 1, multiclass and multilabel the number of classes, regression n, survival the
+            number of intervals. 0 derives it.
+        unit: unit of a regression target, or of the time of survival.
         description: for people.
+        edges: of survival, the ascending ends of the intervals of time.
+        timed: labels are those of moments; each is predicted from what lies before.
+        time_unit: unit of the moments.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -141,6 +224,15 @@ class TaskSpec:
     dim: int = 0
     unit: str = ""
     description: str = ""
+    edges: tuple[float, ...] = ()
+    timed: bool = False
+    time_unit: str = ""
+
+    _LATER: ClassVar[dict[str, Any]] = {"edges": [], "timed": False, "time_unit": ""}
+
+    @model_serializer(mode="wrap")
+    def _as_table(self, table: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _said(table(self), self._LATER)
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -148,7 +240,15 @@ class TaskSpec:
         if self.kind not in get_args(TaskKind):
             raise ValueError(f"task {self.name}: kind {self.kind!r} is none of {', '.join(get_args(TaskKind))}")
         object.__setattr__(self, "classes", tuple(self.classes))
-        expected = {"binary": 1, "regression": self.dim or 1}.get(self.kind, len(self.classes))
+        object.__setattr__(self, "edges", tuple(float(edge) for edge in self.edges))
+        if (self.kind == "survival") != bool(self.edges) or any(
+            not low < high for low, high in zip((0.0, *self.edges), self.edges, strict=False)
+        ):
+            raise ValueError(
+                f"task {self.name} ({self.kind}): edges {self.edges} must ascend from above 0, for survival only"
+            )
+        lengths = {"binary": 1, "regression": self.dim or 1, "survival": len(self.edges)}
+        expected = lengths.get(self.kind, len(self.classes))
         if self.kind in ("multiclass", "multilabel") and len(self.classes) < (2 if self.kind == "multiclass" else 1):
             raise ValueError(f"task {self.name} ({self.kind}): {len(self.classes)} class names are too few")
         if self.kind == "binary" and len(self.classes) not in (0, 2):
@@ -159,8 +259,8 @@ class TaskSpec:
 
     @property
     def width(self) -> int:
-        """Columns of the target: 1 for binary and multiclass (the class number), else ``dim``."""
-        return 1 if self.kind in ("binary", "multiclass") else self.dim
+        """Columns of the target: 1 for binary and multiclass (the class number), 2 for survival, else ``dim``."""
+        return {"binary": 1, "multiclass": 1, "survival": 2}.get(self.kind, self.dim)
 
     def check(self, target_W: np.ndarray) -> str | None:
         """None if the labelled (not NaN) entries are legal, otherwise the sentence that says what is wrong."""
@@ -169,10 +269,20 @@ class TaskSpec:
             return f"task {self.name}: the target is infinite"
         if self.kind == "regression":
             return None
+        if self.kind == "survival":
+            return self._check_survival(target_W)
         top = len(self.classes) if self.kind == "multiclass" else 2
         bad = known[(known < 0) | (known >= top) | (known != np.floor(known))]
         if len(bad):
             return f"task {self.name} ({self.kind}): label {bad[0]:g} is out of range, legal are 0 to {top - 1}"
+        return None
+
+    def _check_survival(self, target_W: np.ndarray) -> str | None:
+        time, seen = target_W.tolist()
+        if np.isnan(time) and np.isnan(seen):
+            return None
+        if not time >= 0 or seen not in (0.0, 1.0):
+            return f"task {self.name} (survival): time {time:g} must be 0 or more, and seen {seen:g} must be 0 or 1"
         return None
 
 
@@ -200,6 +310,10 @@ class DatasetSchema:
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"data set {self.name}: {what} {', '.join(twice)} is declared twice")
+        try:
+            _ = self.moment_ratios
+        except ValueError as error:
+            raise ValueError(f"data set {self.name}: {error}") from error
 
     @cached_property
     def modality_names(self) -> tuple[str, ...]:
@@ -210,6 +324,30 @@ class DatasetSchema:
     def task_names(self) -> tuple[str, ...]:
         """Names in schema order."""
         return tuple(t.name for t in self.tasks)
+
+    @cached_property
+    def has_moments(self) -> bool:
+        """Whether a record is seen up to each of its labelled moments: one sample a moment."""
+        return any(task.timed for task in self.tasks)
+
+    @cached_property
+    def moment_unit(self) -> str:
+        """Unit of the moments: the first timed task's."""
+        return next((task.time_unit for task in self.tasks if task.timed), "")
+
+    @cached_property
+    def moment_ratios(self) -> tuple[float, ...]:
+        """Of each modality, how many of its time units one unit of the moments is; 1 where it has no times.
+
+        Raises ValueError: units that cannot be compared, or timed tasks with different ones.
+        """
+        if not self.has_moments:
+            return tuple(1.0 for _ in self.modalities)
+        other = {task.time_unit for task in self.tasks if task.timed} - {self.moment_unit}
+        if other:
+            raise ValueError(f"timed tasks count time in {self.moment_unit!r} and in {', '.join(sorted(other))}")
+        unit = self.moment_unit
+        return tuple(unit_ratio(unit, m.time_unit) if m.has_times else 1.0 for m in self.modalities)
 
     @cached_property
     def numbers(self) -> dict[str, int]:
@@ -249,8 +387,8 @@ class DatasetSchema:
 def group_layout(schema: DatasetSchema) -> dict[str, list[int]]:
     """Batch groups of a schema: group id -> modality numbers, ascending.
 
-    ``series`` and ``text`` hold all modalities of their kind; fixed shapes get one group per distinct shape:
-    ``vector/F``, ``image/CxHxW``, ``waveform/C``.
+    ``series``, ``text`` and ``codes`` hold all modalities of their kind; fixed shapes get one group per distinct shape:
+    ``vector/F``, ``image/CxHxW``, ``waveform/C``. Timed modalities are apart from the others: ``timed_text``, ...
     """
     layout: dict[str, list[int]] = {}
     for number, modality in enumerate(schema.modalities):

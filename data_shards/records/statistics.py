@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import ConfigDict
 
-from data_shards.records.codec import Columns
+from data_shards.records.columns import Columns
 from data_shards.records.schema import DatasetSchema
 
 TRAIN = "train"
@@ -125,7 +125,7 @@ class Accumulator:
         if pieces:
             channels, values = (np.concatenate(column) for column in zip(*pieces, strict=True))
             self.values.merge(Moments.of(channels, values, len(self.values.count)))
-        targets = np.stack([record.targets_W for record in records])
+        targets = np.concatenate([record.targets_KW for record in records])
         row, column = np.nonzero(~np.isnan(targets))
         self.targets.merge(Moments.of(column, targets[row, column], targets.shape[1]))
         self._count_classes(targets)
@@ -147,11 +147,14 @@ class Accumulator:
         if len(record.vector_V):
             features = [np.arange(base[n], base[n + 1]) for n in record.vector_V.tolist()]
             pieces.append((np.concatenate(features), record.features_))
-        for number, array in record.arrays.items():
+        codes = np.repeat(base[record.codes_Q], record.code_counts_Q)
+        valued = ~np.isnan(record.code_values_C)
+        pieces.append((codes[valued], record.code_values_C[valued]))
+        for number, arrays in record.arrays.items():
             channels = np.arange(base[number], base[number + 1])
             if modalities[number].kind == "image":
                 channels = channels[:, None, None]
-            pieces.append((np.broadcast_to(channels, array.shape).ravel(), array.ravel()))
+            pieces += [(np.broadcast_to(channels, array.shape).ravel(), array.ravel()) for array in arrays]
         return pieces
 
     def _count_classes(self, targets: np.ndarray) -> None:

@@ -1,7 +1,7 @@
 """The index of a shard: one row per record, enough to find, verify and select it, and to summarise a data set unread.
 
 Stored in the safetensors layout next to the shard; its SHA-256 is in the manifest.
-Shapes: n records, S splits, M modalities, W target columns.
+Shapes: n records, S splits, M modalities, K samples of all records, W target columns.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import numpy as np
 
 from data_shards.errors import RecordError
 from data_shards.records.arrays import Limits, dump_tensors, load_tensors
+from data_shards.records.columns import ABSENT
 
-ABSENT = -1  # in lengths (modality not there) and in parts (record not in that split)
+FORMATS = ("fleximoe-index/1", "fleximoe-index/2")  # the first one has no columns objects and moments
+NO_PART = -1  # of a record that is not in a split
 
 
 @dataclass
@@ -27,8 +29,11 @@ class ShardIndex:
         keys: record keys.
         parts_nS: column number of the record's (split, part) pair in the manifest, -1 where a split leaves it out.
             Columns are numbered over all splits, so the order of S is free.
-        lengths_nM: events, bytes or samples per modality, 1 for fixed shapes, -1 where absent.
-        targets_nW: NaN where unlabelled.
+        lengths_nM: events, codes, bytes or samples of all objects, number of objects of fixed shapes; -1 where absent.
+        objects_nM: objects per modality, 1 for what is there and has no objects, 0 where it is there and has none, -1
+            where absent.
+        moments_n: samples of each record: one a moment, and one if it has none.
+        targets_KW: one row a sample, record by record; NaN where unlabelled.
         group_n: int64, a hash of the record's group, 0 where it has none (and in data packed before groups were kept).
     """
 
@@ -38,7 +43,9 @@ class ShardIndex:
     keys: list[str]
     parts_nS: np.ndarray
     lengths_nM: np.ndarray
-    targets_nW: np.ndarray
+    objects_nM: np.ndarray
+    moments_n: np.ndarray
+    targets_KW: np.ndarray
     group_n: np.ndarray
 
     def __len__(self) -> int:
@@ -47,6 +54,15 @@ class ShardIndex:
     def members(self, column: int, start: int = 0, end: int | None = None) -> np.ndarray:
         """bool: which of the rows [start, end) belong to one (split, part) column."""
         return (self.parts_nS[start:end] == column).any(axis=1)
+
+    def targets_of(self, rows: np.ndarray) -> np.ndarray:
+        """Targets [samples, W] of some records: rows by number, or a mask."""
+        record_K = np.repeat(np.arange(len(self)), self.moments_n)
+        return self.targets_KW[np.isin(record_K, np.arange(len(self))[rows])]
+
+    def last_targets(self) -> np.ndarray:
+        """Targets [n, W] of each record's last sample."""
+        return self.targets_KW[np.cumsum(self.moments_n) - 1]
 
     @property
     def present(self) -> np.ndarray:
@@ -65,16 +81,24 @@ def dump_index(index: ShardIndex) -> bytes:
         "keys": np.frombuffer(joined, np.uint8),
         "parts": index.parts_nS.astype(np.int16),
         "lengths": index.lengths_nM.astype(np.int32),
-        "targets": index.targets_nW.astype(np.float32),
+        "objects": index.objects_nM.astype(np.int32),
+        "moments": index.moments_n.astype(np.int32),
+        "targets": index.targets_KW.astype(np.float32),
     }
-    return dump_tensors(tensors, {"format": "fleximoe-index/1"})
+    return dump_tensors(tensors, {"format": FORMATS[-1]})
 
 
 def load_index(data: bytes, records: int, splits: int, modalities: int, targets: int) -> ShardIndex:
     """Index from its bytes; RecordError unless it has exactly the expected rows and columns."""
     tensors, metadata = load_tensors(data, Limits(member_bytes=1 << 30))
-    if metadata.get("format") != "fleximoe-index/1":
+    if metadata.get("format") not in FORMATS:
         raise RecordError(f"index format {metadata.get('format')!r} is unknown")
+    if metadata["format"] == FORMATS[0]:
+        there = tensors.get("lengths", np.empty((0, 0), np.int32)) != ABSENT
+        tensors = {**tensors, "objects": np.where(there, 1, ABSENT), "moments": np.ones(records, np.int32)}
+    moments_n = tensors.get("moments", np.empty(0, np.int32))
+    if (moments_n < 1).any():
+        raise RecordError("index column moments holds a record without samples")
     # Of splits that came up after this shard was closed, it has no column.
     wanted = {
         "start": (records,),
@@ -82,7 +106,9 @@ def load_index(data: bytes, records: int, splits: int, modalities: int, targets:
         "crc32": (records,),
         "parts": (records, min(splits, tensors["parts"].shape[-1]) if "parts" in tensors else splits),
         "lengths": (records, modalities),
-        "targets": (records, targets),
+        "objects": (records, modalities),
+        "moments": (records,),
+        "targets": (int(moments_n.sum(dtype=np.int64)), targets),
     }
     for name, shape in wanted.items():
         if name not in tensors or tensors[name].shape != shape:
@@ -91,11 +117,11 @@ def load_index(data: bytes, records: int, splits: int, modalities: int, targets:
     if len(keys) != records:
         raise RecordError(f"index holds {len(keys)} keys for {records} records")
     columns: Sequence[np.ndarray] = [tensors[name] for name in wanted]
-    start, size, crc, parts, lengths, target = columns
+    start, size, crc, parts, lengths, objects, moments, target = columns
     group = tensors.get("group", np.zeros(records, np.int64))
     if group.shape != (records,):
         raise RecordError(f"index column group is not of shape {(records,)}")
-    return ShardIndex(start, size, crc, keys, parts, lengths, target, group)
+    return ShardIndex(start, size, crc, keys, parts, lengths, objects, moments, target, group)
 
 
 def group_code(group: str | None) -> int:

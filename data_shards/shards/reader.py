@@ -17,7 +17,9 @@ import numpy as np
 
 from data_shards.config import DataConfig
 from data_shards.errors import RecordError, ShardError
-from data_shards.records.codec import SUFFIX, Columns, Decoder
+from data_shards.records.codec import SUFFIX
+from data_shards.records.columns import Columns
+from data_shards.records.decoder import Decoder
 from data_shards.shards.cache import ShardCache
 from data_shards.shards.index import ShardIndex, load_index
 from data_shards.shards.manifest import Chunk, Manifest, Shard

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field, field_validator
 
-from data_shards.records.record import Record, Series
+from data_shards.records.record import Record, Series, Value
 from data_shards.records.schema import DatasetSchema, Kind, ModalitySpec, TaskSpec
 from data_shards.sources.base import Source, SourceOptions, hashed_part
 from data_shards.sources.planted import Evidence, Signal, Vocabulary, auroc
@@ -179,7 +179,7 @@ class Synthetic(Source):
         return np.concatenate(times).astype(np.float32), np.concatenate(channels)
 
 
-def _points(kind: Kind, value: Series | np.ndarray | str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _points(kind: Kind, value: Value) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(values, places in [0, 1], channels) of a numeric modality, flattened."""
     if isinstance(value, Series):
         return value.values_O, value.times_O / HORIZON, value.channels_O

@@ -8,7 +8,9 @@ import torch
 
 from data_shards.loading.batch import Batch, ImageGroup, SeriesGroup, TextGroup, VectorGroup, WaveformGroup
 from data_shards.loading.collate import Collator
-from data_shards.records.codec import Columns, Decoder, encode_record
+from data_shards.records.codec import encode_record
+from data_shards.records.columns import Columns
+from data_shards.records.decoder import Decoder
 from data_shards.records.record import Record, Series
 from data_shards.records.schema import group_layout
 from tests.data_shards.build import SCHEMA, make_record

@@ -16,7 +16,7 @@ import webdataset
 
 from data_shards import ManifestError, Record, open_manifest, pack
 from data_shards.records.arrays import load_tensors
-from data_shards.records.codec import Decoder
+from data_shards.records.decoder import Decoder
 from data_shards.shards.manifest import FILE
 from data_shards.shards.reader import read_index
 from data_shards.shards.storage import Storage
@@ -95,7 +95,7 @@ def test_the_index_describes_every_record(tmp_path: Path) -> None:
         for i, key in enumerate(index.keys):
             columns = decoder.columns(data[index.start_n[i] : index.start_n[i] + index.size_n[i]], key)
             assert index.lengths_nM[i].tolist() == columns.lengths(SCHEMA).tolist()
-            assert np.array_equal(index.targets_nW[i], columns.targets_W, equal_nan=True)
+            assert np.array_equal(index.targets_KW[i], columns.targets_W, equal_nan=True)
             pairs = {manifest.columns[c] for c in index.parts_nS[i].tolist() if c >= 0}
             assert pairs == set(RECORDS[row].splits.items())
             row += 1

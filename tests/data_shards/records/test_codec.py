@@ -14,7 +14,8 @@ from safetensors.numpy import load as load_with_library
 
 from data_shards.errors import RecordError
 from data_shards.records.arrays import Limits, dump_tensors, load_tensors
-from data_shards.records.codec import Decoder, encode_record
+from data_shards.records.codec import encode_record
+from data_shards.records.decoder import Decoder
 from data_shards.records.record import Record, Series
 from data_shards.records.schema import DatasetSchema, ModalitySpec
 from tests.data_shards.build import SCHEMA, make_record, same, same_record

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_shards import DatasetSchema, ModalitySpec, Record, Series, TaskSpec, group_layout
-from data_shards.records.record import validate
+from data_shards.records.check import validate
 from tests.data_shards.build import SCHEMA, make_record
 
 

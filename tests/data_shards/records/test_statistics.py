@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from data_shards import DatasetSchema, ModalitySpec, Record, Series, TaskSpec, open_manifest, pack, summary
-from data_shards.records.codec import Decoder, encode_record
+from data_shards.records.codec import encode_record
+from data_shards.records.decoder import Decoder
 from data_shards.records.statistics import Accumulator, Moments
 from tests.data_shards.build import SCHEMA, ListSource, make_record, make_set
 

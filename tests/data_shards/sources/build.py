@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from data_shards import Record, create_source, open_manifest
-from data_shards.records.codec import Decoder
-from data_shards.records.record import validate
+from data_shards.records.check import validate
+from data_shards.records.decoder import Decoder
 
 SHARED = Path(__file__).parents[4] / "shared"
 

@@ -24,7 +24,7 @@ from data_shards import (
     pack,
     summary,
 )
-from data_shards.records.record import validate
+from data_shards.records.check import validate
 from data_shards.sources import SOURCES, source_class
 from data_shards.sources.base import hashed_part
 from data_shards.sources.mimic4.diagnoses import read_phenotypes

@@ -22,7 +22,7 @@ from PIL import Image
 
 from benchmarks.tables import compare
 from data_shards import PathError, Record, Series, create_source, open_manifest, pack
-from data_shards.records.record import validate
+from data_shards.records.check import validate
 from data_shards.sources.tables import source as tables
 from tests.data_shards.sources.test_sources import OUTCOMES, lay_out
 

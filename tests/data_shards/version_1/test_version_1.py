@@ -14,7 +14,7 @@ from torch import Tensor
 from data_shards import DataConfig, open_manifest
 from data_shards.loading.collate import Collator
 from data_shards.records.arrays import load_tensors
-from data_shards.records.codec import Decoder
+from data_shards.records.decoder import Decoder
 from data_shards.shards.manifest import Manifest
 from data_shards.shards.reader import Reader
 from data_shards.shards.tar import members

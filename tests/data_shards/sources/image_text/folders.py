@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from data_shards import Record
-from data_shards.records.record import validate
+from data_shards.records.check import validate
 from data_shards.sources.base import Source
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from data_shards import Record, create_source
-from data_shards.records.record import validate
+from data_shards.records.check import validate
 
 
 def read(folder: Path, mapping: dict[str, Any], **files: str | bytes) -> tuple[dict[str, Record], dict[str, int]]:

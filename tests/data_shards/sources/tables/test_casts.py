@@ -22,8 +22,8 @@ from data_shards import (
     open_manifest,
     pack,
 )
+from data_shards.records.check import validate
 from data_shards.records.precision import lost
-from data_shards.records.record import validate
 from data_shards.sources.base import Source, SourceOptions
 from tests.data_shards.sources.tables.build import AGE, events, read, rows, series
 

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_shards import create_source
-from data_shards.records.record import validate
+from data_shards.records.check import validate
 from data_shards.sources.readers import csv_files, spill
 from data_shards.sources.tables import source as tables
 

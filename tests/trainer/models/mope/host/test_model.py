@@ -13,7 +13,9 @@ from torch import Tensor
 
 from data_shards import Batch
 from data_shards.loading.collate import Collator
-from data_shards.records.codec import Columns, Decoder, encode_record
+from data_shards.records.codec import encode_record
+from data_shards.records.columns import Columns
+from data_shards.records.decoder import Decoder
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics
 from parallel import LocalDispatcher
 from tests.trainer.tiny import SCHEMA, Tiny, TinyOptions, config
