@@ -16,7 +16,7 @@ import socket
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -37,16 +37,18 @@ from benchmarks.common import (
 )  # fmt: skip
 from parallel import Engine, MoEConfig, ParallelConfig, create_mesh, init_distributed
 from parallel.moe import dispatch as dispatch_module
+from parallel.moe.rows import exchange as exchange_module
 from trainer.config.sections import ModelConfig, SeriesEncoderConfig
 from trainer.models.fusemoe.job_type import FuseMoEJob
 from trainer.models.fusemoe.model import FuseMoE
 from trainer.models.job_type import exempt_from_decay
 
 WORLD = 2
+NARROWEST = 64  # rows of the model, in its quick form
 
 
 class Exchanges:
-    """Stands in for torch.distributed in `parallel.moe.dispatch`: the same calls, with the time they take."""
+    """Stands in for torch.distributed where tokens are sent: the same calls, with the time they take."""
 
     def __init__(self) -> None:
         self.seconds, self.rows = 0.0, 0
@@ -58,7 +60,8 @@ class Exchanges:
         start = time.perf_counter()
         work = dist.all_to_all_single(*args, **kwargs)
         self.seconds += time.perf_counter() - start
-        if args[1].dim() == 2 and args[1].is_floating_point():
+        # Weights of choices travel as well, as rows of a few numbers.
+        if args[1].dim() == 2 and args[1].is_floating_point() and args[1].shape[1] >= NARROWEST:
             self.rows += len(args[1])
         return _Waited(work, self) if work is not None else None
 
@@ -76,7 +79,9 @@ class _Waited:
 @contextmanager
 def watched() -> Iterator[Exchanges]:
     exchanges = Exchanges()
-    with mock.patch.object(dispatch_module, "dist", exchanges):
+    with ExitStack() as stack:
+        for module in (dispatch_module, exchange_module):
+            stack.enter_context(mock.patch.object(module, "dist", exchanges))
         yield exchanges
 
 
@@ -148,6 +153,8 @@ def main() -> None:
     if any(process.exitcode for process in ranks):
         raise SystemExit(f"a rank failed: exit codes {[process.exitcode for process in ranks]}")
     seconds, share, rows = results.get()
+    if not rows["EP 2"]:
+        raise SystemExit("no row was seen on its way between ranks: the exchanges are made where nobody watches")
     base = seconds["EP 1"]
     lines = []
     for name, values in seconds.items():

@@ -1,6 +1,6 @@
 """A data set that was packed in version 1 of the format: read bit for bit as the program of then read it.
 
-``data`` and ``batch.st`` were written by that program from forty of ``build.make_record``; no later one can write them.
+``version_1/data`` and ``version_1/batch.st`` were written by that program from forty of ``build.make_record``; no later one can write them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from data_shards.shards.reader import Reader
 from data_shards.shards.tar import members
 from tests.data_shards.build import make_record, same_record
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "version_1"
 
 
 @pytest.fixture(scope="module")
