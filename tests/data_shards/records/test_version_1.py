@@ -1,6 +1,7 @@
 """A data set that was packed in version 1 of the format: read bit for bit as the program of then read it.
 
-``version_1/data`` and ``version_1/batch.st`` were written by that program from forty of ``build.make_record``; no later one can write them.
+``version_1/data`` and ``version_1/batch.st`` were written by that program from forty of
+``build.make_record``; no later one can write them.
 """
 
 from __future__ import annotations
