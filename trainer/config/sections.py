@@ -73,6 +73,42 @@ class VectorEncoderConfig(Section):
     tokens: int = Field(1, ge=1, description="tokens made of one vector")
 
 
+Irregularity = Literal["tokens", "mtand", "imputation", "utde"]
+
+
+class ObjectsConfig(Section):
+    """Timed texts, pictures, waveforms and vectors: any number in a record, each with its time."""
+
+    irregularity: Irregularity = Field(
+        "tokens",
+        description="how objects reach the model: tokens = each one's tokens stand for themselves, in the bin of its "
+        "time and with an embedding of it; or the objects of a modality together give model.bins tokens: mtand = "
+        "attention over their times, imputation = the last one and its age, utde = gated mixture of both",
+    )
+    queries: int = Field(
+        4,
+        ge=1,
+        description="learned queries that read the tokens of an object where it becomes one embedding (not: tokens)",
+    )
+    heads: int = Field(4, ge=1, description="learned time embeddings of the attention over objects' times")
+    time_dim: int = Field(16, ge=2, description="width of one time embedding (one linear part, the others sines)")
+    gate: Literal["sample", "bin", "feature"] = Field(
+        "feature", description="what the gate of utde decides on: all objects, each time bin, each feature of each bin"
+    )
+    kernel: int = Field(1, ge=1, description="width of the causal convolution over imputed bins, in bins")
+
+
+class CodesConfig(Section):
+    """Symbols of a vocabulary: a learned row of a table for each."""
+
+    irregularity: Irregularity = Field(
+        "tokens",
+        description="how codes with times reach the model, as model.objects.irregularity has it, with the other keys "
+        "of model.objects; tokens = each code is one token",
+    )
+    tokens: int = Field(4, ge=1, description="tokens made of a record's codes without times, each by a learned query")
+
+
 class ModelConfig(Section):
     """FuseMoE: an encoder per modality kind, fusion blocks of attention and experts, a head per task."""
 
@@ -103,6 +139,8 @@ class ModelConfig(Section):
     image: ImageEncoderConfig = Field(default_factory=ImageEncoderConfig, description="image encoder")
     waveform: WaveformEncoderConfig = Field(default_factory=WaveformEncoderConfig, description="waveform encoder")
     vector: VectorEncoderConfig = Field(default_factory=VectorEncoderConfig, description="vector encoder")
+    objects: ObjectsConfig = Field(default_factory=ObjectsConfig, description="timed objects")
+    codes: CodesConfig = Field(default_factory=CodesConfig, description="codes")
     moe: MoEConfig = Field(default_factory=MoEConfig, description="experts, gate, router and balance losses")
 
     @model_validator(mode="after")

@@ -1,7 +1,9 @@
 """Encoders by modality kind. One encoder serves all modalities of a batch group, with parameters per modality.
 
-Every encoder takes (group, layout): the packed group, and where its pairs lie, as `lay_out` has worked it out on the
-CPU; it gives (P, tokens, D) and says how many `tokens` a pair becomes. All of them accept zero pairs.
+Every encoder takes (group, layout): the packed group, and where its rows lie, as `lay_out` has worked it out on the
+CPU; it gives (P, tokens, D) and says how many `tokens` a row becomes. Of timed modalities a row is an object, of which
+a pair has any number: a second stage brings them to their times and gives the tokens of all pairs. All of them accept
+zero rows.
 """
 
 from __future__ import annotations
@@ -12,10 +14,15 @@ from collections.abc import Iterable
 from data_shards import DatasetSchema, ModalitySpec
 from data_shards.records.statistics import SplitStatistics
 from trainer.config.sections import ModelConfig
+from trainer.models.encoders.codes import CodeEmbedding, CodesEncoder, TimedCodesEncoder
+from trainer.models.encoders.grid_over_time import GridOverTime
 from trainer.models.encoders.image import ImageEncoder
 from trainer.models.encoders.layout import Encoder
+from trainer.models.encoders.over_time import OverTime
 from trainer.models.encoders.series import SeriesEncoder
 from trainer.models.encoders.text import TextEncoder
+from trainer.models.encoders.timed import TimedEncoder
+from trainer.models.encoders.tokens_over_time import TokensOverTime
 from trainer.models.encoders.vector import VectorEncoder
 from trainer.models.encoders.waveform import WaveformEncoder
 from trainer.models.layers.standardise import Standardiser
@@ -27,35 +34,59 @@ def build_encoder(
     """The encoder of one batch group (its modalities' numbers in `indices`).
 
     Raises:
-        ValueError: a series without horizon, or a shape that the recipe's patch does not divide.
+        ValueError: times without horizon, codes without vocabulary, or a shape that the recipe's patch does not divide.
     """
     specs = [schema.modalities[index] for index in indices]
+    if specs[0].kind == "codes":
+        return _codes_encoder(specs, statistics, config)
+    encoder = _object_encoder(specs, statistics, config)
+    if not specs[0].timed:
+        return encoder
+    horizon = [_horizon(spec) for spec in specs]
+    over_time = _over_time(len(specs), encoder.tokens, config.objects.irregularity, config)
+    return TimedEncoder(encoder, over_time, horizon)
+
+
+def _object_encoder(specs: list[ModalitySpec], statistics: SplitStatistics, config: ModelConfig) -> Encoder:
     first, blocks, dim = specs[0], len(specs), config.dim
+    if first.kind == "text":
+        return TextEncoder(config.text.positions or declared_positions(specs, config), config.text, dim, blocks)
+    standardiser = _standardiser(specs, statistics, config.series.clip)
     match first.kind:
         case "series":
-            return SeriesEncoder(
-                [spec.width for spec in specs],
-                [_horizon(spec) for spec in specs],
-                _standardiser(specs, statistics, config.series.clip),
-                config.series,
-                config.bins,
-                dim,
-            )
+            widths, horizon = [spec.width for spec in specs], [_horizon(spec) for spec in specs]
+            return SeriesEncoder(widths, horizon, standardiser, config.series, config.bins, dim)
         case "vector":
-            return VectorEncoder(
-                first.width, _standardiser(specs, statistics, config.series.clip), config.vector.tokens, dim, blocks
-            )
+            return VectorEncoder(first.width, standardiser, config.vector.tokens, dim, blocks)
         case "image":
-            return ImageEncoder(
-                first.shape, _standardiser(specs, statistics, config.series.clip), config.image.patch, dim, blocks
-            )
+            return ImageEncoder(first.shape, standardiser, config.image.patch, dim, blocks)
         case "waveform":
-            standardiser = _standardiser(specs, statistics, config.series.clip)
-            return WaveformEncoder(
-                first.width, standardiser, config.waveform.patch, config.waveform.tokens, dim, blocks
-            )
-        case "text":
-            return TextEncoder(config.text.positions or declared_positions(specs, config), config.text, dim, blocks)
+            waveform = config.waveform
+            return WaveformEncoder(first.width, standardiser, waveform.patch, waveform.tokens, dim, blocks)
+        case _:
+            raise AssertionError(f"no encoder for {first.kind}")
+
+
+def _codes_encoder(specs: list[ModalitySpec], statistics: SplitStatistics, config: ModelConfig) -> Encoder:
+    for spec in specs:
+        if not spec.codes:
+            raise ValueError(f"modality {spec.name} (codes) has no vocabulary yet: pack the data, which learns it")
+    embedding = CodeEmbedding(
+        [spec.codes for spec in specs],
+        any(spec.valued for spec in specs),
+        _standardiser(specs, statistics, config.series.clip),
+        config.dim,
+    )
+    if not specs[0].timed:
+        return CodesEncoder(embedding, config.codes.tokens, config.dim)
+    over_time = _over_time(len(specs), 1, config.codes.irregularity, config)
+    return TimedCodesEncoder(embedding, over_time, [_horizon(spec) for spec in specs])
+
+
+def _over_time(blocks: int, tokens: int, irregularity: str, config: ModelConfig) -> OverTime:
+    if irregularity == "tokens":
+        return TokensOverTime(blocks, tokens, config.objects.time_dim, config.bins, config.dim)
+    return GridOverTime(blocks, tokens, irregularity, config.objects, config.bins, config.dim)
 
 
 def declared_positions(specs: Iterable[ModalitySpec], config: ModelConfig) -> int:
@@ -82,5 +113,5 @@ def _standardiser(specs: list[ModalitySpec], statistics: SplitStatistics, clip: 
 
 def _horizon(spec: ModalitySpec) -> float:
     if spec.horizon is None:
-        raise ValueError(f"series {spec.name} has no horizon: declare the length of its observation window")
+        raise ValueError(f"{spec.kind} {spec.name} has no horizon: declare the length of its observation window")
     return spec.horizon

@@ -21,7 +21,7 @@ from data_shards import SeriesGroup
 from parallel.moe.segments import Segments
 from trainer.config.sections import SeriesEncoderConfig
 from trainer.models.encoders.layout import Encoder, GroupLayout
-from trainer.models.layers.grouped_linear import Blocks, GroupedLinear
+from trainer.models.layers.grouped_linear import GroupedLinear
 from trainer.models.layers.ragged import offsets_to_ids
 from trainer.models.layers.standardise import Constant, Standardiser
 
@@ -46,6 +46,34 @@ class TimeEmbedding(nn.Module):
         """(...,) times in horizons -> (..., K)."""
         angle = time[..., None] * self.frequency.float() + self.phase.float()
         return torch.cat([angle[..., :1], angle[..., 1:].sin()], dim=-1)
+
+
+def time_scores(time: TimeEmbedding, query_HKK: Tensor, time_O: Tensor, bins: int) -> Tensor:
+    """(O, bins * H): how much the end of each bin asks, by each head, for what was seen at each time (in horizons)."""
+    now_T = torch.arange(1, bins + 1, device=time_O.device, dtype=torch.float32) / bins
+    query_KX = torch.einsum("tj,hkj->kth", time(now_T), query_HKK.float()).flatten(1)
+    return (time(time_O) @ query_KX) * query_HKK.shape[1] ** -0.5
+
+
+def initial_time_queries(heads: int, width: int) -> nn.Parameter:
+    """(H, K, K): a head's learned map from the embedding of a bin's end to what it asks of observation times."""
+    return nn.Parameter(torch.randn(heads, width, width) * width**-0.5)
+
+
+def gate_share(logit_ND: Tensor, decides_on: str, bins: int) -> Tensor:
+    """The share of the imputation view, (pairs * bins, D): per feature, or one for the bin or the whole sample."""
+    logit_PTD = logit_ND.view(-1, bins, logit_ND.shape[1])
+    if decides_on != "feature":
+        dims = (2,) if decides_on == "bin" else (1, 2)
+        logit_PTD = logit_PTD.mean(dims, keepdim=True).expand_as(logit_PTD)
+    return torch.sigmoid(logit_PTD).flatten(0, 1)
+
+
+def with_earlier_bins(features_PTX: Tensor, kernel: int) -> Tensor:
+    """(P, T, kernel * X): a causal convolution over bins is a linear map of this bin and the ones before it."""
+    bins = features_PTX.shape[1]
+    early_PTX = functional.pad(features_PTX, (0, 0, kernel - 1, 0))
+    return torch.cat([early_PTX[:, i : i + bins] for i in range(kernel)], dim=-1)
 
 
 class SeriesEncoder(Encoder):
@@ -76,9 +104,7 @@ class SeriesEncoder(Encoder):
             self.imputation = GroupedLinear(blocks, config.kernel * self.widest * IMPUTATION_INPUTS, dim)
         if config.irregularity != "imputation":
             self.time = TimeEmbedding(config.time_dim, bins)
-            self.query = nn.Parameter(
-                torch.randn(config.heads, config.time_dim, config.time_dim) * config.time_dim**-0.5
-            )
+            self.query = initial_time_queries(config.heads, config.time_dim)
             self.mtand = GroupedLinear(blocks, self.widest * (config.heads + 1), dim)
         if config.irregularity == "utde":
             self.gate = GroupedLinear(blocks, 2 * dim, dim)
@@ -99,17 +125,9 @@ class SeriesEncoder(Encoder):
             features_PTX = self._attend(value_O, time_O, segment_O, pairs)
             views.append(self.mtand(features_PTX.flatten(0, 1), rows))
         if len(views) == 2:
-            gate = self._gate(torch.cat(views, dim=-1), rows)
+            gate = gate_share(self.gate(torch.cat(views, dim=-1), rows), self.config.gate, self.tokens)
             views = [gate * views[0] + (1 - gate) * views[1]]
         return views[0].unflatten(0, (pairs, self.tokens))
-
-    def _gate(self, views_NX: Tensor, rows: Blocks) -> Tensor:
-        """The share of the imputation view: per feature, or one for the bin or the whole series."""
-        logit_PTD = self.gate(views_NX, rows).view(-1, self.tokens, self.gate.bias.shape[1])
-        if self.config.gate != "feature":
-            dims = (2,) if self.config.gate == "bin" else (1, 2)
-            logit_PTD = logit_PTD.mean(dims, keepdim=True).expand_as(logit_PTD)
-        return torch.sigmoid(logit_PTD).flatten(0, 1)
 
     def _impute(self, value_O: Tensor, time_O: Tensor, segment_O: Tensor, pairs: int) -> Tensor:
         """Last value, its age, seen at all?, mean and count within the bin: (P, T, F * 5)."""
@@ -134,16 +152,12 @@ class SeriesEncoder(Encoder):
         mean_ST = cells.sum(value_O).view(segments, bins) / count_ST.clamp_min(1)
         stacked = torch.stack([value_ST, age_ST, seen_ST, mean_ST, count_ST.log1p()], dim=-1)
         features_PTX = stacked.unflatten(0, (pairs, self.widest)).transpose(1, 2).flatten(2)
-        # A causal convolution over bins is a linear map of this bin and the ones before it.
-        early_PTX = functional.pad(features_PTX, (0, 0, self.config.kernel - 1, 0))
-        return torch.cat([early_PTX[:, i : i + bins] for i in range(self.config.kernel)], dim=-1)
+        return with_earlier_bins(features_PTX, self.config.kernel)
 
     def _attend(self, value_O: Tensor, time_O: Tensor, segment_O: Tensor, pairs: int) -> Tensor:
         """mTAND: (P, T, F * (H + 1)): one attended value per head, and whether the feature has any event."""
         heads, bins, segments = self.config.heads, self.tokens, pairs * self.widest
-        now_T = torch.arange(1, bins + 1, device=value_O.device, dtype=torch.float32) / bins
-        query_KX = torch.einsum("tj,hkj->kth", self.time(now_T), self.query.float()).flatten(1)
-        score_OX = (self.time(time_O) @ query_KX) * self.config.time_dim**-0.5
+        score_OX = time_scores(self.time, self.query, time_O, bins)
         # A softmax over a segment's events without its maximum: one pass, and the clamp keeps exp in range.
         weight_OX = score_OX.clamp(-SCORE_LIMIT, SCORE_LIMIT).exp()
         by_feature = Segments.of(segment_O, segments, ascending=True)

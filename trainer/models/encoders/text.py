@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from data_shards import TextGroup
 from parallel.moe.segments import Segments
 from trainer.config.sections import TextEncoderConfig
-from trainer.models.encoders.layout import Encoder, GroupLayout
-from trainer.models.layers.attention import attend_ragged
+from trainer.models.encoders.layout import Encoder, GroupLayout, PresentPairs
+from trainer.models.layers.attention import attend_ragged, read_segments
 from trainer.models.layers.embedding import Embedding
 from trainer.models.layers.ragged import Ragged, offsets_to_ids, ragged
 
@@ -67,7 +67,7 @@ class TextEncoder(Encoder):
         self.query_MTD = nn.Parameter(torch.randn(blocks, config.tokens, dim) * dim**-0.5)
         self.value = nn.Linear(dim, dim)
 
-    def lay_out(self, group: TextGroup, block_P: Tensor, blocks: int) -> TextLayout:
+    def lay_out(self, group: TextGroup, block_P: Tensor, blocks: int, present: PresentPairs | None) -> TextLayout:
         """Which positions belong together, from the lengths of the texts on the CPU."""
         length_P = -(-group.offsets.diff() // self.stride)
         pair_R = torch.repeat_interleave(length_P)
@@ -79,7 +79,8 @@ class TextEncoder(Encoder):
         x_RD = self._positions(group, texts.by_pair)
         for layer in self.layers:
             x_RD = layer(x_RD, texts.sequences)
-        return self._read(self.norm(x_RD), texts.by_pair, layout.pairs.segments.spread(self.query_MTD))
+        x_RD, query_PTD = self.norm(x_RD), layout.pairs.segments.spread(self.query_MTD)
+        return query_PTD + read_segments(x_RD, self.value(x_RD), texts.by_pair, query_PTD)
 
     def _positions(self, group: TextGroup, by_pair: Segments) -> Tensor:
         """Embedded positions of all texts (R, D)."""
@@ -94,10 +95,3 @@ class TextEncoder(Encoder):
         summed_RD = position.sum(byte_OD).to(byte_OD.dtype)
         place_R = torch.arange(len(pair_R), device=pair_R.device) - start_P[pair_R]
         return summed_RD + self.position(place_R.clamp_max(self.position.num_embeddings - 1))
-
-    def _read(self, x_RD: Tensor, by_pair: Segments, query_PTD: Tensor) -> Tensor:
-        """Each query attends over its text's positions."""
-        score_RT = (x_RD[:, None, :] * by_pair.spread(query_PTD)).sum(-1)
-        weight_RT = by_pair.softmax(score_RT).to(x_RD.dtype)
-        read_PTD = by_pair.sum(weight_RT[..., None] * self.value(x_RD)[:, None, :])
-        return query_PTD + read_PTD.to(query_PTD.dtype)

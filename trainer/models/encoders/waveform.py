@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from data_shards import WaveformGroup
 from parallel.moe.segments import Segments
-from trainer.models.encoders.layout import Encoder, GroupLayout
+from trainer.models.encoders.layout import Encoder, GroupLayout, PresentPairs
 from trainer.models.layers.grouped_linear import Blocks, GroupedLinear, GroupedMLP
 from trainer.models.layers.ragged import offsets_to_ids
 from trainer.models.layers.standardise import Standardiser
@@ -55,7 +55,7 @@ class WaveformEncoder(Encoder):
         nn.init.uniform_(self.length.weight, -LENGTH_SCALE, LENGTH_SCALE)
         self.position_TD = nn.Parameter(torch.randn(tokens, dim) * 0.02)
 
-    def lay_out(self, group: WaveformGroup, block_P: Tensor, blocks: int) -> PatchLayout:
+    def lay_out(self, group: WaveformGroup, block_P: Tensor, blocks: int, present: PresentPairs | None) -> PatchLayout:
         """Numbers of patches, from the lengths of the signals on the CPU."""
         patches_P = -(-group.offsets.diff() // self.patch)
         patches_M = torch.zeros(blocks, dtype=torch.int64).index_add_(0, block_P, patches_P)

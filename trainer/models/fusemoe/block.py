@@ -77,7 +77,7 @@ class Pooling(nn.Module):
         score_NL = score_NL.float()
         if self.kind == "last":
             # Finite, so that a sample without a token in the last bin falls back to the mean of all.
-            score_NL = score_NL.masked_fill(layout.bin_N[:, None] < layout.bins - 1, -1e4)
+            score_NL = score_NL.masked_fill(~layout.final_N[:, None], -1e4)
         by_sample = Segments.of(layout.sample_N, layout.samples)
         weight_NL = by_sample.softmax(score_NL).to(x_ND.dtype)
         value_ND = self.value(x_ND)

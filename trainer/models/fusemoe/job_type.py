@@ -22,7 +22,10 @@ class FuseMoEJob(JobType):
     name = FUSEMOE
     recomputes = True
     spreads_experts = True
-    no_decay = ("bias", "w3", "phase", "frequency", "missing.weight", "modality.weight", "bin.weight", "position")
+    no_decay = (
+        *("bias", "w3", "phase", "frequency", "missing.weight", "modality.weight", "bin.weight", "position"),
+        *("empty.weight", "table.weight"),
+    )
 
     def sized(self, config: RunConfig, schema: DatasetSchema, statistics: SplitStatistics) -> RunConfig:
         from trainer.models.encoders.build import sized

@@ -20,12 +20,13 @@ from parallel import Dispatcher, RoutingStats
 from parallel.moe.kept import recomputed
 from trainer.config.sections import ModelConfig
 from trainer.models.encoders.build import build_encoder
-from trainer.models.encoders.layout import Encoder, GroupLayout, group_layout_of
+from trainer.models.encoders.layout import Encoder, GroupLayout, PresentPairs, group_layout_of
 from trainer.models.fusemoe.block import FusionBlock, Pooling
+from trainer.models.fusemoe.moment import MomentEmbedding, longest_horizon
 from trainer.models.layers.embedding import Embedding
 from trainer.models.layers.heads import Head, target_scale
 from trainer.models.layers.staging import plan_of
-from trainer.models.layers.token_layout import EncodedGroup, TokenLayout, token_layout
+from trainer.models.layers.token_layout import TokenLayout, token_layout
 from trainer.models.output import Fused
 
 FACTORIZED_ABOVE = 8
@@ -78,6 +79,9 @@ class FuseMoE(nn.Module):
         for embedding in (self.modality, self.bin, self.missing):
             if embedding is not None:
                 nn.init.normal_(embedding.weight, std=0.02 if embedding is self.bin else 0.3)
+        self.moment = None
+        if schema.has_moments:
+            self.moment = MomentEmbedding(longest_horizon(schema), config.bins, config.dim)
         blocks = sum(len(indices) for indices in self.layout.values())
         self.blocks = nn.ModuleList(
             FusionBlock(config, self.attention, blocks, modalities, layer, seed, dispatcher)
@@ -127,8 +131,10 @@ class FuseMoE(nn.Module):
         layouts, encoded = {}, []
         for name, indices in self.layout.items():
             group, encoder = batch.groups[name], self._encoder(name)
-            layouts[name] = found = group_layout_of(encoder, group, block_of_M[group.modality_P], len(indices))
-            encoded.append(EncodedGroup(group.modality_P, group.sample_P, found.pairs, encoder.tokens))
+            present = PresentPairs.of(batch, indices) if encoder.timed else None
+            block_P = block_of_M[group.modality_P]
+            layouts[name] = found = group_layout_of(encoder, group, block_P, len(indices), present)
+            encoded.append(encoder.encoded(group, found, present))
         absent = None
         if self.missing is not None:
             sample_X, modality_X = batch.absent().nonzero(as_tuple=True)
@@ -141,11 +147,15 @@ class FuseMoE(nn.Module):
         plan: Plan = plan_of(self, batch)
         tokens, layout = [], plan.tokens
         for name in self.layout:
-            found_PTD = self._encoder(name)(batch.groups[name], plan.groups[name])
-            tokens.append(found_PTD.to(self.modality.weight.dtype).flatten(0, 1))
+            # (P, T, D), or, of what stands at times, the tokens of all pairs, (N, D).
+            found = self._encoder(name)(batch.groups[name], plan.groups[name])
+            tokens.append(found.to(self.modality.weight.dtype).flatten(0, -2))
         if self.missing is not None:
             tokens.append(self.missing(layout.modality_N[layout.encoded :]))
         x_ND = torch.cat(tokens) + self.modality(layout.modality_N) + self.bin(layout.bin_N)
+        if self.moment is not None:
+            assert batch.moment_B is not None
+            x_ND = x_ND + self.moment(batch.moment_B, layout.sample_N)
         return x_ND, layout
 
     def _encoder(self, name: str) -> Encoder:

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from parallel.moe.grouped_matmul import on_gpu
+from parallel.moe.segments import Segments
 from trainer.models.layers.grouped_linear import GroupedLinear
 from trainer.models.layers.ragged import MOST_SEQUENCES, Ragged
-from trainer.models.layers.token_layout import Span, TokenLayout
+from trainer.models.layers.token_layout import Span, TokenLayout, UnevenSpan
 
 
 class Prompts(Protocol):
@@ -74,12 +75,17 @@ def _queries(qkv_ND: Tensor) -> Tensor:
     return qkv_ND[:, : qkv_ND.shape[1] // 3]
 
 
-def attend_spans(qkv_ND: Tensor, spans: tuple[Span, ...], heads: int) -> Tensor:
+def attend_spans(qkv_ND: Tensor, spans: tuple[Span | UnevenSpan, ...], heads: int) -> Tensor:
     """Attention within each pair of every span; one kernel per encoder group, whatever its number of modalities."""
     parts = []
     for span in spans:
-        rows_SLD = qkv_ND[span.start : span.start + span.rows].view(span.pairs, span.tokens, qkv_ND.shape[1])
-        parts.append(_attend(rows_SLD, heads, None).flatten(0, 1))
+        rows_ND = qkv_ND[span.start : span.start + span.rows]
+        if isinstance(span, UnevenSpan):
+            assert span.within is not None
+            parts.append(attend_ragged(rows_ND, span.within, heads))
+        else:
+            rows_SLD = rows_ND.view(span.pairs, span.tokens, qkv_ND.shape[1])
+            parts.append(_attend(rows_SLD, heads, None).flatten(0, 1))
     return torch.cat(parts)
 
 
@@ -103,6 +109,16 @@ def attend_ragged(qkv_ND: Tensor, layout: Ragged, heads: int) -> Tensor:
         for bucket, qkv_RD in zip(layout.buckets, split, strict=True):
             parts.append(bucket.unpad(_attend(bucket.pad(qkv_RD), heads, bucket.valid_SL)))
     return layout.restore(parts)
+
+
+def read_segments(x_RD: Tensor, value_RD: Tensor, by_segment: Segments, query_STD: Tensor) -> Tensor:
+    """Each of a segment's queries attends over its rows: (S, T, D), zeros for a segment without rows.
+
+    Summed in fp32 in the order of the rows.
+    """
+    score_RT = (x_RD[:, None, :] * by_segment.spread(query_STD)).sum(-1)
+    weight_RT = by_segment.softmax(score_RT).to(x_RD.dtype)
+    return by_segment.sum(weight_RT[..., None] * value_RD[:, None, :]).to(query_STD.dtype)
 
 
 def varlen_fits(qkv_ND: Tensor, head: int) -> bool:

@@ -52,9 +52,8 @@ def pairs_of(layout: TokenLayout, batch: Batch) -> Pairs:
     """Pairs of a batch, from the layout of its tokens."""
     firsts, repeats, start = [], [], 0
     for span in layout.spans:
-        firsts.append(span.start + span.tokens * torch.arange(span.pairs, device=batch.device))
-        number = torch.arange(start, start + span.pairs, device=batch.device)
-        repeats.append(number.repeat_interleave(span.tokens))
+        firsts.append(span.first_rows(batch.device))
+        repeats.append(start + span.pair_of_row(batch.device))
         start += span.pairs
     first_Q = torch.cat(firsts)
     tokens = Segments.of(torch.cat(repeats), start, ascending=True)
