@@ -53,7 +53,9 @@ FLOORS = {
         ("mope/towers", "fusemoe"),
         ("mope/prompts", "encoders"),
         ("job_type", "gpu_limits"),
-        ("layers", "flops", "output"),
+        ("flops",),
+        ("object_flops",),
+        ("layers", "output"),
     ),
     "parallel": (("engine",), ("mesh",), ("moe",), ("config", "control")),
     "data_shards": (

@@ -37,18 +37,31 @@ class TokenWeights:
 
     Attributes:
         present_M, absent_M: tokens of a modality that is there, and of one that is not.
-        unit_M: tokens' worth of arithmetic for each event, sample or byte of it.
+        unit_M: tokens' worth of arithmetic for each event, code, sample or byte of it.
+        object_M: tokens of each object of a timed modality. empty_M: of one that is there without object or code. None
+            where no modality is timed.
     """
 
     present_M: np.ndarray
     absent_M: np.ndarray
     unit_M: np.ndarray
+    object_M: np.ndarray | None = None
+    empty_M: np.ndarray | None = None
 
-    def tokens(self, lengths_nm: np.ndarray, numbers_m: np.ndarray) -> np.ndarray:
-        """int64 [n], at least 1: of records with these lengths of the modalities with these numbers."""
+    def tokens(self, lengths_nm: np.ndarray, numbers_m: np.ndarray, objects_nm: np.ndarray | None = None) -> np.ndarray:
+        """int64 [n], at least 1: of records with these lengths of the modalities with these numbers.
+
+        objects_nm: how many objects of each, where any is timed.
+        """
         there_nm = lengths_nm != ABSENT
         tokens_n = there_nm @ self.present_M[numbers_m] + ~there_nm @ self.absent_M[numbers_m]
         tokens_n = tokens_n + np.where(there_nm, lengths_nm, 0) @ self.unit_M[numbers_m]
+        if objects_nm is not None and self.object_M is not None and self.empty_M is not None:
+            object_m = self.object_M[numbers_m]
+            tokens_n = tokens_n + np.where(there_nm, objects_nm, 0) @ object_m
+            # An object may be of length 0; of codes the length is their number.
+            empty_nm = there_nm & ((objects_nm == 0) | ((object_m == 0) & (lengths_nm == 0)))
+            tokens_n = tokens_n + empty_nm @ self.empty_M[numbers_m]
         return np.maximum(1, np.rint(tokens_n)).astype(np.int64)
 
 
@@ -69,8 +82,8 @@ def read_costs(part: PlainPart | MixedPart, weights: TokenWeights, rank: int = 0
             logger.warning("costs of a shard's records are taken for the mean: %s", error)
             records = sum(chunk.parts[column] for chunk in manifest.shards[number].chunks)
             return np.full(records, UNKNOWN, np.int32)
-        lengths_nm = index.lengths_nM[index.members(column)]
-        return weights.tokens(lengths_nm, numbers_m).astype(np.int32)
+        rows = index.members(column)
+        return weights.tokens(index.lengths_nM[rows], numbers_m, index.objects_nM[rows]).astype(np.int32)
 
     with ThreadPoolExecutor(READERS) as pool:
         found: Iterator[np.ndarray] = pool.map(costs, own)

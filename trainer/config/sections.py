@@ -83,7 +83,8 @@ class ObjectsConfig(Section):
         "tokens",
         description="how objects reach the model: tokens = each one's tokens stand for themselves, in the bin of its "
         "time and with an embedding of it; or the objects of a modality together give model.bins tokens: mtand = "
-        "attention over their times, imputation = the last one and its age, utde = gated mixture of both",
+        "attention over their times (to which the time of a single one does not show), imputation = the last one and "
+        "its age, utde = gated mixture of both",
     )
     queries: int = Field(
         4,

@@ -16,8 +16,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from data_shards import Batch, DatasetSchema, group_layout
+from data_shards import Batch, DatasetSchema, ModalitySpec, group_layout
 from trainer.config.sections import ModelConfig
+from trainer.models.layers.token_layout import even_bins
+from trainer.models.object_flops import ExpectedTokens, Objects, count_objects, over_time_flops
 
 FORWARD_AND_BACKWARD = 3
 
@@ -26,9 +28,10 @@ FORWARD_AND_BACKWARD = 3
 class FlopCounter:
     """FLOPs of one model. Features are: records, pairs of each group, indicators, events, patches, positions, squares.
 
-    `patches` are of all signals of a group of waveforms; `positions` are byte groups of all texts and `text_squares`
-    the sum of their squared numbers per text; `squares` is the sum of squared lengths of the sequences that attend
-    across modalities (samples, or bins of a sample).
+    `pairs` are objects, where they have times. `patches` are of all signals of a group of waveforms; `positions` are
+    byte groups of all texts and `text_squares` the sum of their squared numbers per text; `squares` is the sum of
+    squared lengths of the sequences that attend across modalities (samples, or bins of a sample). Groups of codes also
+    have `codes`, and timed groups `tokens`, and `within`, the sum of pairs' squared numbers of them.
 
     Args:
         schema: of the data. tasks: logits of each task that has a head. config: of the model.
@@ -47,7 +50,11 @@ class FlopCounter:
         self.tokens = {name: self._tokens(name) for name in self.layout}
         pairs = tuple(f"pairs/{name}" for name in self.layout)
         patches = tuple(f"patches/{name}" for name in self.layout if self._kind(name) == "waveform")
-        self.features = ("records", *pairs, *patches, "indicators", "events", "positions", "text_squares", "squares")
+        self.objects = {name: self._objects(name) for name in self.layout if self._spec(name).timed}
+        codes = tuple(f"codes/{name}" for name in self.layout if self._kind(name) == "codes")
+        timed = tuple(f"{what}/{name}" for name in self.objects for what in ("tokens", "within"))
+        always = ("indicators", "events", "positions", "text_squares", "squares")
+        self.features = ("records", *pairs, *patches, *codes, *timed, *always)
         self._bins_MT = self._tokens_by_bin()
 
     def measure(self, batch: Batch) -> Tensor:
@@ -58,18 +65,28 @@ class FlopCounter:
         number["indicators"] = len(batch) * len(self.schema.modalities) - sum(g.pairs for g in batch.groups.values())
         number["indicators"] *= self.config.missing_embedding
         absent_BM = batch.absent()
-        tensors: dict[str, Tensor] = {"squares": self._squares(present_BM, absent_BM.double())}
-        if batch.known_BM is not None:
+        counted = {
+            name: count_objects(objects, batch, self.schema, self.config.bins) for name, objects in self.objects.items()
+        }
+        where = [own.where_BT for own in counted.values()]
+        tensors: dict[str, Tensor] = {"squares": self._squares(present_BM, absent_BM.double(), where)}
+        tensors |= {f"tokens/{name}": own.tokens for name, own in counted.items()}
+        tensors |= {f"within/{name}": own.squares for name, own in counted.items()}
+        if batch.known_BM is not None or counted:
             tensors["indicators"] = absent_BM.sum() * self.config.missing_embedding
         groups: dict[str, Any] = batch.groups
         if "series" in groups:
             number["events"] = float(len(groups["series"].values_O))
-        if "text" in groups:
-            length_P = -(-groups["text"].offsets.diff() // self.config.text.stride)
-            tensors |= {"positions": length_P.sum(), "text_squares": length_P.square().sum()}
         for name in groups:
-            if f"patches/{name}" in self.features:
-                tensors[f"patches/{name}"] = -(-groups[name].offsets.diff() // self.config.waveform.patch).sum()
+            match self._kind(name):
+                case "text":
+                    length_P = -(-groups[name].offsets.diff() // self.config.text.stride)
+                    tensors["positions"] = tensors.get("positions", 0) + length_P.sum()
+                    tensors["text_squares"] = tensors.get("text_squares", 0) + length_P.square().sum()
+                case "waveform":
+                    tensors[f"patches/{name}"] = -(-groups[name].offsets.diff() // self.config.waveform.patch).sum()
+                case "codes":
+                    number[f"codes/{name}"] = float(len(groups[name].ids_O))
         known = torch.tensor([number.get(name, 0.0) for name in self.features], dtype=torch.float64)
         features_X = known.to(batch.device, non_blocking=True)
         for name, value in tensors.items():
@@ -85,7 +102,7 @@ class FlopCounter:
         experts = moe.top_k * 2 * (moe.hidden or 4 * dim) + 2 * moe.shared_expert_hidden + 2 * self.config.ffn_hidden
         decisions = self.count_decisions(values)
         return {
-            "encoders": sum(self._encoder(name, values) for name in self.layout),
+            "encoders": sum(self._encoder(name, values) + self._over_time(name, values) for name in self.layout),
             "attention": layers * self._attention(values, tokens, encoded),
             "router": layers * decisions * 2 * dim * moe.experts * (2 if moe.noise else 1),
             "experts": layers * tokens * 2 * dim * experts,
@@ -98,7 +115,15 @@ class FlopCounter:
 
     def count_tokens(self, values: dict[str, float]) -> float:
         """Tokens that the fusion blocks see."""
-        return sum(values[f"pairs/{name}"] * tokens for name, tokens in self.tokens.items()) + values["indicators"]
+        return sum(self.tokens_of(name, values) for name in self.layout) + values["indicators"]
+
+    def tokens_of(self, name: str, values: dict[str, float]) -> float:
+        """Tokens of a group."""
+        return values[f"tokens/{name}"] if name in self.objects else values[f"pairs/{name}"] * self.tokens[name]
+
+    def objects_of(self, name: str, values: dict[str, float]) -> float:
+        """What the encoder of a group encodes one by one: pairs, objects or codes."""
+        return values[f"codes/{name}"] if self._kind(name) == "codes" else values[f"pairs/{name}"]
 
     def count_decisions(self, values: dict[str, float]) -> float:
         """Routing decisions of a layer."""
@@ -108,9 +133,16 @@ class FlopCounter:
         units = values["records"] * (self.config.bins if moe.granularity == "bin" else 1)
         return units * (1 if moe.router == "joint" else len(self.schema.modalities))
 
+    def _objects(self, name: str) -> Objects:
+        config = self.config.codes if self._kind(name) == "codes" else self.config.objects
+        return Objects(name, self.layout[name], self.tokens[name], config.irregularity)
+
+    def _spec(self, name: str) -> ModalitySpec:
+        return self.schema.modalities[self.layout[name][0]]
+
     def _tokens(self, name: str) -> int:
-        spec = self.schema.modalities[self.layout[name][0]]
-        config = self.config
+        """Of a pair, or of an object."""
+        spec, config = self._spec(name), self.config
         match spec.kind:
             case "series":
                 return config.bins
@@ -122,50 +154,68 @@ class FlopCounter:
                 return config.waveform.tokens
             case "text":
                 return config.text.tokens
+            case "codes":
+                return 1 if spec.timed else config.codes.tokens
 
     def _kind(self, name: str) -> str:
-        return self.schema.modalities[self.layout[name][0]].kind
+        return self._spec(name).kind
 
     def _tokens_by_bin(self) -> Tensor:
-        """(M, T): tokens of each modality in each bin, as `token_layout` places them."""
+        """(M, T): tokens of each modality without times in each bin, as `token_layout` places them."""
         bins_MT = torch.zeros(len(self.schema.modalities), self.config.bins, dtype=torch.float64)
         for name, indices in self.layout.items():
-            number = self.tokens[name]
-            place = (torch.arange(1, number + 1) * self.config.bins // number - 1).clamp_min(0)
-            bins_MT[indices] = torch.bincount(place, minlength=self.config.bins).double()
+            if name not in self.objects:
+                place = even_bins(self.tokens[name], self.config.bins)
+                bins_MT[indices] = torch.bincount(place, minlength=self.config.bins).double()
         return bins_MT
 
-    def _squares(self, present_BM: Tensor, absent_BM: Tensor) -> Tensor:
-        """Sum of squared lengths of the sequences that attend across modalities."""
+    def _squares(self, present_BM: Tensor, absent_BM: Tensor, where: list[Tensor]) -> Tensor:
+        """Sum of squared lengths of the sequences that attend across modalities; `where` (B, T) stand timed tokens."""
         if self.attention == "per_modality":
             return present_BM.new_zeros(())
         length_BT = present_BM @ self._bins_MT.to(present_BM.device)
+        for where_BT in where:
+            length_BT = length_BT + where_BT
         if self.config.missing_embedding:
             length_BT[:, -1] += absent_BM.sum(1)
         return (length_BT if self.attention == "factorized" else length_BT.sum(1)).square().sum()
 
-    def expected_squares(self, presence_M: Tensor) -> float:
-        """Mean of `squares` of one record whose modalities are present independently with these probabilities."""
+    def expected_squares(self, presence_M: Tensor, timed: ExpectedTokens | None = None) -> float:
+        """Mean of `squares` of one record whose modalities are present independently with these probabilities.
+
+        Args:
+            timed: tokens of each timed modality that is there.
+        """
         if self.attention == "per_modality":
             return 0.0
-        bins_MT = self._bins_MT if self.attention == "factorized" else self._bins_MT.sum(1, keepdim=True)
+        bins_MT, spread_MT = self._bins_MT, torch.zeros_like(self._bins_MT)
+        if timed is not None:
+            bins_MT = bins_MT + timed.mean_M[:, None] / self.config.bins
+            spread_MT = spread_MT + timed.bin_variance_M[:, None]
+        if self.attention != "factorized":
+            bins_MT = bins_MT.sum(1, keepdim=True)
+            spread_MT = spread_MT[:, :1] * 0 if timed is None else timed.variance_M[:, None]
         absent_MT = torch.zeros_like(bins_MT)
         absent_MT[:, -1] = float(self.config.missing_embedding)
         presence_M1 = presence_M[:, None].double()
         mean_T = (presence_M1 * bins_MT + (1 - presence_M1) * absent_MT).sum(0)
         variance_T = (presence_M1 * (1 - presence_M1) * (bins_MT - absent_MT).square()).sum(0)
+        variance_T = variance_T + (presence_M1 * spread_MT).sum(0)
         return float((mean_T.square() + variance_T).sum())
 
     def _attention(self, values: dict[str, float], tokens: float, encoded: float) -> float:
         """Projections of a token cost 8 D², scores and sums 4 D for each pair of tokens that see each other."""
         dim = self.config.dim
-        within = sum(values[f"pairs/{name}"] * number**2 for name, number in self.tokens.items())
+        within = sum(
+            values[f"within/{name}"] if name in self.objects else values[f"pairs/{name}"] * number**2
+            for name, number in self.tokens.items()
+        )
         across = tokens * 8 * dim * dim + values["squares"] * 4 * dim
         inside = encoded * 8 * dim * dim + within * 4 * dim
         return {"per_modality": inside, "joint": across, "factorized": inside + across}[self.attention]
 
     def _encoder(self, name: str, values: dict[str, float]) -> float:
-        spec, config, dim = self.schema.modalities[self.layout[name][0]], self.config, self.config.dim
+        spec, config, dim = self._spec(name), self.config, self.config.dim
         pairs, number = values[f"pairs/{name}"], self.tokens[name]
         match spec.kind:
             case "vector":
@@ -175,10 +225,22 @@ class FlopCounter:
             case "waveform":
                 return values[f"patches/{name}"] * 2 * 2 * dim * (spec.width * config.waveform.patch + dim)
             case "text":
+                # Of all texts: counted with the first group of them.
+                if name != next(other for other in self.layout if self._kind(other) == "text"):
+                    return 0.0
                 per_position = config.text.layers * 24 * dim * dim + 2 * dim * dim
                 return values["positions"] * per_position + values["text_squares"] * config.text.layers * 4 * dim
+            case "codes":
+                valued = any(self.schema.modalities[index].valued for index in self.layout[name])
+                return values[f"codes/{name}"] * (valued * 8 * dim + (not spec.timed) * 2 * dim * dim)
             case "series":
                 return self._series(name, pairs * number, values["events"])
+
+    def _over_time(self, name: str, values: dict[str, float]) -> float:
+        if name not in self.objects:
+            return 0.0
+        number, rows = self.objects_of(name, values), values[f"tokens/{name}"]
+        return over_time_flops(self.objects[name], self.config, number, rows)
 
     def _series(self, name: str, rows: float, events: float) -> float:
         config, dim = self.config.series, self.config.dim

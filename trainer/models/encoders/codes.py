@@ -30,28 +30,28 @@ CODE_SCALE = 0.3  # of initial rows, as modalities' embeddings have it
 
 
 @dataclass(frozen=True)
-class TableUses:
-    """Which rows of a table a batch asks for, each once, and who asks for which."""
+class TablePlan:
+    """Which rows of a table a batch asks for, each once, and which of them each code has."""
 
-    row_U: Tensor
+    ids_U: Tensor
     uses: Segments
 
 
-class ReplicatedTable(nn.Module):
+class CodeTable(nn.Module):
     """A table of rows that every rank holds."""
 
     def __init__(self, rows: int, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(rows, dim) * CODE_SCALE)
 
-    def lay_out(self, row_O: Tensor) -> TableUses:
+    def lay_out(self, ids_O: Tensor) -> TablePlan:
         """From the numbers of rows on the CPU."""
-        row_U, use_O = row_O.unique(return_inverse=True)
-        return TableUses(row_U, Segments.of(use_O, len(row_U)))
+        ids_U, use_O = ids_O.unique(return_inverse=True)
+        return TablePlan(ids_U, Segments.of(use_O, len(ids_U)))
 
-    def forward(self, uses: TableUses) -> Tensor:
-        """(O, D)."""
-        return uses.uses.spread(look_up(self.weight, uses.row_U))
+    def forward(self, plan: TablePlan) -> Tensor:
+        """(U, D): the row of each distinct id."""
+        return look_up(self.weight, plan.ids_U)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class CodeRows:
     """Codes of each block, and the rows of the table that they are."""
 
     codes: Blocks
-    table: TableUses
+    table: TablePlan
 
 
 class CodeEmbedding(nn.Module):
@@ -72,7 +72,7 @@ class CodeEmbedding(nn.Module):
     def __init__(self, sizes: list[int], valued: bool, standardiser: Standardiser, dim: int) -> None:
         super().__init__()
         self.sizes = sizes
-        self.table = ReplicatedTable(sum(sizes), dim)
+        self.table = CodeTable(sum(sizes), dim)
         self.standardiser = standardiser
         self.value = GroupedLinear(len(sizes), 2, 2 * dim) if valued else None
 
@@ -85,7 +85,7 @@ class CodeEmbedding(nn.Module):
         return CodeRows(codes, self.table.lay_out(group.ids_O + start_M[block_O])), pair_O
 
     def forward(self, group: CodesGroup, rows: CodeRows) -> Tensor:
-        code_OD = self.table(rows.table)
+        code_OD = rows.table.uses.spread(self.table(rows.table))
         if self.value is None:
             return code_OD
         known_O1 = (~group.values_O.isnan())[:, None].float()

@@ -3,7 +3,7 @@
 What the series encoder does with values (arXiv 2402.03226, App. E), here with embedded objects, whose features are all
 observed together. First an object's tokens become one embedding: learned queries read them. Then
 *mTAND*: each bin's end attends, by several learned embeddings of time, to the times of the objects, before it and
-after it (arXiv 2101.10318);
+after it (arXiv 2101.10318); of one object alone this does not show when it came, as its weight is always 1;
 *imputation*: the last object at or before the bin's end, its age, and whether there was any; zeros before the first.
 Of objects at the same time the one that the record lists last counts as the last.
 

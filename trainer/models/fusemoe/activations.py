@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from data_shards.records.statistics import SplitStatistics
+from data_shards import ModalitySpec
+from data_shards.records.statistics import ModalityStatistics, SplitStatistics
 from trainer.models.flops import FlopCounter
+from trainer.models.object_flops import ExpectedTokens, Objects
 
 
 def expected_features(counter: FlopCounter, statistics: SplitStatistics, records: int) -> list[float]:
@@ -17,25 +19,57 @@ def expected_features(counter: FlopCounter, statistics: SplitStatistics, records
         [tables[spec.name].present / max(1, statistics.records) for spec in modalities], dtype=torch.float64
     )
     values = dict.fromkeys(counter.features, 0.0) | {"records": float(records)}
-    for name, indices in counter.layout.items():
-        values[f"pairs/{name}"] = records * float(presence_M[indices].sum())
     if counter.config.missing_embedding:
         values["indicators"] = records * float((1 - presence_M).sum())
-    for spec, presence in zip(modalities, presence_M.tolist(), strict=True):
-        table = tables[spec.name]
+    timed: dict[int, tuple[Objects, float, float]] = {}
+    for name, indices in counter.layout.items():
+        for index in indices:
+            spec = modalities[index]
+            there, (number, spread) = records * float(presence_M[index]), objects_of(tables[spec.name])
+            _add_lengths(counter, values, spec, tables[spec.name], there, number)
+            if spec.kind == "codes":
+                values[f"codes/{name}"] += there * number
+            if name in counter.objects:
+                objects = counter.objects[name]
+                timed[index] = (objects, number, spread)
+                each, bins = objects.each, counter.config.bins
+                values[f"tokens/{name}"] += there * (bins if objects.on_grid else each * number)
+                values[f"within/{name}"] += there * (bins**2 if objects.on_grid else each**2 * (number**2 + spread**2))
+        # Of timed modalities objects, which have as many codes as they are.
+        each_M = torch.tensor([timed[i][1] if i in timed and modalities[i].has_objects else 1.0 for i in indices])
+        values[f"pairs/{name}"] = records * float((presence_M[indices] * each_M).sum())
+    for spec in modalities:
         if spec.kind == "series":
-            values["events"] += records * sum(table.count) / max(1, statistics.records)
-        if spec.kind == "text":
-            stride = counter.config.text.stride
-            length = (table.mean[0] + (stride - 1) / 2) / stride
-            values["positions"] += records * presence * length
-            values["text_squares"] += records * presence * (length**2 + (table.std[0] / stride) ** 2)
-        if spec.kind == "waveform":
-            patch = counter.config.waveform.patch
-            samples = table.count[0] / max(1, table.present)
-            values[f"patches/{spec.group}"] += records * presence * (samples + (patch - 1) / 2) / patch
-    values["squares"] = records * counter.expected_squares(presence_M)
+            values["events"] += records * sum(tables[spec.name].count) / max(1, statistics.records)
+    expected = ExpectedTokens.of(timed, len(modalities), counter.config.bins) if timed else None
+    values["squares"] = records * counter.expected_squares(presence_M, expected)
     return [values[name] for name in counter.features]
+
+
+def objects_of(table: ModalityStatistics) -> tuple[float, float]:
+    """Mean and deviation of the number of objects, or of codes, where the modality is present; 1 where none is kept."""
+    spread = getattr(table, "objects", None)
+    return (1.0, 0.0) if spread is None else (spread.mean, spread.std)
+
+
+def _add_lengths(
+    counter: FlopCounter,
+    values: dict[str, float],
+    spec: ModalitySpec,
+    table: ModalityStatistics,
+    there: float,
+    number: float,
+) -> None:
+    """Bytes and samples of a modality that is `there` times present, each time with this `number` of objects."""
+    if spec.kind == "text":
+        stride = counter.config.text.stride
+        length = (table.mean[0] + (stride - 1) / 2) / stride
+        values["positions"] += there * number * length
+        values["text_squares"] += there * number * (length**2 + (table.std[0] / stride) ** 2)
+    if spec.kind == "waveform":
+        patch = counter.config.waveform.patch
+        samples = table.count[0] / max(1, table.present)
+        values[f"patches/{spec.group}"] += there * (samples + number * (patch - 1) / 2) / patch
 
 
 @dataclass(frozen=True)
@@ -112,6 +146,8 @@ def _encoders(counter: FlopCounter, values: dict[str, float], width: int) -> flo
     total = 0.0
     for name, indices in counter.layout.items():
         total += _encoder(counter, name, indices, values, width)
+        if name in counter.objects:
+            total += _over_time(counter, name, values, width)
     return total
 
 
@@ -119,11 +155,15 @@ def _encoder(counter: FlopCounter, name: str, indices: list[int], values: dict[s
     config, dim = counter.config, counter.config.dim
     spec, pairs = counter.schema.modalities[indices[0]], values[f"pairs/{name}"]
     rows = pairs * counter.tokens[name]
+    if spec.kind == "codes":
+        return _codes(counter, name, indices, values, width)
     match spec.kind:
         case "series":
             return _series(counter, indices, values, rows, pairs, width)
         case "text":
-            return values["positions"] * dim * (3 + 18 * config.text.layers) * width
+            # Of all texts: counted with the first group of them.
+            first = next(n for n, i in counter.layout.items() if counter.schema.modalities[i[0]].kind == "text")
+            return (name == first) * values["positions"] * dim * (3 + 18 * config.text.layers) * width
         case "vector":
             return pairs * (spec.width + 4 * dim) * width
         case "image":
@@ -147,4 +187,33 @@ def _series(
         total += values["events"] * (4 * (2 * score + 2 * series.time_dim) + 16) + pairs * widest * 3 * score * 4
     if series.irregularity == "utde":
         total += rows * 6 * config.dim * width
+    return total
+
+
+def _codes(counter: FlopCounter, name: str, indices: list[int], values: dict[str, float], width: int) -> float:
+    """Rows, what values make of them, and, without times, what is read of them by queries."""
+    dim, codes, tokens = counter.config.dim, values[f"codes/{name}"], counter.tokens[name]
+    each = 1.0
+    if any(counter.schema.modalities[index].valued for index in indices):
+        each += 3.0
+    if name not in counter.objects:
+        each += 3.0 + 3.0 * tokens
+    return codes * (each * dim * width + 24)
+
+
+def _over_time(counter: FlopCounter, name: str, values: dict[str, float], width: int) -> float:
+    """What objects keep until they are the tokens of their pair. Times and the attention over them are fp32."""
+    objects, config = counter.objects[name], counter.config
+    own, dim = config.objects, config.dim
+    number, rows = counter.objects_of(name, values), values[f"tokens/{name}"]
+    if not objects.on_grid:
+        return number * own.time_dim * 16.0
+    total = number * own.queries * (objects.each > 1) * (2 * dim + 3 * objects.each) * width
+    if objects.irregularity != "mtand":
+        total += rows * (dim + 2) * own.kernel * width
+    if objects.irregularity != "imputation":
+        score = config.bins * own.heads
+        total += number * 4.0 * (2 * score + 2 * own.time_dim + dim) + rows * (own.heads * dim + 1) * width
+    if objects.irregularity == "utde":
+        total += rows * 6 * dim * width
     return total

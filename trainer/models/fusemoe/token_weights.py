@@ -9,28 +9,54 @@ import numpy as np
 
 from data_shards import TokenWeights
 from trainer.models.flops import FlopCounter
+from trainer.models.object_flops import over_time_flops
 
 
 def token_weights(counter: FlopCounter) -> TokenWeights:
     """Tokens of the fusion blocks are counted exactly: those of a present modality, one indicator for an absent one.
 
     An event, a patch of a signal or a position of a text costs as many tokens as it takes of a token's FLOPs in the
-    blocks. What grows with the square of a length, or is the same for every pair, is left out: it is little.
+    blocks. What grows with the square of a length, or is the same for every pair, is left out: it is little. Of objects
+    that stand for themselves the tokens are counted, of those that share a grid what it takes to bring them there.
     """
     number = len(counter.schema.modalities)
-    present_M, unit_M = np.zeros(number), np.zeros(number)
+    present_M, unit_M, object_M, empty_M = np.zeros((4, number))
     # Of no record: some arithmetic is done once a batch.
     fixed = _flops(counter, {})["encoders"]
     for name, indices in counter.layout.items():
-        present_M[indices] = counter.tokens[name]
-        pair = _flops(counter, {f"pairs/{name}": 1.0})
-        token = (sum(pair.values()) - pair["encoders"]) / counter.tokens[name]
+        token = _token_flops(counter, name)
         unit_M[indices] = (_flops(counter, _unit(counter, name))["encoders"] - fixed) / token
-    return TokenWeights(present_M, np.full(number, float(counter.config.missing_embedding)), unit_M)
+        objects = counter.objects.get(name)
+        if objects is None:
+            present_M[indices] = counter.tokens[name]
+            continue
+        # A pair whose objects stand for themselves is one token if it has none.
+        empty_M[indices] = 0.0 if objects.on_grid else 1.0
+        present_M[indices] = counter.config.bins if objects.on_grid else 0.0
+        codes = f"codes/{name}" in counter.features
+        each = float(objects.each)
+        if objects.on_grid:
+            each = over_time_flops(objects, counter.config, 1.0, 0.0) - over_time_flops(objects, counter.config, 0, 0)
+            each /= token
+        if not codes:
+            object_M[indices] = each
+        elif not objects.on_grid:
+            unit_M[indices] += 1.0
+    absent_M = np.full(number, float(counter.config.missing_embedding))
+    if not counter.objects:
+        return TokenWeights(present_M, absent_M, unit_M)
+    return TokenWeights(present_M, absent_M, unit_M, object_M, empty_M)
+
+
+def _token_flops(counter: FlopCounter, name: str) -> float:
+    """What one token of a group takes in the fusion blocks."""
+    pair = {f"pairs/{name}": float(name not in counter.objects), f"tokens/{name}": float(counter.tokens[name])}
+    found = _flops(counter, pair)
+    return (sum(found.values()) - found["encoders"]) / counter.tokens[name]
 
 
 def _unit(counter: FlopCounter, name: str) -> dict[str, float]:
-    """Features of one event, byte or sample of a modality of this group."""
+    """Features of one event, code, byte or sample of a modality of this group."""
     match counter.schema.modalities[counter.layout[name][0]].kind:
         case "series":
             return {"events": 1.0}
@@ -38,6 +64,8 @@ def _unit(counter: FlopCounter, name: str) -> dict[str, float]:
             return {"positions": 1 / counter.config.text.stride}
         case "waveform":
             return {f"patches/{name}": 1 / counter.config.waveform.patch}
+        case "codes":
+            return {f"codes/{name}": 1.0}
     return {}
 
 
