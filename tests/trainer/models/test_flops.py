@@ -12,9 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from data_shards import StepLoader, open_manifest
 from data_shards.shards.manifest import Manifest
 from parallel import LocalDispatcher
+from tests.trainer.models import timed_batch
 from tests.trainer.tiny import config, packed
 from trainer.models.flops import FlopCounter, parameter_counts
 from trainer.models.fusemoe.model import FuseMoE, resolve_attention
+from trainer.models.layers.ragged import Ragged
+from trainer.models.layers.token_layout import UnevenSpan
 from trainer.worker.devices import DEVICES, find_device, measured_peak
 
 WIDE: dict[str, Any] = {"model__dim": 64, "model__moe__hidden": 128, "model__moe__experts": 8}
@@ -81,3 +84,47 @@ def test_devices() -> None:
         find_device("h1000")
     assert len({device.name for device in DEVICES}) == len(DEVICES)
     assert measured_peak(torch.device("cpu"), torch.float32, size=64) > 1e6
+
+
+@pytest.mark.parametrize("way", ["tokens", "mtand", "imputation", "utde"])
+@pytest.mark.parametrize("attention", ["per_modality", "joint", "factorized"])
+def test_count_of_timed_objects_is_what_torch_counts(way: str, attention: str) -> None:
+    changes = {"model__objects__irregularity": way, "model__codes__irregularity": way, "model__attention": attention}
+    model = timed_batch.build(**WIDE, **changes)
+    batch = timed_batch.batch_of(timed_batch.records_of(12, most=8))
+    counter = FlopCounter(timed_batch.SCHEMA, {"died": 1, "days": 1}, model.config, attention)
+    features = counter.measure(batch)
+    with FlopCounterMode(display=False, custom_mapping=KERNELS) as seen, torch.no_grad():
+        model(batch)
+    x_ND, layout = model.embed(batch)
+    values = dict(zip(counter.features, features.tolist(), strict=True))
+    assert counter.count_tokens(values) == len(x_ND) and values["indicators"] == len(x_ND) - layout.encoded
+    if attention != "per_modality":
+        of_N = layout.sample_N * 4 + (layout.bin_N if attention == "factorized" else 0)
+        assert values["squares"] == float(torch.bincount(of_N).double().square().sum())
+    # torch sees the rectangles of sequences of about the same length, which are up to a fifth wider than these.
+    across = layout.within_sample if attention == "joint" else layout.within_bin
+    values["squares"] = cells(across)
+    for span, name in zip(layout.spans, model.layout, strict=True):
+        if isinstance(span, UnevenSpan):
+            values[f"within/{name}"] = cells(span.within)
+    flops = sum(counter.forward_flops(list(values.values())).values())
+    assert flops == pytest.approx(seen.get_total_flops(), rel=0.01)  # texts too
+    objects = [number for name, number in values.items() if name.startswith(("pairs/timed", "codes/"))]
+    assert len(objects) == 5 + 2 and min(objects) > 5
+
+
+def cells(layout: Ragged | None) -> float:
+    """Of the rectangles in which sequences attend."""
+    return sum(bucket.sequences * bucket.length**2 for bucket in layout.buckets) if layout is not None else 0.0
+
+
+def test_tokens_of_timed_objects_by_hand() -> None:
+    """Two notes of 2 tokens in the first bin and one in the last; no drug, which is one token; a letter unseen."""
+    record = {"note": [(0.1, b"a"), (0.2, b"b"), (9.0, b"c")], "drug": [], "letter": []}
+    model = timed_batch.build(model__text__tokens=2, model__attention="factorized", model__missing_embedding=False)
+    counter = FlopCounter(timed_batch.SCHEMA, {}, model.config, "factorized")
+    values = dict(zip(counter.features, counter.measure(timed_batch.batch_of([record])).tolist(), strict=True))
+    assert values["tokens/timed_text"] == 3 * 2 + 1 and values["within/timed_text"] == 6**2 + 1
+    assert values["tokens/timed_codes"] == 1 and values["pairs/timed_text"] == 3 and values["positions"] == 3
+    assert values["squares"] == 4**2 + (2 + 1 + 1) ** 2
