@@ -133,7 +133,7 @@ class _LookUp(torch.autograd.Function):
         (index_N,) = ctx.saved_tensors
         grad_SD = _add_up(grads[0], Segments.of(index_N, ctx.rows)).to(ctx.dtype)
         if ctx.fixed is not None:
-            grad_SD[ctx.fixed] = 0
+            grad_SD[ctx.fixed].zero_()
         return grad_SD, None, None
 
 

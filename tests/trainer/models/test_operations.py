@@ -15,6 +15,7 @@ from data_shards import Batch
 from data_shards.shards.manifest import Manifest
 from tests import varlen_on_cpu
 from tests.gpu_branch import Found, Watch, gpu_branch
+from tests.trainer.models import timed_batch
 from tests.trainer.models.tiny_model import batch_of, build
 from tests.trainer.tiny import SCHEMA
 from trainer.models.encoders.text import TextEncoder
@@ -79,6 +80,24 @@ def test_a_step_adds_nothing_by_index_and_asks_the_device_nothing(
     assert watch.kernels["forward"] > 100 and watch.kernels["backward"] > 100
     assert watch.low_precision_scatters() == []
     # A maximum is the same in any order.
+    outside = [found for found in outside_layers(watch.scatters) if found.phase == "forward"]
+    assert {found.name for found in outside} == {"scatter_reduce"}
+    assert outside_layers(watch.found_waits) == []
+    assert watch.waits["backward"] == 0
+
+
+@pytest.mark.parametrize("attention", ["per_modality", "joint", "factorized"])
+@pytest.mark.parametrize("way", ["tokens", "mtand", "imputation", "utde"])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_step_over_timed_objects_and_codes_adds_nothing_by_index_and_asks_nothing(
+    attention: str, way: str, dropout: float
+) -> None:
+    changes = {"model__objects__irregularity": way, "model__codes__irregularity": way, "model__attention": attention}
+    model = timed_batch.build(timed_batch.MOMENTS, **changes).bfloat16()
+    batch = timed_batch.batch_of(timed_batch.records_of(8), timed_batch.MOMENTS, [float(i) for i in range(8)])
+    watch = watched(model, drop_modalities(batch, dropout, 1) if dropout else batch)
+    assert watch.kernels["forward"] > 100 and watch.kernels["backward"] > 100
+    assert watch.low_precision_scatters() == []
     outside = [found for found in outside_layers(watch.scatters) if found.phase == "forward"]
     assert {found.name for found in outside} == {"scatter_reduce"}
     assert outside_layers(watch.found_waits) == []

@@ -27,7 +27,7 @@ from data_shards import (
     group_layout,
 )  # fmt: skip
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics, TaskStatistics
-from parallel import LocalDispatcher
+from parallel import Dispatcher, LocalDispatcher
 from tests.trainer.tiny import config
 from trainer.models.fusemoe.model import FuseMoE
 from trainer.models.layers.missing import select_pairs
@@ -65,12 +65,14 @@ def statistics_of(schema: DatasetSchema) -> SplitStatistics:
     return SplitStatistics(1, tables, {task.name: TaskStatistics(1, (), (0.0,), (1.0,)) for task in schema.tasks})
 
 
-def build(schema: DatasetSchema = SCHEMA, seed: int = 0, **changes: Any) -> FuseMoE:
+def build(
+    schema: DatasetSchema = SCHEMA, seed: int = 0, dispatcher: Dispatcher | None = None, **changes: Any
+) -> FuseMoE:
     """The model of the data set; `changes` as `tests.trainer.tiny.config` takes them."""
     run = config("unused", "unused", **{"model__text__positions": 10, **changes})  # type: ignore[arg-type]
     torch.manual_seed(seed)
     tasks = list(schema.task_names)
-    return FuseMoE(schema, tasks, statistics_of(schema), run.model, LocalDispatcher(), seed)
+    return FuseMoE(schema, tasks, statistics_of(schema), run.model, dispatcher or LocalDispatcher(), seed)
 
 
 def a_record(rng: np.random.Generator, schema: DatasetSchema = SCHEMA, most: int = 3, missing: float = 0.3) -> Any:
