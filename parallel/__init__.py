@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from parallel.moe.dispatch import AllToAllDispatcher, Dispatcher, LocalDispatcher
     from parallel.moe.layer import MoELayer, decision_units
     from parallel.moe.routers import biased_routers, expert_pools
+    from parallel.tables.table import CodeTable, TablePlan
 
 # A fresh buffer of many megabytes is handed over by the kernel page by page, on first touch. With pages of 4 KiB that
 # costs about as much as a matrix product that writes to it; gradients and optimizer updates of many experts are such
@@ -42,10 +43,13 @@ _LAZY = {
     "decision_units": "moe.layer",
     "biased_routers": "moe.routers",
     "expert_pools": "moe.routers",
+    "CodeTable": "tables.table",
+    "TablePlan": "tables.table",
 }
 
 __all__ = [
     "AllToAllDispatcher",
+    "CodeTable",
     "Dispatcher",
     "Engine",
     "Fragment",
@@ -56,6 +60,7 @@ __all__ = [
     "MoELayer",
     "ParallelConfig",
     "RoutingStats",
+    "TablePlan",
     "balance_losses",
     "biased_routers",
     "create_mesh",

@@ -57,7 +57,7 @@ FLOORS = {
         ("object_flops",),
         ("layers", "output"),
     ),
-    "parallel": (("engine",), ("mesh",), ("moe",), ("config", "control")),
+    "parallel": (("engine",), ("mesh",), ("tables",), ("moe",), ("config", "control")),
     "data_shards": (
         ("loading", "packing", "inspection"),
         ("lease",),
