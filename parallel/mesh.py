@@ -8,6 +8,8 @@ neighbouring ranks (an expert-parallel group); the groups hold copies of each ot
     expert block    0  1  2  3 | 0  1  2  3        block b = experts [b * E / 4, (b + 1) * E / 4)
 
 Neighbouring ranks are on one host in every launcher we know, so the all-to-all stays on the fast links.
+
+Large tables of codes are spread over the whole world, once (`parallel.tables`).
 """
 
 from __future__ import annotations
@@ -122,14 +124,15 @@ class Mesh:
         return self.spec.world
 
     def dispatcher(self) -> Dispatcher:
-        """The row exchange that a layer of this mesh needs; purely local if every rank holds every expert."""
+        """The row exchange that a model of this mesh needs; experts are local if every rank holds every one."""
         from parallel.moe.dispatch import AllToAllDispatcher, LocalDispatcher
 
+        world_group = self.world_group if self.world > 1 else None
         if self.spec.expert_parallel == 1:
-            return LocalDispatcher()
+            return LocalDispatcher(world_group)
         if self.ep_group is None:
             raise ValueError(
                 f"Mesh of rank {self.rank} has no expert-parallel process group, but parallel.expert_parallel is "
                 f"{self.spec.expert_parallel}: make the mesh with parallel.create_mesh."
             )
-        return AllToAllDispatcher(self.ep_group)
+        return AllToAllDispatcher(self.ep_group, world_group=world_group)

@@ -8,6 +8,7 @@ update of the slices and the gathering of weights. The way of gradients to their
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -109,14 +110,18 @@ class _Gradient(list[Tensor]):
         self.flat_partition = flat
 
 
-def take_over(zero: Any) -> None:
-    """No gradient moves by itself any more, and `step` asks for our norm. Before the first pass."""
+def take_over(zero: Any, others: Callable[[], list[Tensor]]) -> None:
+    """No gradient moves by itself any more, and `step` asks for our norm. Before the first pass.
+
+    Args:
+        others: this rank's gradients that ZeRO does not know, each element on one rank.
+    """
     for hook in zero._grad_acc_hooks:
         hook.remove()
     zero._grad_acc_hooks.clear()
     # The norm over all ranks tells of it: it is not finite if a gradient is not. One wait for both.
     zero.check_overflow = lambda partition_gradients=True: None
-    zero.scaled_global_norm = lambda norm_type=2: _global_norm(zero)
+    zero.scaled_global_norm = lambda norm_type=2: _global_norm(zero, others())
 
 
 def put_gradients(zero: Any, parts: dict[int, Tensor]) -> None:
@@ -124,12 +129,12 @@ def put_gradients(zero: Any, parts: dict[int, Tensor]) -> None:
     zero.averaged_gradients = {number: _Gradient(part) for number, part in parts.items()}
 
 
-def _global_norm(zero: Any) -> Tensor:
+def _global_norm(zero: Any, others: list[Tensor]) -> Tensor:
     """Norm of the whole gradient, on the host. Collective.
 
     Slices of all groups on all ranks are disjoint and together everything, each expert once.
     """
-    parts = [part.flat_partition for part in zero.averaged_gradients.values()]
+    parts = [part.flat_partition for part in zero.averaged_gradients.values()] + others
     total = torch.stack(torch._foreach_norm(parts)).double().square().sum()
     if dist.get_world_size(zero.dp_process_group) > 1:
         dist.all_reduce(total, group=zero.dp_process_group)

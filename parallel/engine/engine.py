@@ -31,6 +31,7 @@ from parallel.engine.fragments import Fragment, collect_fragments
 from parallel.engine.import_guards import AdamW, keep_compiler_out, keep_old_names_quiet, uncompiled, without
 from parallel.engine.in_step import loose_end
 from parallel.engine.reducer import GradientReducer
+from parallel.engine.spread import SpreadTables
 from parallel.engine.stages import stages_of
 from parallel.engine.step_memory import StepMemory
 from parallel.mesh import Mesh, MeshSpec
@@ -153,17 +154,22 @@ class Engine:
             if isinstance(layer, MoELayer):
                 # For `keep_in_step`: every rank must walk backward through every layer.
                 layer.register_forward_hook(self._remember_layer)
+        no_decay = no_decay or (lambda name, parameter: False)
+        row_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._tables = SpreadTables(model, mesh, row_dtype, betas, eps, weight_decay, no_decay, clip)
+        for table in self._tables.trained.values():
+            table.register_forward_hook(self._remember_rows)
         stages = stages_of(model)
         for module in stages[-1].modules:
             module.register_forward_hook(self._remember_output)
         # After `_adopt`, whose marks tell experts from dense parameters.
-        groups = parameter_groups(stages, mesh.spec, weight_decay, no_decay or (lambda name, parameter: False))
+        groups = parameter_groups(stages, mesh.spec, weight_decay, no_decay)
         # Before the optimizer exists, whose first parameter group would import torch's compiler.
         keep_compiler_out()
         keep_old_names_quiet()
         optimizer = AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
         self._base_lr = lr
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), self._tables.unseen():
             warnings.simplefilter("ignore")
             # Collective: copies of a parameter are made equal by a broadcast, and a group is made.
             self._engine = deepspeed.initialize(
@@ -176,7 +182,7 @@ class Engine:
         _limit_waiting(mesh.timeout_s)
         self._zero = self._engine.optimizer
         # Both before the first pass: they change what `initialize` has set up.
-        internals.take_over(self._zero)
+        internals.take_over(self._zero, self._tables.gradients)
         internals.create_moments(self._zero)
         reductions = internals.reductions_of(self._zero, stages)
         self._reducer = GradientReducer(stages, reductions, mesh.world, zero_stage == 1, mesh.device)
@@ -240,6 +246,8 @@ class Engine:
         # The host waits here, once: whether anything is updated hangs on the norm over all ranks.
         self._engine.step()
         accepted = not self._zero.overflow
+        # By all that ZeRO's update goes by: the same norm, rate and decision.
+        self._tables.finish(accepted, self.grad_norm(), self._zero.param_groups[0]["lr"])
         self._memory.forget() if accepted else self._memory.restore()
         return accepted
 
@@ -259,6 +267,9 @@ class Engine:
     def _remember_layer(self, layer: nn.Module, args: Any, output: Any) -> None:
         self._remember(output[0], zeros=False)
 
+    def _remember_rows(self, table: nn.Module, args: Any, output: Tensor) -> None:
+        self._remember(output, zeros=False)
+
     def _remember_output(self, module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, Tensor):
             self._remember(output, zeros=True)
@@ -271,10 +282,12 @@ class Engine:
     # --- state --------------------------------------------------------------------------------------------------------
 
     def logical_parameters(self) -> dict[str, tuple[int, ...]]:
-        """Full shape of every trainable parameter; experts as (E, ...) over all ranks."""
-        shapes = {}
+        """Full shape of every trainable parameter; experts as (E, ...) and tables as (R, D) over all ranks."""
+        shapes, tables = {}, self._tables.shapes()
         for name, parameter in self.module.named_parameters():
-            if parameter.requires_grad:
+            if name in tables:
+                shapes[name] = tables[name]
+            elif parameter.requires_grad:
                 expert = name in self._first_expert
                 shapes[name] = (self.mesh.spec.experts, *parameter.shape[1:]) if expert else tuple(parameter.shape)
         return shapes
@@ -286,7 +299,10 @@ class Engine:
 
     def fragments(self) -> list[Fragment]:
         """This rank's part of master weights and moments, without a collective (see `parallel.engine.fragments`)."""
-        return collect_fragments(self._zero, self.logical_parameters(), self._first_expert)
+        return [
+            *collect_fragments(self._zero, self.logical_parameters(), self._first_expert),
+            *self._tables.fragments(),
+        ]
 
     @property
     def optimizer_step(self) -> int:
@@ -298,6 +314,7 @@ class Engine:
     def optimizer_step(self, value: int) -> None:
         for state in internals.states(self._zero):
             state["step"].fill_(value)
+        self._tables.start_at(value)
 
     def after_restore(self) -> None:
         """Copy master weights that were written through `fragments` into the model on all ranks. Collective."""

@@ -3,7 +3,7 @@
 A model may say so by a method `stages()`: lists of its modules in the order of the forward pass. When the gradients of
 a stage's inputs are there, so are those of its parameters, and of all stages behind it. Parameters that are in no
 stage, or also used outside of theirs, are the rest, which is complete when the pass is. A model without the method is
-one such rest.
+one such rest. Rows of tables that are spread have a way of their own (`parallel.tables`) and are in none.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import nn
+
+from parallel.tables.table import spread_tables
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,12 @@ def stages_of(model: nn.Module) -> list[Stage]:
         if id(module) not in inside
         for parameter in module.parameters(recurse=False)
     }
-    names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    by_rows = {id(table.weight) for table in spread_tables(model).values()}
+    names = {
+        id(parameter): name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) not in by_rows
+    }
     stages = []
     for modules in told:
         own = {id(p): p for module in modules for p in module.parameters() if id(p) in names and id(p) not in taken}
@@ -44,6 +51,6 @@ def stages_of(model: nn.Module) -> list[Stage]:
     rest = [
         (name, parameter)
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and id(parameter) not in staged
+        if id(parameter) in names and id(parameter) not in staged
     ]
     return [Stage([], rest), *stages]

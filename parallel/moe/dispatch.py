@@ -34,7 +34,13 @@ Beside = Callable[[], Tensor]
 
 
 class Dispatcher(Protocol):
-    """What a layer knows of the other ranks."""
+    """What a model knows of the other ranks.
+
+    Attributes:
+        world_group: all ranks of the run, over which tables are spread; None for one that is alone.
+    """
+
+    world_group: dist.ProcessGroup | None
 
     @property
     def size(self) -> int: ...
@@ -67,9 +73,17 @@ def serve(x_ND: Tensor, choice: Choice, experts: ExpertsFn) -> Tensor:
 
 
 class LocalDispatcher:
-    """All experts are here."""
+    """All experts are here.
+
+    Args:
+        world_group: other ranks may be there nevertheless.
+    """
 
     size, rank = 1, 0
+    world_group: dist.ProcessGroup | None = None
+
+    def __init__(self, world_group: dist.ProcessGroup | None = None) -> None:
+        self.world_group = world_group
 
     def __call__(
         self, x_ND: Tensor, choice: Choice, experts: ExpertsFn, beside: Beside | None = None, kept: Kept | None = None
@@ -95,10 +109,14 @@ class AllToAllDispatcher:
 
     Args:
         overlap: do the work beside while the tokens travel, not after; off only to measure what it is worth.
+        world_group: all ranks of the run, where they are more than the group's.
     """
 
-    def __init__(self, group: dist.ProcessGroup, overlap: bool = True) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup, overlap: bool = True, world_group: dist.ProcessGroup | None = None
+    ) -> None:
         self.group, self.overlap = group, overlap
+        self.world_group: dist.ProcessGroup | None = world_group or group
         self.size = dist.get_world_size(group)
         self.rank = dist.get_rank(group)
 

@@ -1,4 +1,5 @@
-"""Initial weights of experts: a function of (seed, layer, global expert id) and of nothing else.
+"""Initial weights of experts: a function of (seed, layer, global expert id) and of nothing else. (Rows of tables:
+`parallel.tables.initial`.)
 
 Each expert has a generator of its own, so threads draw experts side by side and the numbers are the same on any number
 of threads, ranks and devices: they are drawn by the CPU's generator, also for a GPU, whose own gives others. Drawing is
@@ -105,7 +106,9 @@ def check_filled(model: nn.Module) -> None:
     for prefix, module in model.named_modules():
         if not isinstance(module, Drawn) or not module.waiting:
             continue
-        unset = {name: int(p.isnan().sum()) for name, p in module.named_parameters() if bool(p.amax().isnan())}
+        unset = {
+            name: int(p.isnan().sum()) for name, p in module.named_parameters() if p.numel() and bool(p.amax().isnan())
+        }
         if unset and not any(parameter.requires_grad for parameter in module.parameters()):
             module.draw()
         elif unset:
