@@ -247,7 +247,7 @@ class Engine:
         self._engine.step()
         accepted = not self._zero.overflow
         # By all that ZeRO's update goes by: the same norm, rate and decision.
-        self._tables.finish(accepted, self.grad_norm(), self._zero.param_groups[0]["lr"])
+        self._tables.finish(accepted, self.grad_norm, self._zero.param_groups[0]["lr"])
         self._memory.forget() if accepted else self._memory.restore()
         return accepted
 

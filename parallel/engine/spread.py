@@ -70,9 +70,10 @@ class SpreadTables:
         """Mean gradients of the rows here, fp32, each row once: a part of the norm."""
         return [updates.gather() for updates in self._updates.values()]
 
-    def finish(self, accepted: bool, norm: float, lr: float) -> None:
+    def finish(self, accepted: bool, norm: Callable[[], float], lr: float) -> None:
         """Update, with the clipping that ZeRO does at this norm, or forget the step."""
-        clip = 1 / max(1.0, (norm + 1e-6) / self._clip) if self._clip else 1.0
+        clips = accepted and self._clip and self._updates
+        clip = 1 / max(1.0, (norm() + 1e-6) / self._clip) if clips else 1.0
         for updates in self._updates.values():
             updates.update(lr, clip) if accepted else updates.discard()
 
