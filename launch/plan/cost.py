@@ -17,6 +17,7 @@ import torch
 
 from data_shards import DatasetSchema
 from data_shards.records.statistics import SplitStatistics
+from launch.plan.code_tables import TableSize, table_sizes
 from launch.plan.constants import GROUPED_SHARE, HALF_WIDTH, PASSES_OF_ACTIVATIONS, RESERVE
 from launch.plan.memory import Kept, StageSize, fullest_moment, stage_sizes
 from launch.plan.overlap import exposed_seconds
@@ -50,9 +51,9 @@ class Layout:
 class StepCost:
     """One layout's cost. Bytes are of the fullest rank, FLOPs and tokens of the whole step, traffic is sent by a rank.
 
-    `traffic` by kind: all_to_all, dense_reduce, dense_gather, expert_reduce, expert_gather; `seconds` by what they go
-    for: compute, memory (bound by it), launches, all_to_all, reduce (as far as the backward pass does not hide it),
-    gather, optimizer.
+    `traffic` by kind: all_to_all, dense_reduce, dense_gather, expert_reduce, expert_gather, table_rows; `seconds` by
+    what they go for: compute, memory (bound by it), launches, all_to_all, table_rows, reduce (as far as the backward
+    pass does not hide it), gather, optimizer.
     """
 
     layout: Layout
@@ -108,6 +109,7 @@ class _RankModel:
     model: FuseMoE
     shapes: dict[str, torch.Size]
     stages: list[StageSize]
+    tables: list[TableSize]
     limits: GpuLimits
 
 
@@ -135,7 +137,7 @@ class CostModel:
                 model = FuseMoE(self.schema, self.tasks, self.statistics, self.config.model, _Place(expert_parallel), 0)
             shapes = {name: p.shape for name, p in model.named_parameters()}
             self._ranks[expert_parallel] = _RankModel(
-                model, shapes, stage_sizes(model, FuseMoEJob.no_decay), gpu_limits(model)
+                model, shapes, stage_sizes(model, FuseMoEJob.no_decay), table_sizes(model), gpu_limits(model)
             )
         return self._ranks[expert_parallel]
 
@@ -182,20 +184,28 @@ class CostModel:
 
     def _bytes(self, layout: Layout) -> dict[str, int]:
         world, degree = layout.world, layout.expert_parallel
-        stages = self.rank(degree).stages
+        stages, tables = self.rank(degree).stages, self.rank(degree).tables
         replicated, expert = (sum(stage.elements(world, degree, kind) for stage in stages) for kind in (False, True))
         shard = sum(own for stage in stages for _, own in stage.reductions(world, degree))
         sizes = (world, degree, self.width, layout.zero_stage, layout.accumulation)
         cpu = self.device.name == "cpu"
-        moment = fullest_moment(stages, self.kept(layout), *sizes, cpu=cpu)
+        rows = 4 * self._looked_up(layout) * max((table.dim for table in tables if table.trained), default=0)
+        moment = fullest_moment(stages, self.kept(layout), *sizes, cpu=cpu, rows=rows)
         return {
             "replicated_parameters": replicated * self.width,
             "expert_parameters": expert * self.width,
             "master_weights": shard * 4,
             "moments": shard * 8,
+            "code_tables": sum(table.kept(world) for table in tables),
             "gradients": int(moment.gradients),
             "activations": int(moment.activations),
         }
+
+    def _looked_up(self, layout: Layout) -> float:
+        """Codes of a rank's micro-batch, at most: each may be another."""
+        values = dict(zip(self.counter.features, self.features, strict=True))
+        codes = sum(value for name, value in values.items() if name.startswith("codes/"))
+        return codes / (layout.world * layout.accumulation)
 
     def kept(self, layout: Layout) -> Kept:
         """Activations of one micro-batch on a rank by stage: encoders, blocks, heads."""
@@ -227,14 +237,22 @@ class CostModel:
             "dense_gather": dense * self.width * (world - 1) / world,
             "expert_reduce": reductions * expert * 4 * (copies - 1) / copies,
             "expert_gather": expert * self.width * (copies - 1) / copies,
+            "table_rows": layout.accumulation * self._rows_sent(layout),
         }
         host = self.device.per_host
         near = {"all_to_all": ep <= host, "dense": world <= host, "expert": world <= host or copies == 1}
+        near["table"] = world <= host
         links = {
             kind: "link" if near[kind.split("_")[0] if kind != "all_to_all" else kind] else "network"
             for kind in traffic
         }
         return {kind: int(value) for kind, value in traffic.items()}, links
+
+    def _rows_sent(self, layout: Layout) -> float:
+        """Bytes of a micro-batch. A table serves a group of modalities; which codes are whose is not known apart."""
+        codes = self._looked_up(layout)
+        tables = self.rank(layout.expert_parallel).tables
+        return max((table.sent(codes, layout.world, self.width) for table in tables), default=0.0)
 
     def _seconds(
         self, layout: Layout, tokens: float, memory: dict[str, int], traffic: dict[str, int], links: dict[str, str]
@@ -263,6 +281,7 @@ class CostModel:
             "memory": moved,
             "launches": LAUNCH_S * LAUNCHES_OF_BLOCK * (config.model.layers + 2) * passes * micro,
             "all_to_all": took["all_to_all"],
+            "table_rows": took["table_rows"],
             "reduce": reduce,
             "gather": took["dense_gather"] + took["expert_gather"],
             "optimizer": shard * 36 / device.memory_rate,

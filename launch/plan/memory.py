@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from launch.plan.code_tables import UPDATED
 from launch.plan.constants import padded_group
 from parallel.engine.reducer import IN_FLIGHT
 from parallel.engine.stages import stages_of
@@ -91,12 +92,15 @@ def fullest_moment(
     zero_stage: int,
     accumulation: int,
     cpu: bool = False,
+    rows: float = 0.0,
 ) -> Moment:
     """The fullest moment of a step.
 
     Args:
         width: bytes of a weight or an activation; buffers and parts are fp32.
         cpu: gradients travel over gloo, which copies what it reduces.
+        rows: bytes of the fp32 gradients of rows of spread tables that a micro-batch brings; they are kept for the
+            update, in every ZeRO stage.
     """
     sent = [_Sent.of(stage, world, degree, width, cpu) for stage in stages]
     once = zero_stage == 1 and accumulation > 1
@@ -108,11 +112,12 @@ def fullest_moment(
         # The last ones of a pass arrive during the next; before the third there is no part of theirs to add them to.
         flying.extend(reversed(sent[:IN_FLIGHT]))
         earlier = sum(stage.arrived for stage in sent[IN_FLIGHT if accumulation == 2 else 0 :])
-    moments = list(_last_pass(sent, kept, earlier, flying, once, accumulation > 1 and not once))
+    before = rows * (accumulation - 1)
+    moments = list(_last_pass(sent, kept, earlier + before, flying, once, accumulation > 1 and not once))
     if once:
-        moments += [Moment(_busy(kept, number), stage.made + earlier) for number, stage in enumerate(sent)]
-    # The update, by the parts of all stages.
-    moments.append(Moment(0.0, sum(stage.arrived for stage in sent)))
+        moments += [Moment(_busy(kept, number), stage.made + earlier + before) for number, stage in enumerate(sent)]
+    # The update, by the parts of all stages, and by all rows.
+    moments.append(Moment(0.0, sum(stage.arrived for stage in sent) + UPDATED * rows * accumulation))
     return max(moments, key=lambda moment: moment.total)
 
 

@@ -15,9 +15,11 @@ from data_shards import DatasetSchema
 from data_shards.records.statistics import SplitStatistics
 from launch.errors import UsageError
 from launch.output.tables import people, print_table
+from launch.plan.code_tables import table_sizes
 from launch.plan.constants import HALF_WIDTH, PASSES_OF_ACTIVATIONS, RESERVE
 from launch.plan.memory import Kept, StageSize, fullest_moment, stage_sizes
 from parallel import LocalDispatcher, MeshSpec
+from parallel.tables.table import spread_tables
 from trainer.config.run_config import RunConfig
 from trainer.models.flops import is_expert, parameter_share
 from trainer.models.gpu_limits import gpu_limits
@@ -76,10 +78,11 @@ def _bytes(job: JobType, config: RunConfig, model: nn.Module, gpus: int) -> dict
     """Of one rank; what is frozen is on every rank, but for experts, which are spread as in training."""
     parallel = config.parallel
     degree = parallel.expert_parallel
+    tables = spread_tables(model)
     frozen = sum(
         parameter.numel() // (degree if is_expert(name) else 1)
         for name, parameter in model.named_parameters()
-        if not parameter.requires_grad
+        if not parameter.requires_grad and name not in tables
     )
     # The model holds all experts, a rank its share of them.
     stages = [
@@ -96,6 +99,7 @@ def _bytes(job: JobType, config: RunConfig, model: nn.Module, gpus: int) -> dict
         "trained_parameters": padded * _width(config),
         "master_weights": shard * 4,
         "moments": shard * 8,
+        "code_tables": sum(table.kept(gpus) for table in table_sizes(model)),
         "gradients": int(fullest_moment(stages, nothing, *sizes).gradients),
     }
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from data_shards import DatasetSchema
 from data_shards.records.statistics import SplitStatistics
 from parallel import MoELayer
+from parallel.tables.table import spread_tables
 from trainer.checkpoints.checkpoint import Checkpoint, checkpoint_weights
 from trainer.checkpoints.description import outdated, schema_difference, statistics_from_json
 from trainer.checkpoints.find import open_checkpoint
@@ -31,7 +32,7 @@ class Host:
     run_id: str | None
 
     def put_into(self, model: nn.Module) -> None:
-        """Load the weights; of the experts, those that this rank holds."""
+        """Load the weights; of the experts and the rows of large tables, those that this rank holds."""
         local: dict[str, Tensor] = dict(self.weights)
         for prefix, layer in model.named_modules():
             if isinstance(layer, MoELayer):
@@ -39,6 +40,8 @@ class Host:
                 for name, _ in layer.experts.named_parameters():
                     full = f"{prefix}.experts.{name}"
                     local[full] = local[full][ids.start : ids.stop]
+        for name, table in spread_tables(model).items():
+            local[name] = local[name][table.ids.start : table.ids.stop]
         missing = set(dict(model.named_parameters())) - set(local)
         if missing:
             raise BackboneError(f"the host's checkpoint has no weight {sorted(missing)[0]}")
