@@ -31,6 +31,7 @@ from trainer.models.gpu_limits import (
 )
 from trainer.models.job_type import JobType, exempt_from_decay, job_type
 from trainer.models.layers.compiled import compile_dense_parts
+from trainer.models.layers.hazard import HazardLoss
 from trainer.models.layers.heads import TaskLoss, target_scale
 from trainer.worker.collectives import meet, rows_everywhere
 from trainer.worker.context import Context
@@ -227,8 +228,10 @@ def _fit_to_gpu(
 
 
 def _task_loss(config: RunConfig, task: TaskSpec, statistics: SplitStatistics) -> TaskLoss:
+    if task.kind == "survival":
+        return HazardLoss(task)
     weight = None
     counts = statistics.tasks[task.name].counts if task.name in statistics.tasks else ()
     if config.training.class_weighting == "balanced" and task.kind in ("binary", "multiclass") and all(counts):
         weight = [sum(counts) / (len(counts) * count) for count in counts]
-    return TaskLoss(task, weight, target_scale(statistics, task.name)[1])
+    return TaskLoss(task, weight, target_scale(statistics, task)[1])

@@ -22,7 +22,8 @@ class PartLabels:
 
     Attributes:
         records: of the part. labelled: task -> records with a label of it, among the records that were looked at.
-        values: task -> for each target column the values seen: all classes; of a regression two at most.
+        values: task -> for each target column the values seen: all classes; of a regression two at most; of survival
+            the earliest time at which it was seen to happen, and the longest time of all records.
         present: modalities that a record looked at has.
     """
 
@@ -68,7 +69,15 @@ def _columns(schema: DatasetSchema, task: TaskSpec) -> slice:
 
 def _add(seen: PartLabels, task: TaskSpec, target_nt: np.ndarray) -> None:
     seen.labelled[task.name] += int((~np.isnan(target_nt)).any(axis=1).sum())
-    for values, column_n in zip(seen.values[task.name], target_nt.T, strict=True):
-        known = np.unique(column_n[~np.isnan(column_n)]).tolist()
-        # Of numbers it is enough to know that they are not all the same.
-        values |= {*(known if task.kind != "regression" else [*known[:1], *known[-1:]])}
+    for values, new in zip(seen.values[task.name], label_values(task, target_nt), strict=True):
+        values |= new
+
+
+def label_values(task: TaskSpec, target_nt: np.ndarray) -> list[set[float]]:
+    """What `PartLabels.values` keeps of some targets."""
+    columns = [np.unique(column_n[~np.isnan(column_n)]).tolist() for column_n in target_nt.T]
+    if task.kind == "survival":
+        happened = target_nt[target_nt[:, 1] == 1, 0]
+        return [{*happened.min(initial=np.inf, keepdims=True).tolist()} - {np.inf}, {*columns[0][-1:]}]
+    # Of numbers it is enough to know that they are not all the same.
+    return [{*(known if task.kind != "regression" else [*known[:1], *known[-1:]])} for known in columns]

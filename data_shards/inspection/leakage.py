@@ -17,6 +17,7 @@ from data_shards.shards.manifest import Manifest
 
 STRONG = 0.3  # difference of shares, or correlation, from which presence is worth a warning
 SURE = 4.0  # standard errors
+MANY_BEYOND = 0.2  # share of seen times beyond the last edge from which it is said
 FAR = 50.0  # standard deviations from the mean that suggest a wrong unit or a code for "missing"
 
 
@@ -96,15 +97,20 @@ def association(task: TaskSpec, target_n: np.ndarray, present_n: np.ndarray) -> 
 
 def _labels(manifest: Manifest, index: ShardIndex, split: str, rows: dict[str, np.ndarray]) -> list[str]:
     """Classes that are not there to be learned or measured."""
-    found = []
+    found = _beyond_the_edges(manifest, index, split, rows)
     for task, target, name in _columns(manifest, index):
         if task.kind == "regression":
             continue
+        survival = manifest.schema.task(task.name).kind == "survival"
         classes = range(len(task.classes) if task.kind == "multiclass" else 2)
         for part, members in rows.items():
             known = target[members & ~np.isnan(target)]
             if not len(known):
                 found.append(f"split {split}: part {part} has no label of {name}")
+                continue
+            if survival:  # that nobody is censored is no flaw
+                if not known.any():
+                    found.append(f"split {split}: in part {part} {name} for no record, all are censored")
                 continue
             absent = [c for c in classes if not (known == c).any()]
             names = [task.classes[c] if task.kind == "multiclass" else ("negative", "positive")[c] for c in absent]
@@ -113,10 +119,35 @@ def _labels(manifest: Manifest, index: ShardIndex, split: str, rows: dict[str, n
     return found
 
 
+def _beyond_the_edges(manifest: Manifest, index: ShardIndex, split: str, rows: dict[str, np.ndarray]) -> list[str]:
+    """Survival whose intervals end long before things cease to happen."""
+    found, offsets = [], manifest.schema.target_offsets
+    for i, task in enumerate(manifest.schema.tasks):
+        if task.kind != "survival":
+            continue
+        for part, members in rows.items():
+            time, seen = index.targets_nW[members, offsets[i] : offsets[i + 1]].T
+            happened = time[seen == 1]
+            beyond = int((happened > np.float32(task.edges[-1])).sum())
+            if beyond > MANY_BEYOND * len(happened):
+                found.append(
+                    f"split {split}: {beyond:,} of {len(happened):,} seen times of {task.name} in part {part} lie "
+                    f"beyond the last edge, {task.edges[-1]:g}, and count as survivors of it: give a later edge"
+                )
+    return found
+
+
 def _columns(manifest: Manifest, index: ShardIndex) -> list[tuple[TaskSpec, np.ndarray, str]]:
-    """(task, its target column, name) of every target column; labels of a multi-label task one by one."""
+    """(task, its target column, name) of every target column that has classes or is a number.
+
+    Labels of a multi-label task come one by one; of survival only whether it was seen, as a censored time is none.
+    """
     columns, offsets = [], manifest.schema.target_offsets
     for i, task in enumerate(manifest.schema.tasks):
+        if task.kind == "survival":
+            seen = TaskSpec(task.name, "binary", classes=("censored", "seen"))
+            columns.append((seen, index.targets_nW[:, offsets[i] + 1].astype(np.float64), f"{task.name} was seen"))
+            continue
         for w in range(task.width):
             single = TaskSpec(task.name, "binary") if task.kind == "multilabel" else task
             name = f"{task.name}.{task.classes[w]}" if task.kind == "multilabel" else task.name

@@ -14,6 +14,7 @@ from data_shards.inspection.leakage import groups_known, value_rows, warnings
 from data_shards.inspection.sampling import MOST_RECORDS, sampling
 from data_shards.records.columns import ABSENT
 from data_shards.records.schema import RAGGED
+from data_shards.records.survival import interval_of
 from data_shards.shards.index import NO_PART, ShardIndex
 from data_shards.shards.manifest import Manifest
 from data_shards.shards.reader import read_index
@@ -148,7 +149,7 @@ def _part(manifest: Manifest, index: ShardIndex, split: str, part: str) -> dict[
 
 
 def _labels(manifest: Manifest, index: ShardIndex, rows: np.ndarray) -> dict[str, dict[str, Any]]:
-    """task -> labelled records, and class counts or mean and std of the target."""
+    """task -> labelled records, and class counts or mean and std of the target; of survival its times."""
     table: dict[str, dict[str, Any]] = {}
     offsets = manifest.schema.target_offsets
     for i, task in enumerate(manifest.schema.tasks):
@@ -159,6 +160,11 @@ def _labels(manifest: Manifest, index: ShardIndex, rows: np.ndarray) -> dict[str
             filled = len(known) > 0
             entry["mean"] = np.nanmean(known, axis=0).tolist() if filled else []
             entry["std"] = np.nanstd(known, axis=0).tolist() if filled else []
+        elif task.kind == "survival":
+            time, happened = known[:, 0], known[:, 1] == 1
+            entry["counts"] = {"seen": int(happened.sum()), "censored": int((~happened).sum())}
+            entry["times"] = {"seen": _quantiles(time[happened]), "censored": _quantiles(time[~happened])}
+            entry["beyond_last_edge"] = int((interval_of(task.edges, time) == task.dim).sum())
         elif task.kind == "multilabel":
             entry["counts"] = dict(zip(task.classes, np.nansum(known, axis=0).astype(int).tolist(), strict=True))
         else:

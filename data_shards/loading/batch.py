@@ -148,7 +148,7 @@ class Batch:
         index_B: int64, number of each record in the data set.
         present_BM: bool.
         targets: task -> float32 [B, t]; t = 1 for binary and multiclass (class number), L for multilabel, n for
-            regression; NaN = unlabelled.
+            regression, 2 for survival (time, and 1 if it was seen or 0 if censored); NaN = unlabelled.
         groups: group id -> group; every group of the schema is there, with P = 0 if nobody has it.
         known_BM: bool, of a mixture of data sets: modalities that the record's own data set has. None: all of them.
         moment_B: float32, time of each sample's moment in the moments' unit; None in data whose tasks have none.

@@ -15,6 +15,7 @@ from pydantic import ConfigDict
 
 from data_shards.records.columns import Columns
 from data_shards.records.schema import DatasetSchema
+from data_shards.records.survival import count_intervals
 
 TRAIN = "train"
 
@@ -39,7 +40,7 @@ class ModalityStatistics:
 class TaskStatistics:
     """``labelled`` records; ``counts`` per class (binary and multiclass) or of positives per label (multilabel).
 
-    ``mean`` and ``std`` per target column.
+    Of survival ``counts`` are those of ``survival.count_intervals``. ``mean`` and ``std`` per target column.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -163,6 +164,8 @@ class Accumulator:
             own = targets[:, offsets[i] : offsets[i + 1]]
             if task.kind == "multilabel":
                 self.class_counts[i] += np.nansum(own, axis=0).astype(np.int64)
+            elif task.kind == "survival":
+                self.class_counts[i] += count_intervals(task.edges, own)
             elif task.kind != "regression":
                 labels = own[~np.isnan(own)].astype(np.int64)
                 self.class_counts[i] += np.bincount(labels, minlength=len(self.class_counts[i]))
@@ -182,4 +185,4 @@ class Accumulator:
 
 
 def _classes(kind: str, dim: int) -> int:
-    return {"binary": 2, "regression": 0}.get(kind, dim)
+    return {"binary": 2, "regression": 0, "survival": 2 * (dim + 1)}.get(kind, dim)

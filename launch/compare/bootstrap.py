@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_shards import TaskSpec
+from trainer.metrics.survival_scores import followed, weighted_measures
 
 Array = NDArray[np.float64]
 Metric = Callable[[Array], Array]
@@ -95,6 +96,8 @@ def task_measures(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> dict[
         raise ValueError(f"task {task.name} has no labelled record")
     if task.kind == "regression":
         return _regression(logits, target)
+    if task.kind == "survival":
+        return _survival(task, logits_BC, target_Bt)
     if task.kind == "multiclass":
         return _multiclass(logits, target[:, 0])
     columns = [_binary(logits[:, c], target[:, c]) for c in range(logits.shape[1]) if not np.isnan(target[:, c]).all()]
@@ -219,6 +222,17 @@ def _regression(value_Bn: Array, target_Bn: Array) -> dict[str, Metric]:
         "rmse": lambda weight_RB: np.sqrt(mean(square_B)(weight_RB)),
         "r2": r2,
     }
+
+
+def _survival(task: TaskSpec, logits_BK: Tensor, target_B2: Tensor) -> dict[str, Metric]:
+    """What is known of the censoring is that of the whole part in every draw; the records are what is drawn."""
+    known_B = (~target_B2.isnan().any(dim=1)).numpy()
+    measures = weighted_measures(followed(task, logits_BK, target_B2))
+
+    def of_labelled(measure: Metric) -> Metric:
+        return lambda weight_RB: measure(weight_RB[:, known_B])
+
+    return {name: of_labelled(measure) for name, measure in measures.items()}
 
 
 def mean_over_seeds(runs: Sequence[Mapping[str, Array]], metric: str) -> Array:

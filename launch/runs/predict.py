@@ -92,11 +92,12 @@ def _request(
 ) -> Request:
     from data_shards import open_manifest
     from trainer.inference.request import Request, model_tasks
+    from trainer.metrics.calibration import has_temperature
     from trainer.metrics.temperature import read_temperatures
 
     temperatures = read_temperatures(checkpoint) if calibrated else {}
     tasks = model_tasks(checkpoint, open_manifest(config.data.url, config.data.storage_options), member)
-    without = [task.name for task in tasks if task.kind != "regression" and task.name not in temperatures]
+    without = [task.name for task in tasks if has_temperature(task) and task.name not in temperatures]
     if calibrated and without:
         raise UsageError(
             f"{checkpoint.url} has no temperature for {', '.join(without)}: part val had no label of it when "

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from data_shards import Batch, TaskSpec
 from parallel import MoELayer
 from parallel.moe.choice import Choice
+from trainer.metrics.survival import survival_at_edges
 from trainer.models.fusemoe.model import FuseMoE
 from trainer.models.layers.missing import keep_modalities
 from trainer.models.output import Fused
@@ -83,7 +84,8 @@ def watched_forward(model: nn.Module, batch: Batch) -> tuple[Fused, Tensor | Non
 def modality_shares(model: nn.Module, batch: Batch, tasks: list[TaskSpec], whole: Fused) -> dict[str, Tensor]:
     """share_BM per task: how much the answer changes when a modality is hidden, over the sum of all such changes.
 
-    The change is the mean absolute difference of the probabilities (of the value, for regression). Modalities that a
+    The change is the mean absolute difference of the probabilities (of the value, for regression; of the curve at the
+    edges, for survival). Modalities that a
     record does not have get 0; so do all of them where nothing changes anything.
     """
     before = {task.name: answer(task, whole.logits[task.name]) for task in tasks}
@@ -99,7 +101,9 @@ def modality_shares(model: nn.Module, batch: Batch, tasks: list[TaskSpec], whole
 
 
 def answer(task: TaskSpec, logits_BC: Tensor) -> Tensor:
-    """Logits as probabilities; the values themselves for regression."""
+    """Logits as probabilities, of survival those to live beyond each edge; the values themselves for regression."""
     if task.kind == "regression":
         return logits_BC
+    if task.kind == "survival":
+        return survival_at_edges(logits_BC).to(logits_BC)
     return logits_BC.softmax(dim=1) if task.kind == "multiclass" else logits_BC.sigmoid()

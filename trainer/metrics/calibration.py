@@ -37,6 +37,11 @@ class Reliability:
         return float(gap.sum() / self.count.sum())
 
 
+def has_temperature(task: TaskSpec) -> bool:
+    """Whether its logits are those of classes; those of regression are values, those of survival hazards."""
+    return task.kind not in ("regression", "survival")
+
+
 def reliability(probability_X: Tensor, true_X: Tensor, bins: int = BINS) -> Reliability:
     """Bin statements; `true_X` is 0 or 1."""
     bin_X = (probability_X * bins).long().clamp(0, bins - 1)
@@ -48,11 +53,11 @@ def reliability(probability_X: Tensor, true_X: Tensor, bins: int = BINS) -> Reli
 
 
 def statements(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> tuple[Tensor, Tensor] | None:
-    """(probability_X, true_X) over labelled records; None for regression.
+    """(probability_X, true_X) over labelled records; None for regression, and for survival, of which see `censored`.
 
     Binary and multi-label: the probability of each label. Multi-class: the probability of the chosen class.
     """
-    if task.kind == "regression":
+    if not has_temperature(task):
         return None
     if task.kind == "multiclass":
         known_B = ~target_Bt[:, 0].isnan()
@@ -74,10 +79,10 @@ def nll(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> float:
 def fit_temperature(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> float:
     """The temperature that makes these labels most likely when logits are divided by it; 0.05 to 20, 1 = as they are.
 
-    The likelihood has one maximum along the temperature, so a bounded search finds it. 1.0 for regression and where
-    nothing is labelled.
+    The likelihood has one maximum along the temperature, so a bounded search finds it. 1.0 for tasks that have none and
+    where nothing is labelled.
     """
-    if task.kind == "regression" or bool(target_Bt.isnan().all()):
+    if not has_temperature(task) or bool(target_Bt.isnan().all()):
         return 1.0
     from scipy import optimize  # late: it would slow every worker's start
 

@@ -7,9 +7,11 @@ from statistics import mean
 from typing import Any, Literal
 
 # The first that exists stands for a run. Of two classes the rarer one counts, of several the right one.
-PRIMARY = ("auprc", "accuracy", "r2", "mae", "loss")
-SMALLER_IS_BETTER = ("mae", "rmse", "loss", "brier", "ece")
-LARGER_IS_BETTER = ("auroc", "auprc", "accuracy", "f1", "r2", "iou", "pixel_accuracy")
+PRIMARY = ("auprc", "accuracy", "concordance", "r2", "mae", "loss")
+SMALLER_IS_BETTER = ("mae", "rmse", "loss", "brier", "ece", "integrated_brier")
+LARGER_IS_BETTER = (
+    "auroc", "auprc", "accuracy", "f1", "r2", "iou", "pixel_accuracy", "concordance", "concordance_ipcw"
+)  # fmt: skip
 # Logged beside a part's metrics; more of them is neither better nor worse.
 COUNTS = ("records", "skipped")
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from data_shards import TaskSpec
 from trainer.metrics.predictions import Predictions
+from trainer.metrics.survival import median_time, risk, survival_at_edges
 
 META = b"fleximoe.tasks"
 _TASKS = TypeAdapter(list[TaskSpec])
@@ -31,7 +32,9 @@ def predictions_table(tasks: list[TaskSpec], predictions: Predictions, keys: lis
     """Columns `record`, `key`, and per task `TASK.prediction`, `.probability`, `.logits` (`.value`), `.target`.
 
     `prediction` is a class name, 0 or 1, a list of label names, or the value in the target's unit; `probability` is
-    that of class 1 (binary) or of every class or label in the order of the task.
+    that of class 1 (binary) or of every class or label in the order of the task. Of survival there are `TASK.survival`,
+    the chance to live beyond each edge, `.median`, the time at which it is one half (null if that lies beyond the last
+    edge), and `.risk`, the time lost before the last edge on average; `.target` is the time and 1 = seen, 0 = censored.
     """
     columns: dict[str, pa.Array] = {"record": pa.array(predictions.index_B.numpy())}
     if keys is not None:
@@ -49,6 +52,13 @@ def said(task: TaskSpec, logits_BC: Tensor) -> dict[str, pa.Array]:
     """What the model says for one task: columns without the task's name."""
     if task.kind == "regression":
         return {"value": _floats(logits_BC)}
+    if task.kind == "survival":
+        return {
+            "survival": _floats(survival_at_edges(logits_BC)),
+            "median": _floats(median_time(task, logits_BC)[:, None], null_nan=True),
+            "risk": _floats(risk(task, logits_BC)[:, None]),
+            "logits": _floats(logits_BC),
+        }
     if task.kind == "binary":
         probability_BC = logits_BC.sigmoid()
         prediction = pa.array((probability_BC[:, 0] > 0.5).to(torch.int8).numpy())

@@ -69,11 +69,12 @@ class PredictionCollector:
         """(field of Predictions, name, (B, width)) on the CPU; of a rank that had no record with the same widths."""
         made = [("index_B", "", self._cat([row[0][:, None] for row in self._rows], torch.int64, 1))]
         for task in self.tasks:
-            width = 1 if task.kind == "multiclass" else task.dim
             made.append(
                 ("logits", task.name, self._cat([r[1][task.name] for r in self._rows], torch.float32, task.dim))
             )
-            made.append(("targets", task.name, self._cat([r[2][task.name] for r in self._rows], torch.float32, width)))
+            made.append(
+                ("targets", task.name, self._cat([r[2][task.name] for r in self._rows], torch.float32, task.width))
+            )
         for name in self.measures:
             made.append(("measures", name, self._cat([r[3][name][:, None] for r in self._rows], torch.float32, 1)))
         return made

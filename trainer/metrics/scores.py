@@ -18,6 +18,7 @@ from data_shards import TaskSpec
 from trainer.metrics.calibration import reliability
 from trainer.metrics.formulas import auroc, average_precision, counts_by_score, f1, macro_auroc, macro_f1, r2
 from trainer.metrics.predictions import Predictions
+from trainer.metrics.survival_scores import survival_names, survival_scores
 
 
 def task_metrics(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> dict[str, float]:
@@ -26,12 +27,15 @@ def task_metrics(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> dict[s
     binary: auroc, auprc (both classes), f1 (a positive), accuracy (threshold 0.5), brier, ece. multiclass: accuracy, f1
     (macro), auroc (macro, one against the rest; every class), brier (summed over classes), ece (of the chosen class).
     multilabel: those of binary, macro over labels. regression: mae, rmse, r2 (two values), in the target's unit.
+    survival: as `survival_measures`.
     """
     labelled_B = (~target_Bt.isnan()).any(dim=1)
     # In double precision probabilities tie only where logits do, so ranking metrics do not depend on rounding.
     logits_BC, target_Bt = logits_BC[labelled_B].double(), target_Bt[labelled_B].double()
     if not len(target_Bt):
         return {}
+    if task.kind == "survival":
+        return survival_scores(task, logits_BC, target_Bt)
     compute = {"binary": _binary, "multiclass": _multiclass, "multilabel": _multilabel, "regression": _regression}
     return {name: float(value) for name, value in compute[task.kind](logits_BC, target_Bt).items()}
 
@@ -46,6 +50,8 @@ def metric_names(task: TaskSpec, values: Sequence[Collection[float]]) -> set[str
     if task.kind == "regression":
         distinct = len({value for column in values for value in column})
         return {"mae", "rmse"} | ({"r2"} if distinct > 1 else set())
+    if task.kind == "survival":
+        return survival_names(task, values)
     if task.kind == "multiclass":
         every = len(values[0]) == len(task.classes)
         return {"accuracy", "f1", "brier", "ece"} | ({"auroc"} if every else set())

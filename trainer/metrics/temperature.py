@@ -10,17 +10,17 @@ from dataclasses import replace
 from data_shards import TaskSpec
 from trainer.checkpoints.checkpoint import Checkpoint
 from trainer.checkpoints.pieces import CheckpointError
-from trainer.metrics.calibration import fit_temperature
+from trainer.metrics.calibration import fit_temperature, has_temperature
 from trainer.metrics.predictions import Predictions
 from trainer.run_folder import TEMPERATURE, read_json, write_json
 
 
 def fit_temperatures(tasks: list[TaskSpec], predictions: Predictions) -> dict[str, float]:
-    """One temperature per task that has a label; regression tasks have none."""
+    """One temperature per task that has a label and classes."""
     return {
         task.name: fit_temperature(task, predictions.logits[task.name], predictions.targets[task.name])
         for task in tasks
-        if task.kind != "regression" and not bool(predictions.targets[task.name].isnan().all())
+        if has_temperature(task) and not bool(predictions.targets[task.name].isnan().all())
     }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 
+from data_shards.records.survival import seen_and_censored
 from trainer.evaluation.outlook import Outlook, labels_of, unlabelled
 from trainer.metrics.main_metric import is_count, measured
 from trainer.session import Session
@@ -47,8 +48,23 @@ def _can_learn(session: Session) -> None:
         )
     if without:
         _say(session, f"no record of {where} has a label of {', '.join(without)}: the run learns the other tasks only")
+    _something_happens(session)
     _weighty(session, [task.name for task in session.tasks if task.name not in without])
     _balanced(session)
+
+
+def _something_happens(session: Session) -> None:
+    """Raises ValueError: a survival task of which nothing was seen; without it every hazard falls to 0."""
+    for task in session.tasks:
+        if task.kind != "survival" or not _labelled(session, task.name):
+            continue
+        seen, censored = seen_and_censored(session.statistics.tasks[task.name].counts)
+        if not seen:
+            raise ValueError(
+                f"none of the {censored} records of part train of {session.manifest.url} that have a time of "
+                f"{task.name} was seen, all are censored, so there is no hazard to learn: add records with seen = 1, "
+                "or leave the task out of training.tasks"
+            )
 
 
 def _weighty(session: Session, labelled: list[str]) -> None:

@@ -91,7 +91,7 @@ class FuseMoE(nn.Module):
         self.heads = nn.ModuleDict(
             {
                 task.name: Head(
-                    task, self.pooling.width, 2 * config.dim, config.dropout, *target_scale(statistics, task.name)
+                    task, self.pooling.width, 2 * config.dim, config.dropout, *target_scale(statistics, task)
                 )
                 for task in schema.tasks
                 if task.name in tasks

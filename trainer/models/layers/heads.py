@@ -1,4 +1,4 @@
-"""Heads and losses, one per task: binary, multi-class, multi-label, regression.
+"""Heads and losses, one per task: binary, multi-class, multi-label, regression; survival's loss is in `hazard.py`.
 
 A label may be missing (NaN): the record then takes no part in that task's loss. Losses are returned as sums over
 labelled records, so that the caller can divide by the count over all ranks and micro-batches: a rank without any
@@ -9,23 +9,30 @@ Shape legend: B records, C logits of a task, t targets of a task (1 for binary a
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from data_shards import TaskSpec
 from data_shards.records.statistics import SplitStatistics
+from data_shards.records.survival import life_table
 from trainer.models.layers.standardise import Constant
+
+SCALED = ("regression", "survival")  # answers are deviations from what the training part says of all records
 
 
 class Head(nn.Module):
-    """Pooled vector -> logits of one task; a regression head answers in the target's own unit."""
+    """Pooled vector -> logits of one task.
+
+    A regression head answers in the target's own unit, a survival head about the hazards of a life table.
+    """
 
     def __init__(
         self, task: TaskSpec, inputs: int, hidden: int, dropout: float, mean: list[float], std: list[float]
     ) -> None:
         super().__init__()
-        self.regression = task.kind == "regression"
+        self.scaled = task.kind in SCALED
         self.network = nn.Sequential(
             nn.LayerNorm(inputs), nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, task.dim)
         )
@@ -34,13 +41,14 @@ class Head(nn.Module):
     def forward(self, pooled_BX: Tensor) -> Tensor:
         """(B, X) -> float32 (B, C)."""
         logits_BC = self.network(pooled_BX).float()
-        return logits_BC * self.std() + self.mean() if self.regression else logits_BC
+        return logits_BC * self.std() + self.mean() if self.scaled else logits_BC
 
 
 class TaskLoss(nn.Module):
     """Sum of a task's loss over labelled records, and their number.
 
     Args:
+        task: of any kind but survival, whose loss is `hazard.HazardLoss`.
         class_weight: C weights (multi-class), or 2 weights of the classes 0 and 1 (binary); None = all 1.
         scale: standard deviation of the targets (regression); the loss is in units of it.
     """
@@ -75,8 +83,14 @@ class TaskLoss(nn.Module):
         return loss_Bt
 
 
-def target_scale(statistics: SplitStatistics, task: str) -> tuple[list[float], list[float]]:
-    """Mean and deviation of a task's training targets (0 and 1 where there are none)."""
-    table = statistics.tasks.get(task)
+def target_scale(statistics: SplitStatistics, task: TaskSpec) -> tuple[list[float], list[float]]:
+    """Mean and deviation of a task's training targets (0 and 1 where there are none).
+
+    Of survival the log odds of the training part's life table, and 1: what a head answers before it has learned.
+    """
+    table = statistics.tasks.get(task.name)
+    if task.kind == "survival":
+        hazard_K = life_table(table.counts) if table is not None and table.counts else np.full(task.dim, 0.5)
+        return np.log(hazard_K / (1 - hazard_K)).tolist(), [1.0] * task.dim
     mean, std = (table.mean, table.std) if table is not None else ((0.0,), (1.0,))
     return list(mean), [value if value > 1e-12 else 1.0 for value in std]
