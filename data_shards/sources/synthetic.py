@@ -16,10 +16,12 @@ from pydantic import Field, field_validator
 
 from data_shards.records.record import Record, Series, Value
 from data_shards.records.schema import DatasetSchema, Kind, ModalitySpec, TaskSpec
+from data_shards.records.survival import edges_from
 from data_shards.sources.base import Source, SourceOptions, hashed_part
-from data_shards.sources.planted import Evidence, Signal, Vocabulary, auroc
+from data_shards.sources.planted import Evidence, Signal, Vocabulary, auroc, concordance, draw_lifetime
 
 KINDS: tuple[Kind, ...] = ("series", "vector", "image", "text", "waveform")
+TASKS = ("label", "positive", "score")
 SHARES = (("train", 0.7), ("val", 0.1), ("test", 0.2))
 HORIZON = 10.0
 CHANNELS, FEATURES, SIDE, SAMPLES, WORDS = 4, 16, 8, 64, 20
@@ -39,6 +41,9 @@ class SyntheticOptions(SourceOptions):
     irregularity: float = Field(1.0, ge=0, le=1, description="0: series on a regular grid, 1: at random times")
     events: float = Field(12.0, ge=1, description="mean number of events per channel of a series")
     noise: float = Field(2.0, gt=0, description="noise; 1 is easy, 4 is hard")
+    intervals: int = Field(
+        0, ge=0, le=1000, description="a survival task `lifetime` in so many intervals, of hazards that grow with exp(z)"
+    )
     seed: int = Field(0, description="seed of templates and records")
 
     @field_validator("modalities")
@@ -57,7 +62,7 @@ class Synthetic(Source):
         super().__init__(options)
         self.o = options
         self.kinds = _parse_kinds(options.modalities)
-        self.schema = _schema(self.kinds, options.classes)
+        self.schema = _schema(self.kinds, options.classes, self._edges() if options.intervals else ())
         self.models = [self._model(name, kind) for name, kind in self.kinds.items()]
 
     def units(self) -> list[tuple[int, int]]:
@@ -103,7 +108,7 @@ class Synthetic(Source):
             return {}
         found = [self.evidence(record) for record in records]
         posterior = np.stack([e.class_posterior() for e in found])
-        label, positive, score = (np.array([r.targets[t] for r in records], float) for t in self.schema.task_names)
+        label, positive, score = (np.array([r.targets[t] for r in records], float) for t in TASKS)
         accuracy = float((posterior.argmax(1) == label).mean())
         guess = np.array([e.score_mean() for e in found])
         error = float(((guess - score) ** 2).mean())
@@ -113,9 +118,19 @@ class Synthetic(Source):
             "positive": {"auroc": area} if np.isfinite(area) else {},
             "score": {"rmse": error**0.5},
         }
+        if self.o.intervals:
+            life = np.array([r.targets["lifetime"] for r in records], float)
+            ordered = concordance(guess, life)
+            scores["lifetime"] = {"concordance": ordered} if np.isfinite(ordered) else {}
         if len(records) > 1:
             scores["score"]["r2"] = 1 - error / float(score.var())
         return scores
+
+    def _edges(self) -> tuple[float, ...]:
+        """From as many lives as there would be records, which are no records'."""
+        rng = self._rng("edges")
+        time, seen = np.stack([draw_lifetime(rng, float(rng.standard_normal())) for _ in range(_SCORED)], axis=1)
+        return edges_from(time, seen, self.o.intervals)
 
     def _rng(self, *key: object) -> np.random.Generator:
         digest = hashlib.blake2b(repr((self.o.seed, *key)).encode(), digest_size=16).digest()
@@ -148,6 +163,9 @@ class Synthetic(Source):
             "positive": float(score > 0),
             "score": score,
         }
+        if self.o.intervals:
+            # Of its own generator, so that all else is as without it.
+            targets["lifetime"] = draw_lifetime(self._rng("lifetime", number), score)
         key = _key(number)
         part = hashed_part(key, SHARES, str(self.o.seed))
         return Record(key, values, targets, {"default": part}), int((~keep).sum())
@@ -212,7 +230,7 @@ def _parse_kinds(text: str) -> dict[str, Kind]:
     return names
 
 
-def _schema(kinds: dict[str, Kind], classes: int) -> DatasetSchema:
+def _schema(kinds: dict[str, Kind], classes: int, edges: tuple[float, ...]) -> DatasetSchema:
     fields: dict[Kind, dict[str, Any]] = {
         "series": {"channels": tuple(f"c{i}" for i in range(CHANNELS)), "time_unit": "hours", "horizon": HORIZON},
         "vector": {"shape": (FEATURES,)},
@@ -221,9 +239,11 @@ def _schema(kinds: dict[str, Kind], classes: int) -> DatasetSchema:
         "waveform": {"shape": (2,), "rate": float(SAMPLES), "max_length": 2 * SAMPLES},
     }
     modalities = tuple(ModalitySpec(name, kind, **fields[kind]) for name, kind in kinds.items())
-    tasks = (
-        TaskSpec("label", "multiclass", classes=tuple(f"class_{k}" for k in range(classes))),
-        TaskSpec("positive", "binary"),
-        TaskSpec("score", "regression", dim=1),
+    tasks: tuple[TaskSpec, ...] = (
+        TaskSpec(TASKS[0], "multiclass", classes=tuple(f"class_{k}" for k in range(classes))),
+        TaskSpec(TASKS[1], "binary"),
+        TaskSpec(TASKS[2], "regression", dim=1),
     )
+    if edges:
+        tasks += (TaskSpec("lifetime", "survival", edges=edges, unit="years"),)
     return DatasetSchema("synthetic", modalities, tasks)
