@@ -14,7 +14,13 @@ from tests.test_layout import ROOMS, ROOT, Source, house, imports, sources
 
 BESIDE = ("tests", "benchmarks", "docs")  # what no user needs may come with the extra `test`
 # Module -> the distribution that brings it, where the two bear different names.
-DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn", "xdist": "pytest-xdist", "yaml": "pyyaml"}
+DISTRIBUTION = {
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "sksurv": "scikit-survival",
+    "xdist": "pytest-xdist",
+    "yaml": "pyyaml",
+}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 

@@ -126,7 +126,7 @@ def _beyond_the_edges(manifest: Manifest, index: ShardIndex, split: str, rows: d
         if task.kind != "survival":
             continue
         for part, members in rows.items():
-            time, seen = index.targets_nW[members, offsets[i] : offsets[i + 1]].T
+            time, seen = index.targets_of(members)[:, offsets[i] : offsets[i + 1]].T
             happened = time[seen == 1]
             beyond = int((happened > np.float32(task.edges[-1])).sum())
             if beyond > MANY_BEYOND * len(happened):
@@ -146,7 +146,7 @@ def _columns(manifest: Manifest, index: ShardIndex) -> list[tuple[TaskSpec, np.n
     for i, task in enumerate(manifest.schema.tasks):
         if task.kind == "survival":
             seen = TaskSpec(task.name, "binary", classes=("censored", "seen"))
-            columns.append((seen, index.targets_nW[:, offsets[i] + 1].astype(np.float64), f"{task.name} was seen"))
+            columns.append((seen, index.last_targets()[:, offsets[i] + 1].astype(np.float64), f"{task.name} was seen"))
             continue
         for w in range(task.width):
             single = TaskSpec(task.name, "binary") if task.kind == "multilabel" else task

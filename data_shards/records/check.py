@@ -60,9 +60,11 @@ def _target(record: Record, task: TaskSpec, value: np.ndarray | float, rows: int
     wanted: tuple[int, ...] = (rows, width) if task.timed else (width,)
     if exact.shape != wanted:
         raise ValueError(f"record {record.key}, task {task.name}: target shape {exact.shape}, not {wanted}")
-    rounded = lost(exact.ravel()) if task.kind in ("regression", "survival") else None
+    numbers = exact[..., 0] if task.kind == "survival" else exact
+    rounded = lost(numbers.ravel()) if task.kind in ("regression", "survival") else None
     if rounded:
-        raise ValueError(f"record {record.key}, task {task.name}: {rounded}; subtract a constant from the target")
+        remedy = "give it in a larger unit" if task.kind == "survival" else "subtract a constant from the target"
+        raise ValueError(f"record {record.key}, task {task.name}: {rounded}; {remedy}")
     target = exact.astype(np.float32).reshape(rows, width)
     for row in target:
         if problem := task.check(row):

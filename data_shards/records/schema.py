@@ -56,6 +56,10 @@ def unit_ratio(unit: str, other: str) -> float:
     return seconds[0] / seconds[1]
 
 
+def _single(edges: tuple[float, ...]) -> list[float]:
+    return np.asarray(edges, np.float32).tolist()
+
+
 @dataclass(frozen=True)
 class ModalitySpec:
     """One modality.
@@ -242,10 +246,12 @@ class TaskSpec:
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "edges", tuple(float(edge) for edge in self.edges))
         if (self.kind == "survival") != bool(self.edges) or any(
-            not low < high for low, high in zip((0.0, *self.edges), self.edges, strict=False)
+            not low < high < np.inf
+            for low, high in zip((0.0, *_single(self.edges)), _single(self.edges), strict=False)  # as times are kept
         ):
             raise ValueError(
-                f"task {self.name} ({self.kind}): edges {self.edges} must ascend from above 0, for survival only"
+                f"task {self.name} ({self.kind}): edges {self.edges} must ascend from above 0, as float32; "
+                "survival has some, other kinds none"
             )
         lengths = {"binary": 1, "regression": self.dim or 1, "survival": len(self.edges)}
         expected = lengths.get(self.kind, len(self.classes))

@@ -42,7 +42,7 @@ class SyntheticOptions(SourceOptions):
     events: float = Field(12.0, ge=1, description="mean number of events per channel of a series")
     noise: float = Field(2.0, gt=0, description="noise; 1 is easy, 4 is hard")
     intervals: int = Field(
-        0, ge=0, le=1000, description="a survival task `lifetime` in so many intervals, of hazards that grow with exp(z)"
+        0, ge=0, le=1000, description="a survival task `lifetime` in so many intervals, hazards grow with exp(score)"
     )
     seed: int = Field(0, description="seed of templates and records")
 

@@ -36,6 +36,7 @@ def test_group_layout_gathers_equal_shapes() -> None:
         (TaskSpec("t", "multiclass", classes=("a", "b", "c")), 3, 1),
         (TaskSpec("t", "multilabel", classes=("a", "b", "c")), 3, 3),
         (TaskSpec("t", "regression", dim=4), 4, 4),
+        (TaskSpec("t", "survival", edges=(1.0, 2.5, 7.0)), 3, 2),
     ],
 )
 def test_widths_of_logits_and_targets(task: TaskSpec, dim: int, width: int) -> None:
@@ -69,6 +70,13 @@ def test_illegal_modalities(fields: dict[str, object], words: str) -> None:
         ({"kind": "multiclass", "classes": ("one",)}, "too few"),
         ({"kind": "binary", "classes": ("a", "b", "c")}, "two class names or none"),
         ({"kind": "multiclass", "classes": ("a", "b"), "dim": 5}, "dim 5 must be 2"),
+        ({"kind": "survival"}, "must ascend from above 0, as float32; survival has some, other kinds none"),
+        ({"kind": "binary", "edges": (1.0,)}, "survival has some, other kinds none"),
+        ({"kind": "survival", "edges": (0.0, 1.0)}, "must ascend from above 0"),
+        ({"kind": "survival", "edges": (2.0, 1.0)}, "must ascend from above 0"),
+        ({"kind": "survival", "edges": (1.0, 1.0 + 1e-9)}, "must ascend from above 0, as float32"),
+        ({"kind": "survival", "edges": (1.0, float("inf"))}, "must ascend from above 0"),
+        ({"kind": "survival", "edges": (1.0, 2.0), "dim": 3}, "dim 3 must be 2"),
     ],
 )
 def test_illegal_tasks(fields: dict[str, object], words: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from data_shards import DatasetSchema, ModalitySpec, Record, TaskSpec
+from data_shards.records.check import validate
 from data_shards.records.survival import count_intervals, edges_from, interval_of, life_table, seen_and_censored
 
 nan = np.nan
@@ -45,3 +47,37 @@ def test_counts_and_life_table_by_hand() -> None:
     assert counts.tolist() == [1, 1, 1, 2, 1, 1]
     assert seen_and_censored(counts.tolist()) == (4, 3)
     assert life_table(counts.tolist()).tolist() == [2.5 / (7 - 0.5 + 1), 1.5 / (4 - 0.5 + 1)]
+
+
+SCHEMA = DatasetSchema(
+    "d", (ModalitySpec("v", "vector", shape=(1,)),), (TaskSpec("life", "survival", edges=(1.0, 2.0), unit="days"),)
+)
+
+
+def test_edges_are_part_of_the_schema_and_of_its_digest() -> None:
+    again = DatasetSchema.from_json(SCHEMA.to_json())
+    assert again == SCHEMA and again.tasks[0].edges == (1.0, 2.0)
+    other = DatasetSchema("d", SCHEMA.modalities, (TaskSpec("life", "survival", edges=(1.0, 3.0), unit="days"),))
+    assert other.digest() != SCHEMA.digest()
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ([-1.0, 1.0], "time -1 must be 0 or more"),
+        ([1.0, 2.0], "seen 2 must be 0 or 1"),
+        ([1.0, nan], "seen nan must be 0 or 1"),
+        ([nan, 1.0], "time nan must be 0 or more"),
+        ([np.inf, 1.0], "the target is infinite"),
+        (3.0, r"target shape \(1,\), not \(2,\)"),
+        ([100_000_000.5, 1.0], "give it in a larger unit"),
+    ],
+)
+def test_illegal_labels(label: object, words: str) -> None:
+    with pytest.raises(ValueError, match=f"record r, task life.*{words}"):
+        validate(SCHEMA, Record("r", {}, {"life": np.array(label)}))
+
+
+@pytest.mark.parametrize("label", [[0.0, 1.0], [0.5, 0.0], [1e9, 0.0], [nan, nan]])
+def test_legal_labels(label: list[float]) -> None:
+    validate(SCHEMA, Record("r", {}, {"life": np.array(label)}))

@@ -49,6 +49,28 @@ def test_a_weight_is_a_repeated_row(task: TaskSpec) -> None:
             assert value[draw] == pytest.approx(expected[name], abs=1e-6), f"{name}, draw {draw}"
 
 
+def test_survival_draws_records_and_keeps_what_is_known_of_censoring() -> None:
+    """Concordance of drawn rows is that of repeated rows; Brier score and Uno's are weighted by the whole part's."""
+    rng, task = np.random.default_rng(3), TaskSpec("life", "survival", edges=(1.0, 2.0, 4.0))
+    logits = torch.tensor(np.round(rng.normal(size=(120, 3)), 1))
+    target = torch.tensor(np.stack([rng.integers(1, 11, 120) / 2, rng.integers(0, 2, 120)], axis=1))
+    target[rng.random(120) < 0.2] = torch.nan
+    weights = draw_weights(120, draws=6)
+    values = {name: measure(weights) for name, measure in task_measures(task, logits, target).items()}
+    whole = task_metrics(task, logits, target)
+    assert values.keys() == {"concordance", "concordance_ipcw", "integrated_brier"}
+    for name, value in values.items():
+        assert value[0] == pytest.approx(whole[name], abs=1e-12), name
+        assert len(set(value.tolist())) == 7, name
+    for draw, value in enumerate(values["concordance"]):
+        rows = torch.tensor(np.repeat(np.arange(120), weights[draw].astype(int)))
+        assert value == pytest.approx(task_metrics(task, logits[rows], target[rows])["concordance"], abs=1e-12)
+    nobody = np.isnan(target.numpy()).any(axis=1)[None].astype(float)
+    assert all(np.isnan(measure(nobody)).all() for measure in task_measures(task, logits, target).values())
+    with pytest.raises(ValueError, match="task life has no labelled record"):
+        task_measures(task, torch.zeros(2, 3), torch.full((2, 2), torch.nan))
+
+
 def test_draws_with_one_class_only_have_no_area() -> None:
     measures = task_measures(TASKS[0], torch.tensor([[0.1], [0.2]]), torch.tensor([[0.0], [1.0]]))
     weights = np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]])

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics as reference
+from sksurv import metrics as sksurv_metrics
 from torchmetrics.functional import classification as oracle
 
 from data_shards import TaskSpec
+from data_shards.inspection.labels import label_values
 from tests.ranks import run_ranks
 from trainer.metrics.formulas import auroc, average_precision, confusion, counts_by_score, macro_f1
 from trainer.metrics.predictions import PredictionCollector
 from trainer.metrics.scores import metric_names, part_metrics, task_metrics
+from trainer.metrics.survival import median_time, risk, survival_at_edges
 from trainer.models.layers.heads import TaskLoss
 from trainer.worker.collectives import broadcast_json, rows_to_first
 
@@ -114,6 +117,57 @@ def test_names_are_known_from_the_labels_alone(task: TaskSpec) -> None:
         assert all(value == value for value in got.values()), "none of them is NaN"
         seen.add(frozenset(got))
     assert len(seen) >= 3
+
+
+LIFE = TaskSpec("t", "survival", edges=(1.0, 2.0, 4.0), unit="days")
+
+
+def test_survival_names_are_known_from_the_labels_alone() -> None:
+    """Every combination of a few times gives exactly the metrics that were foretold; none of them is NaN."""
+    seen = set()
+    labels = [(torch.nan, torch.nan), *itertools.product((0.5, 1.0, 1.5, 5.0), (0.0, 1.0))]
+    for rows in itertools.product(labels, repeat=3):
+        target = torch.tensor(rows)
+        got = task_metrics(LIFE, torch.zeros(3, 3), target)
+        assert got.keys() == metric_names(LIFE, label_values(LIFE, target.numpy())), rows
+        assert all(value == value for value in got.values()), rows
+        seen.add(frozenset(got))
+    assert len(seen) > 6
+
+
+def test_survival_by_hand_and_against_the_library() -> None:
+    rng = np.random.default_rng(0)
+    logits = torch.tensor(rng.normal(size=(200, 3)) - 1)
+    time, seen = rng.exponential(2.5, 200).astype(np.float32), rng.random(200) < 0.7
+    target = torch.tensor(np.stack([time, seen.astype(np.float32)], axis=1))
+    target[:20] = torch.nan
+    got = task_metrics(LIFE, logits, target)
+    hazard = 1 / (1 + np.exp(-logits[20:].numpy()))
+    curve = (1 - hazard).cumprod(axis=1)
+    # Area above the curve, which falls by a constant hazard within each interval.
+    before, width = np.concatenate([np.ones((180, 1)), curve[:, :-1]], axis=1), np.array([1.0, 1.0, 2.0])
+    area = ((before - curve) / np.log(before / curve) * width).sum(axis=1)
+    time, seen = time[20:].astype(float), seen[20:]
+    assert got["concordance"] == pytest.approx(sksurv_metrics.concordance_index_censored(seen, time, 4 - area)[0])
+    labels = np.array(list(zip(seen, time, strict=True)), dtype=[("seen", bool), ("time", float)])
+    assert got["concordance_ipcw"] == pytest.approx(
+        sksurv_metrics.concordance_index_ipcw(labels, labels, 4 - area, tau=4.0)[0]
+    )
+    expected = sksurv_metrics.integrated_brier_score(labels, labels, curve, np.array([1.0, 2.0, 4.0]))
+    assert got["integrated_brier"] == pytest.approx(expected)
+    assert 0 < got["ece"] < 0.5
+
+
+def test_curves_medians_and_risks_by_hand() -> None:
+    """Hazards 0.2, 0.5, 0.75 over (0, 1], (1, 2], (2, 4]; nothing at all; everything at once."""
+    logits = torch.tensor([[0.2, 0.5, 0.75], [1e-30, 1e-30, 1e-30], [1.0 - 1e-7] * 3], dtype=torch.float64).logit()
+    assert survival_at_edges(logits)[0].tolist() == pytest.approx([0.8, 0.4, 0.1])
+    median = median_time(LIFE, logits)
+    assert float(median[0]) == pytest.approx(1 + np.log(0.8 / 0.5) / np.log(2))
+    assert bool(median[1].isnan()) and 0 < float(median[2]) < 0.05
+    lived = 0.2 / np.log(1 / 0.8) + 0.4 / np.log(2) + 0.3 / np.log(4) * 2
+    assert risk(LIFE, logits).tolist() == pytest.approx([4 - lived, 0.0, 4 - 1 / np.log(1e7)], abs=1e-5)
+    assert float(median_time(LIFE, torch.tensor([[0.0, 0.0, 0.0]]))[0]) == pytest.approx(1.0), "half at an edge"
 
 
 def test_without_a_positive_there_is_no_f1() -> None:
