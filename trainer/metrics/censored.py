@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 MOST_WEIGHTS = 1 << 24  # of pairs of a record and a set of weights, that are held at a time
-GROUPS, FEWEST = 10, 20  # of records by predicted chance, and in each of them
+GROUPS, FEWEST = 10, 50  # of records by predicted chance, and in each of them
 
 
 @dataclass(frozen=True)

@@ -97,11 +97,11 @@ def test_kaplan_meier_by_hand() -> None:
 
 
 def test_calibration_compares_groups_with_kaplan_meier() -> None:
-    time = np.concatenate([np.full(20, 1.0), np.full(20, 5.0), np.full(40, 5.0)])
-    seen = np.concatenate([np.ones(20, bool), np.zeros(60, bool)])
-    stated = np.concatenate([np.full(40, 0.4), np.full(40, 0.9)])
+    time = np.concatenate([np.full(50, 1.0), np.full(50, 5.0), np.full(100, 5.0)])
+    seen = np.concatenate([np.ones(50, bool), np.zeros(150, bool)])
+    stated = np.concatenate([np.full(100, 0.4), np.full(100, 0.9)])
     found = calibration(time, seen, stated, 2.0)
-    assert found.count.tolist() == [20.0] * 4
+    assert found.count.tolist() == [50.0] * 4
     assert found.stated == pytest.approx([0.4, 0.4, 0.9, 0.9]) and found.found.tolist() == [0, 1, 1, 1]
     assert found.error == pytest.approx((0.4 + 0.6 + 0.1 + 0.1) / 4)
-    assert len(calibration(time[:30], seen[:30], stated[:30], 2.0).count) == 1, "too few to be told apart"
+    assert len(calibration(time[:90], seen[:90], stated[:90], 2.0).count) == 1, "too few to be told apart"
