@@ -30,6 +30,8 @@ LATENCY_S = 0.025
 SAMPLE = 8
 """Ranks of a reading world that are looked at, at most."""
 CASES = (((8, 8), (64, 8)), ((8, 8), (256, 8)), ((8, 8), (1, 1)), ((256, 8), (8, 8)), ((256, 8), (96, 4)))
+PAGE = 1000
+"""Files that an object store lists, or removes, in one request."""
 
 
 class CountedFiles(LocalFileSystem):
@@ -41,6 +43,7 @@ class CountedFiles(LocalFileSystem):
     def __init__(self, latency_s: float = 0.0) -> None:
         super().__init__()
         self.latency_s, self.requests, self.bytes_read = latency_s, 0, 0
+        self.files_read: set[str] = set()
         self._inside = threading.local()
         self._counting = threading.Lock()
 
@@ -56,10 +59,11 @@ class CountedFiles(LocalFileSystem):
         finally:
             self._inside.request = False
 
-    def cat_file(self, *args: Any, **options: Any) -> bytes:
-        data: bytes = self._request(super().cat_file, *args, **options)
+    def cat_file(self, path: str, *args: Any, **options: Any) -> bytes:
+        data: bytes = self._request(super().cat_file, path, *args, **options)
         with self._counting:
             self.bytes_read += len(data)
+            self.files_read.add(path)
         return data
 
     def open(self, *args: Any, **options: Any) -> Any:
@@ -79,6 +83,13 @@ class CountedFiles(LocalFileSystem):
 
     def rm_file(self, *args: Any, **options: Any) -> Any:
         return self._request(super().rm_file, *args, **options)
+
+    def rm(self, path: str | list[str], recursive: bool = False, **options: Any) -> Any:
+        """A folder is listed first."""
+        files = len(path) if isinstance(path, list) else len(list(Path(path).iterdir()))
+        for _ in range((1 + recursive) * -(-files // PAGE) - 1):
+            self._request(lambda: None)
+        return self._request(super().rm, path, recursive=recursive, **options)
 
 
 @dataclass(frozen=True)
@@ -140,10 +151,11 @@ class Rank:
         return {}
 
     def fragments(self) -> list[Fragment]:
+        shapes = self.model.parameters()
         return [
             Fragment(
                 name,
-                (),
+                shapes[name],
                 start,
                 numel,
                 *(torch.from_numpy(value_of(self.numbers[name], role, start, numel)) for role in range(len(ROLES))),
@@ -152,28 +164,35 @@ class Rank:
         ]
 
 
-def write(folder: str, model: Blocks, world: int, expert_parallel: int) -> dict[str, float]:
-    """All ranks of a world write one checkpoint: files, requests, and seconds at `LATENCY_S` a request."""
+def write(folder: str, model: Blocks, world: int, expert_parallel: int, saves: int = 1) -> dict[str, float]:
+    """All ranks of a world write a checkpoint: files, requests, and seconds at `LATENCY_S` a request.
+
+    Of several `saves` only the newest checkpoint is kept, and the figures are those of the last save.
+    """
     store = dist.HashStore()
     requests, seconds = [], {}
+    writers = [
+        CheckpointWriter(folder, rank, world, "scale", 1, 0, mailbox=Mailbox(store, rank, world))
+        for rank in range(world)
+    ]
     for rank in [*range(1, world), 0]:
-        timed = rank in (0, 1)
-        writer = CheckpointWriter(folder, rank, world, "scale", 1, 0, mailbox=Mailbox(store, rank, world))
-        files = CountedFiles(LATENCY_S if timed else 0.0)
-        writer._fs = files
-        engine = Rank(model, rank, world, expert_parallel)
-        meta = {"step": 1, "score": None, "progress": {"epoch": 0}}
-        begin = time.perf_counter()
-        writer.save(engine, meta)  # type: ignore[arg-type]
-        stall = time.perf_counter() - begin
-        if not writer.settle():
-            raise RuntimeError(f"rank {rank}: {writer.failed}")
-        seconds[rank] = time.perf_counter() - begin - stall
+        writer, engine = writers[rank], Rank(model, rank, world, expert_parallel)
+        writer._fs = files = CountedFiles(LATENCY_S if rank in (0, 1) else 0.0)
+        if writer._inventory is not None:
+            writer._inventory._fs = files
+        for step in range(1, saves + 1):
+            meta = {"step": step, "score": None, "progress": {"epoch": 0}}
+            files.requests, begin = 0, time.perf_counter()
+            writer.save(engine, meta)  # type: ignore[arg-type]
+            stall = time.perf_counter() - begin
+            if not writer.settle():
+                raise RuntimeError(f"rank {rank}: {writer.failed}")
+            seconds[rank] = time.perf_counter() - begin - stall
         requests.append(files.requests)
     found = list(Path(f"{folder}/checkpoints").rglob("*.safetensors"))
     index = next(path for path in found if path.name.endswith("index.safetensors"))
     begin = time.perf_counter()
-    checkpoint_at(folder).reader(index.read_bytes())
+    checkpoint_at(folder, step=saves).reader(index.read_bytes())
     return {
         "files": len(found) + 2,
         "requests": sum(requests) / world,
@@ -185,18 +204,20 @@ def write(folder: str, model: Blocks, world: int, expert_parallel: int) -> dict[
     }
 
 
-def checkpoint_at(folder: str, files: CountedFiles | None = None) -> Checkpoint:
+def checkpoint_at(folder: str, files: CountedFiles | None = None, step: int = 1) -> Checkpoint:
     """The one that `write` has left."""
-    return read_checkpoint(files or CountedFiles(), f"{folder}/checkpoints/step-{1:010d}")
+    return read_checkpoint(files or CountedFiles(), f"{folder}/checkpoints/step-{step:010d}")
 
 
 def read(folder: str, model: Blocks, world: int, expert_parallel: int, check: bool = False) -> dict[str, float]:
-    """Ranks of another world read their part: bytes read for bytes needed, requests of a rank. The index is at hand.
+    """Ranks of another world read their part: bytes read for bytes needed, requests and files of a rank.
+
+    The index is at hand. `most_a_file`: requests for each file that is touched, of the rank with the most.
 
     Raises ValueError: with `check`, a value that is not what was written.
     """
     index = checkpoint_at(folder).index()
-    needed, files, most = 0, CountedFiles(), 0
+    needed, files, most, most_a_file, touched = 0, CountedFiles(), 0, 0.0, 0
     ranks = np.unique(np.linspace(0, world - 1, min(world, SAMPLE)).astype(int)).tolist()
     checkpoint = checkpoint_at(folder, files)
     files.requests = files.bytes_read = 0
@@ -204,14 +225,23 @@ def read(folder: str, model: Blocks, world: int, expert_parallel: int, check: bo
         engine = Rank(model, rank, world, expert_parallel)
         wanted = [Wanted(name, role, start, numel) for role in ROLES for name, start, numel in engine.intervals]
         before = files.requests
+        files.files_read.clear()
         values = checkpoint.reader(index).read_all(wanted)
         most = max(most, files.requests - before)
+        most_a_file = max(most_a_file, (files.requests - before) / len(files.files_read))
+        touched += len(files.files_read)
         needed += 4 * sum(each.numel for each in wanted)
         for each, value in zip(wanted, values, strict=True) if check else ():
             right = value_of(engine.numbers[each.name], ROLES.index(each.role), each.start, each.numel)
             if not np.array_equal(value.numpy(), right):
                 raise ValueError(f"rank {rank} of {world}: {each} is not what was written")
-    return {"bytes_read": files.bytes_read / needed, "requests": files.requests / len(ranks), "most_requests": most}
+    return {
+        "bytes_read": files.bytes_read / needed,
+        "requests": files.requests / len(ranks),
+        "most_requests": most,
+        "files": touched / len(ranks),
+        "most_a_file": most_a_file,
+    }
 
 
 def measure(quick: bool) -> dict[str, float]:
@@ -221,8 +251,12 @@ def measure(quick: bool) -> dict[str, float]:
         figures = write(folder, model, 1024, 8)
         print("1,024 ranks write    " + "  ".join(f"{key} {value:,.3f}" for key, value in figures.items()), flush=True)
         found |= {f"save {key}": round(value, 4) for key, value in figures.items()}
-        for world, degree in ((1024, 8), (64, 8)):
+        for world, degree in ((1024, 8), (512, 8), (64, 8)):
             found |= _read(folder, model, (1024, 8), (world, degree))
+    with tempfile.TemporaryDirectory(prefix="checkpoint_scale_") as folder:
+        figures = write(folder, model, 1024, 8, saves=2)
+        print("and remove one       " + "  ".join(f"{key} {value:,.3f}" for key, value in figures.items()), flush=True)
+        found |= {f"save and remove {key}": round(figures[key], 4) for key in ("most_requests", "commit_s")}
     for (world, degree), reader in CASES:
         with tempfile.TemporaryDirectory(prefix="checkpoint_scale_") as folder:
             write(folder, model, world, degree)

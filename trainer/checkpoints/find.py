@@ -1,4 +1,5 @@
-"""The checkpoint that a path or URL means: a checkpoint's folder, an adapter's, or a run's best one."""
+"""The checkpoint that a path or URL means: a checkpoint's folder, an adapter's, or a run's best one; and what a run has.
+"""
 
 from __future__ import annotations
 
@@ -59,3 +60,74 @@ def committed_paths(run_dir: str) -> list[str]:
     fs, root = fsspec.url_to_fs(run_dir)
     folders = reversed(checkpoint_folders(fs, f"{root.rstrip('/')}/{CHECKPOINTS}"))
     return [path for path in folders if fs.exists(f"{path}/COMMIT")]
+
+
+class Inventory:
+    """The checkpoint folders of a run, as the process that owns the run remembers them.
+
+    The storage is asked once at the start and then only when there is something to remove, as nobody else writes under
+    the run's name: a save needs no listing to know that its folder is new, or that nothing is to be cleared. What a
+    process that has lost the run may still have left is found when something is removed, and at the next start.
+    """
+
+    def __init__(self, fs: fsspec.AbstractFileSystem, root: str) -> None:
+        self._fs, self._root = fs, root
+        self._damaged: set[str] = set()
+        self._found: dict[str, Checkpoint | None] = {}
+        """By folder, in any order; None: not read yet, or without COMMIT when it was."""
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Ask the storage which folders there are."""
+        self._found = {path: self._found.get(path) for path in checkpoint_folders(self._fs, self._root)}
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._found
+
+    def begin(self, path: str) -> None:
+        """Something is about to be written into a folder."""
+        self._found.setdefault(path, None)
+
+    def commit(self, path: str, checkpoint: Checkpoint) -> None:
+        """A folder holds this checkpoint now."""
+        self._found[path] = checkpoint
+        self._damaged.discard(path)
+
+    def forget(self, path: str) -> None:
+        """A folder is no longer there."""
+        self._found.pop(path, None)
+
+    def superfluous(self, newest: int, keep_last: int, keep_best: int) -> list[str]:
+        """Folders that the policy does not keep, and those that no attempt will ever commit.
+
+        Args:
+            newest: step of the checkpoint that has just been committed.
+        """
+        unknown = [path for path, held in self._found.items() if held is None and path not in self._damaged]
+        if not unknown and not self._not_kept(keep_last, keep_best):
+            return []
+        self.refresh()
+        torn = [path for path in sorted(self._found) if self._is_torn(path)]
+        # An older one without COMMIT will never get it; a newer one, of a killed attempt, is written again.
+        doomed = [path for path in torn if int(path.rsplit("-", 1)[1]) < newest]
+        return doomed + self._not_kept(keep_last, keep_best)
+
+    def _not_kept(self, keep_last: int, keep_best: int) -> list[str]:
+        committed = [held for _, held in sorted(self._found.items()) if held is not None]
+        # The first of them is the very step that the run's end looks for.
+        best = best_first(committed[::-1])[:keep_best]
+        kept = {entry.path for entry in [*committed[-keep_last:], *best]}
+        return [entry.path for entry in committed if entry.path not in kept]
+
+    def _is_torn(self, path: str) -> bool:
+        """Whether a folder has no COMMIT; what has one is read, once."""
+        if self._found[path] is not None or path in self._damaged:
+            return False
+        try:
+            self._found[path] = read_checkpoint(self._fs, path)
+        except FileNotFoundError:
+            return True
+        except CheckpointError as error:
+            self._damaged.add(path)
+            logger.warning("%s; it is left where it is", error)
+        return False

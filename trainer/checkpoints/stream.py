@@ -1,14 +1,17 @@
 """A rank's part of a checkpoint: one stream of bytes, cut into few files, with a digest of every block.
 
-The stream holds, for one role after the other (`ROLES`), the intervals of logical tensors that the rank owns, as fp32
-in the order in which it holds them. It is cut into files of at most `PART` bytes, each in safetensors layout, and into
-blocks: a reader that needs a slice reads and checks the blocks that cover it, and no more.
+The stream holds, for one role after the other (`ROLES`), the intervals of logical tensors that the rank owns, as fp32,
+those of the smallest tensors first. Small tensors and large ones (experts) are shared among different numbers of ranks,
+so what another number of ranks needs of a stream lies together, and is read in few requests. The stream is cut into
+files of at most `PART` bytes, each in safetensors layout, and into blocks: a reader that needs a slice reads and checks
+the blocks that cover it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -60,8 +63,9 @@ class Written:
 
 
 def snapshot(fragments: Iterable[Fragment]) -> Stream:
-    """Copies of this rank's fragments; training may go on changing the originals."""
+    """Copies of this rank's fragments, in the stream's order; training may go on changing the originals."""
     kept = [fragment for fragment in fragments if fragment.numel]
+    kept.sort(key=lambda fragment: math.prod(fragment.shape))
     each = sum(fragment.numel for fragment in kept)
     on_gpu = bool(kept) and kept[0].master.is_cuda
     values, at = torch.empty(len(ROLES) * each, dtype=torch.float32, pin_memory=on_gpu), 0

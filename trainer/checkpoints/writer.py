@@ -17,6 +17,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,8 +29,8 @@ from data_shards.errors import LeaseLostError
 from data_shards.lease.create import create_file
 from data_shards.lease.lease import Guard, Unowned
 from parallel import Engine
-from trainer.checkpoints.checkpoint import FORMAT, Checkpoint, address, best_first, read_checkpoint
-from trainer.checkpoints.find import checkpoint_folders
+from trainer.checkpoints.checkpoint import FORMAT, Checkpoint, address
+from trainer.checkpoints.find import Inventory
 from trainer.checkpoints.index import Index, joined, message
 from trainer.checkpoints.pieces import ROLES, CheckpointError, write_digested_json
 from trainer.checkpoints.stream import PART, Stream, block_bytes, file_name, snapshot, write_stream
@@ -84,7 +85,8 @@ class CheckpointWriter:
         self._agree = agree
         self._mailbox = mailbox or own_mailbox(rank, world)
         self._saves = 0
-        self._known: dict[str, Checkpoint] = {}
+        # Rank 0's: what is there before the first save.
+        self._inventory = Inventory(self._fs, self._root) if rank == 0 else None
         self._thread: threading.Thread | None = None
         self._written, self._abandoned = threading.Event(), threading.Event()
         self.failed: Exception | None = None
@@ -140,14 +142,13 @@ class CheckpointWriter:
         return fine
 
     def _write(self, stream: Stream, meta: dict[str, Any], tag: str) -> None:
-        step, described = int(meta["step"]), b""
+        step, described, before = int(meta["step"]), b"", _Before(None, [])
         self.failed = None
         try:
             path = self.path(step)
             self._guard.check()
-            self._fs.makedirs(path, exist_ok=True)
             # Before anything is written: what another one commits from now on is not this one's to replace.
-            before = self._look(path, tag) if self._rank == 0 else None
+            before = self._begin(path, tag)
             described = self._write_part(path, stream, meta, tag)
         except LeaseLostError as error:
             self.failed = error
@@ -158,10 +159,9 @@ class CheckpointWriter:
             self._mailbox.post(self._topic(tag), described)
             # Before the commit, which waits for other ranks: this rank must be able to tell them that it is fine.
             self._written.set()
-            if self._rank == 0 and self.failed is None:
-                assert before is not None
-                self._commit(path, meta, tag, before)
-                self._prune(step)
+            if self._inventory is not None and self.failed is None:
+                self._inventory.commit(path, self._commit(path, meta, tag, before))
+                self._clear(self._inventory, step)
         except LeaseLostError as error:
             self.failed = error
         except Exception as error:
@@ -181,20 +181,33 @@ class CheckpointWriter:
         numbers = {name: number for number, name in enumerate(meta["parameters"])}
         return message(stream.intervals, written, numbers)
 
-    def _look(self, path: str, tag: str) -> _Before:
-        """What lies in the folder of an earlier attempt at the same step, or of the same step without its score."""
-        self._fs.invalidate_cache()  # what another process has put there
-        try:
-            names = [str(name).rsplit("/", 1)[-1] for name in self._fs.ls(path, detail=False)]
-        except FileNotFoundError:  # an object store has no empty folders
-            names = []
+    def _begin(self, path: str, tag: str) -> _Before:
+        """Make a checkpoint's folder; what is in it, on rank 0.
+
+        A folder that is not known is new and needs no look: what another process might put there, no later step of this
+        save would replace.
+        """
+        known = self._inventory is not None and path in self._inventory
+        if self._inventory is not None:
+            self._inventory.begin(path)
+        names = self._names(path) if known else []
+        if not names:
+            self._fs.makedirs(path, exist_ok=True)
         commit = self._fs.cat_file(f"{path}/COMMIT") if "COMMIT" in names else None
         if commit is None and "checkpoint.json" in names:
             self._fs.rm_file(f"{path}/checkpoint.json")
         foreign = [name for name in names if not name.startswith(tag) and name not in ("COMMIT", "checkpoint.json")]
         return _Before(commit, [f"{path}/{name}" for name in foreign])
 
-    def _commit(self, path: str, meta: dict[str, Any], tag: str, before: _Before) -> None:
+    def _names(self, path: str) -> list[str]:
+        """What lies in the folder of an earlier attempt at the same step, or of the same step without its score."""
+        self._fs.invalidate_cache()  # what another process has put there
+        try:
+            return [str(name).rsplit("/", 1)[-1] for name in self._fs.ls(path, detail=False)]
+        except FileNotFoundError:  # an object store has no empty folders
+            return []
+
+    def _commit(self, path: str, meta: dict[str, Any], tag: str, before: _Before) -> Checkpoint:
         index = joined(self._await_ranks(tag), list(meta["parameters"]))
         stored = meta["index"]
         Index(index, meta["parameters"], tag, stored["block"], stored["part"]).check(path)
@@ -210,9 +223,9 @@ class CheckpointWriter:
         digest = write_digested_json(self._fs, f"{path}/checkpoint.json", meta)
         # Last: what is read later counts only if this is there, and matches.
         create_file(self._fs, f"{path}/COMMIT", digest.encode())
-        self._known[path] = Checkpoint(self._fs, path, meta)
-        for file in before.foreign:
-            self._fs.rm_file(file)
+        if before.foreign:
+            self._fs.rm(before.foreign)  # as one request, where the storage has one for many
+        return Checkpoint(self._fs, path, meta)
 
     def _replace(self, path: str, commit: bytes) -> None:
         if self._fs.cat_file(f"{path}/COMMIT") != commit:
@@ -241,34 +254,18 @@ class CheckpointWriter:
     def _topic(self, tag: str) -> str:
         return f"checkpoint/{tag}"
 
-    def _prune(self, newest: int) -> None:
+    def _clear(self, inventory: Inventory, newest: int) -> None:
         """Remove what the policy does not keep, and folders that no attempt will ever commit."""
-        committed: list[Checkpoint] = []
-        doomed: list[str] = []
-        for path in checkpoint_folders(self._fs, self._root):
-            if path not in self._known and not self._fs.exists(f"{path}/COMMIT"):
-                # An older one without COMMIT will never get it; a newer one, of a killed attempt, is written again.
-                if int(path.rsplit("-", 1)[1]) < newest:
-                    doomed.append(path)
-                continue
-            try:
-                # Looked at once: nobody else writes under the run's name.
-                if path not in self._known:
-                    self._known[path] = read_checkpoint(self._fs, path)
-                committed.append(self._known[path])
-            except CheckpointError as error:
-                logger.warning("%s; it is left where it is", error)
-        # The first of them is the very step that the run's end looks for.
-        best = best_first(committed[::-1])[: self._keep_best]
-        kept = {entry.path for entry in [*committed[-self._keep_last :], *best]}
-        self._guard.confirm()
-        for path in [*doomed, *(entry.path for entry in committed if entry.path not in kept)]:
-            self._known.pop(path, None)
+        doomed = inventory.superfluous(newest, self._keep_last, self._keep_best)
+        if doomed:
+            self._guard.confirm()
+        for path in doomed:
+            inventory.forget(path)
             _remove(self._fs, path)
 
 
 def _remove(fs: fsspec.AbstractFileSystem, path: str) -> None:
     """Remove a checkpoint folder, its commit marker first, so that no moment shows half a checkpoint."""
-    if fs.exists(f"{path}/COMMIT"):
+    with suppress(FileNotFoundError):
         fs.rm_file(f"{path}/COMMIT")
     fs.rm(path, recursive=True)

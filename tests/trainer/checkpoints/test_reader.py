@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +84,51 @@ def test_small_gaps_are_read_over_and_large_ones_are_not(in_parts: Path, monkeyp
     del holed[middle]
     assert cost(holed) == cost(whole)
     assert cost([Wanted(EXPERTS, "master", 0, 10), Wanted(EXPERTS, "exp_avg", 0, 10)]) == (2, 2048)
-    monkeypatch.setattr(reader, "SPARE", 0.0)
-    assert cost(holed)[1] == cost(whole)[1] - 1024
+    fewest = cost(whole)
+    monkeypatch.setattr(reader, "GAP", 1023)
+    assert cost(holed) == (fewest[0] + 1, fewest[1] - 1024), "a gap of 1,024 bytes costs more than a request"
+    monkeypatch.setattr(reader, "GAP", 1024)
+    assert cost(holed) == fewest
+    monkeypatch.setattr(reader, "MOST", 1.0)
+    assert cost(holed) == (fewest[0] + 1, fewest[1] - 1024)
+
+
+def spans(*places: tuple[int, int, int]) -> list[reader._Span]:
+    return [reader._Span(*place) for place in places]
+
+
+def bridged(most: float, *places: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """Ranks and bytes, in files of 100 bytes."""
+    return [(span.rank, span.begin, span.end) for span in reader._bridged(spans(*places), most, 100)]
+
+
+def test_the_smallest_gaps_are_read_over_within_a_file_and_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = ((0, 0, 10), (0, 18, 30), (0, 33, 40), (0, 45, 50))  # gaps of 8, 3 and 5; 34 bytes are needed
+    assert bridged(36.9, *places) == list(places)
+    assert bridged(37, *places) == [(0, 0, 10), (0, 18, 40), (0, 45, 50)]
+    assert bridged(42, *places) == [(0, 0, 10), (0, 18, 50)]
+    assert bridged(50, *places) == [(0, 0, 50)]
+    # Another rank's stream and another file are requests of their own, whatever is between.
+    apart = ((0, 80, 99), (0, 101, 110), (1, 110, 120))
+    assert bridged(1000, *apart) == list(apart)
+    assert bridged(1000, (0, 80, 104), (0, 106, 110)) == [(0, 80, 110)], "in the file where the first one ends"
+    monkeypatch.setattr(reader, "GAP", 4)
+    assert bridged(1000, *places) == [(0, 0, 10), (0, 18, 40), (0, 45, 50)]
+
+
+def test_a_stream_begins_with_the_smallest_tensors(in_parts: Path) -> None:
+    """In each role, on every rank: what lies together is what another number of ranks needs together."""
+    for rank in range(2):
+        keys = [key.split("|") for path in files_of(in_parts, rank) for key in header_of(path)]
+        for role in ROLES:
+            sizes = [SIZES[name] for name, of, _ in keys if of == role]
+            assert sizes == sorted(sizes) and len(set(sizes)) == 4
+
+
+def header_of(path: Path) -> list[str]:
+    data = path.read_bytes()
+    entries: dict[str, dict[str, list[int]]] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return sorted(entries, key=lambda key: entries[key]["data_offsets"])
 
 
 @pytest.mark.parametrize("where", ["header", "first", "last"])

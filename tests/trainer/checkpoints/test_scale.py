@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from benchmarks.checkpoint_scale import LATENCY_S, Blocks, CountedFiles, Rank, checkpoint_at, read, value_of, write
 from parallel import Fragment
+from trainer.checkpoints import reader
 from trainer.checkpoints.pieces import ROLES, Wanted
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.worker.mailbox import Mailbox
@@ -32,32 +33,43 @@ def test_1024_ranks_save_in_few_requests(tmp_path: Path) -> None:
     figures = write(str(tmp_path), SMALL, 1024, 8)
     assert LATENCY_S == 0.025
     assert figures["files"] == 1024 + 3, "one a rank, the index, the description, the marker"
-    # Every rank makes the folder and a file; rank 0 also looks into the folder, writes three and clears up.
-    assert figures["requests"] == pytest.approx((1023 * 2 + 7) / 1024)
-    assert figures["most_requests"] == 7
+    # Every rank makes the folder, or looks into it, and writes a file; rank 0 writes three more.
+    assert figures["requests"] == pytest.approx((1023 * 2 + 5) / 1024)
+    assert figures["most_requests"] == 5
     assert figures["write_s"] + figures["commit_s"] <= 3
     again = read(str(tmp_path), SMALL, 1024, 8, check=True)
-    assert again == {"bytes_read": 1.0, "requests": 1.0, "most_requests": 1}, "its own file, and nothing else"
+    assert (again["bytes_read"], again["requests"], again["files"]) == (1.0, 1.0, 1.0), "its own file, and nothing else"
+    fewer = read(str(tmp_path), SMALL, 512, 8, check=True)
+    assert fewer["most_requests"] == 10
+
+
+def test_clearing_costs_what_pages_of_files_cost(tmp_path: Path) -> None:
+    figures = write(str(tmp_path), SMALL, 1024, 8, saves=2)
+    # A save's; a look for what else is there, a marker, and two pages of 1,027 files, listed and removed.
+    assert figures["most_requests"] == 5 + 2 + 2 * 2
+    assert figures["files"] == 1027
+    assert figures["write_s"] + figures["commit_s"] <= 3
 
 
 @pytest.mark.parametrize(
-    ("writers", "readers"),
+    ("writers", "readers", "requests", "files"),
     [
-        ((8, 8), (64, 8)),
-        ((8, 8), (256, 8)),
-        ((8, 8), (1, 1)),
-        ((8, 1), (5, 1)),
-        ((256, 8), (8, 8)),
-        ((256, 8), (12, 4)),
+        ((8, 8), (64, 8), 9, 1.0),
+        ((8, 8), (256, 8), 16, 1.75),
+        ((8, 8), (1, 1), 8, 8.0),
+        ((8, 1), (5, 1), 7, 2.4),
+        ((256, 8), (8, 8), 70, 60.0),
+        ((256, 8), (12, 4), 54, 40.5),
     ],
     ids=str,
 )
 def test_another_world_reads_little_more_than_it_needs(
-    writers: tuple[int, int], readers: tuple[int, int], tmp_path: Path
+    writers: tuple[int, int], readers: tuple[int, int], requests: int, files: float, tmp_path: Path
 ) -> None:
     write(str(tmp_path), WIDE, *writers)
     figures = read(str(tmp_path), WIDE, *readers, check=True)
     assert 1 <= figures["bytes_read"] <= 1.5
+    assert (figures["most_requests"], figures["files"]) == (requests, files)
 
 
 def flat(total: int, tensors: int, rank: int, world: int) -> list[tuple[int, int, int]]:
@@ -111,8 +123,9 @@ def test_many_ranks_read_what_eight_have_written(world: int, tmp_path: Path) -> 
     assert files.requests <= 4 * len(range(0, world, 5))
 
 
-def test_what_two_ranks_need_is_read_by_one_of_them(tmp_path: Path) -> None:
-    """All that a world reads is what is there, but for the edges of blocks."""
+def test_what_two_ranks_need_is_read_by_one_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that a world reads is what is there, but for the edges of blocks, if nothing is read to save requests."""
+    monkeypatch.setattr(reader, "MOST", 1.0)
     write(str(tmp_path), SMALL, 4, 2)
     files = CountedFiles()
     checkpoint = checkpoint_at(str(tmp_path), files)
