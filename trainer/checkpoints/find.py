@@ -74,7 +74,7 @@ class Inventory:
         self._fs, self._root = fs, root
         self._damaged: set[str] = set()
         self._found: dict[str, Checkpoint | None] = {}
-        """By folder, in any order; None: not read yet, or without COMMIT when it was."""
+        """By folder; None: not read yet, or nothing to be read when it was."""
         self.refresh()
 
     def refresh(self) -> None:
@@ -85,13 +85,13 @@ class Inventory:
         return path in self._found
 
     def begin(self, path: str) -> None:
-        """Something is about to be written into a folder."""
-        self._found.setdefault(path, None)
+        """Something is about to be written into a folder: what is known of it may soon be wrong."""
+        self._found[path] = None
+        self._damaged.discard(path)
 
     def commit(self, path: str, checkpoint: Checkpoint) -> None:
         """A folder holds this checkpoint now."""
         self._found[path] = checkpoint
-        self._damaged.discard(path)
 
     def forget(self, path: str) -> None:
         """A folder is no longer there."""

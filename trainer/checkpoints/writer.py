@@ -184,8 +184,8 @@ class CheckpointWriter:
     def _begin(self, path: str, tag: str) -> _Before:
         """Make a checkpoint's folder; what is in it, on rank 0.
 
-        A folder that is not known is new and needs no look: what another process might put there, no later step of this
-        save would replace.
+        A folder that is not known is new and needs no look: should another process have made it since, then nothing of
+        this save replaces what is there.
         """
         known = self._inventory is not None and path in self._inventory
         if self._inventory is not None:

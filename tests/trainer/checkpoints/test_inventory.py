@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,6 +64,8 @@ def test_requests_of_rank_0_to_an_object_store(monkeypatch: pytest.MonkeyPatch, 
         # Clearing step 1: a listing of folders, the marker, a listing of its files, all of them at once.
         assert requests() == [*save(3), "GET", "DELETE COMMIT", "GET", "POST"]
         assert [path[-1] for path in committed_paths(f"{url}/runs/one")] == ["3", "2"]
+        assert keeper._inventory is not None
+        assert [keeper.path(step) in keeper._inventory for step in (1, 2, 3)] == [False, True, True]
 
 
 def test_files_of_an_older_save_of_a_step_go_at_once(tmp_path: Path) -> None:
@@ -133,6 +136,30 @@ def test_a_step_that_failed_is_looked_at_when_it_is_tried_again(tmp_path: Path) 
     assert saved(keeper, 1)
     names = {path.name for path in folder.iterdir()}
     assert names == {"COMMIT", "checkpoint.json", "attempt-2-00000-000.safetensors", "attempt-2-index.safetensors"}
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_step_that_was_torn_when_it_was_saved_again_counts_no_more(damaged: bool, tmp_path: Path) -> None:
+    """Killed, as it were, between the old marker and the new one; the run goes on."""
+    keeper, folder = started(tmp_path, keep_last=2), tmp_path / "checkpoints" / "step-0000000001"
+    assert saved(keeper, 1)
+    if damaged:
+        (folder / "checkpoint.json").write_text("{}")
+        keeper = started(tmp_path, "again", keep_last=2)
+        assert saved(keeper, 0) and steps(tmp_path) == [0, 1]
+    healthy = keeper._fs
+    keeper._fs = NoMoreMarkers()
+    assert not saved(keeper, 1) and str(keeper.failed) == "no more markers" and not (folder / "COMMIT").exists()
+    keeper._fs = healthy
+    assert saved(keeper, 2)
+    assert steps(tmp_path) == ([0, 2] if damaged else [2])
+
+
+class NoMoreMarkers(CountedFiles):
+    def pipe_file(self, path: str, *args: Any, **options: Any) -> Any:
+        if path.endswith("COMMIT"):
+            raise OSError("no more markers")
+        return super().pipe_file(path, *args, **options)
 
 
 def test_a_folder_that_is_not_known_cannot_be_replaced(tmp_path: Path) -> None:
