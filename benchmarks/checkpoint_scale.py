@@ -249,13 +249,19 @@ def measure(quick: bool) -> dict[str, float]:
     model, found = Blocks(dim=128 if quick else 256), {}
     with tempfile.TemporaryDirectory(prefix="checkpoint_scale_") as folder:
         figures = write(folder, model, 1024, 8)
-        print("1,024 ranks write           " + "  ".join(f"{key} {value:,.3f}" for key, value in figures.items()), flush=True)
+        print(
+            "1,024 ranks write           " + "  ".join(f"{key} {value:,.3f}" for key, value in figures.items()),
+            flush=True,
+        )
         found |= {f"save {key}": round(value, 4) for key, value in figures.items()}
         for world, degree in ((1024, 8), (512, 8), (64, 8)):
             found |= _read(folder, model, (1024, 8), (world, degree))
     with tempfile.TemporaryDirectory(prefix="checkpoint_scale_") as folder:
         figures = write(folder, model, 1024, 8, saves=2)
-        print("and remove an older one     " + "  ".join(f"{key} {value:,.3f}" for key, value in figures.items()), flush=True)
+        print(
+            "and remove an older one     " + "  ".join(f"{key} {value:,.3f}" for key, value in figures.items()),
+            flush=True,
+        )
         found |= {f"save and remove {key}": round(figures[key], 4) for key in ("most_requests", "commit_s")}
     for (world, degree), reader in CASES:
         with tempfile.TemporaryDirectory(prefix="checkpoint_scale_") as folder:

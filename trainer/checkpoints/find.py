@@ -1,5 +1,4 @@
-"""The checkpoint that a path or URL means: a checkpoint's folder, an adapter's, or a run's best one; and what a run has.
-"""
+"""The checkpoint that a path or URL means (a checkpoint's folder, an adapter's, a run's best), and what a run has."""
 
 from __future__ import annotations
 

@@ -34,7 +34,9 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(path.name.rsplit("-", 1)[1]) for path in (folder / "checkpoints").iterdir())
 
 
-def test_requests_of_rank_0_to_an_object_store(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_requests_of_rank_0_to_an_object_store(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """As they arrive there."""
 
     def requests() -> list[str]:
