@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from data_shards.packing.pack import pack
     from data_shards.records.record import Codes, Objects, Record, Series
     from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec, group_layout
-    from data_shards.shards.manifest import Manifest, open_manifest
+    from data_shards.shards.manifest import Manifest
+    from data_shards.shards.opening import open_manifest
     from data_shards.sources import create_source
     from data_shards.sources.base import Source
 
@@ -48,7 +49,8 @@ _HOME = {
     "errors": ("ManifestError", "PathError", "RecordError", "ShardError"),
     "inspection.summary": ("summary",),
     "loading.loader": ("Step", "StepLoader"),
-    "shards.manifest": ("Manifest", "open_manifest"),
+    "shards.manifest": ("Manifest",),
+    "shards.opening": ("open_manifest",),
     "loading.order": ("EpochOrder", "Position"),
     "loading.costs": ("TokenWeights",),
     "loading.dataset": ("DataSet", "open_data"),

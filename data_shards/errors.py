@@ -18,6 +18,10 @@ class ManifestError(ValueError):
     """A manifest is missing, damaged, of another format version, or points outside its own folder."""
 
 
+class TableError(ValueError):
+    """A table of a packed data set is not what its data set says of it."""
+
+
 class PathError(ValueError):
     """What was given as a path or URL names no place that may be used."""
 

@@ -63,7 +63,7 @@ FLOORS = {
         ("lease",),
         ("sources", "shards"),
         ("records",),
-        ("paths", "permutation", "config", "yaml_file"),
+        ("paths", "permutation", "config", "yaml_file", "parquet"),
         ("errors",),
     ),
 }

@@ -16,7 +16,8 @@ from data_shards.loading.order import EpochOrder, first_numbers, places
 from data_shards.loading.schema_map import Place, place_of
 from data_shards.records.columns import Columns
 from data_shards.records.schema import DatasetSchema
-from data_shards.shards.manifest import Manifest, open_manifest
+from data_shards.shards.manifest import Manifest
+from data_shards.shards.opening import open_manifest
 from data_shards.shards.reader import Reader
 
 DataSet = Manifest | Mixture

@@ -234,7 +234,7 @@ class StepLoader:
 
     def _warn_if_thrashing(self, manifest: DataSet, world: int) -> None:
         """A window that does not fit in memory makes every step read its chunks again."""
-        largest = max((chunk.length for shard in manifest.shards for chunk in shard.chunks), default=0)
+        largest = max((shard.chunks.longest for shard in manifest.shards), default=0)
         held = largest * -(-self.config.window_chunks // world)
         if held > self.config.memory_bytes:
             logger.warning(

@@ -17,7 +17,7 @@ import numpy as np
 
 from data_shards.records.columns import Columns
 from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
-from data_shards.records.statistics import ModalityStatistics, SplitStatistics
+from data_shards.records.statistics import SplitStatistics
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,8 @@ def statistics_in(statistics: SplitStatistics, own: DatasetSchema, whole: Datase
         moved = channel_places(spec, whole.modalities[whole.numbers[spec.name]])
         if moved is not None and spec.name in tables:
             table, order = tables[spec.name], np.argsort(moved).tolist()
-            columns = (table.count, table.mean, table.std, table.min, table.max)
-            ordered: list[Any] = [tuple(column[c] for c in order) for column in columns]
-            tables[spec.name] = ModalityStatistics(table.present, *ordered)
+            names = ("count", "mean", "std", "min", "max", *(["quantiles"] if table.quantiles else []))
+            columns: dict[str, Any] = {name: getattr(table, name) for name in names}
+            ordered: dict[str, Any] = {name: tuple(column[c] for c in order) for name, column in columns.items()}
+            tables[spec.name] = replace(table, **ordered)
     return replace(statistics, modalities=tables)

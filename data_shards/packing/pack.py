@@ -2,51 +2,32 @@
 
 The result does not depend on the number of processes: work units are merged in the source's order. On any error the
 files written so far are removed, and there is no manifest. The place belongs to one pack at a time (`lease/lease.py`);
-one that finds that it was followed by another removes nothing, for shards of equal content have equal names.
+one that finds that it was followed by another removes nothing, for files of equal content have equal names.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import re
 import time
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from data_shards.errors import LeaseDoubtError, LeaseLostError
 from data_shards.lease.lease import LEASE_S, Lease, take
-from data_shards.packing.shard_writer import Encoded, ShardSetWriter, Unit
-from data_shards.records.codec import encode_record
-from data_shards.records.columns import Columns
-from data_shards.records.decoder import Decoder
-from data_shards.records.statistics import TRAIN, Accumulator
-from data_shards.shards.index import group_code
+from data_shards.packing.encode import UnitEncoder
+from data_shards.packing.shard_writer import ShardSetWriter
+from data_shards.packing.vocabularies import vocabularies_of, with_vocabularies
+from data_shards.packing.workers import in_order
 from data_shards.shards.manifest import FILE, Manifest
 from data_shards.shards.storage import Storage
 
 if TYPE_CHECKING:
     from data_shards.sources.base import Source
 
-
-def encode_unit(source: Source, unit: Any) -> Unit:
-    """Read, validate and encode the records of one work unit (runs in a worker process)."""
-    schema, notes = source.schema, Counter[str]()
-    decoder, records, train = Decoder(schema), list[Encoded](), dict[str, list[Columns]]()
-    for record in source.read(unit, notes):
-        payload = encode_record(record, schema)
-        # Reading back what was just written costs little and makes an unreadable shard impossible.
-        columns = decoder.columns(payload, record.key)
-        for split, part in record.splits.items():
-            train.setdefault(split, []).extend([columns] if part == TRAIN else [])
-        lengths, objects = columns.lengths(schema), columns.objects(len(schema.modalities))
-        events, group = len(columns.times_O), group_code(record.group)
-        records.append(Encoded(record.key, payload, record.splits, lengths, objects, columns.targets_KW, events, group))
-    statistics = {split: Accumulator(schema) for split in train}
-    for split, columns_list in train.items():
-        statistics[split].add(columns_list)
-    return Unit(records, notes, statistics)
+# What packing writes beside the manifest
+_OWN = re.compile(
+    r"shard-\d+-[0-9a-f]{12}\.(tar|index)|(shards|chunks|sketches|vocabulary)-[0-9a-f]{12}\.parquet"
+    r"|manifest-\d+-[0-9a-f]{12}\.json"
+)
 
 
 def pack(
@@ -73,7 +54,8 @@ def pack(
         lease_s: seconds after which a pack that gives no sign of life may be followed by another one.
 
     Returns:
-        url, records, observations, shards, chunks, bytes, seconds, digest, source (the source's own report).
+        url, records, samples, observations, shards, chunks, bytes, seconds, digest, splits, vocabularies (modality ->
+        codes with a number of their own), source (the source's own report).
 
     Raises:
         ValueError: a record that does not fit the schema, a key twice, no record at all, or a data set that is there.
@@ -93,13 +75,15 @@ def pack(
     return {
         "url": storage.url,
         "records": manifest.records,
+        "samples": int(manifest.chunks.total_K.sum()),
         "observations": manifest.observations,
         "shards": len(manifest.shards),
-        "chunks": sum(len(shard.chunks) for shard in manifest.shards),
+        "chunks": len(manifest.chunks),
         "bytes": sum(shard.bytes + shard.index.bytes for shard in manifest.shards),
         "seconds": time.perf_counter() - begin,
         "digest": manifest.digest,
         "splits": manifest.splits,
+        "vocabularies": {m.name: m.codes for m in manifest.schema.modalities if m.kind == "codes"},
         "source": manifest.source,
     }
 
@@ -127,18 +111,20 @@ def _write(
 ) -> Manifest:
     """Shards and manifest of a place that is this process's own; sizes as the arguments of `pack`."""
     _learn_schema(source)
+    vocabularies = vocabularies_of(source, workers)
+    schema = with_vocabularies(source.schema, vocabularies)
     old = set(storage.names()) if overwrite else set()
-    writer = ShardSetWriter(storage, source.schema, *sizes, lease)
+    writer = ShardSetWriter(storage, schema, *sizes, lease)
     try:
-        for unit in _encoded_units(source, workers):
+        for unit in in_order(UnitEncoder(source, schema, vocabularies), source.units(), workers):
             writer.add(unit)
         # The manifest last: until it is there, readers see the old data set, or none.
-        manifest = writer.finish(source.report)
+        manifest, head = writer.finish(source.report, vocabularies)
         lease.confirm()
         if overwrite:
-            storage.write(FILE, manifest.to_json().encode())
+            storage.write(FILE, head)
         else:
-            storage.create(FILE, manifest.to_json().encode())
+            storage.create(FILE, head)
     except BaseException as error:
         left = _discard(writer, lease, old)
         if isinstance(error, OSError):
@@ -162,25 +148,5 @@ def _discard(writer: ShardSetWriter, lease: Lease, keep: set[str]) -> list[str]:
 def _remove_replaced(storage: Storage, old: set[str], written: list[str]) -> None:
     """Files of the data set that this one replaced; only names that a pack writes."""
     for name in old - set(written):
-        if name.startswith("shard-") and name.endswith((".tar", ".index")):
+        if _OWN.fullmatch(name):
             storage.delete(name)
-
-
-def _encoded_units(source: Source, workers: int) -> Iterator[Unit]:
-    """Encoded units in the source's order, at most a few in flight."""
-    if workers <= 1:
-        yield from (encode_unit(source, unit) for unit in source.units())
-        return
-    units = iter(source.units())
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        try:
-            waiting: list[Future[Unit]] = [
-                pool.submit(encode_unit, source, unit) for unit in islice(units, 2 * workers)
-            ]
-            while waiting:
-                result = waiting.pop(0).result()
-                waiting += [pool.submit(encode_unit, source, unit) for unit in islice(units, 1)]
-                yield result
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)

@@ -1,47 +1,31 @@
-"""Cuts encoded records into chunks and shards, writes them, and collects what the manifest says about them."""
+"""Cuts encoded records into chunks and shards, writes them, and collects what the manifest says about them.
+
+Shapes: n records of a shard, k chunks of it, C (split, part) columns known so far.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import zlib
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from data_shards.lease.lease import Guard
+from data_shards.packing.encode import Encoded, Unit
 from data_shards.records.arrays import Limits
 from data_shards.records.schema import RAGGED, DatasetSchema
 from data_shards.records.statistics import Accumulator
+from data_shards.records.vocabulary import Vocabulary
+from data_shards.shards.chunks import ChunkTable
+from data_shards.shards.head import Head, head_bytes, opened, table_file, tables_of
 from data_shards.shards.index import NO_PART, ShardIndex, dump_index
-from data_shards.shards.manifest import LENGTHS, Chunk, Contents, IndexFile, Manifest, Shard
+from data_shards.shards.manifest import LENGTHS, IndexFile, Lineage, Manifest, Shard, TableFile
 from data_shards.shards.storage import Storage
 from data_shards.shards.tar import ShardBuilder
-
-
-@dataclass
-class Encoded:
-    """One record ready to be written."""
-
-    key: str
-    payload: bytes
-    splits: dict[str, str]
-    lengths_M: np.ndarray
-    objects_M: np.ndarray
-    targets_KW: np.ndarray
-    observations: int
-    group: int = 0
-
-
-@dataclass
-class Unit:
-    """What one work unit of a source gives."""
-
-    records: list[Encoded]
-    notes: Counter[str]
-    statistics: dict[str, Accumulator]
 
 
 @dataclass
@@ -49,6 +33,20 @@ class _OpenShard:
     builder: ShardBuilder = field(default_factory=ShardBuilder)
     rows: list[tuple[Encoded, int]] = field(default_factory=list)
     bounds: list[tuple[int, int]] = field(default_factory=list)  # (first row, start byte) of each chunk
+
+
+@dataclass
+class _ClosedShard:
+    """A shard that is written: its entry without its chunks, and those."""
+
+    name: str
+    bytes: int
+    sha256: str
+    records: int
+    index: IndexFile
+    chunks_k5: np.ndarray  # offset, length, records, CRC-32, samples
+    parts_kC: np.ndarray
+    samples_kC: np.ndarray
 
 
 class ShardSetWriter:
@@ -72,7 +70,7 @@ class ShardSetWriter:
         self._guard = guard
         self.written: list[str] = []
         self._open = _OpenShard()
-        self._closed: list[tuple[Shard, np.ndarray]] = []
+        self._closed: list[_ClosedShard] = []
         self._columns: dict[tuple[str, str], int] = {}
         self._statistics: dict[str, Accumulator] = {}
         self._notes: Counter[str] = Counter()
@@ -122,21 +120,22 @@ class ShardSetWriter:
         end = shard.builder.size
         data = shard.builder.finish()
         splits = sorted({split for split, _ in self._columns})
-        parts = np.full((len(shard.rows), len(splits)), NO_PART, np.int16)
+        parts_nS = np.full((len(shard.rows), len(splits)), NO_PART, np.int16)
         for row, (record, _) in enumerate(shard.rows):
             for split, part in record.splits.items():
-                parts[row, splits.index(split)] = self._columns[split, part]
+                parts_nS[row, splits.index(split)] = self._columns[split, part]
         digest = hashlib.sha256(data).hexdigest()
         stem = f"shard-{len(self._closed):05d}-{digest[:12]}"
+        moments_n = np.array([record.samples for record, _ in shard.rows], np.int32)
         index = ShardIndex(
             np.array([start for _, start in shard.rows]),
             np.array([len(record.payload) for record, _ in shard.rows]),
             np.array([zlib.crc32(record.payload) for record, _ in shard.rows]),
             [record.key for record, _ in shard.rows],
-            parts,
+            parts_nS,
             np.stack([record.lengths_M for record, _ in shard.rows]),
             np.stack([record.objects_M for record, _ in shard.rows]),
-            np.array([len(record.targets_KW) for record, _ in shard.rows], np.int32),
+            moments_n,
             np.concatenate([record.targets_KW for record, _ in shard.rows]),
             np.array([record.group for record, _ in shard.rows], np.int64),
         )
@@ -145,43 +144,81 @@ class ShardSetWriter:
         self._write(f"{stem}.tar", data)
         self._write(f"{stem}.index", table)
         file = IndexFile(f"{stem}.index", len(table), hashlib.sha256(table).hexdigest())
-        chunks = self._chunks(shard, data, end)
-        self._closed.append((Shard(f"{stem}.tar", len(data), digest, len(shard.rows), file, chunks), parts))
-
-    def _chunks(self, shard: _OpenShard, data: bytes, end: int) -> tuple[Chunk, ...]:
-        chunks = []
-        for (row, start), (next_row, stop) in zip(
-            shard.bounds, [*shard.bounds[1:], (len(shard.rows), end)], strict=True
-        ):
-            crc = zlib.crc32(memoryview(data)[start:stop])
-            chunks.append(Chunk(start, stop - start, next_row - row, crc, ()))
-        return tuple(chunks)
+        chunks = _chunks(shard, data, end, parts_nS, moments_n, len(self._columns))
+        self._closed.append(_ClosedShard(f"{stem}.tar", len(data), digest, len(shard.rows), file, *chunks))
 
     def _write(self, name: str, data: bytes) -> None:
         self.written.append(name)
         self.storage.write(name, data)
 
-    def finish(self, report: Callable[[Counter[str]], dict[str, Any]]) -> Manifest:
-        """Write what is left and return the manifest (not yet written); ``report`` turns the notes into plain data."""
+    def finish(
+        self, report: Callable[[Counter[str]], dict[str, Any]], vocabularies: Mapping[str, Vocabulary]
+    ) -> tuple[Manifest, bytes]:
+        """Write what is left, tables and vocabularies; return the manifest and the bytes of its head (not yet written).
+
+        Args:
+            report: turns the notes into plain data. vocabularies: of each modality of codes.
+        """
         if self._open.rows:
             self._close()
         if not self._closed:
             raise ValueError(f"source {self.schema.name} gave no record; nothing to pack")
+        shards, chunks = self._tables()
         splits: dict[str, dict[str, int]] = {}
-        shards = [_with_parts(shard, parts, len(self._columns)) for shard, parts in self._closed]
         for (split, part), c in sorted(self._columns.items()):
-            splits.setdefault(split, {})[part] = sum(chunk.parts[c] for shard in shards for chunk in shard.chunks)
-        contents = Contents(
+            splits.setdefault(split, {})[part] = int(chunks.parts_KC[:, c].sum())
+        statistics = {split: a for split, a in sorted(self._statistics.items()) if a.records}
+        source = self._with_lengths(report(self._notes))
+        tables, files = tables_of(shards, chunks, statistics, self.schema.has_moments)
+        entries: dict[str, TableFile] = {}
+        for name, vocabulary in vocabularies.items():
+            data = vocabulary.to_bytes()
+            entries[name] = table_file("vocabulary", data, vocabulary.rows)
+            files[entries[name].name] = data
+        self._guard.confirm()
+        for file, data in files.items():
+            self._write(file, data)
+        head = Head(
             schema=self.schema,
-            source=self._with_lengths(report(self._notes)),
+            source=source,
             records=len(self._keys),
+            samples=int(chunks.total_K.sum()),
             observations=self._observations,
             columns=tuple(self._columns),
             splits=splits,
-            shards=tuple(shards),
-            statistics={split: a.summary() for split, a in sorted(self._statistics.items()) if a.records},
+            statistics={split: accumulator.summary() for split, accumulator in statistics.items()},
+            tables=tables,
+            vocabularies=entries,
+            lineage=Lineage(),
         )
-        return Manifest.of(contents, self.storage)
+        text = head_bytes(head)
+        return opened(head, hashlib.sha256(text).hexdigest(), shards, chunks, self.storage), text
+
+    def _tables(self) -> tuple[tuple[Shard, ...], ChunkTable]:
+        """All shards and chunks; of columns that came up later, early shards hold nothing."""
+        width = len(self._columns)
+
+        def whole(pieces: list[np.ndarray]) -> np.ndarray:
+            return np.concatenate([np.pad(piece, ((0, 0), (0, width - piece.shape[1]))) for piece in pieces])
+
+        offset_K, length_K, records_K, crc32_K, total_K = np.concatenate([s.chunks_k5 for s in self._closed]).T
+        parts_KC = whole([shard.parts_kC for shard in self._closed])
+        moments = self.schema.has_moments
+        chunks = ChunkTable(
+            np.cumsum([0, *(len(shard.chunks_k5) for shard in self._closed)]),
+            offset_K,
+            length_K,
+            records_K,
+            crc32_K,
+            parts_KC,
+            whole([shard.samples_kC for shard in self._closed]) if moments else parts_KC,
+            total_K,
+        )
+        shards = [
+            Shard(own.name, own.bytes, own.sha256, own.records, own.index, chunks.of_shard(number))
+            for number, own in enumerate(self._closed)
+        ]
+        return tuple(shards), chunks
 
     def _with_lengths(self, report: dict[str, Any]) -> dict[str, Any]:
         """The report with real lengths of what may be of any length. Raises ValueError: it has such an entry itself."""
@@ -206,12 +243,20 @@ class ShardSetWriter:
         return sorted(left)
 
 
-def _with_parts(shard: Shard, parts_nS: np.ndarray, columns: int) -> Shard:
-    """The shard with counts per (split, part) column in each chunk; columns are known only at the end."""
-    chunks, row = [], 0
-    for chunk in shard.chunks:
-        own = parts_nS[row : row + chunk.records]
-        counts = np.bincount(own[own != NO_PART], minlength=columns)
-        chunks.append(replace(chunk, parts=tuple(counts.tolist())))
-        row += chunk.records
-    return replace(shard, chunks=tuple(chunks))
+def _chunks(
+    shard: _OpenShard, data: bytes, end: int, parts_nS: np.ndarray, moments_n: np.ndarray, columns: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows [k, 5] of a shard's chunks; records and samples [k, C] of each (split, part) column in them."""
+    first_k, start_k = np.array(shard.bounds, np.int64).T
+    records_k = np.diff(first_k, append=len(shard.rows))
+    length_k = np.diff(start_k, append=end)
+    view = memoryview(data)
+    crc32_k = [zlib.crc32(view[start : start + length]) for start, length in zip(start_k, length_k, strict=True)]
+    samples_k = np.add.reduceat(moments_n, first_k, dtype=np.int64)
+    chunk_n = np.repeat(np.arange(len(first_k)), records_k)
+    parts_kC, samples_kC = (np.zeros((len(first_k), columns), np.int32) for _ in range(2))
+    for part_n in parts_nS.T:
+        there_n = part_n != NO_PART
+        np.add.at(parts_kC, (chunk_n[there_n], part_n[there_n]), 1)
+        np.add.at(samples_kC, (chunk_n[there_n], part_n[there_n]), moments_n[there_n])
+    return np.stack((start_k, length_k, records_k, crc32_k, samples_k), axis=1).astype(np.int64), parts_kC, samples_kC

@@ -156,13 +156,13 @@ def last_time(columns: Columns, schema: DatasetSchema) -> float:
     """The latest time of anything in a record, in the moments' unit; 0 if nothing has a time."""
     ratio_M = np.array(schema.moment_ratios)
     found = [0.0]
-    for ids, times in _timed_rows(columns):
+    for ids, times in timed_rows(columns):
         has_times = np.array([schema.modalities[n].has_times for n in ids.tolist()], bool)
         found += (times[has_times] / ratio_M[ids[has_times]]).tolist()
     return float(np.float32(max(found)))
 
 
-def _timed_rows(columns: Columns) -> list[tuple[np.ndarray, np.ndarray]]:
+def timed_rows(columns: Columns) -> list[tuple[np.ndarray, np.ndarray]]:
     """(modality, time) of everything that may have times."""
     rows = [
         (np.repeat(columns.series_S, columns.counts_S), columns.times_O),

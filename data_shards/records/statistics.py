@@ -1,30 +1,44 @@
 """Statistics of a split's train part, for normalising inputs and for choosing losses. Never of any other part.
 
-Sums are merged pairwise (Chan, Golub & LeVeque 1979) in float64 and in a fixed order, so that the result does not
-depend on the number of processes. Standard deviations are of the population (divided by n).
+Each record counts once, however many moments it is seen at; labels count once for each moment that has them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import ConfigDict
+from pydantic import ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
-from data_shards.records.columns import Columns
+from data_shards.records.columns import ABSENT, Columns, timed_rows
+from data_shards.records.distributions.distribution import Distribution, Spread
 from data_shards.records.schema import DatasetSchema
 from data_shards.records.survival import count_intervals
 
 TRAIN = "train"
+NUMBERS = ("regression", "survival")  # kinds of tasks whose targets are numbers
+DENSE_SAMPLE = 1_024  # values of a channel that the sketch sees of each picture and each recording
+DISTRIBUTIONS = ("value", "time", "objects", "target")
+
+
+def _said(table: dict[str, Any]) -> dict[str, Any]:
+    """Without later entries that say nothing: older data keep the digest of their manifest."""
+    return {key: value for key, value in table.items() if value or key not in ("quantiles", "times", "objects")}
 
 
 @dataclass(frozen=True)
 class ModalityStatistics:
-    """Per channel (series, waveform, image), feature (vector) or of the length in bytes (text).
+    """Per channel (series, waveform, image), feature (vector), of the length in bytes (text) or of the value (codes).
 
     A channel without any value has count 0, mean 0, std 1 and min = max = 0; a constant one has std 0.
+
+    Attributes:
+        present: records that have the modality.
+        quantiles: per channel at `sketch.PROBABILITIES`; empty in data packed before they were kept.
+        times: of all events, objects or codes, where the modality has times.
+        objects: how many objects or codes a record has that has the modality; None for what has neither.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -34,13 +48,21 @@ class ModalityStatistics:
     std: tuple[float, ...]
     min: tuple[float, ...]
     max: tuple[float, ...]
+    quantiles: tuple[tuple[float, ...], ...] = ()
+    times: Spread | None = None
+    objects: Spread | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_table(self, table: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _said(table(self))
 
 
 @dataclass(frozen=True)
 class TaskStatistics:
-    """``labelled`` records; ``counts`` per class (binary and multiclass) or of positives per label (multilabel).
+    """``labelled`` samples; ``counts`` per class (binary and multiclass) or of positives per label (multilabel).
 
-    Of survival ``counts`` are those of ``survival.count_intervals``. ``mean`` and ``std`` per target column.
+    Of survival ``counts`` are those of ``survival.count_intervals``. ``mean`` and ``std`` per target column, of numbers
+    also ``quantiles`` as for modalities.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -48,6 +70,11 @@ class TaskStatistics:
     counts: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    quantiles: tuple[tuple[float, ...], ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _as_table(self, table: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _said(table(self))
 
 
 @dataclass(frozen=True)
@@ -60,49 +87,6 @@ class SplitStatistics:
     tasks: dict[str, TaskStatistics] = field(default_factory=dict)
 
 
-class Moments:
-    """Count, mean, sum of squared deviations, minimum and maximum of n channels."""
-
-    def __init__(self, n: int) -> None:
-        self.count: np.ndarray = np.zeros(n, np.int64)
-        self.mean: np.ndarray = np.zeros(n)
-        self.m2: np.ndarray = np.zeros(n)
-        self.min: np.ndarray = np.full(n, np.inf)
-        self.max: np.ndarray = np.full(n, -np.inf)
-
-    @staticmethod
-    def of(channels_O: np.ndarray, values_O: np.ndarray, n: int) -> Moments:
-        """Moments of values that are labelled with their channel."""
-        moments = Moments(n)
-        values = values_O.astype(np.float64)
-        moments.count = np.bincount(channels_O, minlength=n)
-        moments.mean = np.bincount(channels_O, values, n) / np.maximum(moments.count, 1)
-        moments.m2 = np.bincount(channels_O, (values - moments.mean[channels_O]) ** 2, n)
-        np.minimum.at(moments.min, channels_O, values)
-        np.maximum.at(moments.max, channels_O, values)
-        return moments
-
-    def merge(self, other: Moments) -> None:
-        """Add the other's values."""
-        total = self.count + other.count
-        share = other.count / np.maximum(total, 1)
-        delta = other.mean - self.mean
-        self.m2 += other.m2 + delta**2 * self.count * share
-        self.mean += delta * share
-        self.count = total
-        np.minimum(self.min, other.min, out=self.min)
-        np.maximum(self.max, other.max, out=self.max)
-
-    def summary(self, start: int, end: int, present: int) -> ModalityStatistics:
-        """The channels [start, end) as plain numbers."""
-        cut = slice(start, end)
-        empty = self.count[cut] == 0
-        std = np.where(empty, 1.0, np.sqrt(np.maximum(self.m2[cut], 0) / np.maximum(self.count[cut], 1)))
-        low, high = (np.where(empty, 0.0, bound[cut]) for bound in (self.min, self.max))
-        columns = (self.count[cut], self.mean[cut], std, low, high)
-        return ModalityStatistics(present, *(tuple(column.tolist()) for column in columns))
-
-
 class Accumulator:
     """Statistics of one split, built from the columns of train records."""
 
@@ -111,9 +95,17 @@ class Accumulator:
         self.base = np.concatenate(([0], np.cumsum([m.width for m in schema.modalities])))
         self.records = 0
         self.present = np.zeros(len(schema.modalities), np.int64)
-        self.values = Moments(int(self.base[-1]))
-        self.targets = Moments(schema.target_offsets[-1])
+        self.values = Distribution(int(self.base[-1]))
+        self.times, self.objects = Distribution(len(schema.modalities)), Distribution(len(schema.modalities))
+        self.targets = Distribution(schema.target_offsets[-1])
+        self._has_times_M = np.array([spec.has_times for spec in schema.modalities])
+        self._counted_M = np.array([spec.has_objects or spec.kind == "codes" for spec in schema.modalities])
         self.class_counts = [np.zeros(_classes(task.kind, task.dim), np.int64) for task in schema.tasks]
+
+    @property
+    def distributions(self) -> tuple[Distribution, ...]:
+        """In the order of `DISTRIBUTIONS`."""
+        return self.values, self.times, self.objects, self.targets
 
     def add(self, records: Sequence[Columns]) -> None:
         """Take in some records at once."""
@@ -122,41 +114,59 @@ class Accumulator:
         self.records += len(records)
         for record in records:
             self.present[record.present()] += 1
-        pieces = [piece for record in records for piece in self._pieces(record)]
-        if pieces:
-            channels, values = (np.concatenate(column) for column in zip(*pieces, strict=True))
-            self.values.merge(Moments.of(channels, values, len(self.values.count)))
+        self._add_values([piece for record in records for piece in self._pieces(record)])
+        self._add_times(records)
         targets = np.concatenate([record.targets_KW for record in records])
         row, column = np.nonzero(~np.isnan(targets))
-        self.targets.merge(Moments.of(column, targets[row, column], targets.shape[1]))
+        self.targets.add(column, targets[row, column])
         self._count_classes(targets)
+
+    def _add_values(self, pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]) -> None:
+        if pieces:
+            channels, values = (np.concatenate([piece[i] for piece in pieces]) for i in range(2))
+            some = [np.ones(len(channel), bool) if own is None else own for channel, _, own in pieces]
+            self.values.add(channels, values, np.concatenate(some))
+
+    def _add_times(self, records: Sequence[Columns]) -> None:
+        rows = [row for record in records for row in timed_rows(record)]
+        numbers, times = (np.concatenate(column) for column in zip(*rows, strict=True))
+        has_times = self._has_times_M[numbers]
+        self.times.add(numbers[has_times], times[has_times])
+        # How many objects, or codes, there are of what is there
+        counts = np.stack([record.objects(len(self.present)) for record in records])
+        for i, record in enumerate(records):
+            counts[i, record.codes_Q] = record.code_counts_Q
+        row, number = np.nonzero((counts != ABSENT) & self._counted_M)
+        self.objects.add(number, counts[row, number].astype(np.float32))
 
     def merge(self, other: Accumulator) -> None:
         """Add the other's records."""
         self.records += other.records
         self.present += other.present
-        self.values.merge(other.values)
-        self.targets.merge(other.targets)
-        for mine, theirs in zip(self.class_counts, other.class_counts, strict=True):
-            mine += theirs
+        for mine, theirs in zip(self.distributions, other.distributions, strict=True):
+            mine.merge(theirs)
+        for counts, more in zip(self.class_counts, other.class_counts, strict=True):
+            counts += more
 
-    def _pieces(self, record: Columns) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(channel of the whole schema, value) columns of one record."""
+    def _pieces(self, record: Columns) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+        """(channel of the whole schema, value, which of them the sketch sees: None = all) columns of one record."""
         base, modalities = self.base, self.schema.modalities
-        pieces = [(np.repeat(base[record.series_S], record.counts_S) + record.channels_O, record.values_O)]
-        pieces.append((base[record.text_X], record.sizes_X.astype(np.float32)))
+        yield np.repeat(base[record.series_S], record.counts_S) + record.channels_O, record.values_O, None
+        yield base[record.text_X], record.sizes_X.astype(np.float32), None
         if len(record.vector_V):
             features = [np.arange(base[n], base[n + 1]) for n in record.vector_V.tolist()]
-            pieces.append((np.concatenate(features), record.features_))
+            yield np.concatenate(features), record.features_, None
         codes = np.repeat(base[record.codes_Q], record.code_counts_Q)
         valued = ~np.isnan(record.code_values_C)
-        pieces.append((codes[valued], record.code_values_C[valued]))
+        yield codes[valued], record.code_values_C[valued], None
         for number, arrays in record.arrays.items():
             channels = np.arange(base[number], base[number + 1])
-            if modalities[number].kind == "image":
-                channels = channels[:, None, None]
-            pieces += [(np.broadcast_to(channels, array.shape).ravel(), array.ravel()) for array in arrays]
-        return pieces
+            for array in arrays:
+                if modalities[number].kind == "image":
+                    pixels = array[0].size
+                    yield np.repeat(channels, pixels), array.ravel(), np.tile(_every(pixels), len(channels))
+                else:
+                    yield np.tile(channels, len(array)), array.ravel(), np.repeat(_every(len(array)), len(channels))
 
     def _count_classes(self, targets: np.ndarray) -> None:
         offsets = self.schema.target_offsets
@@ -172,16 +182,39 @@ class Accumulator:
 
     def summary(self) -> SplitStatistics:
         """Plain numbers for the manifest."""
-        modalities = {
-            spec.name: self.values.summary(int(self.base[i]), int(self.base[i + 1]), int(self.present[i]))
-            for i, spec in enumerate(self.schema.modalities)
-        }
-        tasks, offsets = {}, self.schema.target_offsets
+        return SplitStatistics(self.records, self._modalities(), self._tasks())
+
+    def _modalities(self) -> dict[str, ModalityStatistics]:
+        moments = self.values.moments
+        columns = [column.tolist() for column in (moments.count, moments.mean, moments.std, *moments.bounds)]
+        columns.append([tuple(row) for row in self.values.quantiles().tolist()])
+        times, objects = self.times.spreads(), self.objects.spreads()
+        tables = {}
+        for i, spec in enumerate(self.schema.modalities):
+            start, end = int(self.base[i]), int(self.base[i + 1])
+            count, mean, std, low, high, quantiles = (tuple(column[start:end]) for column in columns)
+            tables[spec.name] = ModalityStatistics(
+                int(self.present[i]), count, mean, std, low, high, quantiles, times[i], objects[i]
+            )
+        return tables
+
+    def _tasks(self) -> dict[str, TaskStatistics]:
+        moments, offsets = self.targets.moments, self.schema.target_offsets
+        columns = [column.tolist() for column in (moments.mean, moments.std)]
+        quantiles = [tuple(row) for row in self.targets.quantiles().tolist()]
+        tables = {}
         for i, task in enumerate(self.schema.tasks):
-            columns = self.targets.summary(offsets[i], offsets[i + 1], 0)
-            counts = tuple(self.class_counts[i].tolist())
-            tasks[task.name] = TaskStatistics(max(columns.count), counts, columns.mean, columns.std)
-        return SplitStatistics(self.records, modalities, tasks)
+            start, end = offsets[i], offsets[i + 1]
+            mean, std = (tuple(column[start:end]) for column in columns)
+            labelled, counts = int(moments.count[start:end].max()), tuple(self.class_counts[i].tolist())
+            numbers = tuple(quantiles[start:end]) if task.kind in NUMBERS else ()
+            tables[task.name] = TaskStatistics(labelled, counts, mean, std, numbers)
+        return tables
+
+
+def _every(size: int) -> np.ndarray:
+    """bool [size]: every n-th from the first on, so that at most `DENSE_SAMPLE` are true."""
+    return np.arange(size) % max(1, -(-size // DENSE_SAMPLE)) == 0
 
 
 def _classes(kind: str, dim: int) -> int:

@@ -12,6 +12,7 @@ import logging
 import zlib
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -21,8 +22,9 @@ from data_shards.records.codec import SUFFIX
 from data_shards.records.columns import Columns
 from data_shards.records.decoder import Decoder
 from data_shards.shards.cache import ShardCache
+from data_shards.shards.chunks import Chunk
 from data_shards.shards.index import ShardIndex, load_index
-from data_shards.shards.manifest import Chunk, Manifest, Shard
+from data_shards.shards.manifest import Manifest, Shard
 from data_shards.shards.storage import Storage
 from data_shards.shards.tar import BLOCK, members
 
@@ -62,6 +64,7 @@ class Reader:
         self.column = None if part is None else manifest.column(config.split, part)
         self.decoder = Decoder(manifest.schema)
         self.cache = ShardCache(config.cache_dir, config.cache_bytes) if config.cache_dir else None
+        self._place = lru_cache(maxsize=1024)(self._find)
         self._chunks: OrderedDict[int, LoadedChunk] = OrderedDict()
         self.held_bytes = 0  # of chunks in memory
         self._indexes: OrderedDict[int, ShardIndex | ShardError] = OrderedDict()
@@ -123,7 +126,7 @@ class Reader:
                 shard.name, f"record {key}: {error}", chunk=number, start=start, end=start + size, reason=error.reason
             ) from error
 
-    def _place(self, chunk: int) -> tuple[Shard, int, Chunk]:
+    def _find(self, chunk: int) -> tuple[Shard, int, Chunk]:
         shard_number, number, _ = self.manifest.chunk_table[chunk]
         shard = self.manifest.shards[shard_number]
         return shard, int(number), shard.chunks[number]
@@ -150,7 +153,8 @@ class Reader:
         except ShardError as error:
             # Without its index nobody knows the chunk's records: each of them reports this damage.
             return LoadedChunk(None, error, None, [], 0)
-        first = sum(earlier.records for earlier in shard.chunks[:number])
+        table = self.manifest.chunk_table
+        first = int(table[chunk, 2] - table[chunk - number, 2])
         rows = list(range(first, first + entry.records))
         if self.column is not None:
             rows = (np.flatnonzero(index.members(self.column, first, first + entry.records)) + first).tolist()

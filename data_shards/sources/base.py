@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from data_shards.records.record import Record
+from data_shards.records.record import Codes, Record
 from data_shards.records.schema import DatasetSchema
+from data_shards.records.vocabulary import Vocabulary, VocabularyRule
 
 
 class SourceOptions(BaseModel):
@@ -29,10 +31,14 @@ class Source(ABC):
     Attributes:
         schema: of every record; whole once ``units`` was called.
         options: what it was made with; the source can be pickled to a worker process of the packer.
+        vocabularies: modality of codes -> vocabulary that is given; the others are learned from the training part.
+        vocabulary_rules: modality -> how its vocabulary is learned. Both whole once ``units`` was called.
     """
 
     Options: ClassVar[type[SourceOptions]] = SourceOptions
     schema: DatasetSchema
+    vocabularies: Mapping[str, Vocabulary] = MappingProxyType({})
+    vocabulary_rules: Mapping[str, VocabularyRule] = MappingProxyType({})
 
     def __init__(self, options: SourceOptions) -> None:
         self.options = options
@@ -44,6 +50,14 @@ class Source(ABC):
     @abstractmethod
     def read(self, unit: Any, notes: Counter[str]) -> Iterator[Record]:
         """Records of one unit; what is left out or odd is counted in ``notes``."""
+
+    def codes(self, unit: Any) -> Iterator[tuple[Mapping[str, str], Mapping[str, Sequence[str]]]]:
+        """(splits, modality -> codes) of each record of a unit, for the first pass, which learns vocabularies.
+
+        A source that can have them without reading whole records should say so here.
+        """
+        for record in self.read(unit, Counter()):
+            yield record.splits, {name: own.codes for name, own in record.values.items() if isinstance(own, Codes)}
 
     def report(self, notes: Counter[str]) -> dict[str, Any]:
         """Plain data for the manifest: options and what was counted."""

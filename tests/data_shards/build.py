@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from data_shards import DatasetSchema, ModalitySpec, Record, Series, TaskSpec, pack
-from data_shards.shards.manifest import FILE, Manifest, open_manifest
+from data_shards.shards.manifest import Manifest
+from data_shards.shards.opening import open_manifest
 from data_shards.sources.base import Source, SourceOptions
 
 SCHEMA = DatasetSchema(
@@ -92,16 +91,6 @@ def make_set(folder: Path | str, count: int = 60, **options: object) -> Manifest
     sizes: dict[str, object] = {"chunk_records": 5, "shard_bytes": 20_000}
     pack(ListSource(SCHEMA, [make_record(i) for i in range(count)]), str(folder), **(sizes | options))  # type: ignore[arg-type]
     return open_manifest(str(folder))
-
-
-def reseal(folder: Path, shard_number: int = 0) -> None:
-    """Make the manifest's chunk checksums agree with a shard that was changed on disk: a careful forger."""
-    table = json.loads((folder / FILE).read_text())
-    shard = table["shards"][shard_number]
-    data = (folder / shard["name"]).read_bytes()
-    for chunk in shard["chunks"]:
-        chunk["crc32"] = zlib.crc32(data[chunk["offset"] : chunk["offset"] + chunk["length"]])
-    (folder / FILE).write_text(json.dumps(table))
 
 
 def same(a: Series | np.ndarray | str, b: Series | np.ndarray | str) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from data_shards import pack
 from data_shards.errors import LeaseHeldError
-from data_shards.shards.manifest import open_manifest
+from data_shards.shards.opening import open_manifest
 from launch.errors import exit_code
 from tests.data_shards.build import SCHEMA, ListSource, make_record, make_set
 from tests.frozen import freeze, snapshot, wake

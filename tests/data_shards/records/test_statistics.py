@@ -11,7 +11,8 @@ import pytest
 from data_shards import DatasetSchema, ModalitySpec, Record, Series, TaskSpec, open_manifest, pack, summary
 from data_shards.records.codec import encode_record
 from data_shards.records.decoder import Decoder
-from data_shards.records.statistics import Accumulator, Moments
+from data_shards.records.distributions.distribution import Moments
+from data_shards.records.statistics import Accumulator
 from tests.data_shards.build import SCHEMA, ListSource, make_record, make_set
 
 TINY = DatasetSchema(

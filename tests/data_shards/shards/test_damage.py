@@ -7,6 +7,7 @@ of these damages as a shorter archive, without an error.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import re
 import tarfile
@@ -20,9 +21,10 @@ import pytest
 
 from data_shards import DataConfig, Manifest, ShardError, StepLoader, open_manifest
 from data_shards.records.codec import encode_record
-from data_shards.shards.manifest import FILE
+from data_shards.shards.index import dump_index
 from data_shards.shards.reader import read_index
-from tests.data_shards.build import SCHEMA, make_record, make_set, reseal
+from tests.data_shards.build import SCHEMA, make_record, make_set
+from tests.data_shards.forge import edit_table, reseal
 
 RECORDS, CHUNK, AT = 20, 5, 10
 
@@ -223,19 +225,13 @@ def test_duplicated_or_swapped_members_are_found(tmp_path: Path, order: list[int
 
 
 def test_the_index_must_lie_inside_its_chunks(tmp_path: Path) -> None:
-    import hashlib
-    import json
-
-    from data_shards.shards.index import dump_index
-
     manifest, _, _, _ = packed(tmp_path)
     index = read_index(manifest, 0)
     index.start_n = index.start_n + np.where(np.arange(RECORDS) == AT, 1 << 40, 0)
     data = dump_index(index)
     (tmp_path / manifest.shards[0].index.name).write_bytes(data)
-    table = json.loads((tmp_path / FILE).read_text())
-    table["shards"][0]["index"] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (tmp_path / FILE).write_text(json.dumps(table))
+    digest = hashlib.sha256(data).digest()
+    edit_table(tmp_path, "shards", lambda rows: rows[0].update(index_bytes=len(data), index_sha256=digest))
     with pytest.raises(ShardError, match="a record lies outside its chunk"):
         deliver(tmp_path)
 

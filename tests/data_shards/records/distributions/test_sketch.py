@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_shards.records.sketch import LIMIT, PROBABILITIES, Sketch, keys_of, limit_of, values_of
+from data_shards.records.distributions.sketch import LIMIT, PROBABILITIES, Sketch, keys_of, limit_of, values_of
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 ROWS = st.lists(st.tuples(st.integers(0, 2), FINITE), max_size=60)
@@ -46,7 +47,7 @@ def test_the_state_is_that_of_the_definition_in_any_grouping_and_order(
     expected = by_definition(rows, limit)
     assert state(sketch_of(rows, limit)) == expected
     bounds = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
-    pieces = [rows[start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    pieces = [rows[start:end] for start, end in itertools.pairwise(bounds)]
     pieces = [pieces[i] for i in order if i < len(pieces)]
     one_by_one = Sketch(3, limit)
     for piece in pieces:

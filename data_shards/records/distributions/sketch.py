@@ -14,6 +14,8 @@ Shapes: N values, C channels, E entries of a sketch, P probabilities.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 LIMIT = 2_048  # different keys of a channel
@@ -124,7 +126,7 @@ class Sketch:
         sketch = Sketch(channels, limit)
         code_E = channel_E.astype(np.int64) << _KEY_BITS | key_E.astype(np.int64)
         if len(code_E):
-            inside = 0 <= channel_E.min() and channel_E.max() < channels
+            inside = channel_E.min() >= 0 and channel_E.max() < channels
             if not inside or (np.diff(code_E) <= 0).any() or (count_E < 1).any():
                 raise ValueError("entries of a sketch are not ascending by channel and key, or count less than 1")
             sketch._level_C[channel_E] = level_E
@@ -155,7 +157,7 @@ class Sketch:
         self._settle()
         found_CP = np.zeros((self.channels, len(p_P)))
         bounds = np.searchsorted(self._code_E >> _KEY_BITS, np.arange(self.channels + 1)).tolist()
-        for channel, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for channel, (start, end) in enumerate(itertools.pairwise(bounds)):
             if start < end:
                 ends = (float(low_C[channel]), float(high_C[channel]))
                 found_CP[channel] = self._of_channel(slice(start, end), int(self._level_C[channel]), ends, p_P)

@@ -1,0 +1,112 @@
+"""Records of one work unit, read, checked and encoded: what a worker process of a pack does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_shards.records.codec import encode_record
+from data_shards.records.columns import Columns
+from data_shards.records.decoder import Decoder
+from data_shards.records.record import Objects, Record
+from data_shards.records.schema import RARE, UNKNOWN, DatasetSchema
+from data_shards.records.statistics import TRAIN, Accumulator
+from data_shards.records.vocabulary import Vocabulary
+from data_shards.shards.index import group_code
+
+if TYPE_CHECKING:
+    from data_shards.sources.base import Source
+
+
+@dataclass
+class Encoded:
+    """One record ready to be written."""
+
+    key: str
+    payload: bytes
+    splits: dict[str, str]
+    lengths_M: np.ndarray
+    objects_M: np.ndarray
+    targets_KW: np.ndarray
+    observations: int
+    group: int = 0
+
+    @property
+    def samples(self) -> int:
+        """How many samples it is."""
+        return len(self.targets_KW)
+
+
+@dataclass
+class Unit:
+    """What one work unit of a source gives."""
+
+    records: list[Encoded]
+    notes: Counter[str]
+    statistics: dict[str, Accumulator]
+
+
+@dataclass(frozen=True)
+class UnitEncoder:
+    """Encodes units of a source.
+
+    Args:
+        schema: the source's, with its vocabularies. vocabularies: of each modality of codes.
+    """
+
+    source: Source
+    schema: DatasetSchema
+    vocabularies: Mapping[str, Vocabulary]
+
+    def __call__(self, unit: Any) -> Unit:
+        """Raises ValueError for a record that does not fit the schema."""
+        schema, notes = self.schema, Counter[str]()
+        decoder, records, train = Decoder(schema), list[Encoded](), dict[str, list[Columns]]()
+        for record in self.source.read(unit, notes):
+            payload = encode_record(self._newest(record, notes), schema, self.vocabularies)
+            # Reading back what was just written costs little and makes an unreadable shard impossible.
+            columns = decoder.columns(payload, record.key)
+            self._count_codes(columns, notes)
+            for split, part in record.splits.items():
+                train.setdefault(split, []).extend([columns] if part == TRAIN else [])
+            lengths, objects = columns.lengths(schema), columns.objects(len(schema.modalities))
+            events, group = len(columns.times_O), group_code(record.group)
+            records.append(
+                Encoded(record.key, payload, record.splits, lengths, objects, columns.targets_KW, events, group)
+            )
+        statistics = {split: Accumulator(schema) for split in train}
+        for split, columns_list in train.items():
+            statistics[split].add(columns_list)
+        return Unit(records, notes, statistics)
+
+    @cached_property
+    def _most(self) -> dict[str, int]:
+        # What is newest depends on the moment, where there are some: then reading a sample leaves the others out.
+        specs = () if self.schema.has_moments else self.schema.modalities
+        return {spec.name: spec.max_objects for spec in specs if spec.max_objects}
+
+    def _newest(self, record: Record, notes: Counter[str]) -> Record:
+        """The record with no more objects than its modalities keep; those that are left out are counted."""
+        left = dict[str, Objects]()
+        for name, most in self._most.items():
+            value = record.values.get(name)
+            if isinstance(value, Objects) and len(value) > most:
+                left[name] = value.newest(most)
+                notes[f"older_objects_left_out.{name}"] += len(value) - most
+                notes[f"records_with_more_than_{most}_objects.{name}"] += 1
+        return replace(record, values={**record.values, **left}) if left else record
+
+    def _count_codes(self, columns: Columns, notes: Counter[str]) -> None:
+        """How many codes have no number of their own."""
+        if not len(columns.code_ids_C):
+            return
+        number_C = np.repeat(columns.codes_Q, columns.code_counts_Q)
+        for what, reserved in (("unknown", UNKNOWN), ("rare", RARE)):
+            for number, count in enumerate(np.bincount(number_C[columns.code_ids_C == reserved]).tolist()):
+                if count:
+                    notes[f"codes_{what}.{self.schema.modality_names[number]}"] += count

@@ -1,0 +1,165 @@
+"""The tables of a packed data set, from and to Parquet: shards, chunks, and sketches of the statistics.
+
+Columns are those of docs/format.md, in its order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import numpy as np
+
+from data_shards.errors import ManifestError, TableError
+from data_shards.parquet import Column, dump_table, load_table
+from data_shards.records.distributions.distribution import Distribution
+from data_shards.records.distributions.sketch import Sketch
+from data_shards.records.statistics import DISTRIBUTIONS, Accumulator
+from data_shards.shards.chunks import ChunkTable
+from data_shards.shards.manifest import IndexFile, Manifest, Shard, TableFile, read_table_file
+from data_shards.shards.storage import Storage
+
+MAX_ROWS = {"shards": 1 << 22, "chunks": 1 << 27, "sketches": 1 << 27}
+_SHARDS = {
+    "name": "string",
+    "bytes": "int64",
+    "sha256": "sha256",
+    "records": "int64",
+    "chunks": "int32",
+    "index_name": "string",
+    "index_bytes": "int64",
+    "index_sha256": "sha256",
+}
+_CHUNKS = {"offset": "int64", "length": "int32", "records": "int32", "crc32": "uint32"}
+_SKETCHES = {"split": "int16", "of": "int8", "channel": "int32", "level": "int8", "key": "uint32", "count": "int64"}
+
+
+def dump_shards(shards: Sequence[Shard]) -> bytes:
+    """Parquet bytes."""
+    columns: dict[str, Column] = {
+        "name": [shard.name for shard in shards],
+        "bytes": np.array([shard.bytes for shard in shards], np.int64),
+        "sha256": [shard.sha256 for shard in shards],
+        "records": np.array([shard.records for shard in shards], np.int64),
+        "chunks": np.array([len(shard.chunks) for shard in shards], np.int32),
+        "index_name": [shard.index.name for shard in shards],
+        "index_bytes": np.array([shard.index.bytes for shard in shards], np.int64),
+        "index_sha256": [shard.index.sha256 for shard in shards],
+    }
+    return dump_table(columns, _SHARDS)
+
+
+def _chunk_types(columns: int, moments: bool) -> dict[str, str]:
+    types = _CHUNKS | {f"part.{number}": "int32" for number in range(columns)}
+    if moments:
+        types |= {"samples": "int64"} | {f"samples.{number}": "int32" for number in range(columns)}
+    return types
+
+
+def dump_chunks(chunks: ChunkTable, moments: bool) -> bytes:
+    """Parquet bytes; samples only where records have moments."""
+    width = chunks.parts_KC.shape[1]
+    columns: dict[str, Column] = {
+        "offset": chunks.offset_K,
+        "length": chunks.length_K,
+        "records": chunks.records_K,
+        "crc32": chunks.crc32_K,
+        "samples": chunks.total_K,
+    }
+    columns |= {f"part.{number}": chunks.parts_KC[:, number] for number in range(width)}
+    columns |= {f"samples.{number}": chunks.samples_KC[:, number] for number in range(width)}
+    return dump_table(columns, _chunk_types(width, moments))
+
+
+def load_shards(
+    storage: Storage, shards: TableFile, chunks: TableFile, columns: int, moments: bool
+) -> tuple[tuple[Shard, ...], ChunkTable]:
+    """Both tables of a data set with so many (split, part) columns. Raises ManifestError."""
+    own = read_table(storage, shards, "shards", _SHARDS)
+    types = _chunk_types(columns, moments)
+    rows = cast("dict[str, np.ndarray]", read_table(storage, chunks, "chunks", types))
+    counts_S = cast(np.ndarray, own["chunks"]).astype(np.int64)
+    if (counts_S < 0).any() or counts_S.sum() != chunks.rows:
+        raise ManifestError(
+            f"{storage.url}: table {shards.name} counts {counts_S.sum()} chunks, table {chunks.name} has {chunks.rows}"
+        )
+    parts_KC = _side_by_side([rows[f"part.{number}"] for number in range(columns)], chunks.rows)
+    samples_KC, total_K = parts_KC, rows["records"]
+    if moments:
+        samples_KC = _side_by_side([rows[f"samples.{number}"] for number in range(columns)], chunks.rows)
+        total_K = rows["samples"]
+    table = ChunkTable(
+        np.concatenate(([0], np.cumsum(counts_S))),
+        rows["offset"],
+        rows["length"],
+        rows["records"],
+        rows["crc32"],
+        parts_KC,
+        samples_KC,
+        total_K,
+    )
+    texts = {name: column if isinstance(column, list) else column.tolist() for name, column in own.items()}
+    found = zip(*(texts[name] for name in _SHARDS), strict=True)
+    opened = tuple(
+        Shard(name, size, sha256, records, IndexFile(*index), table.of_shard(number))
+        for number, (name, size, sha256, records, _, *index) in enumerate(found)
+    )
+    return opened, table
+
+
+def _side_by_side(columns: list[np.ndarray], rows: int) -> np.ndarray:
+    # By column: one (split, part) is read at a time.
+    joined = np.empty((rows, len(columns)), np.int32, order="F")
+    for number, column in enumerate(columns):
+        joined[:, number] = column
+    return joined
+
+
+def read_table(storage: Storage, file: TableFile, what: str, types: Mapping[str, str]) -> dict[str, Column]:
+    """Columns of a table; ManifestError if it is not what the manifest says, or over the limits."""
+    if not 0 <= file.rows <= MAX_ROWS[what]:
+        raise ManifestError(f"{storage.url}: table {file.name} claims {file.rows} rows, the limit is {MAX_ROWS[what]}")
+    try:
+        return load_table(read_table_file(storage, file), types, file.rows)
+    except TableError as error:
+        raise ManifestError(f"{storage.url}: table {file.name}: {error}") from error
+
+
+def dump_sketches(statistics: Mapping[str, Accumulator]) -> tuple[bytes, int]:
+    """Parquet bytes and rows of all sketches; splits are numbered in alphabetical order."""
+    pieces = list[list[np.ndarray]]()
+    for split, (_, accumulator) in enumerate(sorted(statistics.items())):
+        for of, distribution in enumerate(accumulator.distributions):
+            columns = distribution.sketch.columns()
+            rows = len(columns[0])
+            pieces.append([np.full(rows, split, np.int16), np.full(rows, of, np.int8), *columns])
+    empty = [np.empty(0, kind) for kind in _SKETCHES.values()]
+    joined = [np.concatenate(column) for column in zip(empty, *pieces, strict=True)]
+    return dump_table(dict(zip(_SKETCHES, joined, strict=True)), _SKETCHES), len(joined[0])
+
+
+def load_sketches(manifest: Manifest) -> dict[str, dict[str, Sketch]]:
+    """Split -> what (`DISTRIBUTIONS`) -> its sketch, as it was when the data were packed.
+
+    Raises:
+        ManifestError: there are none (version 1), or they are damaged.
+    """
+    if manifest.sketches is None:
+        raise ManifestError(f"{manifest.url} was packed before sketches of values were kept: pack it again")
+    columns = cast("dict[str, np.ndarray]", read_table(manifest.storage, manifest.sketches, "sketches", _SKETCHES))
+    found: dict[str, dict[str, Sketch]] = {}
+    for split, name in enumerate(sorted(manifest.statistics)):
+        found[name] = {}
+        for of, (what, distribution) in enumerate(zip(DISTRIBUTIONS, _empty(manifest), strict=True)):
+            own = (columns["split"] == split) & (columns["of"] == of)
+            entries = [columns[key][own] for key in ("channel", "level", "key", "count")]
+            sketch = distribution.sketch
+            try:
+                found[name][what] = Sketch.of_columns(sketch.channels, sketch.limit, *entries)
+            except ValueError as error:
+                raise ManifestError(f"{manifest.url}: table {manifest.sketches.name}: {error}") from error
+    return found
+
+
+def _empty(manifest: Manifest) -> tuple[Distribution, ...]:
+    return Accumulator(manifest.schema).distributions
