@@ -11,6 +11,7 @@ import torch
 from data_shards import TaskSpec
 from data_shards.records.statistics import SplitStatistics, TaskStatistics
 from data_shards.records.survival import count_intervals
+from tests.gpu_branch import Watch, gpu_branch
 from trainer.metrics.censored import kaplan_meier
 from trainer.metrics.survival import survival_at_edges
 from trainer.models.layers.hazard import HazardLoss
@@ -96,6 +97,17 @@ def test_sums_in_fp32_are_those_of_doubles() -> None:
         expected += (np.logaddexp(0, row) * np.where(here, 0, share) + np.logaddexp(0, -row) * here).sum()
     got = HazardLoss(task)(torch.tensor(logits).float(), torch.tensor(np.stack([time, seen], 1)).float())
     assert float(got) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_gpu_is_asked_nothing_and_nothing_is_added_by_index() -> None:
+    loss = HazardLoss(TASK)
+    logits = torch.randn(64, 3).bfloat16().requires_grad_()
+    target = torch.stack([torch.rand(64) * 5, (torch.rand(64) < 0.5).float()], dim=1)
+    target[::5] = nan
+    with gpu_branch(), Watch() as watch:
+        with watch.phase("loss"):
+            loss(logits, target).backward()
+    assert watch.kernels["loss"] > 10 and watch.found_waits == [] and watch.scatters == []
 
 
 def best_logits(task: TaskSpec, target: torch.Tensor) -> torch.Tensor:
