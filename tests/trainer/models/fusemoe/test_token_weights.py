@@ -13,6 +13,7 @@ import torch
 from data_shards import Manifest, StepLoader
 from data_shards.loading.costs import read_costs
 from parallel import LocalDispatcher
+from tests.trainer.models import timed_batch
 from tests.trainer.tiny import config
 from trainer.models.flops import FlopCounter
 from trainer.models.fusemoe.job_type import FuseMoEJob
@@ -56,3 +57,52 @@ def test_what_lengths_cost(manifest: Manifest) -> None:
     ecg = 2 * 2 * 16 * (2 * 4 + 16) / 4 / token
     event = 2 * 4 * run.model.series.heads * run.model.series.time_dim / token
     assert weights.unit_M == pytest.approx([event, event, 0, 0, 0, note, ecg], rel=1e-9)
+
+
+def lengths_and_objects(records: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """What an index says of the records of `timed_batch`, by hand."""
+    lengths, objects = np.full((2, len(records), len(timed_batch.SCHEMA.modalities)), -1)
+    for row, record in enumerate(records):
+        for name, value in record.items():
+            number = timed_batch.SCHEMA.numbers[name]
+            spec = timed_batch.SCHEMA.modalities[number]
+            values = [entry[-1] for entry in value] if spec.has_objects else [value]
+            ragged = spec.kind in ("text", "waveform", "codes", "series")
+            lengths[row, number] = sum(len(one) if ragged else 1 for one in values)
+            objects[row, number] = len(values) if spec.has_objects else 1
+    return lengths, objects
+
+
+@pytest.mark.parametrize("missing", [True, False])
+@pytest.mark.parametrize("way", ["tokens", "utde"])
+def test_costs_of_timed_objects_are_the_tokens_of_the_model(way: str, missing: bool) -> None:
+    changes = {"model__objects__irregularity": way, "model__codes__irregularity": way}
+    model = timed_batch.build(**changes, model__missing_embedding=missing, model__text__tokens=2)
+    weights = token_weights(FlopCounter(timed_batch.SCHEMA, {}, model.config, "joint"))
+    records = timed_batch.records_of(30)
+    # Arithmetic apart: of codes that stand for themselves the token is counted with it.
+    tokens = np.where([spec.timed and spec.kind == "codes" for spec in timed_batch.SCHEMA.modalities], 1.0, 0.0)
+    of_object = weights.object_M if way == "tokens" else np.zeros(12)
+    assert (weights.unit_M >= tokens * (way == "tokens")).all()
+    exact = replace(weights, unit_M=tokens * (way == "tokens"), object_M=of_object)
+    lengths, objects = lengths_and_objects(records)
+    found = exact.tokens(lengths, np.arange(12), objects)
+    with torch.no_grad():
+        _, layout = model.embed(timed_batch.batch_of(records))
+    assert found.tolist() == torch.bincount(layout.sample_N, minlength=30).clamp_min(1).tolist()
+    assert len(set(found.tolist())) > 5
+
+
+def test_what_bringing_objects_to_the_grid_costs() -> None:
+    """Of a scan: four queries read its 4 tokens, 4 bins x 2 heads attend to it. D = 16, in tokens of the blocks."""
+    grid = {"model__objects__irregularity": "mtand", "model__objects__heads": 2, "model__moe__noise": 0.0}
+    model = timed_batch.build(**grid, model__codes__irregularity="mtand")
+    counter = FlopCounter(timed_batch.SCHEMA, {}, model.config, "joint")
+    weights = token_weights(counter)
+    token = 2 * (8 * 16 * 16 + 2 * 16 * 4 + 2 * 2 * 2 * 16 * 16) + 2 * 16 * (16 + model.config.latents)
+    read, attend = 4 * (4 * 4 * 16 + 2 * 16 * 16), 2 * 4 * 2 * (16 + 16)
+    assert weights.object_M is not None and weights.empty_M is not None
+    assert weights.object_M[2] == pytest.approx((read + attend) / token, rel=1e-9)
+    value = 2 * 2 * 2 * 16  # of the group: some of its codes have values
+    assert weights.unit_M[7] == pytest.approx((attend + value) / token, rel=1e-9)
+    assert weights.present_M[[2, 7]].tolist() == [4, 4] and not weights.empty_M.any()
