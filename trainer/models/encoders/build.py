@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from data_shards import DatasetSchema, ModalitySpec
 from data_shards.records.statistics import SplitStatistics
+from parallel import Dispatcher
 from trainer.config.sections import ModelConfig
 from trainer.models.encoders.codes import CodeEmbedding, CodesEncoder, TimedCodesEncoder
 from trainer.models.encoders.grid_over_time import GridOverTime
@@ -29,16 +30,24 @@ from trainer.models.layers.standardise import Standardiser
 
 
 def build_encoder(
-    indices: list[int], schema: DatasetSchema, statistics: SplitStatistics, config: ModelConfig
+    indices: list[int],
+    schema: DatasetSchema,
+    statistics: SplitStatistics,
+    config: ModelConfig,
+    dispatcher: Dispatcher | None = None,
+    seed: int = 0,
 ) -> Encoder:
     """The encoder of one batch group (its modalities' numbers in `indices`).
+
+    Args:
+        dispatcher, seed: of the model, for tables of codes.
 
     Raises:
         ValueError: times without horizon, codes without vocabulary, or a shape that the recipe's patch does not divide.
     """
     specs = [schema.modalities[index] for index in indices]
     if specs[0].kind == "codes":
-        return _codes_encoder(specs, statistics, config)
+        return _codes_encoder(specs, statistics, config, dispatcher, seed)
     encoder = _object_encoder(specs, statistics, config)
     if not specs[0].timed:
         return encoder
@@ -67,7 +76,13 @@ def _object_encoder(specs: list[ModalitySpec], statistics: SplitStatistics, conf
             raise AssertionError(f"no encoder for {first.kind}")
 
 
-def _codes_encoder(specs: list[ModalitySpec], statistics: SplitStatistics, config: ModelConfig) -> Encoder:
+def _codes_encoder(
+    specs: list[ModalitySpec],
+    statistics: SplitStatistics,
+    config: ModelConfig,
+    dispatcher: Dispatcher | None,
+    seed: int,
+) -> Encoder:
     for spec in specs:
         if not spec.codes:
             raise ValueError(f"modality {spec.name} (codes) has no vocabulary yet: pack the data, which learns it")
@@ -76,6 +91,8 @@ def _codes_encoder(specs: list[ModalitySpec], statistics: SplitStatistics, confi
         any(spec.valued for spec in specs),
         _standardiser(specs, statistics, config.series.clip),
         config.dim,
+        (seed, specs[0].group, *(spec.name for spec in specs)),
+        dispatcher,
     )
     if not specs[0].timed:
         return CodesEncoder(embedding, config.codes.tokens, config.dim)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from data_shards import CodesGroup
-from parallel.moe.segments import Segments, look_up
+from parallel import CodeTable, Dispatcher, TablePlan
+from parallel.moe.segments import Segments
 from trainer.models.encoders.layout import Encoder, GroupLayout, PresentPairs
 from trainer.models.encoders.over_time import ObjectTimes, OverTime
 from trainer.models.layers.attention import read_segments
@@ -27,31 +28,6 @@ from trainer.models.layers.standardise import Constant, Standardiser
 from trainer.models.layers.token_layout import EncodedGroup
 
 CODE_SCALE = 0.3  # of initial rows, as modalities' embeddings have it
-
-
-@dataclass(frozen=True)
-class TablePlan:
-    """Which rows of a table a batch asks for, each once, and which of them each code has."""
-
-    ids_U: Tensor
-    uses: Segments
-
-
-class CodeTable(nn.Module):
-    """A table of rows that every rank holds."""
-
-    def __init__(self, rows: int, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(rows, dim) * CODE_SCALE)
-
-    def lay_out(self, ids_O: Tensor) -> TablePlan:
-        """From the numbers of rows on the CPU."""
-        ids_U, use_O = ids_O.unique(return_inverse=True)
-        return TablePlan(ids_U, Segments.of(use_O, len(ids_U)))
-
-    def forward(self, plan: TablePlan) -> Tensor:
-        """(U, D): the row of each distinct id."""
-        return look_up(self.weight, plan.ids_U)
 
 
 @dataclass(frozen=True)
@@ -67,12 +43,21 @@ class CodeEmbedding(nn.Module):
 
     Args:
         sizes: codes of each modality. valued: whether any may have values. standardiser: of values, by modality.
+        key, dispatcher: what initial rows depend on, and who holds those of a large table (`parallel.tables`).
     """
 
-    def __init__(self, sizes: list[int], valued: bool, standardiser: Standardiser, dim: int) -> None:
+    def __init__(
+        self,
+        sizes: list[int],
+        valued: bool,
+        standardiser: Standardiser,
+        dim: int,
+        key: tuple[object, ...],
+        dispatcher: Dispatcher | None,
+    ) -> None:
         super().__init__()
         self.sizes = sizes
-        self.table = CodeTable(sum(sizes), dim)
+        self.table = CodeTable(sum(sizes), dim, key, dispatcher, std=CODE_SCALE)
         self.standardiser = standardiser
         self.value = GroupedLinear(len(sizes), 2, 2 * dim) if valued else None
 
@@ -85,6 +70,7 @@ class CodeEmbedding(nn.Module):
         return CodeRows(codes, self.table.lay_out(group.ids_O + start_M[block_O])), pair_O
 
     def forward(self, group: CodesGroup, rows: CodeRows) -> Tensor:
+        # Every rank asks, also without any code: rows of large tables come from other ranks.
         code_OD = rows.table.uses.spread(self.table(rows.table))
         if self.value is None:
             return code_OD

@@ -47,7 +47,7 @@ class FuseMoE(nn.Module):
         schema: modalities and tasks. `tasks`: names of the tasks that get a head.
         statistics: training-part statistics of the chosen split, as the manifest holds them.
         dispatcher: carries tokens to their experts (local, or all-to-all over the expert-parallel group).
-        seed: of the initial expert weights, which are drawn per global expert.
+        seed: of the initial weights of experts and of tables of codes, which are drawn by global number.
     """
 
     def __init__(
@@ -66,7 +66,10 @@ class FuseMoE(nn.Module):
         self.attention = resolve_attention(config, modalities)
         self.layout = group_layout(schema)
         self.encoders = nn.ModuleDict(
-            {_safe(name): build_encoder(indices, schema, statistics, config) for name, indices in self.layout.items()}
+            {
+                _safe(name): build_encoder(indices, schema, statistics, config, dispatcher, seed)
+                for name, indices in self.layout.items()
+            }
         )
         # A modality's number within its group.
         self._block_of_M = [0] * modalities
