@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from data_shards.config import MixtureEntry
 from data_shards.sources import SOURCES, source_class
 from data_shards.sources.tables import mapping as table_mapping
+from data_shards.sources.tables import modalities as table_modalities
 from trainer.config.errors import section_of, takes_what
 from trainer.config.run_config import RunConfig
 
@@ -100,11 +101,12 @@ MAPPING = {
     "the file": table_mapping.Mapping,
     "records": table_mapping.Records,
     "split": table_mapping.Split,
-    "a series": table_mapping.SeriesTable,
-    "a vector": table_mapping.VectorTable,
-    "a text": table_mapping.TextTable,
-    "an image": table_mapping.ImageTable,
-    "a waveform": table_mapping.WaveformTable,
+    "a series": table_modalities.SeriesTable,
+    "a vector": table_modalities.VectorTable,
+    "a text": table_modalities.TextTable,
+    "an image": table_modalities.ImageTable,
+    "a waveform": table_modalities.WaveformTable,
+    "codes": table_modalities.CodesTable,
     "a task": table_mapping.Task,
 }
 

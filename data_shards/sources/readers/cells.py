@@ -63,7 +63,8 @@ class Cells:
         dialect: words for empty cells, decimal mark, form of dates. listed: column -> words that the mapping lists.
         swallowed: column -> cells that a word made empty. zoned: date column -> whether its dates have a zone.
         durations: columns of type elapsed -> whether they hold durations (then in seconds). key: column that names the
-            record; it shows rows that a stray quote has swallowed.
+            record; it shows rows that a stray quote has swallowed. replace: column of numbers -> cell, as Python writes
+            it, -> the number that it stands for, or None. replaced: column -> cells that were.
     """
 
     dialect: Dialect = field(default_factory=Dialect)
@@ -72,6 +73,8 @@ class Cells:
     zoned: dict[str, bool] = field(default_factory=dict)
     durations: dict[str, bool] = field(default_factory=dict)
     key: str | None = None
+    replace: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    replaced: Counter[str] = field(default_factory=Counter)
 
     def convert(self, column: pa.Array, name: str, kind: str) -> pa.Array:
         """A piece of a column as `kind`; raises CellError."""
@@ -79,6 +82,11 @@ class Cells:
             column = column.dictionary_decode()
         if pa.types.is_null(column.type):
             return pa.nulls(len(column), type_of(kind))
+        if name in self.replace and kind in ("number", "loose"):
+            return self._with_replaced(column, name, kind)
+        return self._convert(column, name, kind)
+
+    def _convert(self, column: pa.Array, name: str, kind: str) -> pa.Array:
         if _is_text(column.type):
             column = self._empty(column.cast(pa.string()), name, kind)
         by_kind: dict[str, Callable[[pa.Array, str, str], pa.Array]] = {
@@ -86,6 +94,19 @@ class Cells:
             "elapsed": self._elapsed, "numbers": self._numbers, "picture": self._picture,
         }  # fmt: skip
         return by_kind[kind.split(":")[0]](column, name, kind)
+
+    def _with_replaced(self, column: pa.Array, name: str, kind: str) -> pa.Array:
+        """As `_convert`; cells that stand for a number become it before anything is made of them."""
+        meaning = self.replace[name]
+        text = column.cast(pa.string()) if _is_text(column.type) else self._text(column, name, "text")
+        place = pc.index_in(pc.utf8_trim_whitespace(text), value_set=pa.array(list(meaning), pa.string()))
+        self.replaced[name] += len(place) - place.null_count
+        stands = pa.array(list(meaning.values()), pa.float64()).take(place)
+        rest = self._convert(pc.if_else(place.is_valid(), pa.scalar(None, column.type), column), name, kind)
+        if kind == "number":
+            return pc.if_else(place.is_valid(), stands, rest)
+        number = pc.if_else(place.is_valid(), stands, rest.field("number"))
+        return pa.StructArray.from_arrays([number, rest.field("word")], ["number", "word"])
 
     def _empty(self, text: pa.Array, name: str, kind: str) -> pa.Array:
         """Cells without content become null, and words for it."""

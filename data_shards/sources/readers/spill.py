@@ -87,6 +87,7 @@ def spill(
         if writer is not None:
             writer.close()
     made.notes |= {f"words_read_as_empty.{name}": n for name, n in made.cells.swallowed.items() if n}
+    made.notes |= {f"numbers_replaced.{name}": n for name, n in made.cells.replaced.items() if n}
     if not matched and keep is None:
         raise ValueError(f"{files[0]}: no row belongs to a record of the records' file; is {key!r} the right column?")
     return made

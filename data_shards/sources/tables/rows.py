@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from data_shards.records.precision import lost
+from data_shards.records.record import Value
 from data_shards.sources.readers.cells import Cells
+
+Later = Callable[[], Value]  # a value that is read when its record is wanted: a picture, a recording
 
 
 @dataclass
@@ -76,6 +80,21 @@ class Rows:
         if problem:
             notes["numbers_rounded"] += int((narrow_N != value_N)[np.isfinite(value_N)].sum())
         return narrow_N
+
+
+@dataclass(frozen=True)
+class Around:
+    """What values need beside their own rows.
+
+    Attributes:
+        home: rows of the records' file. folder: of the mapping. moments: records are seen up to moments, so that times
+            may be any. channels: those that any modality takes from the same file (series in long form).
+    """
+
+    home: Rows
+    folder: Path
+    moments: bool = False
+    channels: Sequence[str] = ()
 
 
 def cell_error(rows: Rows, record: int, column: str, cell: Any) -> ValueError:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_shards.records.schema import DatasetSchema, Kind, ModalitySpec, TaskSpec
-from data_shards.sources.tables.mapping import (
+from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
+from data_shards.sources.tables.mapping import Mapping, Task
+from data_shards.sources.tables.modalities import (
+    CodesTable,
     ImageTable,
-    Mapping,
+    Modality,
+    ObjectTable,
     SeriesTable,
-    Task,
     TextTable,
     VectorTable,
+    WaveformTable,
 )
 
 
@@ -22,28 +25,43 @@ def dataset_schema(mapping: Mapping) -> DatasetSchema:
     return DatasetSchema(mapping.name, tuple(modalities), tuple(tasks), mapping.description)
 
 
-def _spec(name: str, table: Any) -> ModalitySpec:
-    kind: Kind = table.kind
-    about = {"unit": table.unit, "description": table.description}
+def _spec(name: str, table: Modality) -> ModalitySpec:
+    """Of a series and of all that has a time with its window."""
+    about: dict[str, Any] = {"kind": table.kind, "unit": table.unit, "description": table.description}  # type: ignore[attr-defined]
+    if table.time is not None:
+        about |= {"time_unit": table.time_unit, "horizon": table.horizon}
+        about |= {} if isinstance(table, SeriesTable) else {"timed": True}
+    if isinstance(table, ObjectTable):
+        about["max_objects"] = table.max_objects
+    return ModalitySpec(name, **about, **_shape(table))
+
+
+def _shape(table: Modality) -> dict[str, Any]:
+    """What the kinds do not share."""
     if isinstance(table, SeriesTable):
-        window = {"time_unit": table.time_unit, "horizon": table.horizon, "max_length": table.max_length}
-        return ModalitySpec(name, kind, channels=table.names, units=table.units, **window, **about)  # type: ignore[arg-type]
+        return {"channels": table.names, "units": table.units, "max_length": table.max_length}
     if isinstance(table, VectorTable):
         known = tuple(f"{column}_known" for column in table.columns) if table.empty == "known" else ()
         names = table.columns + known
-        return ModalitySpec(name, kind, channels=names, shape=(table.size or len(names),), **about)
+        return {"channels": names, "shape": (table.size or len(names),)}
     if isinstance(table, TextTable):
-        return ModalitySpec(name, kind, max_length=table.max_length, **about)
+        return {"max_length": table.max_length}
     if isinstance(table, ImageTable):
-        return ModalitySpec(name, kind, shape=(table.channels, table.height, table.width), dtype="uint8", **about)
+        return {"shape": (table.channels, table.height, table.width), "dtype": "uint8"}
+    if isinstance(table, CodesTable):
+        return {"valued": table.value is not None, "max_length": table.max_length}
+    assert isinstance(table, WaveformTable), "all kinds are named"
     leads = table.leads if isinstance(table.leads, tuple) else ()
     shape = (len(leads) or table.leads,)
-    return ModalitySpec(
-        name, kind, channels=leads, shape=shape, rate=table.rate, max_length=table.max_length, **about
-    )  # fmt: skip
+    return {"channels": leads, "shape": shape, "rate": table.rate, "max_length": table.max_length}
 
 
 def _task(name: str, task: Task) -> TaskSpec:
-    classes = task.columns if task.kind == "multilabel" else task.classes
+    about: dict[str, Any] = {"unit": task.unit, "description": task.description}
+    if task.kind == "survival":
+        return TaskSpec(name, task.kind, edges=task.edges, unit=task.time_unit, description=task.description)
+    if task.at_moments:
+        about |= {"timed": True, "time_unit": task.time_unit}
+    classes = task.columns if task.kind == "multilabel" else task.names
     dim = len(task.columns) or 1 if task.kind == "regression" else 0
-    return TaskSpec(name, task.kind, classes=classes, dim=dim, unit=task.unit, description=task.description)
+    return TaskSpec(name, task.kind, classes=classes, dim=dim, **about)

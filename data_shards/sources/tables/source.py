@@ -14,36 +14,39 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
 from data_shards.paths import absolute_path
-from data_shards.records.record import Record, Series, escape_key
+from data_shards.records.record import Record, Value, escape_key
 from data_shards.sources.base import Source, SourceOptions
 from data_shards.sources.readers.cells import Cells
 from data_shards.sources.readers.csv_dialect import EMPTY_WORDS
 from data_shards.sources.readers.spill import Spill, spill
 from data_shards.sources.readers.table_files import batches, find_files
-from data_shards.sources.tables.columns import Place, listed_words, wanted_columns
-from data_shards.sources.tables.mapping import (
+from data_shards.sources.tables.codes import codes
+from data_shards.sources.tables.columns import Place, listed_words, replaced_cells, wanted_columns
+from data_shards.sources.tables.labels import Moments, join, moments, target
+from data_shards.sources.tables.mapping import Mapping, read_mapping
+from data_shards.sources.tables.modalities import (
+    CodesTable,
     ImageTable,
-    Mapping,
     Modality,
     SeriesTable,
-    Task,
     TextTable,
     VectorTable,
     WaveformTable,
-    read_mapping,
 )
-from data_shards.sources.tables.rows import Rows
+from data_shards.sources.tables.rows import Around, Later, Rows
 from data_shards.sources.tables.schema import dataset_schema
 from data_shards.sources.tables.series import series
 from data_shards.sources.tables.splits import Parts
-from data_shards.sources.tables.values import Value, pictures, target, texts, vectors, waveforms
+from data_shards.sources.tables.values import Apart, pictures, texts, vectors, waveforms
 
 UNIT_RECORDS = 500
+Held = Value | Later
 
 
 class TablesOptions(SourceOptions):
@@ -70,6 +73,7 @@ class Tables(Source):
         self.mapping: Mapping = read_mapping(path)
         self.schema = dataset_schema(self.mapping)
         self.columns = wanted_columns(self.mapping)
+        self._widths = {t.name: t.width for t in self.schema.tasks if t.timed}
         self.parts = Parts(self.mapping, self.folder)
         self.files = {place: find_files(self.folder, place[0]) for place in self.columns}
         for place, files in self.files.items():
@@ -115,20 +119,25 @@ class Tables(Source):
         columns = {
             name: self._values(modality, tables, home, notes) for name, modality in self.mapping.modalities.items()
         }
-        targets = {
-            name: target(tables[self._place(task)], task, notes)
-            for name, task in self.mapping.tasks.items()
-            if self._place(task) in tables
-        }
+        around = Around(home, self.folder)
+        labels, labels_at = dict[str, dict[int, Any]](), dict[str, dict[int, Moments]]()
+        for name, task in self.mapping.tasks.items():
+            if (place := self.mapping.place(task)) not in tables:
+                continue
+            if task.at_moments:
+                labels_at[name] = moments(tables[place], task, around, notes)
+            else:
+                labels[name] = target(tables[place], task, around, notes)
         column = self.mapping.records.group
         groups = list[str | None](home.keys) if column is None else home.texts(column)
         splits = self.parts.of(home, [group or key for group, key in zip(groups, home.keys, strict=True)])
         for number, key in enumerate(home.keys):
-            values = {name: own[number] for name, own in columns.items() if number in own}
-            if self.mapping.records.need_any and not any(name in values for name in self.mapping.records.need_any):
+            held = {name: own[number] for name, own in columns.items() if number in own}
+            if self.mapping.records.need_any and not any(name in held for name in self.mapping.records.need_any):
                 notes["records_without_any_needed_modality"] += 1
                 continue
-            labels = {name: own.get(number) for name, own in targets.items()}
+            targets = {name: own.get(number) for name, own in labels.items()}
+            times_K = self._add_moments(targets, {n: own[number] for n, own in labels_at.items() if number in own})
             parts = splits[number]
             if parts is None:
                 raise self.parts.missing(key)
@@ -138,7 +147,16 @@ class Tables(Source):
             for split in self.mapping.split.columns.keys() - parts.keys():
                 notes[f"records_without_part.{split}"] += 1
             own_key = escape_key(key) if self.mapping.records.keys == "escape" else key
-            yield Record(own_key, values, labels, parts, group=groups[number] or key)
+            values = {name: value() if callable(value) else value for name, value in held.items()}
+            yield Record(own_key, values, targets, parts, groups[number] or key, times_K)
+
+    def _add_moments(self, targets: dict[str, Any], own: dict[str, Moments]) -> np.ndarray | None:
+        """Add labels at moments to a record's others; returns its moments, if it has any."""
+        if not own:
+            return None
+        times_K, at_moments = join(own, self._widths)
+        targets |= at_moments
+        return times_K
 
     def _like_empty(self, group: str | None, parts: dict[str, str]) -> list[str]:
         """What to count of names that are taken as they stand, and in other tables mean an empty cell."""
@@ -146,25 +164,26 @@ class Tables(Source):
         return found + [f"parts_called_like_empty.{split}" for split, part in parts.items() if part in EMPTY_WORDS]
 
     def _find_windows(self) -> None:
-        """The longest time seen as the horizon of each series whose mapping names none; the schema is whole then."""
+        """The longest time seen as the horizon of each modality whose mapping names none; the schema is whole then."""
         modalities, units = dict(self.mapping.modalities), range(-(-self.records_count // UNIT_RECORDS))
         for name, modality in modalities.items():
-            if not isinstance(modality, SeriesTable) or modality.horizon is not None:
+            if modality.time is None or modality.horizon is not None:
                 continue
             longest = max((self._longest_time(modality, unit) for unit in units), default=0.0)
             if not longest > 0:
                 raise ValueError(
-                    f"series {name}: no time above 0 was seen, so its observation window is unknown; give horizon"
+                    f"{modality.kind} {name}: no time above 0 was seen, so its observation window is unknown; give "
+                    "horizon"
                 )
             self.horizons[name] = longest
             modalities[name] = modality.model_copy(update={"horizon": longest})
         self.mapping = self.mapping.model_copy(update={"modalities": modalities})
         self.schema = dataset_schema(self.mapping)
 
-    def _longest_time(self, modality: SeriesTable, unit: int) -> float:
+    def _longest_time(self, modality: Modality, unit: int) -> float:
         tables = self._tables(unit)
         found = self._values(modality, tables, tables[self.home], Counter())
-        return max((float(v.times_O.max()) for v in found.values() if isinstance(v, Series) and len(v)), default=0.0)
+        return max((_last_time(value) for value in found.values()), default=0.0)
 
     def _tables(self, unit: int) -> dict[Place, Rows]:
         """Rows of the unit of every table that has any."""
@@ -181,7 +200,8 @@ class Tables(Source):
 
     def _cells(self, place: Place) -> Cells:
         """How cells of a table are read."""
-        return Cells(self.mapping.dialect(place[0]), listed_words(self.mapping, place[0]), key=place[1])
+        listed, replace = listed_words(self.mapping, place[0]), replaced_cells(self.mapping, place)
+        return Cells(self.mapping.dialect(place[0]), listed, key=place[1], replace=replace)
 
     def report(self, notes: Counter[str]) -> dict[str, Any]:
         """Options, what was counted, and which files were read."""
@@ -217,31 +237,40 @@ class Tables(Source):
     def _skips_unknown(self, place: Place) -> bool:
         """Whether rows of unknown records are left out: if a section of that table says so, and none the contrary."""
         users = [
-            u for u in (*self.mapping.modalities.values(), *self.mapping.tasks.values()) if self._place(u) == place
+            u
+            for u in (*self.mapping.modalities.values(), *self.mapping.tasks.values())
+            if self.mapping.place(u) == place
         ]
         said = {user.unknown_keys for user in users if "unknown_keys" in user.model_fields_set}
         if len(said) > 1:
             raise ValueError(f"two sections say different things of unknown_keys of {place[0]}")
         return "skip" in said
 
-    def _place(self, section: Modality | Task) -> Place:
-        return section.file or self.home[0], section.key or self.home[1]
-
     def _values(
         self, modality: Modality, tables: dict[Place, Rows], home: Rows, notes: Counter[str]
-    ) -> dict[int, Value]:
-        """Number of the record in the unit -> its value of one modality."""
-        place = self._place(modality)
+    ) -> dict[int, Held]:
+        """Number of the record in the unit -> its value of one modality, or what reads it."""
+        place = self.mapping.place(modality)
         if place not in tables:
             return {}
-        rows = tables[place]
+        known: list[str] = []
         if isinstance(modality, SeriesTable):
-            same = [
-                m for m in self.mapping.modalities.values() if isinstance(m, SeriesTable) and self._place(m) == place
+            same = [m for m in self.mapping.modalities.values() if self.mapping.place(m) == place]
+            known = [
+                n for m in same if isinstance(m, SeriesTable) and m.channel == modality.channel for n in m.channels
             ]
-            known = [name for m in same if m.channel == modality.channel for name in m.channels]
-            return dict(series(rows, modality, home, known, notes))
-        read: dict[type, Callable[..., dict[int, Value]]] = {
-            VectorTable: vectors, TextTable: texts, ImageTable: pictures, WaveformTable: waveforms
-        }  # fmt: skip
-        return read[type(modality)](rows, modality, self.folder, notes)
+        around = Around(home, self.folder, self.mapping.has_moments, known)
+        found: dict[int, Held] = _READ[type(modality)](tables[place], modality, around, notes)
+        return found
+
+
+def _last_time(value: Held) -> float:
+    """The latest time of a value, 0 if it has none."""
+    times_N = value.times_N if isinstance(value, Apart) else getattr(value, "times_O", None)
+    return 0.0 if times_N is None or not len(times_N) else float(times_N.max())
+
+
+_READ: dict[type, Callable[..., Any]] = {
+    SeriesTable: series, VectorTable: vectors, TextTable: texts, ImageTable: pictures, WaveformTable: waveforms,
+    CodesTable: codes,
+}  # fmt: skip

@@ -1,48 +1,50 @@
-"""Rows of a table -> values of records: vectors, texts, pictures, waveforms by path, labels (series: see ``series``).
+"""Rows of a table -> vectors, texts, pictures and waveforms of records: one each or, with a time, any number.
 
 Every function takes the rows of one work unit, ordered by record, and returns values by the record's number in the
-unit. What is left out is counted; what is wrong is a sentence with the file and the record.
+unit; what costs time or memory is read when its record is wanted. What is left out is counted; what is wrong is a
+sentence with the file and the record.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_shards.paths import absolute_path
-from data_shards.records.record import Series
-from data_shards.sources.readers.csv_dialect import EMPTY_WORDS
+from data_shards.records.record import Objects
 from data_shards.sources.readers.pictures import read_picture
 from data_shards.sources.readers.signals import fit_signal, read_signal
-from data_shards.sources.tables.mapping import ImageTable, Task, TextTable, VectorTable, WaveformTable
-from data_shards.sources.tables.rows import Rows
+from data_shards.sources.tables.modalities import ImageTable, ObjectTable, TextTable, VectorTable, WaveformTable
+from data_shards.sources.tables.rows import Around, Later, Rows
+from data_shards.sources.tables.times import place
 
-Value = Series | np.ndarray | str
-TRUE = ("1", "true", "True", "TRUE", "yes", "Yes", "YES")
-FALSE = ("0", "false", "False", "FALSE", "no", "No", "NO")
+Object = np.ndarray | str
+Make = Callable[[int, int], Object]  # (record, row) -> the object in that row
 
 
-def vectors(rows: Rows, spec: VectorTable, folder: Path, notes: Counter[str]) -> dict[int, Value]:
-    """One vector per record that has a row."""
+def vectors(rows: Rows, spec: VectorTable, around: Around, notes: Counter[str]) -> dict[int, Later]:
+    """Vectors of each record that has a row."""
     if spec.column is not None:
-        cells = rows.table[spec.column].to_pylist()
-        return {
-            record: _list_cell(rows, record, spec, cells[row], notes)
-            for record, row in rows.single()
-            if cells[row] is not None
-        }
+        column = rows.table[spec.column]
+        there_L = column.is_valid().to_numpy()
+        return _objects(rows, spec, around, there_L, partial(_list_cell, rows, spec, column, notes), notes)
     value_LF = np.stack(
         [rows.narrow(rows.numbers(column), f"column {column!r}", spec.rounding, notes) for column in spec.columns],
         axis=1,
     )
-    known_LF, found = ~np.isnan(value_LF), dict[int, Value]()
-    for record, row in rows.single():
+    known_LF = ~np.isnan(value_LF)
+    there_L = {"error": known_LF.any(axis=1), "absent": known_LF.all(axis=1)}.get(
+        spec.empty, np.ones(len(value_LF), bool)
+    )
+
+    def make(record: int, row: int) -> np.ndarray:
         known_F = known_LF[row]
-        if not known_F.all() and (spec.empty == "absent" or (spec.empty == "error" and not known_F.any())):
-            continue
         if not known_F.all() and spec.empty == "error":
             column = spec.columns[int(np.flatnonzero(~known_F)[0])]
             raise ValueError(
@@ -51,11 +53,13 @@ def vectors(rows: Rows, spec: VectorTable, folder: Path, notes: Counter[str]) ->
             )
         features = np.where(known_F, value_LF[row], 0.0)
         parts = [features, known_F.astype(np.float64)] if spec.empty == "known" else [features]
-        found[record] = np.concatenate(parts).astype(np.float32)
-    return found
+        return np.concatenate(parts).astype(np.float32)
+
+    return _objects(rows, spec, around, there_L, make, notes)
 
 
-def _list_cell(rows: Rows, record: int, spec: VectorTable, cell: list[float], notes: Counter[str]) -> np.ndarray:
+def _list_cell(rows: Rows, spec: VectorTable, column: Any, notes: Counter[str], record: int, row: int) -> np.ndarray:
+    cell = column[row].as_py()
     if len(cell) != spec.size:
         raise ValueError(
             f"{rows.file}: column {spec.column!r} holds a list of {len(cell)} numbers for record {rows.name(record)}, "
@@ -65,31 +69,40 @@ def _list_cell(rows: Rows, record: int, spec: VectorTable, cell: list[float], no
     return rows.narrow(np.array(cell, np.float64), where, spec.rounding, notes).astype(np.float32)
 
 
-def texts(rows: Rows, spec: TextTable, folder: Path, notes: Counter[str]) -> dict[int, Value]:
-    """Texts of each record, joined by line ends."""
-    cells, found = rows.texts(spec.column), dict[int, Value]()
+def texts(rows: Rows, spec: TextTable, around: Around, notes: Counter[str]) -> dict[int, Later]:
+    """Texts of each record; without a time they are joined by line ends."""
+    cells = rows.texts(spec.column)
+    if spec.time is not None:
+        there_L = np.array([cell is not None for cell in cells], bool)
+        return _objects(rows, spec, around, there_L, lambda _, row: _cut(str(cells[row]), spec, notes), notes)
+    found = dict[int, Later]()
     for record, own in rows.runs():
         pieces = [cell for cell in cells[own] if cell is not None]
-        text = "\n".join(pieces)
-        if spec.too_long == "cut" and len(text.encode()) > spec.max_length:
-            text = text.encode()[: spec.max_length].decode(errors="ignore")
-            notes["texts_cut"] += 1
         if pieces:
-            found[record] = text
+            found[record] = partial(_cut, "\n".join(pieces), spec, notes)
     return found
 
 
-def pictures(rows: Rows, spec: ImageTable, folder: Path, notes: Counter[str]) -> dict[int, Value]:
-    """One picture per record that names one by a path, or holds its bytes, alone or as a struct of bytes and path."""
-    cells, shape = rows.table[spec.column].to_pylist(), (spec.channels, spec.height, spec.width)
-    found = dict[int, Value]()
-    for record, row in rows.single():
-        source = _picture_source(cells[row], absolute_path(spec.folder, folder))
-        if source is not None:
-            where = f"picture {source}" if isinstance(source, Path) else f"picture in {spec.column!r}"
-            where = f"{rows.file}, record {rows.name(record)}: {where}"
-            found[record] = read_picture(source, where, shape, spec.resize, notes, spec.background)
-    return found
+def _cut(text: str, spec: TextTable, notes: Counter[str]) -> str:
+    if spec.too_long == "cut" and len(text.encode()) > spec.max_length:
+        text = text.encode()[: spec.max_length].decode(errors="ignore")
+        notes["texts_cut"] += 1
+    return text
+
+
+def pictures(rows: Rows, spec: ImageTable, around: Around, notes: Counter[str]) -> dict[int, Later]:
+    """Pictures of each record, named by a path or held as bytes, alone or as a struct of bytes and path."""
+    column, shape = rows.table[spec.column], (spec.channels, spec.height, spec.width)
+    folder = absolute_path(spec.folder, around.folder)
+
+    def make(record: int, row: int) -> np.ndarray:
+        source = _picture_source(column[row].as_py(), folder)
+        assert source is not None, "an empty cell is null"
+        where = f"picture {source}" if isinstance(source, Path) else f"picture in {spec.column!r}"
+        where = f"{rows.file}, record {rows.name(record)}: {where}"
+        return read_picture(source, where, shape, spec.resize, notes, spec.background)
+
+    return _objects(rows, spec, around, column.is_valid().to_numpy(), make, notes)
 
 
 def _picture_source(cell: str | bytes | dict[str, Any] | None, folder: Path) -> Path | bytes | None:
@@ -99,14 +112,12 @@ def _picture_source(cell: str | bytes | dict[str, Any] | None, folder: Path) -> 
     return folder / cell if isinstance(cell, str) else cell
 
 
-def waveforms(rows: Rows, spec: WaveformTable, folder: Path, notes: Counter[str]) -> dict[int, Value]:
-    """One waveform per record that names one: a .npy file, or a WFDB record."""
-    cells, found, orders = rows.texts(spec.column), dict[int, Value](), dict[tuple[str, ...], str]()
-    for record, row in rows.single():
-        cell = cells[row]
-        if cell is None:
-            continue
-        path = absolute_path(spec.folder, folder) / cell
+def waveforms(rows: Rows, spec: WaveformTable, around: Around, notes: Counter[str]) -> dict[int, Later]:
+    """Waveforms of each record that names one: a .npy file, or a WFDB record."""
+    cells, orders = rows.texts(spec.column), dict[tuple[str, ...], str]()
+
+    def make(record: int, row: int) -> np.ndarray:
+        path = absolute_path(spec.folder, around.folder) / str(cells[row])
         signal = read_signal(path)
         if isinstance(spec.leads, int) and signal.names:
             # A number says nothing of the order, so all files must agree
@@ -118,54 +129,34 @@ def waveforms(rows: Rows, spec: WaveformTable, folder: Path, notes: Counter[str]
                     "which ones and in which order: leads: [I, II, ...]"
                 )
             notes[f"waveform_leads.{','.join(signal.names)}"] += 1
-        found[record] = fit_signal(signal, f"signal {path}", spec.leads, spec.rate, spec.unit, notes)
-    return found
+        return fit_signal(signal, f"signal {path}", spec.leads, spec.rate, spec.unit, notes)
+
+    return _objects(rows, spec, around, np.array([cell is not None for cell in cells], bool), make, notes)
 
 
-def target(rows: Rows, task: Task, notes: Counter[str]) -> dict[int, Any]:
-    """Labels of each record that has a row; empty cells are unlabelled."""
-    if task.kind in ("multilabel", "regression"):
-        columns = [task.column] if task.column is not None else list(task.columns)
-        value_LT = np.stack([_numbers(rows, str(column), task, notes) for column in columns], axis=1)
-        return {record: value_LT[row] if task.columns else float(value_LT[row, 0]) for record, row in rows.single()}
-    assert task.column is not None, "the mapping was checked"
-    cells, classes = rows.texts(task.column), _classes(task)
-    empty = EMPTY_WORDS if rows.cells.dialect.null is None else ()  # those of the mapping are empty already
-    found: dict[int, Any] = {}
-    for record, row in rows.single():
-        cell = _spelled(cells[row], classes)
-        if cell in classes:
-            found[record] = float(classes[cell])
-        elif cell is None or cell in empty:
-            notes[f"labels_empty.{task.column}"] += cell is not None
-            found[record] = None
-        else:
-            raise ValueError(
-                f"{rows.file}: label {cell!r} of column {task.column!r}, record {rows.name(record)}, is none of "
-                f"{', '.join(classes)}; list it in classes, or leave the cell empty"
-            )
-    return found
+def _objects(
+    rows: Rows, spec: ObjectTable, around: Around, there_L: np.ndarray, make: Make, notes: Counter[str]
+) -> dict[int, Later]:
+    """The only object of each record or, with a time, all of its objects; ``there_L``: rows that hold one."""
+    if spec.time is None:
+        return {record: partial(make, record, row) for record, row in rows.single() if there_L[row]}
+    row_N = np.flatnonzero(there_L)
+    notes["rows_without_object"] += len(there_L) - len(row_N)
+    inside, time_N = place(rows, spec, around, row_N, notes, "objects", "an object")
+    row_N = row_N[inside]
+    notes["objects"] += len(row_N)
+    return {record: Apart(make, record, row_N[own].tolist(), time_N[own]) for record, own in rows.runs(row_N)}
 
 
-def _numbers(rows: Rows, column: str, task: Task, notes: Counter[str]) -> np.ndarray:
-    """float32 [N], NaN where unlabelled."""
-    return rows.narrow(rows.numbers(column), f"target column {column!r}", task.rounding, notes).astype(np.float32)
+@dataclass(frozen=True)
+class Apart:
+    """The objects of one record, each in a row of its own, to be read when the record is wanted."""
 
+    make: Make
+    record: int
+    rows: list[int]
+    times_N: np.ndarray
 
-def _classes(task: Task) -> dict[str, int]:
-    """Cell -> class number. Classes that are given are the cells, unless they name the two of 0/1, no/yes, ..."""
-    named = {name: number for number, name in enumerate(task.classes)}
-    if task.kind == "binary" and not any(name in TRUE + FALSE for name in task.classes):
-        named |= dict.fromkeys(FALSE, 0) | dict.fromkeys(TRUE, 1)
-    return named
-
-
-def _spelled(cell: str | None, classes: dict[str, int]) -> str | None:
-    """The class a cell means: itself; 1.0, as columns with gaps are written, means 1; booleans in any case."""
-    if cell is None or cell in classes:
-        return cell
-    if cell.endswith(".0") and cell[:-2] in classes:
-        return cell[:-2]
-    if cell.lower() in ("true", "false"):
-        return next((name for name in classes if name.lower() == cell.lower()), cell)
-    return cell
+    def __call__(self) -> Objects:
+        """All of them, in the order of the table."""
+        return Objects(self.times_N, [self.make(self.record, row) for row in self.rows])  # type: ignore[arg-type]
