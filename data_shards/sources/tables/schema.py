@@ -59,7 +59,9 @@ def _shape(table: Modality) -> dict[str, Any]:
 def _task(name: str, task: Task) -> TaskSpec:
     about: dict[str, Any] = {"unit": task.unit, "description": task.description}
     if task.kind == "survival":
-        return TaskSpec(name, task.kind, edges=task.edges, unit=task.time_unit, description=task.description)
+        # Until the training part was seen, their number is all that is known
+        edges = task.edges or tuple(range(1, (task.intervals or 0) + 1))
+        return TaskSpec(name, task.kind, edges=edges, unit=task.time_unit, description=task.description)
     if task.at_moments:
         about |= {"timed": True, "time_unit": task.time_unit}
     classes = task.columns if task.kind == "multilabel" else task.names

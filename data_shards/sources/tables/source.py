@@ -21,6 +21,7 @@ from pydantic import Field
 
 from data_shards.paths import absolute_path
 from data_shards.records.record import Record, Value, escape_key
+from data_shards.records.survival import edges_from
 from data_shards.sources.base import Source, SourceOptions
 from data_shards.sources.readers.cells import Cells
 from data_shards.sources.readers.csv_dialect import EMPTY_WORDS
@@ -28,7 +29,7 @@ from data_shards.sources.readers.spill import Spill, spill
 from data_shards.sources.readers.table_files import batches, find_files
 from data_shards.sources.tables.codes import codes
 from data_shards.sources.tables.columns import Place, listed_words, replaced_cells, wanted_columns
-from data_shards.sources.tables.labels import Moments, join, moments, target
+from data_shards.sources.tables.labels import join, moments, target
 from data_shards.sources.tables.mapping import Mapping, read_mapping
 from data_shards.sources.tables.modalities import (
     CodesTable,
@@ -73,7 +74,6 @@ class Tables(Source):
         self.mapping: Mapping = read_mapping(path)
         self.schema = dataset_schema(self.mapping)
         self.columns = wanted_columns(self.mapping)
-        self._widths = {t.name: t.width for t in self.schema.tasks if t.timed}
         self.parts = Parts(self.mapping, self.folder)
         self.files = {place: find_files(self.folder, place[0]) for place in self.columns}
         for place, files in self.files.items():
@@ -107,6 +107,13 @@ class Tables(Source):
                 )
             self.records_count = len(keys)
             self._find_windows()
+            self._find_intervals()
+            self.schema = dataset_schema(self.mapping)
+        return self._numbers
+
+    @property
+    def _numbers(self) -> list[int]:
+        """Of the pieces."""
         return list(range(-(-self.records_count // UNIT_RECORDS)))
 
     def read(self, unit: int, notes: Counter[str]) -> Iterator[Record]:
@@ -119,25 +126,13 @@ class Tables(Source):
         columns = {
             name: self._values(modality, tables, home, notes) for name, modality in self.mapping.modalities.items()
         }
-        around = Around(home, self.folder)
-        labels, labels_at = dict[str, dict[int, Any]](), dict[str, dict[int, Moments]]()
-        for name, task in self.mapping.tasks.items():
-            if (place := self.mapping.place(task)) not in tables:
-                continue
-            if task.at_moments:
-                labels_at[name] = moments(tables[place], task, around, notes)
-            else:
-                labels[name] = target(tables[place], task, around, notes)
-        column = self.mapping.records.group
-        groups = list[str | None](home.keys) if column is None else home.texts(column)
-        splits = self.parts.of(home, [group or key for group, key in zip(groups, home.keys, strict=True)])
+        labels = self._labels(tables, home, notes)
+        groups, splits = self._groups_and_parts(home)
         for number, key in enumerate(home.keys):
             held = {name: own[number] for name, own in columns.items() if number in own}
             if self.mapping.records.need_any and not any(name in held for name in self.mapping.records.need_any):
                 notes["records_without_any_needed_modality"] += 1
                 continue
-            targets = {name: own.get(number) for name, own in labels.items()}
-            times_K = self._add_moments(targets, {n: own[number] for n, own in labels_at.items() if number in own})
             parts = splits[number]
             if parts is None:
                 raise self.parts.missing(key)
@@ -147,16 +142,37 @@ class Tables(Source):
             for split in self.mapping.split.columns.keys() - parts.keys():
                 notes[f"records_without_part.{split}"] += 1
             own_key = escape_key(key) if self.mapping.records.keys == "escape" else key
+            targets, times_K = self._targets(number, labels, notes)
             values = {name: value() if callable(value) else value for name, value in held.items()}
             yield Record(own_key, values, targets, parts, groups[number] or key, times_K)
 
-    def _add_moments(self, targets: dict[str, Any], own: dict[str, Moments]) -> np.ndarray | None:
-        """Add labels at moments to a record's others; returns its moments, if it has any."""
-        if not own:
-            return None
-        times_K, at_moments = join(own, self._widths)
-        targets |= at_moments
-        return times_K
+    def _groups_and_parts(self, home: Rows) -> tuple[list[str | None], list[dict[str, str] | None]]:
+        """Of each record of a unit."""
+        column = self.mapping.records.group
+        groups = list[str | None](home.keys) if column is None else home.texts(column)
+        return groups, self.parts.of(home, [group or key for group, key in zip(groups, home.keys, strict=True)])
+
+    def _labels(self, tables: dict[Place, Rows], home: Rows, notes: Counter[str]) -> dict[str, dict[int, Any]]:
+        """Task -> number of the record in the unit -> its label, or its moments and the labels there."""
+        around, found = Around(home, self.folder), dict[str, dict[int, Any]]()
+        for name, task in self.mapping.tasks.items():
+            rows = tables.get(self.mapping.place(task))
+            if rows is not None:
+                found[name] = (moments if task.at_moments else target)(rows, task, around, notes)
+        return found
+
+    def _targets(
+        self, number: int, labels: dict[str, dict[int, Any]], notes: Counter[str]
+    ) -> tuple[dict[str, Any], np.ndarray | None]:
+        """Labels of one record, and the moments of some, if there are any."""
+        timed = {task.name: task.width for task in self.schema.tasks if task.timed}
+        targets = {name: own.get(number) for name, own in labels.items() if name not in timed}
+        at_moments = {name: labels[name][number] for name in timed if number in labels.get(name, {})}
+        if not at_moments:
+            notes["records_without_moments"] += bool(timed)
+            return targets, None
+        times_K, own = join(at_moments, timed)
+        return targets | own, times_K
 
     def _like_empty(self, group: str | None, parts: dict[str, str]) -> list[str]:
         """What to count of names that are taken as they stand, and in other tables mean an empty cell."""
@@ -164,12 +180,12 @@ class Tables(Source):
         return found + [f"parts_called_like_empty.{split}" for split, part in parts.items() if part in EMPTY_WORDS]
 
     def _find_windows(self) -> None:
-        """The longest time seen as the horizon of each modality whose mapping names none; the schema is whole then."""
-        modalities, units = dict(self.mapping.modalities), range(-(-self.records_count // UNIT_RECORDS))
+        """The longest time seen as the horizon of each modality whose mapping names none."""
+        modalities = dict(self.mapping.modalities)
         for name, modality in modalities.items():
             if modality.time is None or modality.horizon is not None:
                 continue
-            longest = max((self._longest_time(modality, unit) for unit in units), default=0.0)
+            longest = max((self._longest_time(modality, unit) for unit in self._numbers), default=0.0)
             if not longest > 0:
                 raise ValueError(
                     f"{modality.kind} {name}: no time above 0 was seen, so its observation window is unknown; give "
@@ -178,7 +194,30 @@ class Tables(Source):
             self.horizons[name] = longest
             modalities[name] = modality.model_copy(update={"horizon": longest})
         self.mapping = self.mapping.model_copy(update={"modalities": modalities})
-        self.schema = dataset_schema(self.mapping)
+
+    def _find_intervals(self) -> None:
+        """Ends of the intervals of each survival task whose mapping names their number, from the training part."""
+        tasks = dict(self.mapping.tasks)
+        for name, task in tasks.items():
+            if task.intervals is None:
+                continue
+            seen = [pair for unit in self._numbers for pair in self._training_pairs(task, unit)]
+            time_N, seen_N = np.array(seen, np.float32).reshape(-1, 2).T
+            try:
+                edges = edges_from(time_N, seen_N, task.intervals)
+            except ValueError as error:
+                raise ValueError(f"task {name}: {error}") from error
+            tasks[name] = task.model_copy(update={"intervals": None, "edges": edges})
+        self.mapping = self.mapping.model_copy(update={"tasks": tasks})
+
+    def _training_pairs(self, task: Task, unit: int) -> list[np.ndarray]:
+        """(time, seen) of the training part's records of a unit; of several splits the first one that is named."""
+        tables = self._tables(unit)
+        rows, home = tables.get(self.mapping.place(task)), tables[self.home]
+        labels = target(rows, task, Around(home, self.folder), Counter()) if rows is not None else {}
+        _, parts = self._groups_and_parts(home)
+        split = next(iter(self.mapping.split.columns), "default")
+        return [labels[n] for n, own in enumerate(parts) if n in labels and own and own.get(split) == "train"]
 
     def _longest_time(self, modality: Modality, unit: int) -> float:
         tables = self._tables(unit)

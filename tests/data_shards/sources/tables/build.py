@@ -17,7 +17,7 @@ def read(folder: Path, mapping: dict[str, Any], **files: str | bytes) -> tuple[d
     for name, content in files.items():
         path = folder / ".".join(name.rsplit("_", 1))
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    (folder / "mapping.yaml").write_text(yaml.safe_dump({"name": "small", **mapping}))
+    (folder / "mapping.yaml").write_text(yaml.safe_dump({"name": "small", **mapping}, sort_keys=False))
     source, notes = create_source("tables", {"path": str(folder / "mapping.yaml")}), Counter[str]()
     records = {record.key: record for unit in source.units() for record in source.read(unit, notes)}
     for record in records.values():

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from data_shards import create_source
 from data_shards.records.check import validate
+from data_shards.records.record import Codes, Objects
 from data_shards.sources.readers import csv_files, spill
 from data_shards.sources.tables import source as tables
 
@@ -91,7 +92,7 @@ MAPPING = {
 }
 TYPES = {
     "age": pa.float64(), "flag": pa.bool_(), "v": pa.float64(),
-    **dict.fromkeys(("id", "note", "sev", "site", "ch"), pa.string()),
+    **dict.fromkeys(("id", "note", "sev", "site", "ch", "dose"), pa.string()),
 }  # fmt: skip
 
 
@@ -187,6 +188,170 @@ def test_csv_and_parquet_give_the_records_that_pandas_reads(tables_of, unit, buf
             ours[1].get(what, 0) for what in ("rows_of_other_channels", "empty_values", "observations_outside_window")
         )
         assert observations + rest == len(events), "every row is an observation or counted"
+
+
+TIMED = {
+    "name": "t",
+    "records": {"file": "r.X", "key": "id"},
+    "csv": {"lines": 9},
+    "modalities": {
+        "age": {"kind": "vector", "columns": ["age"], "empty": "absent", "replace": {"-1.0": 7.5, "0.1": None}},
+        "who": {"kind": "codes", "columns": ["flag", "site"]},
+        "notes": {"kind": "text", "file": "n.X", "column": "note"},
+        "drugs": {"kind": "codes", "file": "c.X", "column": "site", "value": "dose", "replace": {"> 89": 90}},
+        "labs": {"kind": "vector", "file": "c.X", "columns": ["dose"], "empty": "absent", "replace": {"> 89": 90}},
+    },
+    "tasks": {
+        "sev": {"kind": "multiclass", "file": "l.X", "column": "sev", "classes": {"no": ["NA"], "yes": ["Mild"]}}
+    },
+}
+CLOCK = {"time": "t", "origin": "adm"}
+
+
+def timed_mapping(at_moments: bool) -> dict:
+    mapping = json.loads(json.dumps(TIMED))
+    for name in ("notes", "drugs", "labs"):
+        mapping["modalities"][name] |= CLOCK | {"horizon": 24, "outside": "skip"}
+    if at_moments:
+        mapping["tasks"]["sev"] |= CLOCK
+    else:
+        del mapping["tasks"]
+    return mapping
+
+
+@st.composite
+def timed_data(draw):
+    """The records' table, one of notes, one of codes with a dose, one of labels at moments."""
+    keys = draw(st.permutations([f"k{n}" for n in range(draw(st.integers(1, 5)))]))
+    zone = draw(st.sampled_from(ZONES))
+    minutes = st.integers(-200, 2000) if draw(st.booleans()) else st.sampled_from([0, 5, 1440])
+    word = st.none() | TEXTS
+    dose = st.none() | st.just("> 89") | st.integers(-9, 99).map(str) | st.sampled_from(["0.25", "1e3", "NA"])
+
+    def rows(**cells):
+        moment = st.builds(lambda m: (START + timedelta(minutes=m)).replace(tzinfo=zone), minutes)
+        row = st.fixed_dictionaries({"id": st.sampled_from(keys), "t": moment, **cells})
+        return draw(st.lists(row, min_size=1, max_size=12))
+
+    age = st.none() | st.sampled_from([-1.0, 0.1, 3.0, 1e-8]) | st.floats(-1e4, 1e4, width=32).map(float)
+    stays = [
+        {"id": key, "adm": START.replace(tzinfo=zone), "age": draw(age), "flag": draw(st.none() | st.booleans()),
+         "site": draw(word)}
+        for key in keys
+    ]  # fmt: skip
+    labels = rows(sev=st.none() | st.sampled_from(["NA", "Mild"]))
+    if draw(st.integers(0, 9)):
+        labels = list({(row["id"], row["t"]): row for row in labels}.values())
+    return stays, rows(note=word), rows(site=word, dose=dose), labels
+
+
+def read_timed(folder: Path, kind: str, at_moments: bool) -> tuple[dict, dict] | str:
+    text = yaml.safe_dump(timed_mapping(at_moments)).replace(".X", f".{kind}")
+    (folder / "m.yaml").write_text(text)
+    notes: Counter[str] = Counter()
+    try:
+        source = create_source("tables", {"path": str(folder / "m.yaml")})
+        records = {record.key: record for unit in source.units() for record in source.read(unit, notes)}
+        for record in records.values():
+            validate(source.schema, record)
+    except ValueError as error:
+        return str(error)
+    counted = {name: count for name, count in notes.items() if count}
+    return {key: plain_times(record) for key, record in records.items()}, counted
+
+
+def plain_times(record) -> tuple:
+    values = {}
+    for name, value in record.values.items():
+        if isinstance(value, Objects):
+            own = [v if isinstance(v, str) else v.tolist() for v in value.values]
+            values[name] = list(zip(value.times_N.tolist(), own, strict=True))
+        elif isinstance(value, Codes):
+            times = [None] * len(value) if value.times_O is None else value.times_O.tolist()
+            numbers = [None] * len(value) if value.values_O is None else value.values_O.tolist()
+            values[name] = [
+                (time, code, None if number is None or math.isnan(number) else number)
+                for time, code, number in zip(times, value.codes, numbers, strict=True)
+            ]
+        else:
+            values[name] = value.tolist()
+    labels = None
+    if record.moments is not None:
+        labels = [
+            (time, None if math.isnan(label) else label)
+            for time, label in zip(record.moments.tolist(), record.targets["sev"].tolist(), strict=True)
+        ]
+    return values, labels
+
+
+def dose_of(cell) -> float | None:
+    return None if cell in (None, "NA", "") else 90.0 if cell == "> 89" else float(np.float32(float(cell)))
+
+
+def timed_by_hand(tables: tuple, at_moments: bool) -> dict:
+    """What the records hold, by an obvious loop over the rows as Python has them."""
+    stays, notes, drugs, labels = tables
+    found = {}
+    for stay in stays:
+
+        def own(rows, stay=stay):
+            for row in rows:
+                hours = float(np.float32((row["t"] - stay["adm"]) / timedelta(hours=1)))
+                if row["id"] == stay["id"] and (at_moments or 0 <= hours <= 24):
+                    yield hours, row
+
+        values: dict = {}
+        age = stay["age"]
+        if age is not None and age != 0.1:
+            values["age"] = [float(np.float32(7.5 if age == -1 else age))]
+        who = [(None, f"{c}={stay[c]}", None) for c in ("flag", "site") if stay[c] not in (None, "")]
+        texts = [(hours, row["note"]) for hours, row in own(notes) if row["note"] not in (None, "")]
+        codes = [
+            (hours, row["site"], dose_of(row["dose"])) for hours, row in own(drugs) if row["site"] not in (None, "")
+        ]
+        labs = [(hours, [dose_of(row["dose"])]) for hours, row in own(drugs) if dose_of(row["dose"]) is not None]
+        values |= {k: v for k, v in (("who", who), ("notes", texts), ("drugs", codes), ("labs", labs)) if v}
+        moments = (
+            sorted((hours, None if row["sev"] is None else float(row["sev"] == "Mild")) for hours, row in own(labels))
+            if at_moments
+            else []
+        )
+        found[stay["id"]] = values, moments or None
+    return found
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    timed_data(), st.booleans(), st.sampled_from([1, 2, 500]), st.sampled_from([1, 3, 1 << 20]),
+    st.sampled_from([30, 200, 1 << 23]),
+)  # fmt: skip
+def test_texts_codes_vectors_and_labels_with_times(tables_of, at_moments, unit, buffer, block) -> None:
+    """CSV, Parquet and a loop by hand agree, in pieces of any size, and every row is somewhere or counted."""
+    stays, notes, drugs, labels = tables_of
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as name:
+        patch.setattr(tables, "UNIT_RECORDS", unit)
+        patch.setattr(spill, "BUFFER_ROWS", buffer)
+        patch.setattr(csv_files, "BLOCK_BYTES", block)
+        folder = Path(name)
+        for letter, rows in zip("rncl", tables_of, strict=True):
+            write(folder, letter, rows)
+        ours, same = (read_timed(folder, kind, at_moments) for kind in ("csv", "parquet"))
+        twice = len({(row["id"], row["t"]) for row in labels}) < len(labels)
+        if at_moments and twice:
+            assert "and a moment has one label" in ours and "and a moment has one label" in same
+            return
+        assert ours == same
+        records, counted = ours
+        assert records == timed_by_hand(tables_of, at_moments)
+        left_out = counted.get("objects_outside_window", 0) + counted.get("rows_without_object", 0)
+        assert counted.get("objects", 0) + left_out == len(notes) + len(drugs)
+        categories = sum(cell not in (None, "") for stay in stays for cell in (stay["flag"], stay["site"]))
+        missing = counted.get("codes_missing.site", 0) + counted.get("codes_missing.flag", 0)
+        assert counted.get("codes", 0) + counted.get("codes_outside_window", 0) + missing == len(drugs) + 2 * len(stays)
+        assert (
+            counted.get("codes_missing.flag", 0) + counted.get("codes_missing.site", 0) >= 2 * len(stays) - categories
+        )
+        assert counted.get("moments", 0) == (len(labels) if at_moments else 0)
 
 
 JSON = st.recursive(
