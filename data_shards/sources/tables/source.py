@@ -30,7 +30,7 @@ from data_shards.sources.readers.table_files import batches, find_files
 from data_shards.sources.tables.codes import codes
 from data_shards.sources.tables.columns import Place, listed_words, replaced_cells, wanted_columns
 from data_shards.sources.tables.labels import join, moments, target
-from data_shards.sources.tables.mapping import Mapping, read_mapping
+from data_shards.sources.tables.mapping import Mapping, Task, read_mapping
 from data_shards.sources.tables.modalities import (
     CodesTable,
     ImageTable,
