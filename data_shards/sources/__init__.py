@@ -23,6 +23,7 @@ SOURCES: dict[str, tuple[str, str]] = {
     "mimic4": ("mimic4.source", "Mimic4"),
     "pam": ("pam", "Pam"),
     "physionet2012": ("physionet2012", "PhysioNet2012"),
+    "planted_times": ("planted_times", "PlantedTimes"),
     "synthetic": ("synthetic", "Synthetic"),
     "tables": ("tables.source", "Tables"),
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from data_shards.paths import absolute_path
-from data_shards.records.record import Record, Value, escape_key
+from data_shards.records.record import Codes, Record, Value, escape_key
 from data_shards.records.survival import edges_from
 from data_shards.sources.base import Source, SourceOptions
 from data_shards.sources.readers.cells import Cells
@@ -30,7 +30,8 @@ from data_shards.sources.readers.table_files import batches, find_files
 from data_shards.sources.tables.codes import codes
 from data_shards.sources.tables.columns import Place, listed_words, replaced_cells, wanted_columns
 from data_shards.sources.tables.labels import join, moments, target
-from data_shards.sources.tables.mapping import Mapping, Task, read_mapping
+from data_shards.sources.tables.mapping import Mapping as TableMapping
+from data_shards.sources.tables.mapping import Task, read_mapping
 from data_shards.sources.tables.modalities import (
     CodesTable,
     ImageTable,
@@ -71,7 +72,7 @@ class Tables(Source):
             raise ValueError(f"{path} is a folder; give the mapping file (YAML) that says what its tables hold")
         self.folder = path.parent
         self.scratch = absolute_path(options.scratch) if options.scratch else None
-        self.mapping: Mapping = read_mapping(path)
+        self.mapping: TableMapping = read_mapping(path)
         self.schema = dataset_schema(self.mapping)
         self.columns = wanted_columns(self.mapping)
         self.parts = Parts(self.mapping, self.folder)
@@ -145,6 +146,17 @@ class Tables(Source):
             targets, times_K = self._targets(number, labels, notes)
             values = {name: value() if callable(value) else value for name, value in held.items()}
             yield Record(own_key, values, targets, parts, groups[number] or key, times_K)
+
+    def codes(self, unit: int) -> Iterator[tuple[Mapping[str, str], Mapping[str, Sequence[str]]]]:
+        """(splits, modality -> codes) of each record of a piece that is packed; no picture or recording is read."""
+        tables = self._tables(unit)
+        home, need_any = tables[self.home], self.mapping.records.need_any
+        own = {name: m for name, m in self.mapping.modalities.items() if m.kind == "codes" or name in need_any}
+        found = {name: self._values(modality, tables, home, Counter()) for name, modality in own.items()}
+        for number, parts in enumerate(self._groups_and_parts(home)[1]):
+            if not need_any or any(number in found[name] for name in need_any):
+                held = {name: values.get(number) for name, values in found.items()}
+                yield parts or {}, {name: value.codes for name, value in held.items() if isinstance(value, Codes)}
 
     def _groups_and_parts(self, home: Rows) -> tuple[list[str | None], list[dict[str, str] | None]]:
         """Of each record of a unit."""
