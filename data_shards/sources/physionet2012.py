@@ -16,13 +16,13 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from data_shards.paths import absolute_path
-from data_shards.records.record import Record, Series
+from data_shards.records.record import Codes, Record, Series, Value
 from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.sources.base import Source, SourceOptions, hashed_part
 from data_shards.sources.part_lists import read_part_list
@@ -43,6 +43,11 @@ STATIC = (
     *("age", "gender", "height", "icu_coronary", "icu_cardiac_surgery", "icu_medical", "icu_surgical", "weight"),
     *("age_known", "gender_known", "height_known", "icu_known", "weight_known"),
 )
+NUMBERS = ("age", "height", "weight", "age_known", "height_known", "weight_known")
+CATEGORIES = {
+    "Gender": {0: "gender=female", 1: "gender=male"},
+    "ICUType": {1: "icu=coronary", 2: "icu=cardiac_surgery", 3: "icu=medical", 4: "icu=surgical"},
+}
 HORIZON = 48.0
 LONG_STAY = 7
 MAX_FILE = 1 << 22
@@ -59,6 +64,11 @@ class PhysioNet2012Options(SourceOptions):
         None,
         description="CSV with a RecordID column and one column per split (train, val, test, or empty); with that "
         "column alone it lists the test part, and the others are hashed; without a file all are",
+    )
+    static: Literal["vector", "codes"] = Field(
+        "vector",
+        description="descriptors of a stay: one vector of all; or gender and kind of ward as codes (descriptors; an "
+        "unknown one is counted) and a vector of age, height and weight (static)",
     )
 
 
@@ -83,7 +93,8 @@ class PhysioNet2012(Source):
         self.groups = _read_groups(self.folder / "modalities.json")
         self.splits_file = absolute_path(options.splits) if options.splits else None
         self.part_list = read_part_list(self.splits_file, ["RecordID"]) if self.splits_file else None
-        self.schema = _schema(self.groups)
+        self.static = options.static
+        self.schema = _schema(self.groups, self.static)
 
     def units(self) -> list[tuple[str, int, int]]:
         """(set, first stay, end) pieces."""
@@ -130,12 +141,12 @@ class PhysioNet2012(Source):
         if not any(events):
             notes["stays_without_observation"] += 1
             return None
-        values: dict[str, Series | np.ndarray | str] = {}
+        values: dict[str, Value] = {}
         for group, own in zip(self.groups, events, strict=True):
             if own:
                 times, channels, numbers = zip(*own, strict=True)
                 values[group] = Series(np.array(times, "f4"), np.array(channels, "i2"), np.array(numbers, "f4"))
-        values["static"] = _static_vector(static)
+        values |= _static_codes(static, notes) if self.static == "codes" else {"static": _static_vector(static)}
         if stay not in outcomes:
             raise ValueError(f"stay {stay} is not in the outcomes file of its set")
         days, death = outcomes[stay]
@@ -191,17 +202,19 @@ class PhysioNet2012(Source):
 _HOURS = {f"{minute // 60:02d}:{minute % 60:02d}": minute / 60 for minute in range(48 * 60 + 1)}
 
 
-def _schema(groups: dict[str, tuple[str, ...]]) -> DatasetSchema:
+def _schema(groups: dict[str, tuple[str, ...]], static: str) -> DatasetSchema:
     series = [ModalitySpec(g, "series", channels=c, time_unit="hours", horizon=HORIZON) for g, c in groups.items()]
-    static = ModalitySpec(
-        "static", "vector", channels=STATIC, shape=(len(STATIC),), description="0 where unknown; *_known says which"
-    )
+    names = STATIC if static == "vector" else NUMBERS
+    about = "0 where unknown; *_known says which"
+    own = [ModalitySpec("static", "vector", channels=names, shape=(len(names),), description=about)]
+    if static == "codes":
+        own.insert(0, ModalitySpec("descriptors", "codes", description="gender and kind of ward"))
     tasks = (
         TaskSpec("in_hospital_death", "binary", classes=("survived", "died")),
         TaskSpec("los_gt_7", "binary", classes=("at most 7 days", "more than 7 days")),
         TaskSpec("length_of_stay", "regression", dim=1, unit="days"),
     )
-    return DatasetSchema("physionet2012", (*series, static), tasks)
+    return DatasetSchema("physionet2012", (*series, *own), tasks)
 
 
 def _static_vector(static: dict[str, float]) -> np.ndarray:
@@ -214,6 +227,17 @@ def _static_vector(static: dict[str, float]) -> np.ndarray:
     order = ("Age", "Gender", "Height", "ICUType", "Weight")
     features = [value["Age"], value["Gender"], value["Height"], *icu, value["Weight"]]
     return np.array(features + [float(known[name]) for name in order], np.float32)
+
+
+def _static_codes(static: dict[str, float], notes: Counter[str]) -> dict[str, Value]:
+    """Age (years), height (cm), weight (kg) and which of them are known, float32 [6]; codes of what is no number."""
+    value = [static.get(name, -1.0) for name in ("Age", "Height", "Weight")]
+    known = [number >= 0 for number in value]
+    numbers = [number if there else 0.0 for number, there in zip(value, known, strict=True)]
+    found: dict[str, Value] = {"static": np.array([*numbers, *map(float, known)], np.float32)}
+    codes = [codes[static[name]] for name, codes in CATEGORIES.items() if static.get(name) in codes]  # type: ignore[index]
+    notes["descriptors_unknown"] += len(CATEGORIES) - len(codes)
+    return found | ({"descriptors": Codes(codes)} if codes else {})
 
 
 def _archive(folder: Path, name: str) -> Path | None:

@@ -123,6 +123,35 @@ def test_physionet_files_become_events_and_descriptors(tmp_path: Path, archive: 
     assert all(r.splits.keys() == {"default"} for r in records.values())
 
 
+def test_physionet_descriptors_as_codes(tmp_path: Path) -> None:
+    source = create_source("physionet2012", {"path": str(lay_out(tmp_path, True)), "static": "codes"})
+    notes = Counter[str]()
+    records = by_key([record for unit in source.units() for record in source.read(unit, notes)])
+    for record in records.values():
+        validate(source.schema, record)
+    told = {key: record.values["descriptors"].codes for key, record in records.items()}  # type: ignore[union-attr]
+    assert told == {
+        "100001": ["gender=female", "icu=surgical"],
+        "100002": ["gender=male", "icu=coronary"],
+        "200001": ["gender=male", "icu=medical"],
+    }
+    numbers = {key: record.values["static"].tolist() for key, record in records.items()}  # type: ignore[union-attr]
+    assert numbers["100001"] == [54, 0, 0, 1, 0, 0] and numbers["200001"] == [33, 170, 70, 1, 1, 1]
+    assert numbers["100002"] == pytest.approx([70, 180.3, 80, 1, 1, 1])
+    assert source.schema.modality_names[-2:] == ("descriptors", "static") and not notes["descriptors_unknown"]
+
+
+def test_a_physionet_stay_without_known_categories_has_no_codes(tmp_path: Path) -> None:
+    lay_out(tmp_path, False)
+    unknown = stay("100001", "54", "-1", "-1", "9", "-1", *EARLY)
+    (tmp_path / "set-a" / "100001.txt").write_text(unknown)
+    source = create_source("physionet2012", {"path": str(tmp_path), "static": "codes"})
+    notes = Counter[str]()
+    records = by_key([record for unit in source.units() for record in source.read(unit, notes)])
+    assert "descriptors" not in records["100001"].values and notes["descriptors_unknown"] == 2
+    assert records["100001"].values["static"].tolist() == [54, 0, 0, 1, 0, 0]  # type: ignore[union-attr]
+
+
 def test_physionet_splits_and_groups_from_files(tmp_path: Path) -> None:
     lay_out(tmp_path, True)
     (tmp_path / "splits.csv").write_text("RecordID,s1,s2\n100001,train,test\n100002,val,\n200001,test,train\n")
