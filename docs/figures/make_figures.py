@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from data_shards import create_source
+from data_shards.records.record import Codes, Objects
 from parallel.moe.gates import Gate
 from parallel.moe.routers import expert_pools
 
@@ -86,6 +87,69 @@ def irregular() -> Figure:
     return _plain(figure)
 
 
+def record() -> Figure:
+    """One record on one time axis; pale is what a prediction at the moment does not see."""
+    rng = np.random.default_rng(5)
+    moment, horizon, end = 30.0, 24.0, 48.0
+    hours = np.sort(rng.uniform(0, end, 40))
+    pulse = 85 + 12 * np.sin(hours / 7) + rng.normal(0, 2.5, len(hours))
+    lactate = (np.array([1.0, 7.5, 15.0, 22.0, 27.5, 36.0, 44.0]), np.array([1.2, 1.4, 2.6, 3.9, 3.1, 2.2, 1.5]))
+    notes = Objects(np.array([2.0, 14.0, 26.5, 41.0]), ["admission", "night round", "radiology", "transfer"])
+    pictures = Objects(np.array([9.0, 25.0]), [_lungs(0.25), _lungs(0.75)])
+    ecg = Objects(np.array([3.0, 20.0]), [_beats(rng), _beats(rng)])
+    codes = Codes(["heparin", "norepinephrine", "antibiotic", "antibiotic", "stopped"],
+                  np.array([3.0, 16.5, 22.0, 27.4, 38.0]))  # fmt: skip
+    rows = ("static", "codes", "ECG", "X-ray", "notes", "labs", "vitals")
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    axes = figure.add_subplot()
+
+    def seen(times: np.ndarray) -> list[float]:
+        return [1.0 if moment - horizon < time <= moment else 0.35 for time in times.tolist()]
+
+    for y, times, values, colour in ((6, hours, pulse, BLUE), (5, *lactate, BLUE)):
+        level = y - 0.3 + 0.6 * (values - values.min()) / np.ptp(values)
+        axes.scatter(times, level, s=22, color=colour, alpha=seen(times), linewidths=0)
+    for time, text, alpha in zip(notes.times_N.tolist(), notes.values, seen(notes.times_N), strict=True):
+        style = {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": ORANGE, "alpha": alpha}
+        axes.text(time, 4, f"{text}", ha="center", va="center", fontsize=10, bbox=style, alpha=max(alpha, 0.5))
+    for time, picture, alpha in zip(pictures.times_N.tolist(), pictures.values, seen(pictures.times_N), strict=True):
+        axes.imshow(picture, extent=(time - 1.3, time + 1.3, 2.56, 3.44), cmap="gray", vmin=0, vmax=1, alpha=alpha, aspect="auto")
+    for time, wave, alpha in zip(ecg.times_N.tolist(), ecg.values, seen(ecg.times_N), strict=True):
+        axes.plot(time + np.linspace(-2, 2, len(wave)), 2 + 0.35 * np.asarray(wave), color=GREEN, alpha=alpha)
+    assert codes.times_O is not None
+    for time, code, alpha in zip(codes.times_O.tolist(), codes.codes, seen(codes.times_O), strict=True):
+        axes.scatter(time, 1.12, marker="D", s=36, color=ORANGE, alpha=alpha)
+        axes.text(time, 0.88, code, ha="center", va="top", fontsize=9, alpha=max(alpha, 0.5))
+    axes.text(0, 0, "sex=f   ward=north   age 61   (codes and a vector without times: always seen)",
+              va="center", fontsize=10)  # fmt: skip
+    axes.axvspan(moment - horizon, moment, color=BLUE, alpha=0.08)
+    axes.axvline(moment, color="#b03030", linewidth=1.5)
+    axes.text(moment + 0.4, 6.75, "moment: a label is predicted here", color="#b03030", fontsize=10, va="center")
+    axes.text(moment - horizon + 0.3, 6.75, "horizon: what it sees", color=BLUE, fontsize=10, va="center")
+    axes.set(xlim=(-1.5, end + 1), ylim=(-0.5, 7.1), xlabel="hours since the record's time 0")
+    axes.set_yticks(range(len(rows)), rows, fontsize=11)
+    axes.set_xticks(np.arange(0, end + 1, 6))
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    return _plain(figure)
+
+
+def _lungs(cloud: float) -> np.ndarray:
+    """float [32, 32]: two dark ovals on grey, one of them clouded."""
+    y, x = np.mgrid[-1:1:32j, -1:1:32j]
+    picture = np.full((32, 32), 0.75)
+    for middle, dark in ((-0.45, 0.15), (0.45, 0.15 + 0.5 * cloud)):
+        picture[((x - middle) / 0.32) ** 2 + (y / 0.75) ** 2 < 1] = dark
+    return picture
+
+
+def _beats(rng: np.random.Generator) -> np.ndarray:
+    """float [120]: four beats of a made-up heart."""
+    place = np.linspace(0, 4, 120) % 1
+    beat = np.exp(-(((place - 0.4) / 0.03) ** 2)) + 0.25 * np.exp(-(((place - 0.65) / 0.08) ** 2))
+    return np.asarray(beat - 0.3 + 0.02 * rng.standard_normal(120))
+
+
 def expert_parallel() -> Figure:
     """Four ranks, eight experts: each holds two, and tokens travel to where their expert is."""
     figure = Figure(figsize=(7.5, 3.2), layout="constrained")
@@ -148,6 +212,7 @@ FIGURES = {
     "gates": gates,
     "routers": routers,
     "irregular": irregular,
+    "record": record,
     "expert_parallel": expert_parallel,
 }
 
