@@ -89,7 +89,7 @@ def prepare(folder: Path, modalities: int, number: int) -> tuple[dict[str, Step]
     shards = sorted((folder / "packed").glob("*.tar"))
 
     def ours() -> int:
-        return sum(step.records for step in loader.steps(0))
+        return sum(step.samples for step in loader.steps(0))
 
     def raw() -> int:
         size = 0

@@ -78,11 +78,11 @@ def main() -> None:
     rounds = chosen.rounds or (3 if chosen.quick else 9)
     with tempfile.TemporaryDirectory() as name:
         session, loop = prepare(Path(name), 700 if chosen.quick else 1500, 32 if chosen.quick else 64, 64)
-        full = [step for step in loop.loader.steps(0) if step.records == 64]
+        full = [step for step in loop.loader.steps(0) if step.samples == 64]
         # The first epoch never ends: its last, smaller step is left out.
         there, fresh = (
             cycle(full),
-            (step for epoch in range(10**6) for step in loop.loader.steps(epoch) if step.records == 64),
+            (step for epoch in range(10**6) for step in loop.loader.steps(epoch) if step.samples == 64),
         )
         alternatives: dict[str, Step] = {
             "bare": lambda: [bare_step(session, next(there)) for _ in range(TURN)],

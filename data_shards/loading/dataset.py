@@ -1,6 +1,7 @@
 """What a loader reads from: one part of a data set, or of a mixture of data sets.
 
-Both say how many records there are, in what order an epoch takes them, where each is stored, and how to read them.
+Both say how many samples there are, in what order an epoch takes them, where each is stored, and how to read them. A
+sample is a record, or one moment of a record where tasks have labels at moments.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class PlainPart:
         self.manifest, self.config, self.part = manifest, config, part
         self.place = place_of(manifest.schema, schema)
         self.counts = manifest.counts(config.split, part)
-        self.records = int(self.counts.sum())
-        self.bounds = np.array([0, self.records])
+        self.samples = int(self.counts.sum())
+        self.bounds = np.array([0, self.samples])
         self._first = first_numbers(self.counts)
 
     def order(self, seed: int, epoch: int, shuffle: bool) -> EpochOrder:
@@ -56,7 +57,7 @@ class PlainPart:
         return EpochOrder(self.counts, seed, epoch, self.config.window_chunks, shuffle)
 
     def places(self, number_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(chunk_B, ordinal_B) of records by their numbers in the part."""
+        """(chunk_B, ordinal_B) of samples by their numbers in the part."""
         return places(self._first, number_B)
 
     def sources(self) -> list[tuple[Manifest, int, np.ndarray]]:

@@ -1,6 +1,6 @@
 """Steps for one rank: order -> chunk reads -> records -> packed batches, in this process or in worker processes.
 
-State is one ``Position``: records handed to the caller. How far workers have read ahead never shows.
+State is one ``Position``: samples handed to the caller. How far workers have read ahead never shows.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ class Step:
 
     Attributes:
         micro_batches: ``accumulation`` batches, possibly empty ones.
-        records: records that the global step takes from the order, over all ranks (skipped ones included).
-        position: where the epoch stands after this step; ``offset == StepLoader.records`` means the epoch is done.
-        skipped: records this rank had to leave out, by reason.
+        samples: that the global step takes from the order, over all ranks (skipped ones included): records, or moments
+            of records.
+        position: where the epoch stands after this step; ``offset == StepLoader.samples`` means the epoch is done.
+        skipped: samples this rank had to leave out, by reason.
         io: ``reads``, ``bytes`` and ``retries`` of storage for this step (of the process that fetched it).
         load: how even the step's micro-batches are over all ranks; None where it was dealt by records.
     """
 
     micro_batches: list[Batch]
-    records: int
+    samples: int
     position: Position
     skipped: dict[str, int]
     io: dict[str, int]
@@ -76,7 +77,7 @@ class _Steps(torch.utils.data.Dataset[_Made]):
     ) -> None:
         self.schema, self.order, self.place = schema, order, place
         self.data = part_of(data, config, part, schema)
-        # Of all records of the part; in memory that worker processes share.
+        # Of all samples of the part; in memory that worker processes share.
         self.cost_N: Tensor | None = None
         self._reader: Reader | MappedReader | MixedReader | None = None
         self._order = lru_cache(maxsize=2)(self._make_order)
@@ -102,14 +103,14 @@ class _Steps(torch.utils.data.Dataset[_Made]):
         shares, load = self._shares(epoch, start)
         batches, skipped = [], Counter[str]()
         for number_B in shares:
-            # Also of no records: every rank takes part in every micro-batch.
+            # Also of no samples: every rank takes part in every micro-batch.
             records, index_B, lost = self._reader.read(*self.data.places(number_B))
             batches.append(self._collate(records, index_B, self.data.known(index_B)))
             skipped += lost
         return _Made(batches, dict(skipped), dict(self._reader.io - before), load)
 
     def _shares(self, epoch: int, start: int) -> tuple[list[np.ndarray], Load | None]:
-        """Record numbers of each micro-batch: of the same global records on every rank, so nobody tells anybody."""
+        """Sample numbers of each micro-batch: of the same global step on every rank, so nobody tells anybody."""
         number_N = self._order(epoch).numbers(start, start + self.order["batch_size"])
         if self.cost_N is None:
             return share_by_records(number_N, self.data.bounds, self.place), None
@@ -143,15 +144,15 @@ class StepLoader:
 
     Args:
         manifest: an opened data set or mixture. config: the data section. part: e.g. ``train``.
-        batch_size: records of a global step over all ranks and micro-batches.
+        batch_size: samples of a global step over all ranks and micro-batches.
         rank, world: this data rank and their number. accumulation: micro-batches per step.
         shuffle: False takes storage order (evaluation). seed: of the order; default ``config.seed``.
         schema: modalities, channels and tasks as batches are to have them, by name; default: as the data have them.
         max_tokens: of a micro-batch, above which it says so (``deal_by_tokens``).
 
     Attributes:
-        records: records of the part. steps_per_epoch: steps of an epoch from its start.
-        skipped: records this loader had to leave out so far, by reason.
+        samples: of the part: its records, or all moments of them. steps_per_epoch: steps of an epoch from its start.
+        skipped: samples this loader had to leave out so far, by reason.
         evenness: of the steps so far, where they are dealt by tokens.
 
     Raises:
@@ -184,8 +185,8 @@ class StepLoader:
         order, place = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed}, Place(rank, world, accumulation)
         self._steps = _Steps(manifest, config, part, order, place, schema or manifest.schema)
         self.evenness = Evenness(place, max_tokens)
-        self.records = self._steps.data.records
-        self.steps_per_epoch = -(-self.records // batch_size)
+        self.samples = self._steps.data.samples
+        self.steps_per_epoch = -(-self.samples // batch_size)
         self.skipped: Counter[str] = Counter()
         self._warn_if_thrashing(manifest, world)
         self._schedule = _Schedule()
@@ -197,17 +198,17 @@ class StepLoader:
         return self._steps.data
 
     def deal_by_tokens(self, cost_N: np.ndarray) -> None:
-        """From the next pass on, give each micro-batch of all ranks about equally many tokens, not records.
+        """From the next pass on, give each micro-batch of all ranks about equally many tokens, not samples.
 
         Args:
-            cost_N: int32, tokens of each record of the part in storage order (``costs``); the same on every rank, or
-                records would be read twice and others never.
+            cost_N: int32, tokens of each sample of the part in storage order (``costs``); the same on every rank, or
+                samples would be read twice and others never.
 
         Raises:
-            ValueError: not one positive number a record; worker processes are at work already.
+            ValueError: not one positive number a sample; worker processes are at work already.
         """
-        if cost_N.shape != (self.records,) or (cost_N < 1).any():
-            raise ValueError(f"costs of shape {cost_N.shape} are not one positive number for each of {self.records}")
+        if cost_N.shape != (self.samples,) or (cost_N < 1).any():
+            raise ValueError(f"costs of shape {cost_N.shape} are not one positive number for each of {self.samples}")
         if self._workers is not None:
             raise ValueError("deal_by_tokens comes before the first pass: worker processes deal by records already")
         self._steps.cost_N = torch.from_numpy(cost_N.astype(np.int32))
@@ -215,21 +216,21 @@ class StepLoader:
             self._steps.cost_N.share_memory_()
 
     def steps(self, epoch: int, offset: int = 0) -> Iterator[Step]:
-        """Steps of ``epoch`` from ``offset`` records on; every rank yields the same number of steps.
+        """Steps of ``epoch`` from ``offset`` samples on; every rank yields the same number of steps.
 
         Raises:
             ValueError: an offset outside the epoch.
-            ShardError: damaged data (``on_error: raise``), or more than ``max_skipped`` records skipped.
+            ShardError: damaged data (``on_error: raise``), or more than ``max_skipped`` samples skipped.
         """
-        if not 0 <= offset <= self.records:
-            raise ValueError(f"offset {offset} is outside the epoch's 0 to {self.records} records")
-        schedule = [(epoch, start) for start in range(offset, self.records, self.batch_size)]
+        if not 0 <= offset <= self.samples:
+            raise ValueError(f"offset {offset} is outside the epoch's 0 to {self.samples} samples")
+        schedule = [(epoch, start) for start in range(offset, self.samples, self.batch_size)]
         # strict: a worker that ends early must not look like the end of the epoch.
         for (_, start), made in zip(schedule, self._fetch(schedule), strict=True):
             self._count(made.skipped)
             if made.load is not None:
                 self.evenness.add(made.load)
-            stop = min(start + self.batch_size, self.records)
+            stop = min(start + self.batch_size, self.samples)
             yield Step(made.batches, stop - start, Position(epoch, stop), made.skipped, made.io, made.load)
 
     def _warn_if_thrashing(self, manifest: DataSet, world: int) -> None:

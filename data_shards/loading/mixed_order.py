@@ -1,10 +1,10 @@
 """The order in which a mixture's records come, and how they are read.
 
-An epoch takes m_k records of data set k, where m_k is its size times its weight (scaled so that an epoch is as long as
-all sizes together). They are interleaved evenly by integer arithmetic: how many records of each set lie before a place
+An epoch takes m_k samples of data set k, where m_k is its size times its weight (scaled so that an epoch is as long as
+all sizes together). Sizes count samples: records, or moments of records where a data set has labels at moments. They are interleaved evenly by integer arithmetic: how many samples of each set lie before a place
 of the epoch is a formula, so a position stays one integer and nothing is stored. Data set k itself runs through its own
-epochs one after the other, each in its own order, so with any weights its records are all seen equally often; with
-equal weights every record is seen once an epoch.
+epochs one after the other, each in its own order, so with any weights its samples are all seen equally often; with
+equal weights every one is seen once an epoch.
 
 Shapes: K data sets, N entries of the order, B records, M modalities, W target columns.
 """
@@ -59,7 +59,7 @@ class MixedPart:
     """One part of a mixture: its order, and how it is read.
 
     Attributes:
-        bounds: number of each data set's first record in the part, and their end.
+        bounds: number of each data set's first sample in the part, and their end.
     """
 
     def __init__(self, mixture: Mixture, config: DataConfig, part: str, schema: DatasetSchema) -> None:
@@ -70,10 +70,10 @@ class MixedPart:
         self.counts = [member.manifest.counts(member.split, part) for member in members]
         sizes = [int(counts.sum()) for counts in self.counts]
         self.mixed = mixed_counts(sizes, [member.weight for member in members])
-        self.records = sum(sizes)
+        self.samples = sum(sizes)
         chunks = [len(counts) for counts in self.counts]
         self.chunk_base = np.cumsum([0, *chunks])
-        # Chunks are numbered over the data sets that have this part, records over all of them.
+        # Chunks are numbered over the data sets that have this part, records over all of them; samples by `bounds`.
         self.record_base = np.cumsum([0, *(m.manifest.records for m in mixture.members)])
         self.bounds = np.cumsum([0, *sizes])
         self._first = first_numbers(np.concatenate(self.counts))
@@ -84,7 +84,7 @@ class MixedPart:
         return MixedOrder(self, seed, epoch) if shuffle else _InTurn(self)
 
     def places(self, number_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(chunk_B, ordinal_B) of records by their numbers in the part; chunks are numbered over the data sets."""
+        """(chunk_B, ordinal_B) of samples by their numbers in the part; chunks are numbered over the data sets."""
         return places(self._first, number_B)
 
     def sources(self) -> list[tuple[Manifest, int, np.ndarray]]:
@@ -107,7 +107,7 @@ class MixedOrder:
 
     def __init__(self, part: MixedPart, seed: int, epoch: int) -> None:
         self.part, self.seed, self.epoch = part, seed, epoch
-        self.total = part.records
+        self.total = part.samples
         # For each data set the epoch that it is in, and the next one.
         self._own = lru_cache(maxsize=2 * len(part.own))(self._make)
 

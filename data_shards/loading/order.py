@@ -1,12 +1,13 @@
 """Which record when: the invariant that everything else rests on.
 
-The order of an epoch is ONE global sequence of records, a function of (seed, epoch, counts per chunk) only. Chunks are
-permuted, taken ``window_chunks`` at a time, and the records of a window are shuffled together. A global step takes the
-next ``batch_size`` entries of that sequence, and within a step the order is free: its records are dealt to ranks in the
+What is ordered are samples: records, or where tasks have labels at moments the moments of records. The order of an
+epoch is ONE global sequence of them, a function of (seed, epoch, counts per chunk) only. Chunks are
+permuted, taken ``window_chunks`` at a time, and the samples of a window are shuffled together. A global step takes the
+next ``batch_size`` entries of that sequence, and within a step the order is free: its samples are dealt to ranks in the
 order of storage, so that a rank touches few chunks (``deal``). Hence every world size, worker count and prefetch depth
 sees the same global batches, and one integer says where an epoch stands.
 
-A record's number counts the part's records in storage order. Shapes: N entries of the sequence.
+A sample's number counts the part's samples in storage order: by record, then by moment. Shapes: N entries of the sequence.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from data_shards.permutation import permutation
 
 @dataclass(frozen=True)
 class Position:
-    """Where training stands: ``offset`` records of ``epoch`` have been taken."""
+    """Where training stands: ``offset`` samples of ``epoch`` have been taken."""
 
     epoch: int
     offset: int
@@ -31,7 +32,7 @@ class EpochOrder:
     """The sequence of one epoch, computed window by window.
 
     Args:
-        counts: records of the chosen part in each chunk of the data set, in storage order.
+        counts: samples of the chosen part in each chunk of the data set, in storage order.
         seed, epoch: what the order depends on.
         window_chunks: chunks that are shuffled together.
         shuffle: False keeps storage order (evaluation).

@@ -3,7 +3,8 @@
 A test part is one draw of records; the bootstrap draws from it again, many times, and looks how much the metric moves.
 Two runs that were tested on the same records are compared on the same draws, so that what is hard for both cancels.
 A draw is a weight per record (how often it was drawn), and every metric here takes weights for all draws at once, so a
-thousand draws cost little more than one. Runs that differ in their seeds only are one thing seen several times: their
+thousand draws cost little more than one. Moments of a record are drawn together: what is hard about a record is hard at
+each of them, so a hundred are not a hundred witnesses. Runs that differ in their seeds only are one thing seen several times: their
 metrics are averaged within each draw.
 
 Shape legend: B records, R draws, C logits of a task, t targets of a task.
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from data_shards import TaskSpec
 from trainer.metrics.survival_scores import followed, weighted_measures
+from trainer.metrics.by_record import PEAKS, means_by_record, peaks_by_record
+from trainer.metrics.main_metric import BY_RECORD
 
 Array = NDArray[np.float64]
 Metric = Callable[[Array], Array]
@@ -27,6 +30,7 @@ Metric = Callable[[Array], Array]
 
 DRAWS = 1000
 LEVEL = 0.95
+MOST_WEIGHTS = 1 << 24  # of moments, that are held at a time
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,18 @@ def draw_weights(records: int, draws: int = DRAWS, seed: int = 0) -> Array:
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(records, np.full(records, 1 / records), size=draws).astype(np.float64)
     return np.concatenate([np.ones((1, records)), drawn])
+
+
+def over_moments(measure: Metric, row_B: NDArray[np.int64]) -> Metric:
+    """The metric as a function of the weights of records (R, G); `row_B` says which of the G each moment is of."""
+
+    def metric(weight_RG: Array) -> Array:
+        # Some draws at a time: records may have very many moments.
+        each = max(1, MOST_WEIGHTS // max(1, len(row_B)))
+        parts = [weight_RG[start : start + each] for start in range(0, len(weight_RG), each)]
+        return np.concatenate([measure(part_RG[:, row_B]) for part_RG in parts])
+
+    return metric
 
 
 def interval(values_R: Array) -> Interval | None:
@@ -102,6 +118,27 @@ def task_measures(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> dict[
         return _multiclass(logits, target[:, 0])
     columns = [_binary(logits[:, c], target[:, c]) for c in range(logits.shape[1]) if not np.isnan(target[:, c]).all()]
     return {name: _mean_of([column[name] for column in columns]) for name in columns[0]}
+
+
+def record_measures(
+    task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor, row_B: NDArray[np.int64]
+) -> dict[str, Metric]:
+    """Metrics of weights of records (R, G) in which each record counts once, as `metrics_by_record` gives them."""
+    logits, target = logits_BC.double().numpy(), target_Bt.double().numpy()
+    columns: dict[str, list[Metric]] = {}
+    for means in means_by_record(task, logits, target, row_B):
+        for name, value_G in means.items():
+            if not np.isnan(value_G).all():
+                columns.setdefault(name, []).append(_weighted_mean(value_G, ~np.isnan(value_G)))
+    for score_G, truth_G in peaks_by_record(task, logits, target, row_B):
+        if not np.isnan(truth_G).all():
+            for name, area in zip(PEAKS, (_auroc, _auprc), strict=True):
+                columns.setdefault(name, []).append(area(score_G, truth_G))
+    found = {name: _mean_of(own) for name, own in columns.items()}
+    if "mse" in found:
+        mse = found.pop("mse")
+        found["rmse"] = lambda weight_RG: np.sqrt(mse(weight_RG))
+    return {f"{name}{BY_RECORD}": measure for name, measure in found.items()}
 
 
 def _share(part: Array, whole: Array) -> Array:

@@ -13,14 +13,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data_shards import TaskSpec
-from launch.compare.bootstrap import Array, draw_weights, mean_over_seeds, task_measures
+from launch.compare.bootstrap import (
+    Array,
+    draw_weights,
+    mean_over_seeds,
+    over_moments,
+    record_measures,
+    task_measures,
+)
 from launch.compare.pairs import Pair, all_pairs, finding
 from launch.compare.tested import Kept, all_comparable, kept_of, why_not_notes
 from launch.compare.variants import Variant, continued_notes, differing_params, group, seed_of
+from trainer.metrics.by_record import record_rows
 from trainer.metrics.main_metric import larger_is_better, primary_metric
 from trainer.tracking.history import TrackedRun
 
-COUNTS = ("test/records", "test/skipped")  # of the part, and no measure of a model
+COUNTS = ("test/records", "test/moments", "test/skipped")  # of the part, and no measure of a model
 FEWEST_RECORDS = 2  # with fewer, every draw of records is the same
 
 
@@ -145,7 +153,7 @@ def _resample(variants: Sequence[Variant], kept: dict[str, Kept | None], metric:
         for number in ids:
             own = kept[number]
             assert own is not None
-            records = len(own.predictions)
+            records = own.predictions.records
             rows.append(_draws(own, weights.setdefault(records, draw_weights(records)) if records else None))
         names = set.intersection(*(set(row) for row in rows))
         variant.draws = {name: mean_over_seeds(rows, name) for name in sorted(names)}
@@ -155,20 +163,30 @@ def _resample(variants: Sequence[Variant], kept: dict[str, Kept | None], metric:
     return notes
 
 
-def _draws(own: Kept, weight_RB: Array | None) -> dict[str, Array]:
-    """Metric -> its value of the part itself and of each draw, for tasks with enough labels to draw from."""
+def _draws(own: Kept, weight_RG: Array | None) -> dict[str, Array]:
+    """Metric -> its value of the part itself and of each draw, for tasks with enough labels to draw from.
+
+    Draws are of records: `weight_RG` has one column a record, whatever the number of its moments.
+    """
     row: dict[str, Array] = {}
     for task in own.tasks:
-        if weight_RB is None or _labelled(own, task) < FEWEST_RECORDS:
+        if weight_RG is None or _labelled(own, task) < FEWEST_RECORDS:
             continue
         prefix = "test" if len(own.tasks) == 1 else f"test/{task.name}"
-        measures = task_measures(task, own.predictions.logits[task.name], own.predictions.targets[task.name])
-        row |= {f"{prefix}/{name}": measure(weight_RB) for name, measure in measures.items()}
+        said = own.predictions.logits[task.name], own.predictions.targets[task.name]
+        measures = task_measures(task, *said)
+        if own.predictions.moment_B is not None:
+            row_B = record_rows(own.predictions.index_B)
+            measures = {name: over_moments(measure, row_B) for name, measure in measures.items()}
+            measures |= record_measures(task, *said, row_B)
+        row |= {f"{prefix}/{name}": measure(weight_RG) for name, measure in measures.items()}
     return row
 
 
 def _labelled(own: Kept, task: TaskSpec) -> int:
-    return int((~own.predictions.targets[task.name].isnan()).any(dim=1).sum())
+    """Records with a label at any moment."""
+    labelled_B = (~own.predictions.targets[task.name].isnan()).any(dim=1)
+    return len(own.predictions.index_B[labelled_B].unique())
 
 
 def table_rows(comparison: Comparison) -> list[dict[str, Any]]:

@@ -29,9 +29,10 @@ class Kept:
     predictions: Predictions
 
     @property
-    def numbers(self) -> tuple[int, ...]:
-        """Of the records."""
-        return tuple(self.predictions.index_B.tolist())
+    def numbers(self) -> tuple[bytes, ...]:
+        """Of the records, and their moments."""
+        columns = (self.predictions.index_B, self.predictions.moment_B)
+        return tuple(column.numpy().tobytes() for column in columns if column is not None)
 
     def question(self, metric: str) -> tuple[TaskSpec, ...]:
         """The tasks that a metric is about: of one, or, as a loss is, of all."""

@@ -10,6 +10,8 @@ import torch
 from data_shards import Batch
 from data_shards.errors import REASONS, ShardError, skipped_words
 from trainer.config.errors import RecipeError
+from trainer.metrics.by_record import mean_of_each, record_rows
+from trainer.metrics.main_metric import BY_RECORD
 from trainer.metrics.predictions import PredictionCollector, Predictions
 from trainer.metrics.scores import part_metrics
 from trainer.models.job_type import PartObserver
@@ -57,11 +59,11 @@ def predict_hiding(session: Session, part: str, hides: Sequence[Callable[[Batch]
                 batch = batch.to(session.device)
                 for hide, collector in zip(hides, collectors, strict=True):
                     output = session.engine(hide(batch))
-                    collector.add(batch.index_B, output.logits, batch.targets, output.measures)
+                    collector.add(batch.index_B, batch.moment_B, output.logits, batch.targets, output.measures)
     session.engine.train()
     records, skipped = _over_ranks(len(collectors[0]), lost)
     found = [collector.to_first(skipped) for collector in collectors]
-    if session.loader(part, shuffle=False).records and not records:
+    if session.loader(part, shuffle=False).samples and not records:
         raise ShardError("", f"no record of part {part} could be read: {skipped_words(skipped)}", reason="limit")
     return found
 
@@ -99,28 +101,41 @@ def evaluate_part(
 
 
 def part_results(session: Session, part: str, predictions: Predictions) -> dict[str, float]:
-    """Metrics, loss, and records read and skipped, of a part's predictions, keyed `part/...`.
+    """Metrics, loss, and what was read and skipped, of a part's predictions, keyed `part/...`.
+
+    Where records are seen at moments, `records` are different ones, `moments` are all of them, `skipped` counts moments,
+    and `loss_by_record` is the loss with each record counted once.
 
     What nothing is labelled for has no figure: without a label of a task that has a weight there is no loss.
     """
     metrics = part_metrics(part, session.tasks, predictions)
     measured = {name: value_B[~value_B.isnan()] for name, value_B in predictions.measures.items()}
     metrics |= {f"{part}/{name}": float(value_X.mean()) for name, value_X in measured.items() if len(value_X)}
-    losses = _losses(session, predictions)
+    own = metrics.get(f"{part}/loss", 0.0)  # what the model measures itself
+    losses, losses_by_record = _losses(session, predictions)
     if losses:
-        metrics[f"{part}/loss"] = sum(losses) + metrics.get(f"{part}/loss", 0.0)
-    metrics[f"{part}/records"] = float(len(predictions))
+        metrics[f"{part}/loss"] = sum(losses) + own
+    metrics[f"{part}/records"] = float(predictions.records)
+    if predictions.moment_B is not None:
+        metrics[f"{part}/moments"] = float(len(predictions))
+        metrics |= {f"{part}/loss{BY_RECORD}": sum(losses_by_record) + own} if losses else {}
     if predictions.skipped:
         metrics[f"{part}/skipped"] = float(sum(predictions.skipped.values()))
     return metrics
 
 
-def _losses(session: Session, predictions: Predictions) -> list[float]:
-    """Mean loss of each task that has a label and a weight, weighted as in training."""
-    found = []
+def _losses(session: Session, predictions: Predictions) -> tuple[list[float], list[float]]:
+    """Mean loss of each task that has a label and a weight, weighted as in training: over samples, and over records."""
+    found, by_record = [], []
     for task in session.tasks:
         loss, target_Bt = session.losses[task.name], predictions.targets[task.name].to(session.device)
         count, weight = loss.labelled(target_Bt).sum(), session.config.training.task_weight(task.name)
-        if int(count) and weight:
-            found.append(weight * float(loss(predictions.logits[task.name].to(session.device), target_Bt) / count))
-    return found
+        if not int(count) or not weight:
+            continue
+        loss_B = loss.of_each(predictions.logits[task.name].to(session.device), target_Bt)
+        found.append(weight * float(loss_B.sum() / count))
+        known_B = loss.labelled(target_Bt)
+        row_B = record_rows(predictions.index_B[known_B.cpu()])
+        mean_G = mean_of_each(loss_B[known_B].double().cpu().numpy(), row_B, int(row_B.max()) + 1)
+        by_record.append(weight * float(mean_G.mean()))
+    return found, by_record

@@ -73,7 +73,7 @@ def _evaluate(config: RunConfig, context: Context, checkpoint: Checkpoint, guard
             "part": request.part,
             "drop": request.drop,
             "metrics": metrics,
-            "samples": int(metrics[f"{request.part}/records"]),
+            "samples": int(metrics.get(f"{request.part}/moments", metrics[f"{request.part}/records"])),
         }
         if request.temperature:
             result |= _calibrate(session, checkpoint, predictions)

@@ -12,8 +12,9 @@ SMALLER_IS_BETTER = ("mae", "rmse", "loss", "brier", "ece", "integrated_brier")
 LARGER_IS_BETTER = (
     "auroc", "auprc", "accuracy", "f1", "r2", "iou", "pixel_accuracy", "concordance", "concordance_ipcw"
 )  # fmt: skip
+BY_RECORD = "_by_record"  # ends the name of a metric in which each record counts once (`by_record.py`)
 # Logged beside a part's metrics; more of them is neither better nor worse.
-COUNTS = ("records", "skipped")
+COUNTS = ("records", "moments", "skipped")
 
 Mode = Literal["min", "max"]
 
@@ -66,7 +67,7 @@ def by_rate(curve: dict[str, Any], metric: str | None = None) -> list[tuple[floa
 
 def larger_is_better(metric: str) -> bool:
     """Whether more of it is good, judged by its last part."""
-    return metric.rsplit("/", 1)[-1] not in SMALLER_IS_BETTER
+    return metric.rsplit("/", 1)[-1].removesuffix(BY_RECORD) not in SMALLER_IS_BETTER
 
 
 def is_count(metric: str) -> bool:
@@ -93,7 +94,7 @@ def choosing_mode(metric: str, given: Mode | None, key: str) -> Mode:
         raise ValueError(
             f"{key}metric={metric} counts records and cannot choose between models: name a measure of them"
         )
-    last = metric.rsplit("/", 1)[-1]
+    last = metric.rsplit("/", 1)[-1].removesuffix(BY_RECORD)
     known: Mode | None = "min" if last in SMALLER_IS_BETTER else "max" if last in LARGER_IS_BETTER else None
     if known is None and given is None:
         raise ValueError(f"{key}mode is not given, and nothing says whether more of {metric} is better: set min or max")

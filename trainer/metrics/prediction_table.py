@@ -1,7 +1,7 @@
 """Predictions as Parquet: what the model said about each record, readable by anything and by `compare`.
 
-One row a record: its number in the data set, its key where known, and for each task the prediction, its probability,
-the raw output and the label, if there is one. The tasks are in the file's metadata, so a file explains itself.
+One row a record, or one a moment of a record: its number in the data set, its key where known, the moment, and for each
+task the prediction, its probability, the raw output and the label, if there is one. The tasks are in the file's metadata, so a file explains itself.
 
 Shape legend: B records, C logits of a task, t targets of a task.
 """
@@ -29,7 +29,7 @@ _TASKS = TypeAdapter(list[TaskSpec])
 
 
 def predictions_table(tasks: list[TaskSpec], predictions: Predictions, keys: list[str] | None = None) -> pa.Table:
-    """Columns `record`, `key`, and per task `TASK.prediction`, `.probability`, `.logits` (`.value`), `.target`.
+    """Columns `record`, `key`, `moment` where records have any, and per task `TASK.prediction`, `.probability`, `.logits` (`.value`), `.target`.
 
     `prediction` is a class name, 0 or 1, a list of label names, or the value in the target's unit; `probability` is
     that of class 1 (binary) or of every class or label in the order of the task. Of survival there are `TASK.survival`,
@@ -39,6 +39,8 @@ def predictions_table(tasks: list[TaskSpec], predictions: Predictions, keys: lis
     columns: dict[str, pa.Array] = {"record": pa.array(predictions.index_B.numpy())}
     if keys is not None:
         columns["key"] = pa.array(keys, pa.string())
+    if predictions.moment_B is not None:
+        columns["moment"] = _floats(predictions.moment_B[:, None], null_nan=True)
     for task in tasks:
         target_Bt = predictions.targets[task.name]
         columns |= {f"{task.name}.{name}": array for name, array in said(task, predictions.logits[task.name]).items()}
@@ -97,7 +99,9 @@ def read_predictions(path: Path) -> tuple[list[TaskSpec], Predictions]:
         output = "value" if task.kind == "regression" else "logits"
         logits[task.name] = _tensor(table[f"{task.name}.{output}"])
         targets[task.name] = _tensor(table[f"{task.name}.target"])
-    return tasks, Predictions(torch.from_numpy(table["record"].to_numpy().copy()), logits, targets)
+    moment_B = _tensor(table["moment"])[:, 0] if "moment" in table.column_names else None
+    index_B = torch.from_numpy(table["record"].to_numpy().copy())
+    return tasks, Predictions(index_B, logits, targets, moment_B=moment_B)
 
 
 def _tensor(column: Any) -> Tensor:

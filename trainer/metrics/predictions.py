@@ -13,7 +13,10 @@ from trainer.worker.collectives import rows_to_first
 
 @dataclass
 class Predictions:
-    """What the model said about each record of a part: float32 logits and targets per task, in data-set order."""
+    """What the model said about each record of a part, or about each moment of its records, in data-set order.
+
+    Logits and targets per task are float32.
+    """
 
     index_B: Tensor
     logits: dict[str, Tensor]
@@ -21,7 +24,14 @@ class Predictions:
     measures: dict[str, Tensor] = field(default_factory=dict)
     """Further numbers of each record (B,), whose means are metrics; NaN where a record has none."""
     skipped: dict[str, int] = field(default_factory=dict)
-    """Reason -> records of the part that could not be read."""
+    """Reason -> samples of the part that could not be read."""
+    moment_B: Tensor | None = None
+    """float32, the time up to which the record was seen, NaN for the whole record. None: no record has moments."""
+
+    @property
+    def records(self) -> int:
+        """Different records."""
+        return len(self.index_B.unique())
 
     def __len__(self) -> int:
         return len(self.index_B)
@@ -33,23 +43,26 @@ class PredictionCollector:
 
     tasks: list[TaskSpec]
     measures: tuple[str, ...] = ()
-    _rows: list[tuple[Tensor, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]] = field(default_factory=list)
+    _rows: list[tuple[Tensor, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], Tensor]] = field(
+        default_factory=list
+    )
 
     def add(
         self,
         index_B: Tensor,
+        moment_B: Tensor,
         logits: dict[str, Tensor],
         targets: dict[str, Tensor],
         measures: dict[str, Tensor] | None = None,
     ) -> None:
-        """One batch."""
-        self._rows.append((index_B, logits, targets, measures or {}))
+        """One batch; `moment_B` is NaN for records that are seen whole."""
+        self._rows.append((index_B, logits, targets, measures or {}, moment_B))
 
     def __len__(self) -> int:
         return sum(len(row[0]) for row in self._rows)
 
     def to_first(self, skipped: dict[str, int] | None = None) -> Predictions | None:
-        """Collective: all records of all ranks on rank 0, sorted by their place in the data set; None elsewhere."""
+        """Collective: all samples of all ranks on rank 0, sorted by record and moment; None elsewhere."""
         columns = self._columns()
         # One exchange for all of them: 32-bit words, whatever they mean, so nothing is rounded on the way.
         found_BW = rows_to_first(torch.cat([values.view(torch.int32) for _, _, values in columns], dim=1))
@@ -58,9 +71,12 @@ class PredictionCollector:
         widths = [values.view(torch.int32).shape[1] for _, _, values in columns]
         parts = found_BW.split(widths, dim=1)
         index_B = parts[0].contiguous().view(torch.int64)[:, 0]
-        order_B = index_B.argsort()
-        found = Predictions(index_B[order_B], {}, {}, {}, skipped or {})
-        for (kind, name, _), part_BW in zip(columns[1:], parts[1:], strict=True):
+        moment_B = parts[1].contiguous().view(torch.float32)[:, 0]
+        order_B = moment_B.argsort(stable=True)
+        order_B = order_B[index_B[order_B].argsort(stable=True)]
+        has_moments = not bool(moment_B.isnan().all())
+        found = Predictions(index_B[order_B], {}, {}, {}, skipped or {}, moment_B[order_B] if has_moments else None)
+        for (kind, name, _), part_BW in zip(columns[2:], parts[2:], strict=True):
             values = part_BW[order_B].view(torch.float32)
             getattr(found, kind)[name] = values[:, 0] if kind == "measures" else values
         return found
@@ -68,6 +84,7 @@ class PredictionCollector:
     def _columns(self) -> list[tuple[str, str, Tensor]]:
         """(field of Predictions, name, (B, width)) on the CPU; of a rank that had no record with the same widths."""
         made = [("index_B", "", self._cat([row[0][:, None] for row in self._rows], torch.int64, 1))]
+        made.append(("moment_B", "", self._cat([row[4][:, None] for row in self._rows], torch.float32, 1)))
         for task in self.tasks:
             made.append(
                 ("logits", task.name, self._cat([r[1][task.name] for r in self._rows], torch.float32, task.dim))

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from data_shards import TaskSpec
+from trainer.metrics.by_record import metrics_by_record
 from trainer.metrics.calibration import reliability
 from trainer.metrics.formulas import auroc, average_precision, counts_by_score, f1, macro_auroc, macro_f1, r2
 from trainer.metrics.predictions import Predictions
@@ -119,10 +120,19 @@ def _regression(value_Bn: Tensor, target_Bn: Tensor) -> dict[str, Tensor]:
 
 
 def part_metrics(part: str, tasks: list[TaskSpec], predictions: Predictions) -> dict[str, float]:
-    """`test/auroc` for a single task, `test/<task>/auroc` for several."""
+    """`test/auroc` for a single task, `test/<task>/auroc` for several; of moments also `test/auroc_by_record`."""
     metrics: dict[str, float] = {}
     for task in tasks:
         prefix = part if len(tasks) == 1 else f"{part}/{task.name}"
-        values = task_metrics(task, predictions.logits[task.name], predictions.targets[task.name])
+        logits_BC, target_Bt = predictions.logits[task.name], predictions.targets[task.name]
+        values = task_metrics(task, logits_BC, target_Bt)
+        if _at_moments(predictions, target_Bt):
+            values |= metrics_by_record(task, logits_BC, target_Bt, predictions.index_B)
         metrics.update({f"{prefix}/{name}": value for name, value in values.items()})
     return metrics
+
+
+def _at_moments(predictions: Predictions, target_Bt: Tensor) -> bool:
+    """Whether labels are of moments; of a mixture, data sets of other tasks may have some."""
+    labelled_B = (~target_Bt.isnan()).any(dim=1)
+    return predictions.moment_B is not None and bool((~predictions.moment_B[labelled_B].isnan()).any())

@@ -192,8 +192,8 @@ class TrainingLoop:
         progress.samples_seen += delivered
         progress.epoch, progress.offset = step.position.epoch, step.position.offset
         # Before the step is evaluated or saved: timetable and checkpoint see the next epoch's beginning.
-        if progress.offset >= self.loader.records:
-            progress.close_epoch(self.loader.records)
+        if progress.offset >= self.loader.samples:
+            progress.close_epoch(self.loader.samples)
         self.profiler.step()
         self.meter.end_step(delivered, accepted)
         if progress.step % self.config.training.log_every == 0 or progress.step in (1, self.timetable.total_steps):
@@ -291,7 +291,7 @@ class TrainingLoop:
         )
         metrics["train/grad_norm"] = float(self.engine.grad_norm())
         metrics |= {
-            "train/epoch": self.progress.epoch + self.progress.offset / max(1, self.loader.records),
+            "train/epoch": self.progress.epoch + self.progress.offset / max(1, self.loader.samples),
             "train/samples_seen": self.progress.samples_seen,
             "data/skipped": sum(self.progress.skipped.values()),
         }

@@ -47,7 +47,7 @@ def test_global_batches_do_not_depend_on_world_or_accumulation(
         micro = [batch for steps in ranks for batch in steps[t].micro_batches]
         assert len(micro) == world * accumulation
         assert sorted(key for batch in micro for key in batch.keys) == sorted(expected)
-        assert {steps[t].records for steps in ranks} == {len(expected)}
+        assert {steps[t].samples for steps in ranks} == {len(expected)}
         assert len({steps[t].position for steps in ranks}) == 1
 
 
@@ -55,7 +55,7 @@ def test_an_epoch_delivers_every_record_once(manifest: Manifest) -> None:
     train = loader(manifest)
     steps = list(train.steps(0))
     assert sorted(flat(steps)) == TRAIN
-    assert train.records == len(TRAIN) == 54 and len(steps) == train.steps_per_epoch == 4
+    assert train.samples == len(TRAIN) == 54 and len(steps) == train.steps_per_epoch == 4
     assert steps[-1].position == Position(0, 54) and steps[-1].records == 54 - 3 * 16
     assert [sorted(k) for k in keys(train.steps(1))] != [sorted(k) for k in keys(steps)]
 
@@ -93,7 +93,7 @@ def test_worker_processes_change_nothing(manifest: Manifest) -> None:
         pairs = list(zip(inside.steps(epoch, offset), outside.steps(epoch, offset), strict=True))
         assert pairs
         for a, b in pairs:
-            assert (a.records, a.position, a.skipped) == (b.records, b.position, b.skipped)
+            assert (a.samples, a.position, a.skipped) == (b.samples, b.position, b.skipped)
             assert all(equal(x, y) for x, y in zip(a.micro_batches, b.micro_batches, strict=True))
     outside.close()
 
@@ -122,7 +122,7 @@ def test_errors_of_workers_keep_their_type_and_place(tmp_path: Path) -> None:
 def test_evaluation_takes_storage_order(manifest: Manifest) -> None:
     evaluation = loader(manifest, 5, part="test", shuffle=False)
     found = flat(evaluation.steps(0))
-    assert found == sorted(found) and len(found) == evaluation.records == 18
+    assert found == sorted(found) and len(found) == evaluation.samples == 18
     numbers = [n for step in evaluation.steps(0) for n in step.micro_batches[0].index_B.tolist()]
     assert numbers == [int(key[1:]) for key in found]  # record numbers count from 0 in storage order
 

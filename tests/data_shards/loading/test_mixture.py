@@ -73,7 +73,7 @@ def test_with_equal_weights_an_epoch_delivers_every_record_once(folders: tuple[s
     train = loader(config(folders))
     small = open_manifest(folders[1])
     got = [key for step in keys(train.steps(0)) for key in step]
-    assert train.records == 54 + small.splits["default"]["train"] == len(got) == len(set(got))
+    assert train.samples == 54 + small.splits["default"]["train"] == len(got) == len(set(got))
     assert sorted(key for key in got if key.startswith("big/")) == OWN
     again = [key for step in keys(train.steps(1)) for key in step]
     assert set(again) == set(got) and again != got
@@ -86,7 +86,7 @@ def test_with_other_weights_every_record_is_seen_equally_often(folders: tuple[st
     counts: Counter[str] = Counter()
     for epoch in range(6):
         counts.update(key for step in keys(train.steps(epoch)) for key in step)
-    assert counts.total() == 6 * train.records
+    assert counts.total() == 6 * train.samples
     for name in ("big/", "small/"):
         own = [count for key, count in counts.items() if key.startswith(name)]
         assert max(own) - min(own) <= 1

@@ -44,7 +44,7 @@ def deliver(folder: Path, **fields: object) -> tuple[list[str], Counter[str]]:
         for step in loader.steps(0):
             keys += step.micro_batches[0].keys
             skipped += Counter(step.skipped)
-        assert loader.skipped.total() + sum(key in keys for key in part_keys(part)) == loader.records
+        assert loader.skipped.total() + sum(key in keys for key in part_keys(part)) == loader.samples
     return keys, skipped
 
 

@@ -199,16 +199,18 @@ def _gather_uneven(rank: int, world: int) -> tuple[list[int] | None, dict[str, f
     rows = rows_to_first(torch.arange(rank * 10, rank * 10 + rank))
     collector = PredictionCollector([TaskSpec("t", "binary")])
     index = torch.arange(rank, 40, world)  # interleaved, so that order must be restored
+    whole = torch.full((40,), torch.nan)
     if rank != 2:
-        collector.add(index, {"t": index.float()[:, None] - 20}, {"t": (index > 25).float()[:, None]})
+        collector.add(index, whole[: len(index)], {"t": index.float()[:, None] - 20}, {"t": (index > 25).float()[:, None]})
     else:
         for part in index.split(3):
-            collector.add(part, {"t": part.float()[:, None] - 20}, {"t": (part > 25).float()[:, None]})
+            told = {"t": part.float()[:, None] - 20}, {"t": (part > 25).float()[:, None]}
+            collector.add(part, whole[: len(part)], *told)
     predictions = collector.to_first()
     said = str(broadcast_json({"from": rank}))
     if predictions is None:
         return None if rows is None else rows.tolist(), {}, said
-    assert predictions.index_B.tolist() == list(range(40))
+    assert predictions.index_B.tolist() == list(range(40)) and predictions.moment_B is None
     assert predictions.logits["t"][:, 0].tolist() == [float(number - 20) for number in range(40)]
     assert rows is not None
     return rows.tolist(), part_metrics("test", collector.tasks, predictions), said

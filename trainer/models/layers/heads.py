@@ -64,11 +64,15 @@ class TaskLoss(nn.Module):
         return (~target_Bt.isnan()).any(dim=1)
 
     def forward(self, logits_BC: Tensor, target_Bt: Tensor) -> Tensor:
+        return self.of_each(logits_BC, target_Bt).sum()
+
+    def of_each(self, logits_BC: Tensor, target_Bt: Tensor) -> Tensor:
+        """(B,) what each record or moment adds to the sum; 0 without a label."""
         present_Bt = ~target_Bt.isnan()
         target_Bt = torch.where(present_Bt, target_Bt, torch.zeros_like(target_Bt))
         each_Bt = self._each(logits_BC, target_Bt) * present_Bt
         # Several targets of one record are averaged: a record counts once.
-        return (each_Bt.sum(1) / present_Bt.sum(1).clamp_min(1)).sum()
+        return each_Bt.sum(1) / present_Bt.sum(1).clamp_min(1)
 
     def _each(self, logits_BC: Tensor, target_Bt: Tensor) -> Tensor:
         if self.kind == "regression":
