@@ -53,7 +53,9 @@ class Collator:
         }
         keys = [record.key for record in records]
         known = None if known_BM is None else torch.from_numpy(known_BM)
-        moment = torch.tensor([float(r.moments_K[0]) for r in records]) if self.schema.has_moments else None
+        # A data set of a mixture may have none, and another one has some.
+        times = [float(r.moments_K[0]) if len(r.moments_K) else np.nan for r in records]
+        moment = torch.tensor(times, dtype=torch.float32) if self.schema.has_moments else None
         return Batch(keys, torch.from_numpy(index_B), torch.from_numpy(present), targets, groups, known, moment)
 
     def _series(self, records: Sequence[Columns], numbers: list[int]) -> SeriesGroup:

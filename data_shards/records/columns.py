@@ -110,6 +110,10 @@ def cut(columns: Columns, schema: DatasetSchema, number: int) -> Columns:
     times then count from the window's start, so that the moment stands at the horizon. Of timed objects the newest
     ``max_objects`` are left. What has no times is whole. A record without moments is known at its last time.
 
+    A modality with times is there from its first row on: before, nobody can know that it will come, so it is absent,
+    and after, it may be there and empty, as all of its rows are too old. Hence what the record says of a modality that
+    never has a row counts for nothing.
+
     Args:
         number: of the moment. Without moments in the schema the record stays as it is.
     """
@@ -121,13 +125,17 @@ def cut(columns: Columns, schema: DatasetSchema, number: int) -> Columns:
     keep_O, times_O = window(series_O, columns.times_O)
     codes_C = np.repeat(columns.codes_Q, columns.code_counts_Q)
     keep_C, code_times_C = window(codes_C, columns.code_times_C)
+    begun_S = window.begun(series_O, columns.times_O)[columns.series_S]
+    begun_Q = window.begun(codes_C, columns.code_times_C)[columns.codes_Q]
     found = replace(
         columns,
-        counts_S=_counts(keep_O, columns.counts_S),
+        series_S=columns.series_S[begun_S],
+        counts_S=_counts(keep_O, columns.counts_S)[begun_S],
         times_O=times_O,
         channels_O=columns.channels_O[keep_O],
         values_O=columns.values_O[keep_O],
-        code_counts_Q=_counts(keep_C, columns.code_counts_Q),
+        codes_Q=columns.codes_Q[begun_Q],
+        code_counts_Q=_counts(keep_C, columns.code_counts_Q)[begun_Q],
         code_ids_C=columns.code_ids_C[keep_C],
         code_times_C=code_times_C,
         code_values_C=columns.code_values_C[keep_C],
@@ -146,9 +154,11 @@ def cut(columns: Columns, schema: DatasetSchema, number: int) -> Columns:
         keep_N, times_N = window.newest(np.full(len(arrays), n), columns.array_times[n])
         if keep_N.any():
             found.arrays[n], found.array_times[n] = [arrays[i] for i in np.flatnonzero(keep_N).tolist()], times_N
-    left = {*found.text_X.tolist(), *found.vector_V.tolist(), *found.arrays}
-    before = {*columns.text_X.tolist(), *columns.vector_V.tolist(), *columns.arrays, *columns.empty_E.tolist()}
-    found.empty_E = np.array(sorted(before - left), np.int16)
+    begun_M = np.zeros(len(schema.modalities), bool)
+    for ids, times in _object_rows(columns):
+        begun_M |= window.begun(ids, times) & window.timed_M
+    begun_M[[*found.text_X.tolist(), *found.vector_V.tolist(), *found.arrays]] = False
+    found.empty_E = np.flatnonzero(begun_M).astype(np.int16)
     return found
 
 
@@ -167,9 +177,13 @@ def timed_rows(columns: Columns) -> list[tuple[np.ndarray, np.ndarray]]:
     rows = [
         (np.repeat(columns.series_S, columns.counts_S), columns.times_O),
         (np.repeat(columns.codes_Q, columns.code_counts_Q), columns.code_times_C),
-        (columns.text_X, columns.text_times_X),
-        (columns.vector_V, columns.vector_times_V),
     ]
+    return rows + _object_rows(columns)
+
+
+def _object_rows(columns: Columns) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(modality, time) of each object."""
+    rows = [(columns.text_X, columns.text_times_X), (columns.vector_V, columns.vector_times_V)]
     return rows + [(np.full(len(times), number), times) for number, times in columns.array_times.items()]
 
 
@@ -191,6 +205,12 @@ class _Window:
         # Where no horizon was declared, times stay as they are.
         start = np.where(timed & np.isfinite(horizon), end - horizon, 0.0)
         return keep, (time - start)[keep].astype(np.float32)
+
+    def begun(self, ids: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """bool [M]: modalities that have a row by the end, however long ago; those without times have begun."""
+        begun_M = ~self.timed_M
+        begun_M[ids[times <= self.end_M[ids]]] = True
+        return begun_M
 
     def newest(self, ids: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As the call, of objects sorted by modality and time; of each modality the newest so many."""
