@@ -83,6 +83,8 @@ def _joined(indexes: list[ShardIndex]) -> ShardIndex:
         np.concatenate([index.moments_n for index in indexes]),
         np.concatenate([index.targets_KW for index in indexes]),
         np.concatenate([index.group_n for index in indexes]),
+        np.concatenate([index.times_K for index in indexes]),
+        np.concatenate([index.knots_X for index in indexes]),
     )
 
 

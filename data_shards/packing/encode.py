@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data_shards.records.codec import encode_record
-from data_shards.records.columns import Columns
+from data_shards.records.columns import Columns, sample_times, timed_rows
 from data_shards.records.decoder import Decoder
+from data_shards.records.knots import knots_of
 from data_shards.records.record import Objects, Record
 from data_shards.records.schema import RARE, UNKNOWN, DatasetSchema
 from data_shards.records.statistics import TRAIN, Accumulator
@@ -35,6 +36,8 @@ class Encoded:
     targets_KW: np.ndarray
     observations: int
     group: int = 0
+    times_K: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    knots_X: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
 
     @property
     def samples(self) -> int:
@@ -76,9 +79,11 @@ class UnitEncoder:
                 train.setdefault(split, []).extend([columns] if part == TRAIN else [])
             lengths, objects = columns.lengths(schema), columns.objects(len(schema.modalities))
             events, group = len(columns.times_O), group_code(record.group)
-            records.append(
-                Encoded(record.key, payload, record.splits, lengths, objects, columns.targets_KW, events, group)
-            )
+            encoded = Encoded(record.key, payload, record.splits, lengths, objects, columns.targets_KW, events, group)
+            if schema.has_moments:
+                encoded.times_K = sample_times(columns, schema)
+                encoded.knots_X = knots_of(timed_rows(columns), np.array([m.has_times for m in schema.modalities]))
+            records.append(encoded)
         statistics = {split: Accumulator(schema) for split in train}
         for split, columns_list in train.items():
             statistics[split].add(columns_list)

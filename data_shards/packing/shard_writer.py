@@ -138,6 +138,8 @@ class ShardSetWriter:
             moments_n,
             np.concatenate([record.targets_KW for record, _ in shard.rows]),
             np.array([record.group for record, _ in shard.rows], np.int64),
+            np.concatenate([record.times_K for record, _ in shard.rows]),
+            np.concatenate([record.knots_X for record, _ in shard.rows]),
         )
         table = dump_index(index)
         self._guard.confirm()

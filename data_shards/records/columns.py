@@ -103,6 +103,13 @@ def samples_of(columns: Columns) -> int:
     return max(1, len(columns.moments_K))
 
 
+def sample_times(columns: Columns, schema: DatasetSchema) -> np.ndarray:
+    """float32 [samples]: up to when each sample sees the record; empty where no task has labels at moments."""
+    if not schema.has_moments or len(columns.moments_K):
+        return columns.moments_K
+    return np.array([last_time(columns, schema)], np.float32)
+
+
 def cut(columns: Columns, schema: DatasetSchema, number: int) -> Columns:
     """The record as it is known at one of its moments: a sample of its own.
 
@@ -119,7 +126,7 @@ def cut(columns: Columns, schema: DatasetSchema, number: int) -> Columns:
     """
     if not schema.has_moments:
         return columns
-    moment = float(columns.moments_K[number]) if len(columns.moments_K) else last_time(columns, schema)
+    moment = float(sample_times(columns, schema)[number])
     window = _Window(schema, moment)
     series_O = np.repeat(columns.series_S, columns.counts_S)
     keep_O, times_O = window(series_O, columns.times_O)

@@ -1,20 +1,21 @@
 """The index of a shard: one row per record, enough to find, verify and select it, and to summarise a data set unread.
 
 Stored in the safetensors layout next to the shard; its SHA-256 is in the manifest.
-Shapes: n records, S splits, M modalities, K samples of all records, W target columns.
+Shapes: n records, S splits, M modalities, K samples of all records, W target columns, X kept times of all records.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from data_shards.errors import RecordError
 from data_shards.records.arrays import Limits, dump_tensors, load_tensors
 from data_shards.records.columns import ABSENT
+from data_shards.records.schema import DatasetSchema
 
 FORMATS = ("fleximoe-index/1", "fleximoe-index/2")  # the first one has no columns objects and moments
 NO_PART = -1  # of a record that is not in a split
@@ -35,6 +36,8 @@ class ShardIndex:
         moments_n: samples of each record: one a moment, and one if it has none.
         targets_KW: one row a sample, record by record; NaN where unlabelled.
         group_n: int64, a hash of the record's group, 0 where it has none (and in data packed before groups were kept).
+        times_K: float32, up to when each sample sees its record; empty where no task has labels at moments.
+        knots_X: float32, times of rows of each record (``records/knots.py``), likewise.
     """
 
     start_n: np.ndarray
@@ -47,6 +50,8 @@ class ShardIndex:
     moments_n: np.ndarray
     targets_KW: np.ndarray
     group_n: np.ndarray
+    times_K: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    knots_X: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -55,10 +60,24 @@ class ShardIndex:
         """bool: which of the rows [start, end) belong to one (split, part) column."""
         return (self.parts_nS[start:end] == column).any(axis=1)
 
+    @property
+    def record_K(self) -> np.ndarray:  # noqa: N802
+        """int64: row of each sample."""
+        return np.repeat(np.arange(len(self)), self.moments_n)
+
+    def samples_of(self, rows: np.ndarray) -> np.ndarray:
+        """bool [K]: samples of some records: rows by number, or a mask."""
+        return np.isin(self.record_K, np.arange(len(self))[rows])
+
     def targets_of(self, rows: np.ndarray) -> np.ndarray:
         """Targets [samples, W] of some records: rows by number, or a mask."""
-        record_K = np.repeat(np.arange(len(self)), self.moments_n)
-        return self.targets_KW[np.isin(record_K, np.arange(len(self))[rows])]
+        return self.targets_KW[self.samples_of(rows)]
+
+    def timed_rows(self, schema: DatasetSchema) -> np.ndarray:
+        """int64 [n, M]: events, codes or objects of each modality with times; 0 of the others."""
+        objects_M = np.array([spec.has_objects for spec in schema.modalities])
+        rows_nM = np.maximum(0, np.where(objects_M, self.objects_nM, self.lengths_nM)).astype(np.int64)
+        return rows_nM * np.array([spec.has_times for spec in schema.modalities])
 
     def last_targets(self) -> np.ndarray:
         """Targets [n, W] of each record's last sample."""
@@ -85,6 +104,8 @@ def dump_index(index: ShardIndex) -> bytes:
         "moments": index.moments_n.astype(np.int32),
         "targets": index.targets_KW.astype(np.float32),
     }
+    if len(index.times_K):
+        tensors |= {"times": index.times_K.astype(np.float32), "knots": index.knots_X.astype(np.float32)}
     return dump_tensors(tensors, {"format": FORMATS[-1]})
 
 
@@ -121,7 +142,10 @@ def load_index(data: bytes, records: int, splits: int, modalities: int, targets:
     group = tensors.get("group", np.zeros(records, np.int64))
     if group.shape != (records,):
         raise RecordError(f"index column group is not of shape {(records,)}")
-    return ShardIndex(start, size, crc, keys, parts, lengths, objects, moments, target, group)
+    times, knots = (tensors.get(name, np.empty(0, np.float32)) for name in ("times", "knots"))
+    if times.shape not in ((0,), (len(target),)) or knots.ndim != 1:
+        raise RecordError(f"index column times is not of shape {(len(target),)}, or knots has not one dimension")
+    return ShardIndex(start, size, crc, keys, parts, lengths, objects, moments, target, group, times, knots)
 
 
 def group_code(group: str | None) -> int:
