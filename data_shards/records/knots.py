@@ -72,7 +72,8 @@ def rows_until(knots_SQ: np.ndarray, rows_S: np.ndarray, time_S: np.ndarray) -> 
     before_S = knots_SQ[samples, np.maximum(passed_S - 1, 0)].astype(np.float64)
     after_S = knots_SQ[samples, np.minimum(passed_S, KNOTS - 1)].astype(np.float64)
     between_S = (passed_S > 0) & (passed_S < KNOTS) & np.isfinite(after_S) & (rows_S > KNOTS)
-    share_S = np.divide(time_S - before_S, after_S - before_S, out=np.zeros(len(time_S)), where=between_S)
+    before_S, after_S = np.where(between_S, before_S, 0.0), np.where(between_S, after_S, 1.0)
+    share_S = np.where(between_S, (time_S - before_S) / (after_S - before_S), 0.0)
     return np.where(passed_S > 0, low_S + 1 + share_S * np.maximum(high_S - low_S, 0), 0.0)
 
 

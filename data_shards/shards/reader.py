@@ -1,8 +1,11 @@
-"""Records by (chunk, number): ranged reads of whole chunks, every byte checked, every loss counted.
+"""Samples by (chunk, number): ranged reads of whole chunks, every byte checked, every loss counted.
 
 A chunk is read with one request and its CRC-32 compared with the manifest; then tar headers, names and sizes are
 compared with the shard's index and each record is decoded under the schema. With ``on_error: skip`` a damaged chunk
 loses only the records whose own CRC-32 is wrong.
+
+A sample is a record, or where tasks have labels at moments one moment of it: the record is then decoded once while its
+chunk is in memory, and cut at each moment.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import hashlib
 import logging
 import zlib
 from collections import Counter, OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -19,8 +22,10 @@ import numpy as np
 from data_shards.config import DataConfig
 from data_shards.errors import RecordError, ShardError
 from data_shards.records.codec import SUFFIX
-from data_shards.records.columns import Columns
+from data_shards.records.columns import Columns, cut, samples_of
 from data_shards.records.decoder import Decoder
+from data_shards.records.knots import KNOTS
+from data_shards.records.schema import DatasetSchema
 from data_shards.shards.cache import ShardCache
 from data_shards.shards.chunks import Chunk
 from data_shards.shards.index import ShardIndex, load_index
@@ -39,19 +44,23 @@ class LoadedChunk:
     Attributes:
         data: its bytes, None if they could not be read.
         damage: what is wrong with it, None for nothing.
-        index: of its shard, None if that could not be read. rows: the index rows of the part's records in this chunk.
+        index: of its shard, None if that could not be read.
+        rows, moments: index row, and number of the moment, of the part's samples in this chunk.
         base: number in the data set of the index's row 0.
+        decoded: records by index row, kept where they have several moments; views of ``data``.
     """
 
     data: memoryview | None
     damage: ShardError | None
     index: ShardIndex | None
     rows: list[int]
+    moments: list[int]
     base: int
+    decoded: dict[int, Columns] = field(default_factory=dict)
 
 
 class Reader:
-    """Reads records of one (split, part) of a data set, or all of them.
+    """Reads samples of one (split, part) of a data set, or all of them.
 
     Args:
         manifest: an opened data set. config: limits, retries, what to do on damage. part: e.g. ``train``; None = every
@@ -75,10 +84,10 @@ class Reader:
         return self.storage.counts
 
     def read(self, chunk_N: np.ndarray, ordinal_N: np.ndarray) -> tuple[list[Columns], np.ndarray, Counter[str]]:
-        """Records of the entries, in their order.
+        """Samples of the entries, in their order: records, as they are known at their moments.
 
         Returns:
-            records, their numbers in the data set (int64), and the records skipped per reason.
+            samples, the numbers of their records in the data set (int64), and the samples skipped per reason.
 
         Raises:
             ShardError: damage, if ``on_error`` is ``raise``.
@@ -105,12 +114,22 @@ class Reader:
             raise damage
         assert index is not None and data is not None, "a chunk without damage has both"
         row = loaded.rows[ordinal]
+        record = loaded.decoded.get(row)
+        if record is None:
+            record = self._decode(chunk, loaded, row)
+            if int(index.moments_n[row]) > 1:
+                loaded.decoded[row] = record
+        return cut(record, self.manifest.schema, loaded.moments[ordinal]), loaded.base + row
+
+    def _decode(self, chunk: int, loaded: LoadedChunk, row: int) -> Columns:
+        index, data = loaded.index, loaded.data
+        assert index is not None and data is not None, "only what was read is decoded"
         shard, number, entry = self._place(chunk)
         start, size, key = int(index.start_n[row]), int(index.size_n[row]), index.keys[row]
         # A view, like the arrays decoded from it: bytes are copied when a batch is packed.
         payload = data[start - entry.offset : start - entry.offset + size]
         # The chunk's CRC-32 covers all of it; only where that was wrong has each record to prove itself.
-        if damage is not None and zlib.crc32(payload) != int(index.crc_n[row]):
+        if loaded.damage is not None and zlib.crc32(payload) != int(index.crc_n[row]):
             raise ShardError(
                 shard.name,
                 f"record {key}: wrong CRC-32",
@@ -120,7 +139,10 @@ class Reader:
                 reason="checksum",
             )
         try:
-            return self.decoder.columns(payload, key), loaded.base + row
+            record = self.decoder.columns(payload, key)
+            if samples_of(record) != int(index.moments_n[row]):
+                raise RecordError(f"holds {samples_of(record)} moments, the index says {int(index.moments_n[row])}")
+            return record
         except RecordError as error:
             raise ShardError(
                 shard.name, f"record {key}: {error}", chunk=number, start=start, end=start + size, reason=error.reason
@@ -152,12 +174,13 @@ class Reader:
             index = self._index(int(self.manifest.chunk_table[chunk, 0]))
         except ShardError as error:
             # Without its index nobody knows the chunk's records: each of them reports this damage.
-            return LoadedChunk(None, error, None, [], 0)
+            return LoadedChunk(None, error, None, [], [], 0)
         table = self.manifest.chunk_table
         first = int(table[chunk, 2] - table[chunk - number, 2])
-        rows = list(range(first, first + entry.records))
+        row_X = np.arange(first, first + entry.records)
         if self.column is not None:
-            rows = (np.flatnonzero(index.members(self.column, first, first + entry.records)) + first).tolist()
+            row_X = row_X[index.members(self.column, first, first + entry.records)]
+        rows, moments = (column.tolist() for column in _samples(row_X, index.moments_n[row_X]))
         # Rows count within the shard, numbers within the data set.
         base = int(self.manifest.chunk_table[chunk, 2]) - first
         end = entry.offset + entry.length
@@ -166,13 +189,13 @@ class Reader:
             data = memoryview(self._bytes(shard, entry))
         except EOFError as error:
             damage = ShardError(shard.name, f"cut short: {error}", reason="truncated", **place)  # type: ignore[arg-type]
-            return LoadedChunk(None, damage, index, rows, base)
+            return LoadedChunk(None, damage, index, rows, moments, base)
         except OSError as error:
             damage = ShardError(shard.name, f"cannot be read: {error}", reason="unreadable", **place)  # type: ignore[arg-type]
-            return LoadedChunk(None, damage, index, rows, base)
+            return LoadedChunk(None, damage, index, rows, moments, base)
         problem = chunk_problem(data, entry, index, first)
         found = ShardError(shard.name, problem[0], reason=problem[1], **place) if problem else None  # type: ignore[arg-type]
-        return LoadedChunk(data, found, index, rows, base)
+        return LoadedChunk(data, found, index, rows, moments, base)
 
     def _bytes(self, shard: Shard, entry: Chunk) -> bytes:
         """The chunk's bytes; a wrong CRC-32 is read once more, from the origin, before it is believed."""
@@ -204,6 +227,12 @@ class Reader:
         if isinstance(found, ShardError):
             raise found
         return found
+
+
+def _samples(row_X: np.ndarray, moments_X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(row, number of the moment) of each sample of some rows."""
+    start_X = np.cumsum(moments_X, dtype=np.int64) - moments_X
+    return np.repeat(row_X, moments_X), np.arange(int(moments_X.sum())) - np.repeat(start_X, moments_X)
 
 
 def chunk_problem(data: memoryview, entry: Chunk, index: ShardIndex, row: int) -> tuple[str, str] | None:
@@ -250,7 +279,21 @@ def read_index(manifest: Manifest, shard_number: int, storage: Storage | None = 
     except (RecordError, ValueError) as error:
         raise ShardError(file.name, f"the index is malformed: {error}", reason="layout") from error
     _check_ranges(index, shard)
+    _check_moments(index, schema, file.name)
     return index
+
+
+def _check_moments(index: ShardIndex, schema: DatasetSchema, name: str) -> None:
+    """Without labels at moments a record is one sample; with them everything is there that says what a moment sees."""
+    problem = None
+    if not schema.has_moments and (index.moments_n != 1).any():
+        problem = "a record has several samples, and no task has labels at moments"
+    elif schema.has_moments and len(index.times_K) != len(index.targets_KW):
+        problem = f"{len(index.times_K)} times for {len(index.targets_KW)} samples"
+    elif schema.has_moments and len(index.knots_X) != int(np.minimum(index.timed_rows(schema), KNOTS).sum()):
+        problem = f"{len(index.knots_X)} times of rows do not fit the records' lengths"
+    if problem:
+        raise ShardError(name, f"the index contradicts itself: {problem}", reason="layout")
 
 
 def _check_ranges(index: ShardIndex, shard: Shard) -> None:
