@@ -17,9 +17,9 @@ def newest_checkpoint(run_dir: str) -> Checkpoint:
     return read_checkpoint(fsspec.url_to_fs(run_dir)[0], committed_paths(run_dir)[0])
 
 
-def lost_and_repeated(epochs: dict[int, Counter[str]], keys: Iterable[str]) -> tuple[int, int]:
-    """Records missing from an epoch, and deliveries beyond the first, summed over epochs."""
-    expected = set(keys)
+def lost_and_repeated(epochs: dict[int, Counter[str]], names: Iterable[str]) -> tuple[int, int]:
+    """Samples (`ShardIndex.names`) missing from an epoch, and deliveries beyond the first, summed over epochs."""
+    expected = set(names)
     lost = sum(len(expected - counts.keys()) for counts in epochs.values())
     return lost, sum(counts.total() - len(counts) for counts in epochs.values())
 

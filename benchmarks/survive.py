@@ -212,7 +212,7 @@ def final_state(run: Run) -> dict[str, np.ndarray]:
 def compare(whole: Run, broken: Run) -> dict[str, Any]:
     """The verdict."""
     manifest = open_manifest(str(whole.data), {})
-    keys = [key for number in range(len(manifest.shards)) for key in train_keys(manifest, number)]
+    keys = [key for number in range(len(manifest.shards)) for key in train_names(manifest, number)]
     lost, repeated = lost_and_repeated(delivered(str(broken.path)), keys)
     expected, got = final_state(whole), final_state(broken)
     uri = f"sqlite:///{whole.folder}/mlflow.db"
@@ -242,11 +242,9 @@ def median_phases(starts: list[dict[str, float]]) -> dict[str, float]:
     return {name.removesuffix("_s"): round(statistics.median(s[name] for s in starts), 2) for name in phases}
 
 
-def train_keys(manifest: Any, number: int) -> list[str]:
-    """Keys of the training records in one shard."""
-    index = read_index(manifest, number)
-    members = index.members(manifest.column("default", "train"))
-    return [key for key, member in zip(index.keys, members, strict=True) if member]
+def train_names(manifest: Any, number: int) -> list[str]:
+    """The training samples in one shard."""
+    return read_index(manifest, number).names(manifest.column("default", "train"))
 
 
 def main() -> None:

@@ -21,15 +21,17 @@ class PartLabels:
     """What was seen of a part.
 
     Attributes:
-        records: of the part. labelled: task -> records with a label of it, among the records that were looked at.
+        records: of the part. labelled: task -> samples with a label of it, among the records that were looked at.
         values: task -> for each target column the values seen: all classes; of a regression two at most; of survival
             the earliest time at which it was seen to happen, and the longest time of all records.
+        peaks: as values, the largest label of each record that is seen at moments; empty without moments.
         present: modalities that a record looked at has.
     """
 
     records: int
     labelled: dict[str, int] = field(default_factory=dict)
     values: dict[str, tuple[set[float], ...]] = field(default_factory=dict)
+    peaks: dict[str, tuple[set[float], ...]] = field(default_factory=dict)
     present: set[str] = field(default_factory=set)
 
 
@@ -46,6 +48,7 @@ def part_labels(
     seen = PartLabels(manifest.splits.get(split, {}).get(part, 0))
     seen.labelled = dict.fromkeys(tasks, 0)
     seen.values = {task.name: tuple(set() for _ in range(task.width)) for task in chosen}
+    seen.peaks = {name: tuple(set() for _ in columns) for name, columns in seen.values.items() if schema.has_moments}
     if not seen.records:
         return seen
     column = manifest.column(split, part)
@@ -56,7 +59,7 @@ def part_labels(
         rows = index.members(column)
         seen.present |= {schema.modality_names[m] for m in np.flatnonzero(index.present[rows].any(axis=0))}
         for task in chosen:
-            _add(seen, task, index.targets_of(rows)[:, _columns(schema, task)])
+            _add(seen, task, index.targets_of(rows)[:, _columns(schema, task)], index.moments_n[rows])
         if enough(seen):
             break
     return seen
@@ -67,10 +70,15 @@ def _columns(schema: DatasetSchema, task: TaskSpec) -> slice:
     return slice(schema.target_offsets[place], schema.target_offsets[place + 1])
 
 
-def _add(seen: PartLabels, task: TaskSpec, target_nt: np.ndarray) -> None:
+def _add(seen: PartLabels, task: TaskSpec, target_nt: np.ndarray, moments_n: np.ndarray) -> None:
     seen.labelled[task.name] += int((~np.isnan(target_nt)).any(axis=1).sum())
     for values, new in zip(seen.values[task.name], label_values(task, target_nt), strict=True):
         values |= new
+    if task.name in seen.peaks and len(target_nt):
+        starts_n = np.cumsum(moments_n) - moments_n
+        largest_nt = np.maximum.reduceat(np.where(np.isnan(target_nt), -np.inf, target_nt), starts_n)
+        for values, column_n in zip(seen.peaks[task.name], largest_nt.T, strict=True):
+            values |= {*np.unique(column_n[np.isfinite(column_n)]).tolist()[:2]}
 
 
 def label_values(task: TaskSpec, target_nt: np.ndarray) -> list[set[float]]:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_shards.records.record import sample_name
 from data_shards.records.schema import TIMED
 
 _ALIGN = 64
@@ -151,8 +152,8 @@ class Batch:
             regression, 2 for survival (time, and 1 if it was seen or 0 if censored); NaN = unlabelled.
         groups: group id -> group; every group of the schema is there, with P = 0 if nobody has it.
         known_BM: bool, of a mixture of data sets: modalities that the record's own data set has. None: all of them.
-        moment_B: float32, time of each sample's moment in the moments' unit, NaN in a data set of a mixture that has none;
-            None in data whose tasks have none.
+        moment_B: float32, time of each sample's moment in the moments' unit, NaN in data of a mixture that have none; None
+            in data whose tasks have none.
         plan: what a model has worked out of the batch before it was copied to a device; the model's own matter.
     """
 
@@ -170,6 +171,12 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.index_B)
+
+    def names(self) -> list[str]:
+        """Of the samples: keys, with the moment behind them where there is one (``sample_name``)."""
+        if self.moment_B is None:
+            return self.keys
+        return [sample_name(key, moment) for key, moment in zip(self.keys, self.moment_B.tolist(), strict=True)]
 
     def absent(self) -> Tensor:
         """bool [B, M]: modalities that a record could have and has not."""

@@ -7,7 +7,8 @@ next ``batch_size`` entries of that sequence, and within a step the order is fre
 order of storage, so that a rank touches few chunks (``deal``). Hence every world size, worker count and prefetch depth
 sees the same global batches, and one integer says where an epoch stands.
 
-A sample's number counts the part's samples in storage order: by record, then by moment. Shapes: N entries of the sequence.
+A sample's number counts the part's samples in storage order: by record, then by moment. Shapes: N entries of the
+sequence.
 """
 
 from __future__ import annotations

@@ -41,6 +41,11 @@ def unescape_key(key: str) -> str:
     return re.sub(r"(?:_[0-9a-f]{2})+", lambda found: bytes.fromhex(found[0].replace("_", "")).decode(), key)
 
 
+def sample_name(key: str, moment: float) -> str:
+    """What names a sample: its record's key, and the moment behind a @ unless it is NaN, as of records seen whole."""
+    return key if np.isnan(moment) else f"{key}@{np.float32(moment)}"
+
+
 @dataclass
 class Series:
     """Irregular events of one modality.

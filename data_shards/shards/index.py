@@ -15,6 +15,7 @@ import numpy as np
 from data_shards.errors import RecordError
 from data_shards.records.arrays import Limits, dump_tensors, load_tensors
 from data_shards.records.columns import ABSENT
+from data_shards.records.record import sample_name
 from data_shards.records.schema import DatasetSchema
 
 FORMATS = ("fleximoe-index/1", "fleximoe-index/2")  # the first one has no columns objects and moments
@@ -68,6 +69,14 @@ class ShardIndex:
     def samples_of(self, rows: np.ndarray) -> np.ndarray:
         """bool [K]: samples of some records: rows by number, or a mask."""
         return np.isin(self.record_K, np.arange(len(self))[rows])
+
+    def names(self, column: int) -> list[str]:
+        """Of the samples of one (split, part) column, as ``Batch.names``."""
+        keys = [self.keys[row] for row in self.record_K[self.samples_of(self.members(column))].tolist()]
+        if not len(self.times_K):
+            return keys
+        times = self.times_K[self.samples_of(self.members(column))].tolist()
+        return [sample_name(key, time) for key, time in zip(keys, times, strict=True)]
 
     def targets_of(self, rows: np.ndarray) -> np.ndarray:
         """Targets [samples, W] of some records: rows by number, or a mask."""

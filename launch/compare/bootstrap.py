@@ -4,8 +4,8 @@ A test part is one draw of records; the bootstrap draws from it again, many time
 Two runs that were tested on the same records are compared on the same draws, so that what is hard for both cancels.
 A draw is a weight per record (how often it was drawn), and every metric here takes weights for all draws at once, so a
 thousand draws cost little more than one. Moments of a record are drawn together: what is hard about a record is hard at
-each of them, so a hundred are not a hundred witnesses. Runs that differ in their seeds only are one thing seen several times: their
-metrics are averaged within each draw.
+each of them, so a hundred are not a hundred witnesses. Runs that differ in their seeds only are one thing seen several
+times: their metrics are averaged within each draw.
 
 Shape legend: B records, R draws, C logits of a task, t targets of a task.
 """

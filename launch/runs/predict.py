@@ -1,4 +1,4 @@
-"""The verb `predict`: predictions of a checkpoint for every record of a data set, as one Parquet file.
+"""The verb `predict`: predictions of a checkpoint for every record of a data set, or each moment, as one Parquet file.
 
 One process, or several over Ray with parallel.workers=N. Workers take stretches of the data set; the driver puts their
 rows in the order of the data set and writes them, so the file does not depend on how many workers there were. The file
@@ -62,11 +62,12 @@ def predict_records(
         raise UsageError(f"{out} exists: give another name, or --overwrite")
     request = _request(config, opened, member, part, explain, calibrated)
     rows = _on_ray(config, request, debug) if config.parallel.workers > 1 else _here(request, opened)
-    written, skipped = write_whole(rows, out)
+    found: Counter[str] = Counter()
+    _, skipped = write_whole(_counted(rows, found), out)
     print_json_line(
         {
             "out": out,
-            "records": written,
+            **found,
             "skipped": dict(skipped),
             "checkpoint": request.checkpoint,
             "workers": config.parallel.workers,
@@ -113,6 +114,16 @@ def _here(request: Request, checkpoint: Checkpoint) -> Rows:
     predictor = Predictor(request, checkpoint, default_device(0))
     for stretch in predictor.stretches():
         yield predictor(stretch)
+
+
+def _counted(rows: Rows, found: Counter[str]) -> Rows:
+    """The same rows; counts their `records`, and `moments` where records are seen at moments."""
+    for table, lost in rows:
+        # All rows of a record are in one table.
+        found["records"] += len(table["record"].unique())
+        if "moment" in table.column_names:
+            found["moments"] += len(table)
+        yield table, lost
 
 
 def _on_ray(config: RunConfig, request: Request, debug: bool) -> Rows:

@@ -14,6 +14,8 @@ from data_shards.errors import ShardError
 from data_shards.inspection.labels import PartLabels, part_labels
 from data_shards.loading.mixture import Mixture
 from data_shards.loading.schema_map import same_question
+from trainer.metrics.by_record import record_metric_names
+from trainer.metrics.main_metric import BY_RECORD
 from trainer.metrics.scores import metric_names
 from trainer.session import Session
 from trainer.worker.collectives import broadcast_json
@@ -89,11 +91,11 @@ def _part(
     mask = _mask_modality(session)
     labels = part_labels(manifest, split, before.part, list(asked), _enough(session, before.part, asked, metric, mask))
     labelled = [asked[name].name for name, number in labels.labelled.items() if number]
-    names = {name for key, task in asked.items() for name in _names(session, before.part, task, labels.values[key])}
+    names = {name for key, task in asked.items() for name in _names(session, before.part, task, labels, key)}
     marked = None if mask is None else bool(before.marked) or mask in labels.present
     names |= {f"{before.part}/{measure}" for measure in _measures(session) if marked}
     if marked or any(session.config.training.task_weight(name) for name in labelled):
-        names.add(f"{before.part}/loss")
+        names |= {f"{before.part}/loss", *([f"{before.part}/loss{BY_RECORD}"] if labels.peaks else [])}
     return Outlook(
         before.part,
         before.records + labels.records,
@@ -109,15 +111,19 @@ def _enough(
     def enough(seen: PartLabels) -> bool:
         if not all(seen.labelled.values()) or (mask is not None and mask not in seen.present):
             return False
-        names = {name for key, task in asked.items() for name in _names(session, part, task, seen.values[key])}
-        return metric is None or metric in names or metric == f"{part}/loss"
+        names = {name for key, task in asked.items() for name in _names(session, part, task, seen, key)}
+        return metric is None or metric in names or metric.removesuffix(BY_RECORD) == f"{part}/loss"
 
     return enough
 
 
-def _names(session: Session, part: str, task: TaskSpec, values: tuple[set[float], ...]) -> set[str]:
+def _names(session: Session, part: str, task: TaskSpec, seen: PartLabels, own: str) -> set[str]:
+    """Metrics of a task, which the data set knows by its `own` name."""
     prefix = part if len(session.tasks) == 1 else f"{part}/{task.name}"
-    return {f"{prefix}/{name}" for name in metric_names(task, values)}
+    names = metric_names(task, seen.values[own])
+    if own in seen.peaks:
+        names |= record_metric_names(task, seen.values[own], seen.peaks[own])
+    return {f"{prefix}/{name}" for name in names}
 
 
 def _measures(session: Session) -> tuple[str, ...]:

@@ -59,13 +59,18 @@ def predict_hiding(session: Session, part: str, hides: Sequence[Callable[[Batch]
                 batch = batch.to(session.device)
                 for hide, collector in zip(hides, collectors, strict=True):
                     output = session.engine(hide(batch))
-                    collector.add(batch.index_B, batch.moment_B, output.logits, batch.targets, output.measures)
+                    collector.add(batch.index_B, moments_of(batch), output.logits, batch.targets, output.measures)
     session.engine.train()
     records, skipped = _over_ranks(len(collectors[0]), lost)
     found = [collector.to_first(skipped) for collector in collectors]
     if session.loader(part, shuffle=False).samples and not records:
         raise ShardError("", f"no record of part {part} could be read: {skipped_words(skipped)}", reason="limit")
     return found
+
+
+def moments_of(batch: Batch) -> torch.Tensor:
+    """(B,) times up to which records are seen; NaN for whole records."""
+    return torch.full((len(batch),), torch.nan) if batch.moment_B is None else batch.moment_B
 
 
 def _over_ranks(records: int, lost: Counter[str]) -> tuple[int, dict[str, int]]:
@@ -103,8 +108,8 @@ def evaluate_part(
 def part_results(session: Session, part: str, predictions: Predictions) -> dict[str, float]:
     """Metrics, loss, and what was read and skipped, of a part's predictions, keyed `part/...`.
 
-    Where records are seen at moments, `records` are different ones, `moments` are all of them, `skipped` counts moments,
-    and `loss_by_record` is the loss with each record counted once.
+    Where records are seen at moments, `records` counts different ones, `moments` and `skipped` count moments, and
+    `loss_by_record` is the loss with each record counted once.
 
     What nothing is labelled for has no figure: without a label of a task that has a weight there is no loss.
     """

@@ -26,23 +26,23 @@ from trainer.inference.request import Request, checkpoint_schema, model_tasks
 from trainer.metrics.prediction_table import predictions_table
 from trainer.metrics.predictions import Predictions
 
-STRETCH_RECORDS = 1024
+STRETCH_SAMPLES = 1024
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Records [start, stop) of the part, in storage order."""
+    """Samples [start, stop) of the part, in storage order: records, or moments of records."""
 
     start: int
     stop: int
 
 
-def cut_stretches(counts_C: np.ndarray, records: int = STRETCH_RECORDS) -> list[Stretch]:
-    """Whole chunks, together about `records` records each; `counts_C` are the part's records in each chunk."""
+def cut_stretches(counts_C: np.ndarray, samples: int = STRETCH_SAMPLES) -> list[Stretch]:
+    """Whole chunks, together about `samples` samples each; `counts_C` are the part's samples in each chunk."""
     stretches, start, stop = [], 0, 0
     for count in counts_C.tolist():
         stop += count
-        if stop - start >= records:
+        if stop - start >= samples:
             stretches.append(Stretch(start, stop))
             start = stop
     return [*stretches, Stretch(start, stop)] if stop > start else stretches
@@ -78,7 +78,7 @@ class Predictor:
         return cut_stretches(self.manifest.counts(self.request.config.data.split, self.request.part))
 
     def __call__(self, stretch: Stretch) -> tuple[pa.Table, dict[str, int]]:
-        """The stretch's rows, in storage order, and how many records were skipped for which reason.
+        """The stretch's rows, in storage order, and how many samples were skipped for which reason.
 
         Raises ShardError for damaged records, unless the data section says to skip them.
         """
@@ -101,7 +101,9 @@ class Predictor:
             for task in self.tasks
         }
         targets = {task.name: batch.targets[task.name].cpu() for task in self.tasks}
-        table = predictions_table(self.tasks, Predictions(batch.index_B.cpu(), logits, targets), batch.keys)
+        moment_B = None if batch.moment_B is None else batch.moment_B.cpu()
+        said = Predictions(batch.index_B.cpu(), logits, targets, moment_B=moment_B)
+        table = predictions_table(self.tasks, said, batch.keys)
         if explained is None:
             return table
         for name, share_BM in explained.modalities.items():

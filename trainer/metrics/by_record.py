@@ -9,6 +9,8 @@ Shape legend: B moments, G records with rising numbers, C logits of a task, t ta
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, from_numpy
@@ -89,6 +91,21 @@ def metrics_by_record(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor, inde
     if "mse" in found:
         found["rmse"] = float(np.sqrt(found.pop("mse")))
     return {f"{name}{BY_RECORD}": value for name, value in found.items()}
+
+
+def record_metric_names(
+    task: TaskSpec, values: Sequence[Collection[float]], peaks: Sequence[Collection[float]]
+) -> set[str]:
+    """Names that `metrics_by_record` gives for labels with these values in each target column.
+
+    Args:
+        peaks: for each column the largest labels of records.
+    """
+    if task.kind == "survival" or not any(values):
+        return set()
+    means = {"mae", "rmse"} if task.kind == "regression" else {"accuracy", "brier"}
+    areas = task.kind in ("binary", "multilabel") and any({0, 1} <= set(column) for column in peaks)
+    return {f"{name}{BY_RECORD}" for name in means | (set(PEAKS) if areas else set())}
 
 
 def _columns(task: TaskSpec, logits_BC: Array, target_Bt: Array) -> list[tuple[Array, Array]]:

@@ -1,7 +1,8 @@
 """Predictions as Parquet: what the model said about each record, readable by anything and by `compare`.
 
 One row a record, or one a moment of a record: its number in the data set, its key where known, the moment, and for each
-task the prediction, its probability, the raw output and the label, if there is one. The tasks are in the file's metadata, so a file explains itself.
+task the prediction, its probability, the raw output and the label, if there is one. The tasks are in the file's
+metadata, so a file explains itself.
 
 Shape legend: B records, C logits of a task, t targets of a task.
 """
@@ -29,7 +30,9 @@ _TASKS = TypeAdapter(list[TaskSpec])
 
 
 def predictions_table(tasks: list[TaskSpec], predictions: Predictions, keys: list[str] | None = None) -> pa.Table:
-    """Columns `record`, `key`, `moment` where records have any, and per task `TASK.prediction`, `.probability`, `.logits` (`.value`), `.target`.
+    """Columns `record`, `key`, and per task `TASK.prediction`, `.probability`, `.logits` (`.value`), `.target`.
+
+    Where records are seen at moments, also `moment`, null for a record that is seen whole.
 
     `prediction` is a class name, 0 or 1, a list of label names, or the value in the target's unit; `probability` is
     that of class 1 (binary) or of every class or label in the order of the task. Of survival there are `TASK.survival`,

@@ -188,7 +188,7 @@ class TrainingLoop:
         self._step_counts = []
         progress.step += 1
         if self._trace is not None:
-            self._trace.write(progress.step, progress.epoch, [key for batch in batches for key in batch.keys])
+            self._trace.write(progress.step, progress.epoch, [name for batch in batches for name in batch.names()])
         progress.samples_seen += delivered
         progress.epoch, progress.offset = step.position.epoch, step.position.offset
         # Before the step is evaluated or saved: timetable and checkpoint see the next epoch's beginning.
@@ -252,10 +252,9 @@ class TrainingLoop:
         Raises:
             FloatingPointError: unless such steps are to be skipped; names this rank's records of the step.
         """
-        keys = [key for batch in batches for key in batch.keys]
-        problem = (
-            f"the gradient of step {self.progress.step + 1} is not finite (rank {self.context.rank}: {', '.join(keys)})"
-        )
+        names = [name for batch in batches for name in batch.names()]
+        where = f"rank {self.context.rank}: {', '.join(names)}"
+        problem = f"the gradient of step {self.progress.step + 1} is not finite ({where})"
         # On every rank, for the norm is of all ranks; each says which records were its own.
         if self.config.training.on_nonfinite == "stop":
             raise FloatingPointError(f"{problem}; lower optim.lr, or look at the values of these records")

@@ -25,7 +25,7 @@ NOT_PARTS = {"loss", "lr", "grad_norm", "epoch", "samples_seen", "tokens_seen"}
 
 @dataclass
 class Meter:
-    """Sums since the last line: loss parts (device), records, tokens, arithmetic, seconds waited for data.
+    """Sums since the last line: loss parts (device), samples, tokens, arithmetic, seconds waited for data.
 
     A part of the loss is a mean over the steps that had it: a step without a label of a task says nothing of it.
     `weights` are the tasks' in the loss; `counter` counts the arithmetic of batches and `peak` is what all workers
@@ -38,7 +38,7 @@ class Meter:
     peak: float
     weights: dict[str, float] = field(default_factory=dict)
     steps: int = 0
-    records: int = 0
+    samples: int = 0
     waited: float = 0.0
     parts: dict[str, Tensor] = field(default_factory=dict)
     had: Counter[str] = field(default_factory=Counter)
@@ -53,10 +53,13 @@ class Meter:
         for name, value in parts.items():
             self._step_parts[name] = self._step_parts.get(name, torch.zeros((), device=self.device)) + value.detach()
 
-    def end_step(self, records: int, accepted: bool = True) -> None:
-        """An optimiser step was made, on so many records of all ranks; the losses of one that was refused count not."""
+    def end_step(self, samples: int, accepted: bool = True) -> None:
+        """An optimiser step was made, on so many samples of all ranks; the losses of one that was refused count not.
+
+        A sample is a record, or a moment of a record.
+        """
         self.steps += 1
-        self.records += records
+        self.samples += samples
         if accepted:
             self.had.update(self._step_parts.keys())
             for name, value in self._step_parts.items():
@@ -97,14 +100,14 @@ class Meter:
         if self.tokens is not None:
             metrics["perf/tokens_per_s"] = tokens / seconds
         metrics |= {
-            "perf/samples_per_s": self.records / seconds,
+            "perf/samples_per_s": self.samples / seconds,
             "perf/step_s": seconds / max(1, self.steps),
             "perf/loader_share": self.waited / seconds,
             "perf/tflops": flops / self.world / 1e12,
             "perf/mfu": flops / self.peak,
             "perf/memory_gib": memory_gib(self.device),
         }
-        self.steps, self.records, self.waited, self.parts, self.had = 0, 0, 0.0, {}, Counter()
+        self.steps, self.samples, self.waited, self.parts, self.had = 0, 0, 0.0, {}, Counter()
         self.tokens = self.counts = self.features = None
         self.since = time.perf_counter()
         return metrics, counts, tokens

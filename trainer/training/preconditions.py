@@ -24,6 +24,7 @@ def check_preconditions(session: Session) -> None:
             would choose the worst, or the best checkpoint would not be kept; says what to do.
     """
     _can_learn(session)
+    _say_moments(session)
     _can_choose(session)
     _can_measure(session)
 
@@ -65,6 +66,19 @@ def _something_happens(session: Session) -> None:
                 f"{task.name} was seen, all are censored, so there is no hazard to learn: add records with seen = 1, "
                 "or leave the task out of training.tasks"
             )
+
+
+def _say_moments(session: Session) -> None:
+    """What a sample is, where it is not a record. Collective, as the loader is made."""
+    if not session.schema.has_moments:
+        return
+    samples = session.loader("train", shuffle=True).samples
+    if session.context.rank == 0:
+        logger.info(
+            "part train has %d samples, the moments of %d records: batch sizes, epochs and all counts are of samples",
+            samples,
+            session.manifest.splits[session.config.data.split]["train"],
+        )
 
 
 def _weighty(session: Session, labelled: list[str]) -> None:

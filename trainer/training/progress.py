@@ -1,4 +1,7 @@
-"""Where a run is, and that no record of an epoch is delivered twice or lost without being counted."""
+"""Where a run is, and that no sample of an epoch is delivered twice or lost without being counted.
+
+A sample is a record, or a moment of a record.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from data_shards.errors import ShardError, skipped_words
 class Progress:
     """Where a run is. Small, the same on every rank, and all that a checkpoint needs besides tensors.
 
-    `delivered` and `lost` count records of the current epoch over all ranks, `skipped` those of the whole run.
+    `delivered` and `lost` count samples of the current epoch over all ranks, `skipped` those of the whole run.
     """
 
     step: int = 0
@@ -33,10 +36,10 @@ class Progress:
     finished: bool = False
 
     def account(self, delivered: int, lost: Mapping[str, int], most: int) -> None:
-        """Add a global step's records.
+        """Add a global step's samples.
 
         Args:
-            lost: reason -> records that were skipped. most: how many a run may skip.
+            lost: reason -> samples that were skipped. most: how many a run may skip.
 
         Raises:
             ShardError: more than that were skipped in this run, over all ranks.
@@ -52,10 +55,10 @@ class Progress:
                 "of this run", f"{skipped_words(self.skipped)}, data.max_skipped is {most}", reason="limit"
             )
 
-    def close_epoch(self, records: int) -> None:
-        """Every record of the epoch was delivered once or is accounted for; then the next epoch begins."""
-        assert self.delivered + self.lost == records, (
-            f"epoch {self.epoch}: {self.delivered} records delivered and {self.lost} skipped, "
-            f"but the manifest has {records}"
+    def close_epoch(self, samples: int) -> None:
+        """Every sample of the epoch was delivered once or is accounted for; then the next epoch begins."""
+        assert self.delivered + self.lost == samples, (
+            f"epoch {self.epoch}: {self.delivered} samples delivered and {self.lost} skipped, "
+            f"but the manifest has {samples}"
         )
         self.epoch, self.offset, self.delivered, self.lost = self.epoch + 1, 0, 0, 0

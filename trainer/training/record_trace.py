@@ -1,4 +1,6 @@
-"""Which records each rank was given at each step, on disk: the proof that none was lost and none repeated.
+"""Which samples each rank was given at each step, on disk: the proof that none was lost and none repeated.
+
+A sample is named by its record's key, and by its moment where records are seen at moments (`Batch.names`).
 
 One JSON line a step in `<run>/records/rank-NNNNN.jsonl`, written before the step's result is used anywhere. After a
 restart the steps since the checkpoint are written again; the last line of a step is the one that counts.
@@ -31,7 +33,7 @@ class RecordTrace:
         self._file = GuardedLines(folder / f"rank-{rank:05d}.jsonl", guard)
 
     def write(self, step: int, epoch: int, keys: list[str]) -> None:
-        """Records of optimiser step `step` (from 1) of `epoch`."""
+        """Samples of optimiser step `step` (from 1) of `epoch`, by name."""
         self._file.write(json.dumps({"step": step, "epoch": epoch, "world": self._world, "keys": keys}) + "\n")
 
     def close(self) -> None:
@@ -39,7 +41,7 @@ class RecordTrace:
 
 
 def delivered(run_dir: str) -> dict[int, Counter[str]]:
-    """How often each record was delivered in each epoch, by the steps that made it into the final weights."""
+    """How often each sample was delivered in each epoch, by the steps that made it into the final weights."""
     steps: dict[tuple[int, int], tuple[int, int, list[str]]] = {}
     for number, path in enumerate(sorted((Path(run_dir) / FOLDER).glob("rank-*.jsonl"))):
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_shards import DataConfig, Manifest, ShardError, StepLoader, TokenWeights, open_data
-from data_shards.loading.costs import UNKNOWN, complete_costs, read_costs
+from data_shards.loading.costs import UNKNOWN, Held, complete_costs, read_costs
 from tests.data_shards.build import SCHEMA, make_record, make_set
 from tests.trainer.tiny import packed
 
@@ -59,10 +60,13 @@ def keys(steps: object) -> list[list[str]]:
 
 def test_weights_by_hand() -> None:
     weights = TokenWeights(np.array([4.0, 2.0, 1.0]), np.array([1.0, 0.0, 0.0]), np.array([0.5, 0.0, 0.0]))
-    lengths_nm = np.array([[7, 1], [-1, 1], [0, -1], [-1, -1]], np.int32)
-    assert weights.tokens(lengths_nm, np.array([0, 1])).tolist() == [10, 3, 4, 1]  # 9.5 rounds to even
+    there_nm = np.array([[True, True], [False, True], [True, False], [False, False]])
+    held = Held(there_nm, np.array([[5, 1], [0, 1], [0, 0], [0, 0]]), np.array([[7, 1], [0, 1], [0, 0], [0, 0]]))
+    assert weights.tokens(held, np.array([0, 1])).tolist() == [10, 3, 4, 1]  # 9.5 rounds to even
     # The data set's first modality is the model's last: nothing costs nothing, but a record is one token at least.
-    assert weights.tokens(lengths_nm, np.array([2, 1])).tolist() == [3, 2, 1, 1]
+    assert weights.tokens(held, np.array([2, 1])).tolist() == [3, 2, 1, 1]
+    by_object = replace(weights, object_M=np.array([3.0, 0.0, 0.0]))
+    assert by_object.tokens(held, np.array([0, 1])).tolist() == [24, 3, 4, 1]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 50])
@@ -79,7 +83,7 @@ def test_costs_of_a_mixture(manifest: Manifest, tmp_path: Path) -> None:
     entries = {"small": {"url": packed(tmp_path), "weight": 1}, "big": {"url": manifest.url}}
     data = DataConfig.model_validate({"mixture": entries, "window_chunks": 4})
     mixed = StepLoader(open_data(data), data, "train", 16, 1, 3)
-    others = mixed.records - len(TRAIN)
+    others = mixed.samples - len(TRAIN)
     zero = np.zeros(len(mixed._steps.schema.modalities) - 9)
     weights = TokenWeights(*(np.concatenate([zero, w]) for w in (WEIGHTS.present_M, WEIGHTS.absent_M, WEIGHTS.unit_M)))
     cost_N = np.concatenate([read_costs(mixed.part, weights, rank, 2) for rank in range(2)])

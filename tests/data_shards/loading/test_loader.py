@@ -56,7 +56,7 @@ def test_an_epoch_delivers_every_record_once(manifest: Manifest) -> None:
     steps = list(train.steps(0))
     assert sorted(flat(steps)) == TRAIN
     assert train.samples == len(TRAIN) == 54 and len(steps) == train.steps_per_epoch == 4
-    assert steps[-1].position == Position(0, 54) and steps[-1].records == 54 - 3 * 16
+    assert steps[-1].position == Position(0, 54) and steps[-1].samples == 54 - 3 * 16
     assert [sorted(k) for k in keys(train.steps(1))] != [sorted(k) for k in keys(steps)]
 
 

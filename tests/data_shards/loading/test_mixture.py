@@ -126,7 +126,7 @@ def test_a_run_continues_exactly_where_it_was_left(
         position = taken[0][: stop or len(taken[0])][-1].position
         for rank in ranks:
             rank.close()
-    assert position.offset == ranks[0].records and sorted(seen) == sorted(whole)
+    assert position.offset == ranks[0].samples and sorted(seen) == sorted(whole)
 
 
 def test_records_keep_their_values_labels_and_modalities(folders: tuple[str, str]) -> None:
@@ -138,7 +138,7 @@ def test_records_keep_their_values_labels_and_modalities(folders: tuple[str, str
     a: Batch = next(own.steps(0)).micro_batches[0]
     b: Batch = next(mixed.steps(0)).micro_batches[0]
     n, m = len(a), len(SCHEMA.modalities)
-    assert [f"big/{key}" for key in a.keys] == b.keys[:n] and len(b) == mixed.records
+    assert [f"big/{key}" for key in a.keys] == b.keys[:n] and len(b) == mixed.samples
     assert (b.present_BM[:n, :m] == a.present_BM).all() and not b.present_BM[:n, m:].any()
     assert b.known_BM is not None and b.known_BM[:n, :m].all() and not b.known_BM[:n, m:].any()
     assert not b.known_BM[n:, :m].any() and b.known_BM[n:, m:].all() and not (b.absent() & ~b.known_BM).any()

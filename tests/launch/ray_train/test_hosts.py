@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from benchmarks.finished_run import lost_and_repeated
-from benchmarks.survive import train_keys
+from benchmarks.survive import train_names
 from data_shards import open_manifest
 from tests.launch.commands import SMALL, last_json, python
 from tests.launch.hosts import NEEDS_HOSTS, Hosts, hosts
@@ -121,7 +121,7 @@ def test_workers_follow_the_hosts(scenario):
 
 def test_no_record_is_lost_or_repeated(scenario):
     manifest = open_manifest(str(scenario.folder / "data"), {})
-    keys = [key for number in range(len(manifest.shards)) for key in train_keys(manifest, number)]
+    keys = [key for number in range(len(manifest.shards)) for key in train_names(manifest, number)]
     epochs = delivered(str(scenario.run_dir))
     assert len(epochs) > 3
     del epochs[max(epochs)]  # the run was stopped within it

@@ -61,7 +61,7 @@ def test_the_test_part_is_predicted_as_the_run_did(trained: tuple[str, Path]) ->
 def test_every_record_once_in_order_however_it_is_cut(trained: tuple[str, Path]) -> None:
     predictor, table = whole(request_for(trained))
     assert table["record"].to_pylist() == list(range(48)) and len(set(table["key"].to_pylist())) == 48
-    stretches = cut_stretches(predictor.manifest.counts("default", None), records=7)
+    stretches = cut_stretches(predictor.manifest.counts("default", None), samples=7)
     assert len(stretches) == 4 and [one.start for one in stretches[1:]] == [one.stop for one in stretches[:-1]]
     again = pa.concat_tables([predictor(stretch)[0] for stretch in stretches])
     np.testing.assert_allclose(np.array(again["days.value"]), np.array(table["days.value"]), rtol=1e-4, atol=1e-5)

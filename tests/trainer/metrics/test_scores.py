@@ -201,7 +201,9 @@ def _gather_uneven(rank: int, world: int) -> tuple[list[int] | None, dict[str, f
     index = torch.arange(rank, 40, world)  # interleaved, so that order must be restored
     whole = torch.full((40,), torch.nan)
     if rank != 2:
-        collector.add(index, whole[: len(index)], {"t": index.float()[:, None] - 20}, {"t": (index > 25).float()[:, None]})
+        collector.add(
+            index, whole[: len(index)], {"t": index.float()[:, None] - 20}, {"t": (index > 25).float()[:, None]}
+        )
     else:
         for part in index.split(3):
             told = {"t": part.float()[:, None] - 20}, {"t": (part > 25).float()[:, None]}
