@@ -152,8 +152,8 @@ class Batch:
             regression, 2 for survival (time, and 1 if it was seen or 0 if censored); NaN = unlabelled.
         groups: group id -> group; every group of the schema is there, with P = 0 if nobody has it.
         known_BM: bool, of a mixture of data sets: modalities that the record's own data set has. None: all of them.
-        moment_B: float32, time of each sample's moment in the moments' unit, NaN in data of a mixture that have none; None
-            in data whose tasks have none.
+        moment_B: float32, time of each sample's moment in the moments' unit, NaN in data of a mixture that have none;
+            None in data whose tasks have none.
         plan: what a model has worked out of the batch before it was copied to a device; the model's own matter.
     """
 

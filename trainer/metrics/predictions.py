@@ -70,8 +70,9 @@ class PredictionCollector:
             return None
         widths = [values.view(torch.int32).shape[1] for _, _, values in columns]
         parts = found_BW.split(widths, dim=1)
-        index_B = parts[0].contiguous().view(torch.int64)[:, 0]
-        moment_B = parts[1].contiguous().view(torch.float32)[:, 0]
+        # A copy, as a slice without rows keeps the stride of the whole, whatever it is asked.
+        index_B = parts[0].clone(memory_format=torch.contiguous_format).view(torch.int64)[:, 0]
+        moment_B = parts[1].view(torch.float32)[:, 0]
         order_B = moment_B.argsort(stable=True)
         order_B = order_B[index_B[order_B].argsort(stable=True)]
         has_moments = not bool(moment_B.isnan().all())

@@ -220,7 +220,10 @@ def test_codes_of_a_batch_have_their_numbers() -> None:
 
 
 def seen_at(record: Record, schema: DatasetSchema, moment: float) -> Record:
-    """The record with nothing after the moment and nothing older than the horizon, times from the window's start."""
+    """The record with nothing after the moment and nothing older than the horizon, times from the window's start.
+
+    A modality whose first row is still to come is absent.
+    """
     values: dict[str, Value] = {}
     for name, value in record.values.items():
         spec = schema.modalities[schema.numbers[name]]
@@ -228,6 +231,8 @@ def seen_at(record: Record, schema: DatasetSchema, moment: float) -> Record:
             values[name] = value
             continue
         times = np.asarray(value.times_O if isinstance(value, Series | Codes) else value.times_N, np.float64)  # type: ignore[union-attr]
+        if not (times <= moment).any():
+            continue
         start = moment - float(spec.horizon or 0)
         keep = [i for i in range(len(times)) if start <= times[i] <= moment]
         shifted = np.array([times[i] - start for i in keep], np.float32)
