@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_shards import TaskSpec
-from trainer.metrics.survival_scores import followed, weighted_measures
 from trainer.metrics.by_record import PEAKS, means_by_record, peaks_by_record
 from trainer.metrics.main_metric import BY_RECORD
+from trainer.metrics.survival_scores import followed, weighted_measures
 
 Array = NDArray[np.float64]
 Metric = Callable[[Array], Array]

@@ -41,12 +41,13 @@ class HazardLoss(TaskLoss):
         """(B, 2) targets -> (B,) bool: has a time, and whether it was seen."""
         return ~target_Bt.isnan().any(dim=1)
 
-    def forward(self, logits_BC: Tensor, target_Bt: Tensor) -> Tensor:
-        """float32 logits (B, K), targets (B, 2): time, and 1 = seen or 0 = censored; NaN = unlabelled."""
+    def of_each(self, logits_BC: Tensor, target_Bt: Tensor) -> Tensor:
+        """(B,) of float32 logits (B, K), targets (B, 2): time, and 1 = seen or 0 = censored; NaN = unlabelled, and 0."""
         begin_K, end_K, logits_BK = self.begin(), self.end(), logits_BC.float()
         unlabelled_B1 = ~self.labelled(target_Bt)[:, None]
         time_B1, seen_B1 = target_Bt.float().masked_fill(unlabelled_B1, -1.0).split(1, dim=1)
         happened_BK = (time_B1 > self.after()) & (time_B1 <= end_K) & (seen_B1 == 1)
         share_BK = ((time_B1 - begin_K) / (end_K - begin_K)).clamp(0, 1)
         survived_BK = share_BK.masked_fill(happened_BK, 0.0)
-        return (survived_BK * functional.softplus(logits_BK) + happened_BK * functional.softplus(-logits_BK)).sum()
+        each_BK = survived_BK * functional.softplus(logits_BK) + happened_BK * functional.softplus(-logits_BK)
+        return each_BK.sum(dim=1)
