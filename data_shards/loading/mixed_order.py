@@ -3,7 +3,7 @@
 An epoch takes m_k samples of data set k, where m_k is its size times its weight (scaled so that an epoch is as long as
 all sizes together). Sizes count samples: records, or moments of records where a data set has labels at moments. They
 are interleaved evenly by integer arithmetic: how many samples of each set lie before a place of the epoch is a formula,
-so a position stays one integer and nothing is stored. Data set k itself runs through its own epochs one after the other,
+so a position stays one integer and nothing is stored. Data set k itself runs through its own epochs, one after another,
 each in its own order, so with any weights its samples are all seen equally often; with equal weights every one is seen
 once an epoch.
 

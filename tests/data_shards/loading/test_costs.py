@@ -65,7 +65,7 @@ def test_weights_by_hand() -> None:
     assert weights.tokens(held, np.array([0, 1])).tolist() == [10, 3, 4, 1]  # 9.5 rounds to even
     # The data set's first modality is the model's last: nothing costs nothing, but a record is one token at least.
     assert weights.tokens(held, np.array([2, 1])).tolist() == [3, 2, 1, 1]
-    by_object = replace(weights, object_M=np.array([3.0, 0.0, 0.0]))
+    by_object = replace(weights, object_M=np.array([3.0, 0.0, 0.0]), empty_M=np.zeros(3))
     assert by_object.tokens(held, np.array([0, 1])).tolist() == [24, 3, 4, 1]
 
 

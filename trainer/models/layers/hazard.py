@@ -42,7 +42,7 @@ class HazardLoss(TaskLoss):
         return ~target_Bt.isnan().any(dim=1)
 
     def of_each(self, logits_BC: Tensor, target_Bt: Tensor) -> Tensor:
-        """(B,) of float32 logits (B, K), targets (B, 2): time, and 1 = seen or 0 = censored; NaN = unlabelled, and 0."""
+        """(B,) of float32 logits (B, K), targets (B, 2): time, and 1 = seen, 0 = censored; NaN = unlabelled, and 0."""
         begin_K, end_K, logits_BK = self.begin(), self.end(), logits_BC.float()
         unlabelled_B1 = ~self.labelled(target_Bt)[:, None]
         time_B1, seen_B1 = target_Bt.float().masked_fill(unlabelled_B1, -1.0).split(1, dim=1)

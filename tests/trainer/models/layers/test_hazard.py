@@ -104,9 +104,8 @@ def test_a_gpu_is_asked_nothing_and_nothing_is_added_by_index() -> None:
     logits = torch.randn(64, 3).bfloat16().requires_grad_()
     target = torch.stack([torch.rand(64) * 5, (torch.rand(64) < 0.5).float()], dim=1)
     target[::5] = nan
-    with gpu_branch(), Watch() as watch:
-        with watch.phase("loss"):
-            loss(logits, target).backward()
+    with gpu_branch(), Watch() as watch, watch.phase("loss"):
+        loss(logits, target).backward()
     assert watch.kernels["loss"] > 10 and watch.found_waits == [] and watch.scatters == []
 
 
