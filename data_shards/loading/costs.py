@@ -23,9 +23,10 @@ from data_shards.errors import ShardError
 from data_shards.loading.dataset import PlainPart
 from data_shards.loading.mixed_order import MixedPart
 from data_shards.loading.order import share_bounds
+from data_shards.records.columns import ABSENT
 from data_shards.records.knots import knot_tables, rows_until
 from data_shards.records.schema import DatasetSchema
-from data_shards.shards.index import ABSENT, ShardIndex
+from data_shards.shards.index import ShardIndex
 from data_shards.shards.manifest import Manifest
 from data_shards.shards.reader import read_index
 
