@@ -249,19 +249,13 @@ def measure(quick: bool) -> dict[str, float]:
     model, found = Blocks(dim=128 if quick else 256), {}
     with tempfile.TemporaryDirectory(prefix="checkpoint_scale_") as folder:
         figures = write(folder, model, 1024, 8)
-        print(
-            "1,024 ranks write           " + "  ".join(f"{key} {value:,.3f}" for key, value in figures.items()),
-            flush=True,
-        )
+        _print("1,024 ranks write", figures)
         found |= {f"save {key}": round(value, 4) for key, value in figures.items()}
         for world, degree in ((1024, 8), (512, 8), (64, 8)):
             found |= _read(folder, model, (1024, 8), (world, degree))
     with tempfile.TemporaryDirectory(prefix="checkpoint_scale_") as folder:
         figures = write(folder, model, 1024, 8, saves=2)
-        print(
-            "and remove an older one     " + "  ".join(f"{key} {value:,.3f}" for key, value in figures.items()),
-            flush=True,
-        )
+        _print("and remove an older one", figures)
         found |= {f"save and remove {key}": round(figures[key], 4) for key in ("most_requests", "commit_s")}
     for (world, degree), reader in CASES:
         with tempfile.TemporaryDirectory(prefix="checkpoint_scale_") as folder:
@@ -273,5 +267,9 @@ def measure(quick: bool) -> dict[str, float]:
 def _read(folder: str, model: Blocks, writer: tuple[int, int], reader: tuple[int, int]) -> dict[str, float]:
     figures = read(folder, model, *reader)
     name = f"{writer[0]} (EP {writer[1]}) to {reader[0]} (EP {reader[1]})"
-    print(f"{name:28}" + "  ".join(f"{key} {value:,.3f}" for key, value in figures.items()), flush=True)
+    _print(name, figures)
     return {f"{name} {key}": round(value, 4) for key, value in figures.items()}
+
+
+def _print(name: str, figures: dict[str, float]) -> None:
+    print(f"{name:28}" + "  ".join(f"{key} {value:,.3f}" for key, value in figures.items()), flush=True)

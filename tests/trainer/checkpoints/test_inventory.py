@@ -34,10 +34,8 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(path.name.rsplit("-", 1)[1]) for path in (folder / "checkpoints").iterdir())
 
 
-def test_requests_of_rank_0_to_an_object_store(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As they arrive there."""
+def test_requests_to_an_object_store(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Rank 0's, as they arrive there."""
 
     def requests() -> list[str]:
         found = [REQUEST.search(record.getMessage()) for record in caplog.records if record.name == "werkzeug"]

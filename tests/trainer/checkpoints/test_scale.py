@@ -48,7 +48,6 @@ def test_clearing_costs_what_pages_of_files_cost(tmp_path: Path) -> None:
     # A save's; a look for what else is there, a marker, and two pages of 1,027 files, listed and removed.
     assert figures["most_requests"] == 5 + 2 + 2 * 2
     assert figures["files"] == 1027
-    assert figures["write_s"] + figures["commit_s"] <= 3
 
 
 @pytest.mark.parametrize(
