@@ -61,7 +61,8 @@ FLOORS = {
     "data_shards": (
         ("loading", "packing", "inspection"),
         ("lease",),
-        ("sources", "shards"),
+        ("sources",),
+        ("shards",),
         ("records",),
         ("paths", "permutation", "config", "yaml_file", "parquet"),
         ("errors",),

@@ -24,6 +24,7 @@ from pydantic import Field
 from data_shards.paths import absolute_path
 from data_shards.records.record import Codes, Record, Series, Value
 from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
+from data_shards.records.vocabulary import Vocabulary
 from data_shards.sources.base import Source, SourceOptions, hashed_part
 from data_shards.sources.part_lists import read_part_list
 
@@ -95,6 +96,10 @@ class PhysioNet2012(Source):
         self.part_list = read_part_list(self.splits_file, ["RecordID"]) if self.splits_file else None
         self.static = options.static
         self.schema = _schema(self.groups, self.static)
+        if self.static == "codes":
+            self.vocabularies = {
+                "descriptors": Vocabulary(tuple(c for own in CATEGORIES.values() for c in own.values()))
+            }
 
     def units(self) -> list[tuple[str, int, int]]:
         """(set, first stay, end) pieces."""

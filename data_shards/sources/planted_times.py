@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 
 from data_shards.records.record import Codes, Objects, Record, Value
 from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
+from data_shards.records.vocabulary import MAX_NAMED, Vocabulary
 from data_shards.sources.base import Source, SourceOptions, hashed_part
 from data_shards.sources.planted import WORDS, auroc
 
@@ -47,7 +48,7 @@ class PlantedTimesOptions(SourceOptions):
     )
     records: int = Field(2000, ge=1, description="number of records")
     objects: float = Field(6.0, ge=0, description="mean number of other objects or codes in a record")
-    codes: int = Field(1000, ge=3, le=1_000_000, description="different codes")
+    codes: int = Field(1000, ge=3, le=MAX_NAMED - 2, description="different codes")
     flip: float = Field(0.05, ge=0, lt=0.5, description="probability that a label is the wrong one")
     shuffle: bool = Field(False, description="times (of a pair: codes) tell nothing of the label")
     late: Literal["none", "random", "label"] = Field(
@@ -76,6 +77,9 @@ class PlantedTimes(Source):
         self.o = options
         self.kind = options.kind if options.label in ("when", "order") else "codes"
         self.schema = _schema(options, self.kind)
+        if self.kind == "codes":
+            # All of them, also those that no record has; the last two come after a moment only
+            self.vocabularies = {"events": Vocabulary(tuple(f"c{n}" for n in range(options.codes + 2)))}
         shape = SHAPES.get(self.kind, ())
         self.templates = _rng("templates", self.kind).choice([-0.5, 0.5], (CLASSES, *shape)).astype(np.float32)
 

@@ -112,6 +112,7 @@ def record() -> Figure:
     for time, text, alpha in zip(notes.times_N.tolist(), notes.values, seen(notes.times_N), strict=True):
         style = {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": ORANGE, "alpha": alpha}
         axes.text(time, 4, f"{text}", ha="center", va="center", fontsize=10, bbox=style, alpha=max(alpha, 0.5))
+    shade = {"cmap": "gray", "vmin": 0, "vmax": 1, "aspect": "auto"}
     for time, picture, alpha in zip(pictures.times_N.tolist(), pictures.values, seen(pictures.times_N), strict=True):
         axes.imshow(
             picture,

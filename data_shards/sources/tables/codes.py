@@ -6,10 +6,15 @@ Shape legend: L rows of the unit, O of them that hold a code.
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
+from data_shards.errors import ManifestError
+from data_shards.paths import absolute_path, absolute_url
 from data_shards.records.record import Codes
+from data_shards.records.vocabulary import Vocabulary, VocabularyRule
+from data_shards.shards.opening import open_manifest
 from data_shards.sources.readers.csv_dialect import EMPTY_WORDS
 from data_shards.sources.tables.modalities import CodesTable
 from data_shards.sources.tables.rows import Around, Rows
@@ -40,6 +45,28 @@ def codes(rows: Rows, spec: CodesTable, around: Around, notes: Counter[str]) -> 
         times, values = (None if all_O is None else all_O[own] for all_O in (time_O, value_O))
         found[record] = Codes(names, times, values)
     return found
+
+
+def vocabulary(spec: CodesTable, name: str, folder: Path) -> Vocabulary | VocabularyRule:
+    """The vocabulary that a mapping gives, or how one is learned.
+
+    Args:
+        name: of the modality, which a packed data set must have. folder: of the mapping.
+
+    Raises:
+        ValueError: no such file or packed data set, one without such a modality, or a code that is none or there twice.
+    """
+    given = spec.vocabulary
+    if given is None:
+        return VocabularyRule(spec.min_count, spec.max_codes)
+    try:
+        if not isinstance(given, str):
+            return Vocabulary(given)
+        if given.endswith(".txt"):
+            return Vocabulary(tuple(absolute_path(given, folder).read_text("utf-8").splitlines()))
+        return open_manifest(absolute_url(given, folder)).vocabulary(name)
+    except (OSError, ValueError, ManifestError) as error:
+        raise ValueError(f"vocabulary of modality {name}: {error}") from error
 
 
 def _categories(rows: Rows, spec: CodesTable, notes: Counter[str]) -> dict[int, Codes]:

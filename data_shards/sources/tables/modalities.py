@@ -203,8 +203,8 @@ class CodesTable(Modality):
     )
     vocabulary: tuple[str, ...] | str | None = Field(
         None,
-        description="all codes there are, in order, or the place of a packed data set whose modality of the same name "
-        "has them; default: learned from the training part when packing",
+        description="all codes there are, in order; or a file with one a line (.txt); or the place of a packed data "
+        "set whose modality of the same name has them; default: learned from the training part when packing",
     )
     max_codes: int = Field(1_000_000, ge=1, le=1_000_000, description="a learned vocabulary keeps the most frequent")
     min_count: int = Field(1, ge=1, description="codes that are rarer in the training part share one place, counted")

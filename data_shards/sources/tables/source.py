@@ -22,12 +22,13 @@ from pydantic import Field
 from data_shards.paths import absolute_path
 from data_shards.records.record import Codes, Record, Value, escape_key
 from data_shards.records.survival import edges_from
+from data_shards.records.vocabulary import Vocabulary, VocabularyRule
 from data_shards.sources.base import Source, SourceOptions
 from data_shards.sources.readers.cells import Cells
 from data_shards.sources.readers.csv_dialect import EMPTY_WORDS
 from data_shards.sources.readers.spill import Spill, spill
 from data_shards.sources.readers.table_files import batches, find_files
-from data_shards.sources.tables.codes import codes
+from data_shards.sources.tables.codes import codes, vocabulary
 from data_shards.sources.tables.columns import Place, listed_words, replaced_cells, wanted_columns
 from data_shards.sources.tables.labels import join, moments, target
 from data_shards.sources.tables.mapping import Mapping as TableMapping
@@ -74,6 +75,13 @@ class Tables(Source):
         self.scratch = absolute_path(options.scratch) if options.scratch else None
         self.mapping: TableMapping = read_mapping(path)
         self.schema = dataset_schema(self.mapping)
+        told = {
+            name: vocabulary(modality, name, self.folder)
+            for name, modality in self.mapping.modalities.items()
+            if isinstance(modality, CodesTable)
+        }
+        self.vocabularies = {name: own for name, own in told.items() if isinstance(own, Vocabulary)}
+        self.vocabulary_rules = {name: own for name, own in told.items() if isinstance(own, VocabularyRule)}
         self.columns = wanted_columns(self.mapping)
         self.parts = Parts(self.mapping, self.folder)
         self.files = {place: find_files(self.folder, place[0]) for place in self.columns}

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import yaml
 
-from data_shards import create_source
+from data_shards import create_source, open_manifest, pack
 from data_shards.records.record import Codes
 from tests.data_shards.sources.tables.build import events, read
 
@@ -149,3 +150,62 @@ def test_two_meanings_of_one_cell_are_refused(tmp_path: Path) -> None:
     }
     with pytest.raises(ValueError, match="two sections say with replace what 'hi' of column 'x' means, and not the sa"):
         read(tmp_path, mapping, r_csv="id,x\na,hi\n")
+
+
+def packed(folder: Path, name: str, mapping: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The report, and the codes of the vocabulary in its order."""
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, **mapping}, sort_keys=False))
+    report = pack(create_source("tables", {"path": str(folder / f"{name}.yaml")}), str(folder / name))
+    return report["source"]["notes"], open_manifest(str(folder / name)).vocabulary("drugs").names
+
+
+def test_vocabularies_are_learned_or_given(tmp_path: Path) -> None:
+    """By the training part; as a list; as a file; as another packed data set's. Test has a code that training lacks."""
+    (tmp_path / "r.csv").write_text("id,age,part\na,1,train\nb,2,train\nc,,train\nd,4,test\n")
+    (tmp_path / "d.csv").write_text("id,code\na,x\na,y\na,x\nb,x\nb,z\nc,w\nc,w\nd,x\nd,new\n")
+    (tmp_path / "codes.txt").write_text("z\nnew\nx\n")
+    base = long() | {"split": {"columns": {"default": "part"}}}
+    notes, names = packed(tmp_path, "learned", base)
+    assert names == ("x", "w", "y", "z") and notes["codes_unknown.drugs"] == 1
+    base["modalities"]["drugs"]["min_count"] = 2
+    notes, names = packed(tmp_path, "rare", base)
+    assert names == ("x",) and (notes["codes_rare.drugs"], notes["codes_unknown.drugs"]) == (4, 1)
+    del base["modalities"]["drugs"]["min_count"]
+    base["modalities"]["drugs"]["vocabulary"] = "codes.txt"
+    notes, names = packed(tmp_path, "file", base)
+    assert names == ("z", "new", "x") and notes["codes_unknown.drugs"] == 3
+    for name, given in (("list", ["new", "x"]), ("same", "learned")):
+        base["modalities"]["drugs"]["vocabulary"] = given
+        _, names = packed(tmp_path, name, base)
+        assert names == (("new", "x") if name == "list" else ("x", "w", "y", "z"))
+
+
+def test_only_records_that_are_packed_teach_a_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text("id,age\na,1\nb,\n")
+    (tmp_path / "d.csv").write_text("id,code\na,x\nb,y\n")
+    mapping = long()
+    mapping["records"]["need_any"] = ["age"]
+    mapping["modalities"]["age"] = {"kind": "vector", "columns": ["age"]}
+    mapping["split"] = {"shares": {"train": 1.0}}
+    assert packed(tmp_path, "some", mapping)[1] == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("gone.txt", r"vocabulary of modality drugs: .*gone\.txt"),
+        ("nowhere", "vocabulary of modality drugs: .*nowhere"),
+        ("other", "vocabulary of modality drugs: data set .*other has no vocabulary of 'drugs'; it has who"),
+        ("twice.txt", "vocabulary of modality drugs: code 'x' is in the vocabulary twice"),
+    ],
+)
+def test_a_vocabulary_that_is_not_there_is_a_sentence(tmp_path: Path, given: str, sentence: str) -> None:
+    (tmp_path / "r.csv").write_text(STAYS)
+    (tmp_path / "d.csv").write_text(DRUGS)
+    (tmp_path / "twice.txt").write_text("x\nx\n")
+    other = {"name": "other", "records": {"file": "r.csv", "key": "id"}}
+    other["modalities"] = {"who": {"kind": "codes", "columns": ["sex"]}}  # type: ignore[assignment]
+    (tmp_path / "o.yaml").write_text(yaml.safe_dump(other))
+    pack(create_source("tables", {"path": str(tmp_path / "o.yaml")}), str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=sentence):
+        packed(tmp_path, "mine", long(vocabulary=given))
