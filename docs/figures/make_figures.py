@@ -114,15 +114,7 @@ def record() -> Figure:
         axes.text(time, 4, f"{text}", ha="center", va="center", fontsize=10, bbox=style, alpha=max(alpha, 0.5))
     shade = {"cmap": "gray", "vmin": 0, "vmax": 1, "aspect": "auto"}
     for time, picture, alpha in zip(pictures.times_N.tolist(), pictures.values, seen(pictures.times_N), strict=True):
-        axes.imshow(
-            picture,
-            extent=(time - 1.3, time + 1.3, 2.56, 3.44),
-            cmap="gray",
-            vmin=0,
-            vmax=1,
-            alpha=alpha,
-            aspect="auto",
-        )
+        axes.imshow(picture, extent=(time - 1.3, time + 1.3, 2.56, 3.44), alpha=alpha, **shade)
     for time, wave, alpha in zip(ecg.times_N.tolist(), ecg.values, seen(ecg.times_N), strict=True):
         axes.plot(time + np.linspace(-2, 2, len(wave)), 2 + 0.35 * np.asarray(wave), color=GREEN, alpha=alpha)
     assert codes.times_O is not None
