@@ -86,6 +86,7 @@ def test_with_moments_any_time_is_kept(tmp_path: Path) -> None:
     ("more", "files", "sentence"),
     [
         ({}, {"h_csv": HOURLY.replace("01:00:00,0", "02:00:00,0")}, "h.csv: two rows of record 'a' have 'when' 2 "),
+        ({}, {"h_csv": HOURLY.replace("03:00:00,NA", "02:00:00,NA")}, "h.csv: two rows of record 'a' have 'when' 2 "),
         ({}, {"h_csv": HOURLY.replace("2020-01-02 13:30:00", "")}, "1 rows have no 'when'; a label without a time has"),
         ({}, {"h_csv": HOURLY.replace(",1,20", ",maybe,20")}, "label 'maybe' of column 'sepsis', record 'a', is none"),
         ({"time_unit": "days"}, {}, "timed tasks count time in 'days' and in hours"),
