@@ -6,6 +6,10 @@ experts     the same tokens and k, with 8 and with more experts
 modalities  the same number of present pairs and tokens, with 4 and with more declared modalities
 absent      modalities that are declared and absent everywhere: added time over the step without them, for each one
 declared    the same waveforms, declared as long as they are and 2,500 times as long
+timed       one object of each kind in each record, without a time and with one
+crowded     100 objects of each kind in one record of a thousand, and as many spread over the records
+absent-timed  timed modalities that are declared and absent everywhere, as `absent`
+declared-codes  the same codes present, of vocabularies of 10 and of a million
 
 A step is a whole one (forward, backward, clipping, AdamW on every parameter), in the engine that training uses; `model`
 is forward and backward alone. Ratios are times over the first of each kind; `absent` is the increase for one modality.
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import torch
 
+from benchmarks import flat_objects
 from benchmarks.common import (
     arguments,
     build_model,
@@ -121,6 +126,12 @@ def main() -> None:
         modalities(records, dim, [4, 64], rounds, "per_modality", False),
         absent(records, dim, 8, 3 * rounds, False),
         declared(records, dim, 4000, rounds),
+    ]
+    parts += [
+        flat_objects.one_object(2 * records, dim, 3 * rounds),
+        flat_objects.crowded(8 * records, dim, rounds),
+        flat_objects.absent_timed(records, dim, 3 * rounds),
+        flat_objects.declared_codes(records, dim, [10, 1_000_000], rounds),
     ]
     if not quick:
         parts += [modalities(records, dim, [4, 64], rounds, "joint", True), absent(records, dim, 8, 3 * rounds, True)]
