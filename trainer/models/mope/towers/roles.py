@@ -31,15 +31,16 @@ def roles_of(config: MopeConfig, towers: list[str], pretraining: bool) -> tuple[
 
 
 def modality_of(schema: DatasetSchema, what: str, name: str | None, masks: str | None = None) -> ModalitySpec:
-    """The modality that a tower reads; `masks` is one that none reads.
+    """The modality that a tower reads; `masks` is one that none reads. A tower reads one of it a record, so none with
+    times.
 
     Raises BackboneError unless exactly one is of the tower's kind, or has this name.
     """
-    fitting = [spec for spec in schema.modalities if spec.kind == what and spec.name != masks]
+    fitting = [spec for spec in schema.modalities if spec.kind == what and not spec.timed and spec.name != masks]
     if name is not None:
         fitting = [spec for spec in fitting if spec.name == name]
     if len(fitting) != 1:
-        known = ", ".join(f"{spec.name} ({spec.kind})" for spec in schema.modalities)
+        known = ", ".join(f"{spec.name} ({'timed ' * spec.timed}{spec.kind})" for spec in schema.modalities)
         problem = "has no" if not fitting else "has more than one"
         asked = f" called {name}" if name is not None else ""
         raise BackboneError(

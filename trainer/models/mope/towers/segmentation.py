@@ -158,10 +158,10 @@ def _mask_modality(schema: DatasetSchema, name: str) -> ModalitySpec:
     if name not in schema.numbers:
         raise BackboneError(f"mope.mask.modality={name}, and data set {schema.name} has no such modality")
     spec = schema.modalities[schema.numbers[name]]
-    if spec.kind != "image" or spec.dtype != "uint8" or spec.shape[0] != 1:
+    if spec.kind != "image" or spec.timed or spec.dtype != "uint8" or spec.shape[0] != 1:
         raise BackboneError(
-            f"mope.mask.modality={name} must be pictures of class numbers, uint8 with one channel, and it is "
-            f"{spec.kind} {spec.dtype} {spec.shape}"
+            f"mope.mask.modality={name} must be pictures of class numbers, uint8 with one channel and no time, and it "
+            f"is {'timed ' * spec.timed}{spec.kind} {spec.dtype} {spec.shape}"
         )
     return spec
 
