@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from data_shards.records.distributions.distribution import Spread
+
 from data_shards import DatasetSchema, open_data
 from data_shards.errors import ManifestError
 from data_shards.paths import absolute_path
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics, TaskStatistics
 from launch.errors import UsageError
 from trainer.config.run_config import RunConfig
+
+OBJECTS = 10  # of a timed modality in a record, and codes, where nobody has counted them
 
 
 def data_statistics(
@@ -35,16 +39,23 @@ def data_statistics(
 def stated_statistics(schema: DatasetSchema, presence: float, records: int = 1000) -> SplitStatistics:
     """Statistics of data that nobody has packed: every modality in this share of the records.
 
-    A series is taken to have 10 events a channel, texts and waveforms the most that the schema allows.
+    A series is taken to have 10 events a channel, texts and waveforms the most that the schema allows; of a timed
+    modality there are 10 objects, or the most that are kept if that is less, and 10 codes of codes.
     """
     if not 0 < presence <= 1:
         raise UsageError(f"--presence {presence} must lie in (0, 1]")
     present = round(presence * records)
     modalities = {}
     for spec in schema.modalities:
-        longest = spec.max_length or 0
-        count = {"series": 10 * present, "waveform": longest * present}.get(spec.kind, present)
+        longest, number = spec.max_length or 0, 1
+        if spec.has_objects or spec.kind == "codes":
+            number = min(OBJECTS, spec.max_objects or OBJECTS)
+        each = {"series": 10, "waveform": longest}.get(spec.kind, 1)
         length, zeros = (float(longest) if spec.kind == "text" else 0.0,) * spec.width, (0.0,) * spec.width
-        modalities[spec.name] = ModalityStatistics(present, (count,) * spec.width, length, zeros, length, length)
+        columns = ((each * number * present,) * spec.width, length, zeros, length, length)
+        objects = None
+        if spec.has_objects or spec.kind == "codes":
+            objects = Spread(present, float(number), 0.0, float(number), float(number), ())
+        modalities[spec.name] = ModalityStatistics(present, *columns, objects=objects)
     tasks = {task.name: TaskStatistics(records, (), (0.0,) * task.dim, (1.0,) * task.dim) for task in schema.tasks}
     return SplitStatistics(records, modalities, tasks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from data_shards import StepLoader, open_manifest
+from data_shards.records.statistics import Accumulator, SplitStatistics
 from data_shards.shards.manifest import Manifest
 from launch.cli import app
 from launch.plan.constants import padded_group
@@ -21,6 +23,7 @@ from launch.plan.statistics import stated_statistics
 from parallel import LocalDispatcher, MoEConfig
 from tests.ranks import run_ranks
 from tests.saved_activations import saved_bytes
+from tests.trainer.models import timed_batch
 from tests.trainer.tiny import SCHEMA, config, packed
 from tests.trainer.training.test_loop import Rank
 from trainer.config.run_config import RunConfig
@@ -117,6 +120,48 @@ def test_modelled_activations_are_near_the_saved_ones(manifest: Manifest, tmp_pa
     batch = next(StepLoader(manifest, run.data, "train", 16, 0, 1).steps(0)).micro_batches[0]
     modelled = model.cost(Layout(1, 1, 1, 1, False)).bytes["activations"]
     assert 0.6 < modelled / saved_bytes(built, batch) < 1.6
+
+
+def timed_statistics(records: list[dict[str, Any]]) -> SplitStatistics:
+    """Of the records of `timed_batch`, as packing them would count them."""
+    found = Accumulator(timed_batch.SCHEMA)
+    found.add([timed_batch.columns_of(record) for record in records])
+    return found.summary()
+
+
+@pytest.mark.parametrize("way", ["tokens", "mtand", "imputation", "utde"])
+def test_timed_objects_and_codes_are_planned_as_they_are(tmp_path: Path, way: str) -> None:
+    """Expected tokens, FLOPs and activations of a batch, of statistics of its own records."""
+    schema, records = timed_batch.SCHEMA, timed_batch.records_of(64, most=6)
+    statistics = timed_statistics(records)
+    for attention in ("joint", "factorized"):
+        changes = {"model__objects__irregularity": way, "model__codes__irregularity": way}
+        changes |= {"model__text__positions": 10, "model__dim": 64, "model__attention": attention}
+        run = config("unused", tmp_path, **changes, training__batch_size=64)
+        model = CostModel(run, schema, statistics, find_device("h100"))
+        built = timed_batch.build(**changes)
+        batch = timed_batch.batch_of(records)
+        measured = dict(zip(model.counter.features, model.counter.measure(batch).tolist(), strict=True))
+        expected = dict(zip(model.counter.features, model.features, strict=True))
+        # A pair without objects is one token, which statistics do not tell.
+        for name, value in measured.items():
+            roughly = 0.35 if name.startswith(("squares", "text_squares", "within")) else 0.15
+            assert expected[name] == pytest.approx(value, rel=roughly), name
+        planned = model.cost(Layout(1, 1, 1, 1, False))
+        assert planned.flops == pytest.approx(model.counter.step_flops(list(measured.values())), rel=0.1)
+        assert 0.6 < planned.bytes["activations"] / saved_bytes(built, batch) < 1.6
+        dense = sum(p.numel() for name, p in built.named_parameters() if ".moe.experts." not in name)
+        assert planned.bytes["replicated_parameters"] == pytest.approx(4 * dense, rel=1e-4)  # aligned groups
+
+
+def test_stated_objects() -> None:
+    """Ten where nothing is said, or the most that are kept."""
+    few = replace(timed_batch.SCHEMA.modalities[1], max_objects=3)
+    schema = replace(timed_batch.SCHEMA, modalities=(few, *timed_batch.SCHEMA.modalities[2:]))
+    tables = stated_statistics(schema, 0.5).modalities
+    means = {name: table.objects.mean if table.objects else None for name, table in tables.items()}
+    assert [means[name] for name in ("note", "scan", "drug", "ward", "age")] == [3.0, 10.0, 10.0, 10.0, None]
+    assert tables["beat"].count == (40 * 10 * 500,) * 2 and tables["note"].count == (3 * 500,)
 
 
 def test_what_does_not_fit_gets_a_layout_that_does(manifest: Manifest, tmp_path: Path) -> None:

@@ -14,11 +14,15 @@ import torch
 
 from data_shards import (
     Batch,
+    Codes,
     CodesGroup,
     DatasetSchema,
     Group,
     ImageGroup,
     ModalitySpec,
+    Objects,
+    Record,
+    Series,
     SeriesGroup,
     TaskSpec,
     TextGroup,
@@ -26,27 +30,42 @@ from data_shards import (
     WaveformGroup,
     group_layout,
 )  # fmt: skip
+from data_shards.records.codec import encode_record
+from data_shards.records.columns import Columns
+from data_shards.records.decoder import Decoder
+from data_shards.records.schema import FIRST_CODE
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics, TaskStatistics
+from data_shards.records.vocabulary import Vocabulary
 from parallel import Dispatcher, LocalDispatcher
 from tests.trainer.tiny import config
 from trainer.models.fusemoe.model import FuseMoE
 from trainer.models.layers.missing import select_pairs
 
 Records = Sequence[dict[str, Any]]
-VOCABULARY = {"vocabulary": "ab" * 32}
+
+
+def vocabulary_of(codes: int) -> Vocabulary:
+    """So many numbers with the reserved ones; c5 is 5, rare is 1, and what is not there is 0."""
+    return Vocabulary(tuple(f"c{number}" for number in range(FIRST_CODE, codes)), rare=("rare",))
+
+
+def _codes(number: int) -> dict[str, Any]:
+    return {"codes": number, "vocabulary": vocabulary_of(number).digest}
+
+
 SCHEMA = DatasetSchema(
     "timed",
     (
         ModalitySpec("lab", "series", channels=("a", "b"), horizon=10.0),
         ModalitySpec("note", "text", timed=True, horizon=10.0, max_length=40),
         ModalitySpec("scan", "image", shape=(1, 4, 4), timed=True, horizon=10.0),
-        ModalitySpec("drug", "codes", timed=True, horizon=10.0, codes=12, valued=True, **VOCABULARY),
+        ModalitySpec("drug", "codes", timed=True, horizon=10.0, valued=True, **_codes(12)),
         ModalitySpec("letter", "text", timed=True, horizon=20.0, max_length=40),
         ModalitySpec("vitals", "vector", shape=(3,), timed=True, horizon=10.0),
         ModalitySpec("beat", "waveform", shape=(2,), timed=True, horizon=10.0, max_length=40),
-        ModalitySpec("event", "codes", timed=True, horizon=5.0, codes=7, **VOCABULARY),
-        ModalitySpec("ward", "codes", codes=5, **VOCABULARY),
-        ModalitySpec("history", "codes", codes=9, valued=True, **VOCABULARY),
+        ModalitySpec("event", "codes", timed=True, horizon=5.0, **_codes(7)),
+        ModalitySpec("ward", "codes", **_codes(5)),
+        ModalitySpec("history", "codes", valued=True, **_codes(9)),
         ModalitySpec("age", "vector", shape=(3,)),
         ModalitySpec("remark", "text", max_length=40),
     ),
@@ -127,6 +146,32 @@ def batch_of(records: Records, schema: DatasetSchema = SCHEMA, moments: Sequence
     return Batch(keys, torch.arange(len(records)), present, targets, groups, None, moment)
 
 
+def columns_of(record: dict[str, Any], schema: DatasetSchema = SCHEMA) -> Columns:
+    """The record as packed data have it."""
+    values = {name: _value(schema.modalities[schema.numbers[name]], value) for name, value in record.items()}
+    vocabularies = {spec.name: vocabulary_of(spec.codes) for spec in schema.modalities if spec.kind == "codes"}
+    made = Record("r", values, {"died": 1.0}, {"default": "train"})
+    return Decoder(schema).columns(encode_record(made, schema, vocabularies))
+
+
+def _value(spec: ModalitySpec, value: Any) -> Any:
+    match spec.kind:
+        case "series":
+            times, channels, values = zip(*value, strict=True) if value else ((), (), ())
+            return Series(np.array(times, np.float32), np.array(channels, np.int64), np.array(values, np.float32))
+        case "codes":
+            entries = value if spec.timed else [(0.0, *entry) for entry in value]
+            names = [{0: "never seen", 1: "rare"}.get(number, f"c{number}") for _, number, _ in entries]
+            times = np.array([time for time, *_ in entries], np.float32) if spec.timed else None
+            return Codes(
+                names, times, np.array([number for *_, number in entries], np.float32) if spec.valued else None
+            )
+    if not spec.timed:
+        return value.decode() if spec.kind == "text" else value
+    objects = [one.decode() if spec.kind == "text" else one for _, one in value]
+    return Objects(np.array([time for time, _ in value], np.float32), objects)
+
+
 def _group(records: Records, schema: DatasetSchema, numbers: list[int]) -> Group:
     spec = schema.modalities[numbers[0]]
     pairs = [(number, row) for number in numbers for row, record in enumerate(records)]
@@ -162,8 +207,10 @@ def _group(records: Records, schema: DatasetSchema, numbers: list[int]) -> Group
 
 
 def _sorted(values: list[Any], spec: ModalitySpec) -> list[Any]:
-    """Events by channel and time, codes by time and number."""
-    return sorted(values, key=lambda entry: (entry[1], entry[0]) if spec.kind == "series" else entry[:2])
+    """Events by channel and time, codes by time, number and value, those without one last."""
+    if spec.kind == "series":
+        return sorted(values, key=lambda entry: (entry[1], entry[0]))
+    return sorted(values, key=lambda entry: (*entry[:-1], np.inf if np.isnan(entry[-1]) else entry[-1]))
 
 
 def _offsets(sizes: list[int]) -> torch.Tensor:

@@ -48,8 +48,7 @@ def expected_features(counter: FlopCounter, statistics: SplitStatistics, records
 
 def objects_of(table: ModalityStatistics) -> tuple[float, float]:
     """Mean and deviation of the number of objects, or of codes, where the modality is present; 1 where none is kept."""
-    spread = getattr(table, "objects", None)
-    return (1.0, 0.0) if spread is None else (spread.mean, spread.std)
+    return (1.0, 0.0) if table.objects is None else (table.objects.mean, table.objects.std)
 
 
 def _add_lengths(

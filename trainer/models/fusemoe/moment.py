@@ -20,7 +20,7 @@ class MomentEmbedding(nn.Module):
     """Moments (B,) in the data's unit of time, NaN for a record without moments -> what its tokens get, (N, D).
 
     Args:
-        scale: the longest horizon of the data. Moments may lie far behind it, or before 0: what is embedded is asinh of
+        scale: the longest horizon of the data, in the moments' unit. Moments may lie far behind it, or before 0: what is embedded is asinh of
             moments over horizons, which is even near 0 and grows like a logarithm.
     """
 
@@ -38,5 +38,6 @@ class MomentEmbedding(nn.Module):
 
 
 def longest_horizon(schema: DatasetSchema) -> float:
-    """Of the modalities with times; 1 where there are none."""
-    return max((spec.horizon for spec in schema.modalities if spec.has_times and spec.horizon), default=1.0)
+    """Of the modalities with times, in the unit of the moments; 1 where there are none."""
+    known = zip(schema.modalities, schema.moment_ratios, strict=True)
+    return max((spec.horizon / ratio for spec, ratio in known if spec.has_times and spec.horizon), default=1.0)

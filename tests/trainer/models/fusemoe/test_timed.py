@@ -9,13 +9,26 @@ import numpy as np
 import pytest
 import torch
 
+from data_shards.loading.collate import Collator
 from parallel import balance_losses
-from tests.trainer.models.timed_batch import MOMENTS, SCHEMA, batch_of, build, records_of, take
+from tests.trainer.models.timed_batch import MOMENTS, SCHEMA, batch_of, build, columns_of, records_of, take
 from trainer.models.layers.missing import drop_modalities, keep_modalities
 
 WAYS = ["tokens", "mtand", "imputation", "utde"]
 ATTENTION = ["per_modality", "joint", "factorized"]
 RECORDS = records_of(10)
+
+
+def test_the_batches_of_these_tests_are_those_of_packed_data() -> None:
+    """Written down once more, by the same rules."""
+    records = [record for record in RECORDS if record]
+    found = Collator(SCHEMA)([columns_of(record) for record in records], np.arange(len(records)))
+    expected = batch_of(records)
+    assert torch.equal(found.present_BM, expected.present_BM) and list(found.groups) == list(expected.groups)
+    for name, group in found.groups.items():
+        for field in dataclasses.fields(group):
+            got, wanted = getattr(group, field.name), getattr(expected.groups[name], field.name)
+            torch.testing.assert_close(got, wanted, rtol=0, atol=0, equal_nan=True, msg=f"{name} {field.name}")
 
 
 def over_time(way: str, **changes: Any) -> dict[str, Any]:
