@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from data_shards.records.distributions.distribution import Spread
-
 from data_shards import DatasetSchema, open_data
 from data_shards.errors import ManifestError
 from data_shards.paths import absolute_path
+from data_shards.records.distributions.distribution import Spread
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics, TaskStatistics
 from launch.errors import UsageError
 from trainer.config.run_config import RunConfig

@@ -20,8 +20,8 @@ class MomentEmbedding(nn.Module):
     """Moments (B,) in the data's unit of time, NaN for a record without moments -> what its tokens get, (N, D).
 
     Args:
-        scale: the longest horizon of the data, in the moments' unit. Moments may lie far behind it, or before 0: what is embedded is asinh of
-            moments over horizons, which is even near 0 and grows like a logarithm.
+        scale: the longest horizon of the data, in the moments' unit. Moments may lie far behind it, or before 0: what
+            is embedded is asinh of moments over horizons, which is even near 0 and grows like a logarithm.
     """
 
     def __init__(self, scale: float, bins: int, dim: int) -> None:
