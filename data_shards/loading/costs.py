@@ -99,9 +99,9 @@ def seen_at_moments(index: ShardIndex, schema: DatasetSchema, whole: Held, row_X
         until_S = rows_until(knots_SQ, rows_S, end_S)
         seen_S = until_S - rows_until(knots_SQ, rows_S, end_S - spec.horizon) if spec.horizon else until_S
         there_Sm[:, m] = until_S > 0
-        if spec.has_objects:
-            kept_S = np.minimum(seen_S, spec.max_objects) if spec.max_objects else seen_S
-            objects_Sm[:, m], seen_S = kept_S, kept_S
+        if spec.has_objects and spec.max_objects:
+            seen_S = np.minimum(seen_S, spec.max_objects)
+        objects_Sm[:, m] = seen_S if spec.has_objects else there_Sm[:, m]
         # Objects are taken to be equally long.
         lengths_Sm[:, m] *= np.divide(seen_S, rows_S, out=np.zeros(len(seen_S)), where=rows_S > 0)
     return Held(there_Sm, objects_Sm, lengths_Sm)

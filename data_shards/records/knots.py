@@ -3,7 +3,7 @@
 Of every timed modality of a record the index of a shard keeps at most `KNOTS` times of its rows (events, objects,
 codes): all of them where there are no more, else the first, the last, and those of evenly spaced ranks between. The
 number of rows up to a time is exact at them, and a straight line between two. So whether a modality has begun is exact,
-and a count is off by less than a seventh of the rows.
+and a count is off by less than a fifteenth of the rows.
 
 Shapes: n records, M modalities, Q knots, S samples, R rows of one modality.
 """
@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-KNOTS = 8
+KNOTS = 16
 
 
 def knot_ranks(rows: int) -> np.ndarray:
