@@ -56,7 +56,8 @@ def _shared_groups(split: str, rows: dict[str, np.ndarray], group_n: np.ndarray)
 
 def _telling_presence(manifest: Manifest, index: ShardIndex, split: str, train: np.ndarray) -> list[str]:
     found = []
-    for task, target, name in _columns(manifest, index):
+    # Moments of one record are no evidence of their own: a record is what it is at worst.
+    for task, target, name in _columns(manifest, index.largest_targets()):
         rows = train & ~np.isnan(target)
         for number, modality in enumerate(manifest.schema.modality_names):
             strength, sure, words = association(task, target[rows], index.present[rows, number])
@@ -98,13 +99,13 @@ def association(task: TaskSpec, target_n: np.ndarray, present_n: np.ndarray) -> 
 def _labels(manifest: Manifest, index: ShardIndex, split: str, rows: dict[str, np.ndarray]) -> list[str]:
     """Classes that are not there to be learned or measured."""
     found = _beyond_the_edges(manifest, index, split, rows)
-    for task, target, name in _columns(manifest, index):
+    for task, target, name in _columns(manifest, index.targets_KW):
         if task.kind == "regression":
             continue
         survival = manifest.schema.task(task.name).kind == "survival"
         classes = range(len(task.classes) if task.kind == "multiclass" else 2)
         for part, members in rows.items():
-            known = target[members & ~np.isnan(target)]
+            known = target[members[index.record_K] & ~np.isnan(target)]
             if not len(known):
                 found.append(f"split {split}: part {part} has no label of {name}")
                 continue
@@ -137,7 +138,7 @@ def _beyond_the_edges(manifest: Manifest, index: ShardIndex, split: str, rows: d
     return found
 
 
-def _columns(manifest: Manifest, index: ShardIndex) -> list[tuple[TaskSpec, np.ndarray, str]]:
+def _columns(manifest: Manifest, targets: np.ndarray) -> list[tuple[TaskSpec, np.ndarray, str]]:
     """(task, its target column, name) of every target column that has classes or is a number.
 
     Labels of a multi-label task come one by one; of survival only whether it was seen, as a censored time is none.
@@ -146,12 +147,12 @@ def _columns(manifest: Manifest, index: ShardIndex) -> list[tuple[TaskSpec, np.n
     for i, task in enumerate(manifest.schema.tasks):
         if task.kind == "survival":
             seen = TaskSpec(task.name, "binary", classes=("censored", "seen"))
-            columns.append((seen, index.last_targets()[:, offsets[i] + 1].astype(np.float64), f"{task.name} was seen"))
+            columns.append((seen, targets[:, offsets[i] + 1].astype(np.float64), f"{task.name} was seen"))
             continue
         for w in range(task.width):
             single = TaskSpec(task.name, "binary") if task.kind == "multilabel" else task
             name = f"{task.name}.{task.classes[w]}" if task.kind == "multilabel" else task.name
-            columns.append((single, index.last_targets()[:, offsets[i] + w].astype(np.float64), name))
+            columns.append((single, targets[:, offsets[i] + w].astype(np.float64), name))
     return columns
 
 

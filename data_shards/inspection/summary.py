@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_shards.inspection.leakage import groups_known, value_rows, warnings
+from data_shards.inspection.moments import moments
 from data_shards.inspection.sampling import MOST_RECORDS, sampling
 from data_shards.records.columns import ABSENT
 from data_shards.records.schema import RAGGED
@@ -34,10 +35,11 @@ def summary(manifest: Manifest, patterns: int = 10, sample: int = MOST_RECORDS) 
         ``name, url, digest, records, observations, bytes, shards, chunks, source``;
         ``modalities``: one row per modality with kind, channels, present, share, length quantiles;
         ``patterns``: total number of presence patterns, records with all modalities, and the most frequent ones;
-        ``splits``: split -> part -> records, groups, share present per modality (null for an empty part), labels per
-        task;
+        ``splits``: split -> part -> records, samples, groups, share present per modality (null for an empty part), labels
+        per task;
         ``values``: split -> one row per channel of its train part (count, mean, std, min, max, farthest);
-        ``sampling``: of series, from a sample (``sampling.py``); ``warnings``: sentences; ``groups_known``.
+        ``sampling``: of series, from a sample (``sampling.py``); ``moments``: of records, with labels by time, None
+        without (``moments.py``); ``warnings``: sentences; ``groups_known``.
 
     Raises:
         ShardError: an index or a sampled record is damaged.
@@ -63,6 +65,7 @@ def summary(manifest: Manifest, patterns: int = 10, sample: int = MOST_RECORDS) 
         },
         "values": {split: value_rows(manifest, table) for split, table in sorted(manifest.statistics.items())},
         "sampling": sampling(manifest, sample),
+        "moments": moments(manifest.schema, index),
         "groups_known": groups_known(index),
         "warnings": warnings(manifest, index),
     }
@@ -144,6 +147,7 @@ def _part(manifest: Manifest, index: ShardIndex, split: str, part: str) -> dict[
     share = index.present[rows].mean(axis=0).tolist() if rows.any() else [None] * len(names)
     return {
         "records": int(rows.sum()),
+        "samples": int(index.moments_n[rows].sum()),
         "groups": len(np.unique(index.group_n[rows & (index.group_n != 0)])),
         "present": dict(zip(names, share, strict=True)),
         "tasks": _labels(manifest, index, rows),

@@ -88,9 +88,10 @@ class ShardIndex:
         rows_nM = np.maximum(0, np.where(objects_M, self.objects_nM, self.lengths_nM)).astype(np.int64)
         return rows_nM * np.array([spec.has_times for spec in schema.modalities])
 
-    def last_targets(self) -> np.ndarray:
-        """Targets [n, W] of each record's last sample."""
-        return self.targets_KW[np.cumsum(self.moments_n) - 1]
+    def largest_targets(self) -> np.ndarray:
+        """Targets [n, W] of each record: of those of its samples the largest, NaN where none is known."""
+        found: np.ndarray = np.fmax.reduceat(self.targets_KW, np.cumsum(self.moments_n) - self.moments_n)
+        return found
 
     @property
     def present(self) -> np.ndarray:

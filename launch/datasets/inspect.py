@@ -18,6 +18,9 @@ from launch.datasets.tables import (
     VALUE_COLUMNS,
     label_table,
     modality_table,
+    moment_columns,
+    moment_table,
+    moment_words,
     sampling_table,
     value_table,
 )
@@ -51,6 +54,8 @@ def inspect_data(url: str, as_json: bool, html: str | None) -> None:
     if sampled := sampling_table(facts):
         title = f"how series are sampled (from {facts['sampling']['records']:,} records)"
         print_table(title, SAMPLING_COLUMNS, sampled, console)
+    if facts["moments"] is not None:
+        print_table(moment_words(facts), moment_columns(facts), moment_table(facts), console)
     for split, parts in facts["splits"].items():
         print_table(f"split {split}", LABEL_COLUMNS, label_table(parts), console)
     for split, rows in list(facts["values"].items())[:1]:  # further splits are much the same; the page has them

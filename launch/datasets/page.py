@@ -19,6 +19,9 @@ from launch.datasets.tables import (
     VALUE_COLUMNS,
     label_table,
     modality_table,
+    moment_columns,
+    moment_table,
+    moment_words,
     sampling_table,
     value_table,
 )
@@ -46,6 +49,7 @@ def data_page(facts: dict[str, Any]) -> str:
         f'<p class="quiet">From {facts["sampling"]["records"]:,} records taken evenly over the data set.</p>',
         picture(when_figure(facts), "when observations are made"),
         table(SAMPLING_COLUMNS, sampling_table(facts)),
+        *_moments(facts),
         *(_split(split, parts) for split, parts in facts["splits"].items()),
         *(_values(split, rows) for split, rows in facts["values"].items()),
     ]  # fmt: skip
@@ -62,6 +66,15 @@ def _warnings(facts: dict[str, Any]) -> str:
         else "no record names a group (e.g. its patient), so whether one is in two parts was not looked at"
     )
     return f'<p class="fine">Nothing suspicious was found: {groups}, and no modality tells a label by being there.</p>'
+
+
+def _moments(facts: dict[str, Any]) -> list[str]:
+    if facts["moments"] is None:
+        return []
+    note = (
+        f'<p class="quiet">{escape(moment_words(facts))}. Of each label its rate, or mean, among labelled moments.</p>'
+    )
+    return ["<h2>Labels by moment</h2>", note, table(moment_columns(facts), moment_table(facts))]
 
 
 def _split(split: str, parts: dict[str, Any]) -> str:

@@ -36,6 +36,32 @@ def sampling_table(facts: dict[str, Any]) -> list[Row]:
     ]
 
 
+def moment_columns(facts: dict[str, Any]) -> tuple[str, ...]:
+    """Of ``moment_table``: the time, how many moments, and each label."""
+    found = facts["moments"]
+    return (f"moments, {found['unit']}" if found["unit"] else "moments", "samples", *found["labels"])
+
+
+def moment_table(facts: dict[str, Any]) -> list[Row]:
+    """One row a stretch of time: moments in it, and rate (or mean) of each label among those that are labelled."""
+    found = facts["moments"]
+    times = [f"{start:.4g} to {end:.4g}" for start, end in zip(found["edges"], found["edges"][1:], strict=False)]
+    rates = [[None if rate is None else f"{rate:.4g}" for rate in row] for row in found["labels"].values()]
+    return [
+        (time, count, *(row[i] for row in rates))
+        for i, (time, count) in enumerate(zip(times, found["counts"], strict=True))
+    ]
+
+
+def moment_words(facts: dict[str, Any]) -> str:
+    """How many moments there are, and how many a record has."""
+    found, each = facts["moments"], facts["moments"]["per_record"]
+    return (
+        f"labels at {found['samples']:,} moments of {facts['records']:,} records; a record has {each['p0']:g} to "
+        f"{each['p100']:g}, in the middle {each['p50']:g}"
+    )
+
+
 def label_table(parts: dict[str, Any]) -> list[Row]:
     """Rows of ``LABEL_COLUMNS``: of one split, its parts by its tasks."""
     return [
