@@ -310,7 +310,10 @@ def _check_ranges(index: ShardIndex, shard: Shard) -> None:
             raise ShardError(shard.index.name, "a record lies outside its chunk", chunk=number, reason="layout")
         # Columns are numbered over all splits, so all of them are counted at once; -1 is none.
         own = index.parts_nS[cut]
-        if not np.array_equal(np.bincount(own[own >= 0], minlength=len(chunk.parts)), chunk.parts):
+        samples = np.broadcast_to(index.moments_n[cut, None], own.shape)[own >= 0]
+        found = (np.bincount(own[own >= 0], weights, len(chunk.parts)) for weights in (None, samples))
+        total = int(index.moments_n[cut].sum(dtype=np.int64))
+        if not all(map(np.array_equal, found, (chunk.parts, chunk.samples))) or total != chunk.total_samples:
             raise ShardError(
                 shard.index.name, "counts per part differ from the manifest", chunk=number, reason="layout"
             )

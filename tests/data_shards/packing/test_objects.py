@@ -16,6 +16,7 @@ from data_shards import (
     ModalitySpec,
     Objects,
     Record,
+    ShardError,
     TaskSpec,
     open_manifest,
     pack,
@@ -24,7 +25,7 @@ from data_shards.records.decoder import Decoder
 from data_shards.shards.manifest import FILE
 from data_shards.shards.reader import read_index
 from tests.data_shards.build import ListSource
-from tests.data_shards.forge import Rows, edit_table, table_path
+from tests.data_shards.forge import Rows, edit_head, edit_table, table_path
 
 NOTES = ModalitySpec("notes", "text", timed=True, max_objects=2, time_unit="hours", horizon=48.0)
 PLAIN = DatasetSchema("notes", (NOTES,), (TaskSpec("y", "binary"),))
@@ -109,8 +110,19 @@ def test_samples_must_fit_their_records(tmp_path: Path) -> None:
         (tmp_path / FILE).write_bytes(head)
         table_path(tmp_path, "chunks").write_bytes(rows)
         edit_table(tmp_path, "chunks", partial(update, changes))
-        with pytest.raises(ManifestError, match="chunk 1: samples .* do not fit 3 records"):
+        with pytest.raises(ManifestError, match=r"chunk 1: samples .* do not fit 3 records"):
             open_manifest(str(tmp_path))
+
+
+def test_an_index_whose_samples_are_others_than_the_manifest_says_is_refused(tmp_path: Path) -> None:
+    pack(ListSource(HOURLY, hourly()), str(tmp_path), chunk_records=3)
+    manifest = open_manifest(str(tmp_path))
+    chunk = manifest.shards[0].chunks[1]
+    forged = {"samples": chunk.total_samples + 1, "samples.0": chunk.samples[0] + 1}
+    edit_table(tmp_path, "chunks", partial(update, forged))
+    edit_head(tmp_path, samples=int(manifest.counts("default", None).sum()) + 1)
+    with pytest.raises(ShardError, match="chunk 1: counts per part differ from the manifest"):
+        read_index(open_manifest(str(tmp_path)), 0)
 
 
 def update(changes: dict[str, int], rows: Rows) -> None:
