@@ -114,11 +114,24 @@ def test_samples_must_fit_their_records(tmp_path: Path) -> None:
             open_manifest(str(tmp_path))
 
 
-def test_an_index_whose_samples_are_others_than_the_manifest_says_is_refused(tmp_path: Path) -> None:
+def test_samples_of_records_in_no_part_must_fit_too(tmp_path: Path) -> None:
+    records = [replace(record, splits={}) for record in hourly()]
+    records[-1].splits["default"] = "train"
+    pack(ListSource(HOURLY, records), str(tmp_path), chunk_records=3)
+    edit_table(tmp_path, "chunks", partial(update, {"samples": 2}))
+    with pytest.raises(ManifestError, match=r"chunk 1: samples \(0,\) of 2 do not fit 3 records"):
+        open_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize("more", [{"samples": 1}, {"samples": 1, "samples.0": 1}])
+def test_an_index_whose_samples_are_others_than_the_manifest_says_is_refused(
+    tmp_path: Path, more: dict[str, int]
+) -> None:
     pack(ListSource(HOURLY, hourly()), str(tmp_path), chunk_records=3)
     manifest = open_manifest(str(tmp_path))
     chunk = manifest.shards[0].chunks[1]
-    forged = {"samples": chunk.total_samples + 1, "samples.0": chunk.samples[0] + 1}
+    own = {"samples": chunk.total_samples, "samples.0": chunk.samples[0]}
+    forged = {name: own[name] + added for name, added in more.items()}
     edit_table(tmp_path, "chunks", partial(update, forged))
     edit_head(tmp_path, samples=int(manifest.counts("default", None).sum()) + 1)
     with pytest.raises(ShardError, match="chunk 1: counts per part differ from the manifest"):
