@@ -35,8 +35,8 @@ def summary(manifest: Manifest, patterns: int = 10, sample: int = MOST_RECORDS) 
         ``name, url, digest, records, observations, bytes, shards, chunks, source``;
         ``modalities``: one row per modality with kind, channels, present, share, length quantiles;
         ``patterns``: total number of presence patterns, records with all modalities, and the most frequent ones;
-        ``splits``: split -> part -> records, samples, groups, share present per modality (null for an empty part), labels
-        per task;
+        ``splits``: split -> part -> records, samples, groups, share present per modality (null for an empty part),
+        labels per task;
         ``values``: split -> one row per channel of its train part (count, mean, std, min, max, farthest);
         ``sampling``: of series, from a sample (``sampling.py``); ``moments``: of records, with labels by time, None
         without (``moments.py``); ``warnings``: sentences; ``groups_known``.
