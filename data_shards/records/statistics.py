@@ -132,7 +132,11 @@ class Accumulator:
         numbers, times = (np.concatenate(column) for column in zip(*rows, strict=True))
         has_times = self._has_times_M[numbers]
         self.times.add(numbers[has_times], times[has_times])
-        # How many objects, or codes, there are of what is there
+        if self._counted_M.any():
+            self._count_objects(records)
+
+    def _count_objects(self, records: Sequence[Columns]) -> None:
+        """How many objects, or codes, there are of what is there."""
         counts = np.stack([record.objects(len(self.present)) for record in records])
         for i, record in enumerate(records):
             counts[i, record.codes_Q] = record.code_counts_Q
