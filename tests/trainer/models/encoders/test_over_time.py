@@ -36,6 +36,8 @@ def times_of(present: PresentPairs, *times: list[float]) -> ObjectTimes:
 
 PAIRS = pairs_of(0, 0, 0, 1, 1, 1)
 TIMES = times_of(PAIRS, [0.1, 0.1, 0.6], [], [1.0], [0.0, 0.24, 0.25, 0.5, 0.9], [0.7], [])
+# Nine, ten and eleven objects share rectangles that are wider than some of them.
+LONG = times_of(PAIRS, *([place / number for place in range(number)] for number in (11, 9, 2, 10, 11, 9)))
 
 
 def module_of(kind: str, tokens: int, **changes: Any) -> Any:
@@ -67,7 +69,7 @@ def test_tokens_are_those_of_the_loop(tokens: int, times: ObjectTimes) -> None:
 
 @pytest.mark.parametrize("kind", ["mtand", "imputation", "utde"])
 @pytest.mark.parametrize("changes", [{}, {"gate": "sample", "kernel": 3}, {"gate": "bin", "kernel": 2}])
-@pytest.mark.parametrize("times", [TIMES, times_of(PAIRS, *[[0.3, 0.3]] * 6), times_of(PAIRS, *[[]] * 6)])
+@pytest.mark.parametrize("times", [TIMES, LONG, times_of(PAIRS, *[[0.3, 0.3]] * 6), times_of(PAIRS, *[[]] * 6)])
 def test_the_grid_is_that_of_the_loop(kind: str, changes: dict[str, Any], times: ObjectTimes) -> None:
     module = module_of(kind, 1, **changes)
     token_OUD = torch.randn(len(times.time_O), 1, DIM, requires_grad=True)

@@ -17,7 +17,7 @@ from trainer.models.layers.attention import attend_ragged, attend_spans, attenti
 from trainer.models.layers.grouped_linear import Blocks, GroupedLinear
 from trainer.models.layers.missing import drop_modalities, keep_modalities, keyed_uniform
 from trainer.models.layers.ragged import ragged
-from trainer.models.layers.token_layout import Span
+from trainer.models.layers.token_layout import Span, UnevenSpan
 
 
 def take(batch: Batch, sample: int) -> Batch:
@@ -129,6 +129,19 @@ def test_attention_kernels_equal_the_loop() -> None:
     spans = (Span(0, 2, 2), Span(4, 0, 3), Span(4, 1, 2))
     expected = attention_reference(qkv_ND, torch.tensor([0, 0, 1, 1, 2, 2]), 2)
     torch.testing.assert_close(attend_spans(qkv_ND, spans, 2), expected)
+
+
+def test_pairs_of_different_lengths_attend_within_themselves() -> None:
+    """One of twelve tokens beside ones of nine, one and two, behind a rectangle of three pairs."""
+    torch.manual_seed(0)
+    count_P = torch.tensor([9, 1, 12, 2, 9])
+    pair_N = torch.repeat_interleave(count_P)
+    within = ragged(pair_N, 5)
+    spans = (Span(0, 3, 2), UnevenSpan(6, 5, 33, pair_N, count_P.cumsum(0) - count_P, within))
+    qkv_ND = torch.randn(39, 24)
+    expected = attention_reference(qkv_ND, torch.cat([torch.arange(3).repeat_interleave(2), 3 + pair_N]), 2)
+    torch.testing.assert_close(attend_spans(qkv_ND, spans, 2), expected)
+    assert [(bucket.sequences, bucket.length) for bucket in within.buckets] == [(1, 1), (1, 2), (2, 10), (1, 12)]
 
 
 def test_time_attention_is_the_papers_formula(manifest: Manifest) -> None:

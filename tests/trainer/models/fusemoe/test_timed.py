@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from data_shards import TaskSpec
 from data_shards.loading.collate import Collator
 from parallel import balance_losses
 from tests.trainer.models.timed_batch import MOMENTS, SCHEMA, batch_of, build, columns_of, records_of, take
 from trainer.models.layers.missing import drop_modalities, keep_modalities
+from trainer.models.layers.standardise import Standardiser
 
 WAYS = ["tokens", "mtand", "imputation", "utde"]
 ATTENTION = ["per_modality", "joint", "factorized"]
@@ -153,6 +155,16 @@ def test_moments_reach_every_token() -> None:
     assert (early - none).abs().amax(1).min() > 1e-3 and len(set(answers[:, 0].tolist())) == 3
 
 
+def test_moments_and_horizons_may_be_in_other_units() -> None:
+    """Moments in days, a day of one modality in hours, three days of another: the scale is three days."""
+    task = TaskSpec("died", "binary", timed=True, time_unit="days")
+    note, lab = SCHEMA.modalities[1], SCHEMA.modalities[0]
+    hours = dataclasses.replace(note, horizon=24.0, time_unit="hours")
+    days = dataclasses.replace(lab, horizon=3.0, time_unit="days")
+    assert build(dataclasses.replace(SCHEMA, modalities=(hours, days), tasks=(task,))).moment.scale == 3.0
+    assert build(dataclasses.replace(SCHEMA, modalities=(hours,), tasks=(task,))).moment.scale == 1.0
+
+
 def test_a_model_without_moments_asks_for_none() -> None:
     assert build().moment is None and not any("moment" in name for name, _ in build().named_parameters())
 
@@ -185,9 +197,10 @@ def test_codes_that_are_unknown_and_rare_have_rows_of_their_own() -> None:
 
 
 def test_a_code_is_its_row_changed_by_its_value() -> None:
-    model = build()
-    embedding: Any = model.encoders["codes"].embedding
-    records = [{"history": [(3, 2.0), (4, np.nan)], "ward": [(2, np.nan)]}]
+    """Values in deviations from the mean; without one there is none, which is not a value of 0 or of the mean."""
+    embedding: Any = build().encoders["codes"].embedding
+    embedding.standardiser = Standardiser([[0.0], [5.0]], [[1.0], [2.0]], clip=5.0)
+    records = [{"history": [(3, 9.0), (4, np.nan)], "ward": [(2, np.nan)]}]
     group: Any = batch_of(records).groups["codes"]
     rows, _ = embedding.lay_out(group, torch.tensor([0, 1]), 2)
     table = embedding.table.weight
