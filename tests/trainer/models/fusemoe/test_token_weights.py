@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data_shards import Manifest, StepLoader
-from data_shards.loading.costs import read_costs
+from data_shards.loading.costs import Held, read_costs
 from parallel import LocalDispatcher
 from tests.trainer.models import timed_batch
 from tests.trainer.tiny import config
@@ -59,7 +59,7 @@ def test_what_lengths_cost(manifest: Manifest) -> None:
     assert weights.unit_M == pytest.approx([event, event, 0, 0, 0, note, ecg], rel=1e-9)
 
 
-def lengths_and_objects(records: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def held_by(records: list[dict[str, Any]]) -> Held:
     """What an index says of the records of `timed_batch`, by hand."""
     lengths, objects = np.full((2, len(records), len(timed_batch.SCHEMA.modalities)), -1)
     for row, record in enumerate(records):
@@ -70,7 +70,7 @@ def lengths_and_objects(records: list[dict[str, Any]]) -> tuple[np.ndarray, np.n
             ragged = spec.kind in ("text", "waveform", "codes", "series")
             lengths[row, number] = sum(len(one) if ragged else 1 for one in values)
             objects[row, number] = len(values) if spec.has_objects else 1
-    return lengths, objects
+    return Held(objects >= 0, objects.clip(0), lengths.clip(0))
 
 
 @pytest.mark.parametrize("missing", [True, False])
@@ -85,8 +85,7 @@ def test_costs_of_timed_objects_are_the_tokens_of_the_model(way: str, missing: b
     of_object = weights.object_M if way == "tokens" else np.zeros(12)
     assert (weights.unit_M >= tokens * (way == "tokens")).all()
     exact = replace(weights, unit_M=tokens * (way == "tokens"), object_M=of_object)
-    lengths, objects = lengths_and_objects(records)
-    found = exact.tokens(lengths, np.arange(12), objects)
+    found = exact.tokens(held_by(records), np.arange(12))
     with torch.no_grad():
         _, layout = model.embed(timed_batch.batch_of(records))
     assert found.tolist() == torch.bincount(layout.sample_N, minlength=30).clamp_min(1).tolist()
