@@ -15,6 +15,8 @@ RouterKind = Literal["joint", "per_modality", "disjoint"]
 Granularity = Literal["token", "bin", "sample"]
 Selection = Literal["token", "expert"]
 Precision = Literal["fp32", "bf16"]
+SPREAD_ABOVE = 16_384
+"""Rows of the largest table of codes that every rank holds whole, unless something else is asked for."""
 
 
 class ParallelConfig(BaseModel):

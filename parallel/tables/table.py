@@ -28,15 +28,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from parallel.config import SPREAD_ABOVE
 from parallel.moe.dispatch import Dispatcher
 from parallel.moe.initial import Drawn
 from parallel.moe.rows.exchange import exchange_rows
 from parallel.moe.segments import Segments, look_up
 from parallel.tables.initial import draw_rows
 from parallel.tables.updates import RowUpdates
-
-SPREAD_ABOVE = 16_384
-"""Rows of the largest table that every rank holds whole."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from parallel.config import MoEConfig
+from parallel.config import SPREAD_ABOVE, MoEConfig
 from trainer.config.job_types import FUSEMOE
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -108,6 +108,12 @@ class CodesConfig(Section):
         "of model.objects; tokens = each code is one token",
     )
     tokens: int = Field(4, ge=1, description="tokens made of a record's codes without times, each by a learned query")
+    spread_above: int = Field(
+        SPREAD_ABOVE,
+        ge=0,
+        description="a table of more rows than this is spread over the ranks and costs a step only what is looked up; "
+        "smaller ones are on every rank",
+    )
 
 
 class ModelConfig(Section):

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from data_shards import DatasetSchema, ModalitySpec
 from data_shards.records.statistics import SplitStatistics
-from parallel import Dispatcher
+from parallel import CodeTable, Dispatcher
 from trainer.config.sections import ModelConfig
 from trainer.models.encoders.codes import CodeEmbedding, CodesEncoder, TimedCodesEncoder
 from trainer.models.encoders.grid_over_time import GridOverTime
@@ -28,19 +28,21 @@ from trainer.models.encoders.vector import VectorEncoder
 from trainer.models.encoders.waveform import WaveformEncoder
 from trainer.models.layers.standardise import Standardiser
 
+CODE_SCALE = 0.3  # of initial rows, as modalities' embeddings have it
+
 
 def build_encoder(
     indices: list[int],
     schema: DatasetSchema,
     statistics: SplitStatistics,
     config: ModelConfig,
-    dispatcher: Dispatcher | None = None,
-    seed: int = 0,
+    dispatcher: Dispatcher,
+    seed: int,
 ) -> Encoder:
     """The encoder of one batch group (its modalities' numbers in `indices`).
 
     Args:
-        dispatcher, seed: of the model, for tables of codes.
+        dispatcher, seed: of the model; large tables are spread over its ranks, and drawn by row.
 
     Raises:
         ValueError: times without horizon, codes without vocabulary, or a shape that the recipe's patch does not divide.
@@ -77,23 +79,16 @@ def _object_encoder(specs: list[ModalitySpec], statistics: SplitStatistics, conf
 
 
 def _codes_encoder(
-    specs: list[ModalitySpec],
-    statistics: SplitStatistics,
-    config: ModelConfig,
-    dispatcher: Dispatcher | None,
-    seed: int,
+    specs: list[ModalitySpec], statistics: SplitStatistics, config: ModelConfig, dispatcher: Dispatcher, seed: int
 ) -> Encoder:
     for spec in specs:
         if not spec.codes:
             raise ValueError(f"modality {spec.name} (codes) has no vocabulary yet: pack the data, which learns it")
-    embedding = CodeEmbedding(
-        [spec.codes for spec in specs],
-        any(spec.valued for spec in specs),
-        _standardiser(specs, statistics, config.series.clip),
-        config.dim,
-        (seed, specs[0].group, *(spec.name for spec in specs)),
-        dispatcher,
-    )
+    sizes = [spec.codes for spec in specs]
+    key = (seed, "codes", *(spec.name for spec in specs))
+    table = CodeTable(sum(sizes), config.dim, key, dispatcher, config.codes.spread_above, CODE_SCALE)
+    standardiser = _standardiser(specs, statistics, config.series.clip)
+    embedding = CodeEmbedding(table, sizes, any(spec.valued for spec in specs), standardiser)
     if not specs[0].timed:
         return CodesEncoder(embedding, config.codes.tokens, config.dim)
     over_time = _over_time(len(specs), 1, config.codes.irregularity, config)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from data_shards import CodesGroup
-from parallel import CodeTable, Dispatcher, TablePlan
+from parallel import CodeTable, TablePlan
 from parallel.moe.segments import Segments
 from trainer.models.encoders.layout import Encoder, GroupLayout, PresentPairs
 from trainer.models.encoders.over_time import ObjectTimes, OverTime
@@ -26,8 +26,6 @@ from trainer.models.layers.attention import read_segments
 from trainer.models.layers.grouped_linear import Blocks, GroupedLinear
 from trainer.models.layers.standardise import Constant, Standardiser
 from trainer.models.layers.token_layout import EncodedGroup
-
-CODE_SCALE = 0.3  # of initial rows, as modalities' embeddings have it
 
 
 @dataclass(frozen=True)
@@ -42,24 +40,15 @@ class CodeEmbedding(nn.Module):
     """(O, D) of a group's codes.
 
     Args:
-        sizes: codes of each modality. valued: whether any may have values. standardiser: of values, by modality.
-        key, dispatcher: what initial rows depend on, and who holds those of a large table (`parallel.tables`).
+        table: a row for each code of each modality. sizes: codes of each. valued: whether any may have values.
+        standardiser: of values, by modality.
     """
 
-    def __init__(
-        self,
-        sizes: list[int],
-        valued: bool,
-        standardiser: Standardiser,
-        dim: int,
-        key: tuple[object, ...],
-        dispatcher: Dispatcher | None,
-    ) -> None:
+    def __init__(self, table: CodeTable, sizes: list[int], valued: bool, standardiser: Standardiser) -> None:
         super().__init__()
-        self.sizes = sizes
-        self.table = CodeTable(sum(sizes), dim, key, dispatcher, std=CODE_SCALE)
+        self.table, self.sizes = table, sizes
         self.standardiser = standardiser
-        self.value = GroupedLinear(len(sizes), 2, 2 * dim) if valued else None
+        self.value = GroupedLinear(len(sizes), 2, 2 * table.dim) if valued else None
 
     def lay_out(self, group: CodesGroup, block_P: Tensor, blocks: int) -> tuple[CodeRows, Tensor]:
         """And the row of the group that each code is of, (O,)."""

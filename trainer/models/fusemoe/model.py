@@ -46,8 +46,9 @@ class FuseMoE(nn.Module):
     Args:
         schema: modalities and tasks. `tasks`: names of the tasks that get a head.
         statistics: training-part statistics of the chosen split, as the manifest holds them.
-        dispatcher: carries tokens to their experts (local, or all-to-all over the expert-parallel group).
-        seed: of the initial weights of experts and of tables of codes, which are drawn by global number.
+        dispatcher: carries tokens to their experts (local, or all-to-all over the expert-parallel group), and knows
+            the ranks over which large tables are spread.
+        seed: of the initial weights of experts and tables, which are drawn per global expert and row.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from data_shards import DatasetSchema, ModalitySpec, TaskSpec, TextGroup
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics
+from parallel import LocalDispatcher
 from trainer.config.sections import ModelConfig
 from trainer.models.encoders.build import build_encoder, sized
 from trainer.models.encoders.layout import group_layout_of
@@ -33,7 +34,7 @@ def config_of(**text: int) -> ModelConfig:
 
 def encoder_of(schema: DatasetSchema, config: ModelConfig) -> TextEncoder:
     torch.manual_seed(0)
-    encoder = build_encoder([0], schema, statistics_of(1.0), config)
+    encoder = build_encoder([0], schema, statistics_of(1.0), config, LocalDispatcher(), 0)
     assert isinstance(encoder, TextEncoder)
     return encoder
 

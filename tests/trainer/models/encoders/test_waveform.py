@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from data_shards import DatasetSchema, ModalitySpec, TaskSpec, WaveformGroup
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics
+from parallel import LocalDispatcher
 from tests.allocations import Allocations
 from trainer.config.sections import ModelConfig
 from trainer.models.encoders.build import build_encoder
@@ -28,7 +29,9 @@ def encoder_of(declared: int | None, tokens: int = TOKENS, patch: int = PATCH) -
     )
     config = ModelConfig.model_validate({"dim": DIM, "heads": 2, "waveform": {"patch": patch, "tokens": tokens}})
     torch.manual_seed(0)
-    encoder = build_encoder([0, 1], DatasetSchema("d", specs, (TaskSpec("y", "binary"),)), statistics, config)
+    encoder = build_encoder(
+        [0, 1], DatasetSchema("d", specs, (TaskSpec("y", "binary"),)), statistics, config, LocalDispatcher(), 0
+    )
     assert isinstance(encoder, WaveformEncoder)
     # As after training: biases and the weights of the length are no longer near 0.
     for parameter in encoder.parameters():
