@@ -67,7 +67,7 @@ class SpreadTables:
     # --- a step -------------------------------------------------------------------------------------------------------
 
     def gradients(self) -> list[Tensor]:
-        """Mean gradients of the rows here, fp32, each row once: a part of the norm."""
+        """Norms of the mean gradients of the rows here: parts of the whole norm, as gradients of one number are."""
         return [updates.gather() for updates in self._updates.values()]
 
     def finish(self, accepted: bool, norm: Callable[[], float], lr: float) -> None:

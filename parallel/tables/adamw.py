@@ -20,14 +20,19 @@ Shapes: L rows here, D width, X rows of a step, T steps since all rows were up t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from parallel.moe.grouped_matmul import on_gpu
+
 ENOUGH = 1e-12
 """Momentum that has faded below this share of itself no longer moves a row: 264 steps at β = (0.9, 0.999)."""
-AT_ONCE = 1 << 16
-"""Rows that are brought up to date together, when all are."""
+AT_ONCE = 1 << 23
+"""Elements that are brought up to date together, when all are."""
+IN_CACHE = 1 << 15
+"""Elements that a CPU works on at once: what is made on the way to a row's new value stays in a core's cache."""
 
 
 class _Missed:
@@ -42,8 +47,9 @@ class _Missed:
         ratio = beta1 / math.sqrt(beta2)
         window = 1 if ratio == 0 else math.ceil(math.log(ENOUGH) / math.log(ratio))
         age = torch.arange(window, 0, -1, dtype=torch.float64)
-        # As they lie, so the oldest step first. ε is never 0 here: nothing else keeps an untouched row from 0 / 0.
-        eps = max(eps, torch.finfo(torch.float32).tiny)
+        # As they lie, so the oldest step first. ε is never 0 here, nor is its square in fp32: nothing else keeps an
+        # untouched row from 0 / 0.
+        eps = max(eps, 1e-18)
         fades = [ratio**age, (beta1 / beta2) ** age * eps, beta1**age / eps]
         self._fade_3W = torch.stack(fades).to(device)
         self._device = device
@@ -70,13 +76,12 @@ class _Missed:
         if self.steps == self._sums_4T.shape[1]:
             self._sums_4T = torch.cat([self._sums_4T, self._fresh(self.steps)], 1)
 
-    def of(self, place_X: Tensor) -> Tensor:
-        """(4, X) float32: decay, sum of brackets, arithmetic and harmonic mean of ε, of rows touched last at these
-        places."""
+    def of(self, place_X: Tensor) -> list[Tensor]:
+        """Decay, sum of brackets, arithmetic and harmonic mean of ε, each [X], of rows touched last at these places."""
         decay_X, coast_X, times_X, over_X = self._sums_4T.index_select(1, place_X)
         moved_X = coast_X > 0
         mean_X, harmonic_X = (torch.where(moved_X, a / b, 1.0) for a, b in ((times_X, coast_X), (coast_X, over_X)))
-        return torch.stack([decay_X, coast_X, mean_X, harmonic_X]).float()
+        return [decay_X, coast_X, mean_X, harmonic_X]
 
 
 class RowAdamW:
@@ -99,55 +104,99 @@ class RowAdamW:
         self.exp_avg_LD, self.exp_avg_sq_LD = torch.zeros_like(weight_LD), torch.zeros_like(weight_LD)
         self.step = 0
         self._missed = _Missed(betas, eps, weight_LD.device)
-        self._place_L = torch.zeros(len(weight_LD), dtype=torch.int32, device=weight_LD.device)
+        self.place_L = torch.zeros(len(weight_LD), dtype=torch.int32, device=weight_LD.device)
 
     def read(self, row_X: Tensor) -> Tensor:
         """(X, D) fp32: rows as they are now; nothing is written."""
-        return self._now(row_X)[0]
+        return self._current(row_X, self.weight_LD.new_empty(1, len(row_X), self.weight_LD.shape[1]))[0]
 
-    def update(self, row_X: Tensor, grad_XD: Tensor, lr: float) -> None:
-        """One step of the whole table. Rows may be there several times if they have the same gradient each time."""
-        beta1, beta2 = self.betas
+    def read_for_update(self, row_X: Tensor) -> Tensor:
+        """(3, X, D) fp32: rows as they are now with both moments, for an `update` in this step; nothing is written."""
+        return self._current(row_X, self.weight_LD.new_empty(3, len(row_X), self.weight_LD.shape[1]))
+
+    def _current(self, row_X: Tensor, into_KXD: Tensor) -> Tensor:
+        for rows, numbers, *into in self._portions(row_X, self._numbers(row_X), *into_KXD):
+            for target, value in zip(into, self._now(rows, numbers), strict=False):
+                target.copy_(value)
+        return into_KXD
+
+    def update(
+        self, row_X: Tensor, grad_XD: Tensor, lr: float, scale: float = 1.0, read: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """One step of the whole table, by gradients times `scale`.
+
+        On a GPU a row may be there several times, with the same gradient each time; on a CPU it may not.
+
+        Args:
+            read: what `read_for_update` gave in this step, and which of its rows each row is; read again without it.
+        """
+        missed = self._missed.steps + 1
+        if read is None:
+            for rows, grads, numbers in self._portions(row_X, grad_XD, self._numbers(row_X)):
+                self._put(rows, missed, *self._stepped(*self._now(rows, numbers), grads * scale, lr))
+        else:
+            for rows, grads, places in self._portions(row_X, grad_XD, read[1]):
+                value_XD, avg_XD, sq_XD = read[0].index_select(1, places)
+                self._put(rows, missed, *self._stepped(value_XD, avg_XD, sq_XD, grads * scale, lr))
         self.step += 1
-        first, second = 1 - beta1**self.step, 1 - beta2**self.step
-        value_XD, avg_XD, sq_XD = self._now(row_X)
+        second = math.sqrt(1 - self.betas[1] ** self.step)
+        self._missed.add(1 - lr * self.weight_decay, lr * second / (1 - self.betas[0] ** self.step), second)
+
+    def _stepped(
+        self, value_XD: Tensor, avg_XD: Tensor, sq_XD: Tensor, grad_XD: Tensor, lr: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights and moments after the step that is being made, in place of those before it."""
+        beta1, beta2 = self.betas
+        first, second = (1 - beta ** (self.step + 1) for beta in self.betas)
         value_XD.mul_(1 - lr * self.weight_decay)
         avg_XD.lerp_(grad_XD, 1 - beta1)
         sq_XD.mul_(beta2).addcmul_(grad_XD, grad_XD, value=1 - beta2)
         value_XD.addcdiv_(avg_XD, sq_XD.sqrt().div_(math.sqrt(second)).add_(self.eps), value=-lr / first)
-        self._missed.add(1 - lr * self.weight_decay, lr * math.sqrt(second) / first, math.sqrt(second))
-        self._put(row_X, value_XD, avg_XD, sq_XD)
+        return value_XD, avg_XD, sq_XD
 
     def catch_up(self) -> None:
         """Bring all rows up to date, so that weights and moments are what AdamW would have made of them."""
         if not self._missed.steps:
             return
-        for rows in torch.arange(len(self.weight_LD), device=self.weight_LD.device).split(AT_ONCE):
-            self._put(rows, *self._now(rows))
+        for rows in torch.arange(len(self.weight_LD), device=self.weight_LD.device).split(self._rows(AT_ONCE)):
+            for some, numbers in self._portions(rows, self._numbers(rows)):
+                self._put(some, 0, *self._now(some, numbers))
         self.start_at(self.step)
 
     def start_at(self, step: int) -> None:
         """Weights and moments are those after `step` steps."""
         self.step = step
         self._missed.start()
-        self._place_L.zero_()
+        self.place_L.zero_()
 
-    def _now(self, row_X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _numbers(self, row_X: Tensor) -> Tensor:
+        """(X, 6) fp32, of each row: decay, coast, two means of ε, and what is left of the moments."""
+        place_X = self.place_L.index_select(0, row_X)
+        missed_X = (self._missed.steps - place_X).double()
+        fades = [beta**missed_X for beta in self.betas]
+        return torch.stack([*self._missed.of(place_X), *fades], 1).float()
+
+    def _now(self, row_X: Tensor, numbers_X6: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Weights and moments of rows as AdamW would have them by now, new tensors."""
-        place_X = self._place_L.index_select(0, row_X)
-        decay_X1, coast_X1, mean_X1, harmonic_X1 = self._missed.of(place_X)[:, :, None]
-        missed_X1 = (self._missed.steps - place_X)[:, None].float()
+        decay_X1, coast_X1, mean_X1, harmonic_X1, fade_X1, fade_sq_X1 = numbers_X6.split(1, 1)
         avg_XD = self.exp_avg_LD.index_select(0, row_X)
         sq_XD = self.exp_avg_sq_LD.index_select(0, row_X)
-        root_XD = sq_XD.sqrt()
-        eps_XD = torch.addcdiv(mean_X1, mean_X1 * (harmonic_X1 - mean_X1), root_XD + mean_X1)
-        step_XD = avg_XD / root_XD.add_(eps_XD)
+        # With s and the means a, h of ε: 1 / (s + ε') where ε' = a + a (h - a) / (s + a), which is a or h at the ends.
+        root_XD = sq_XD.sqrt().add_(mean_X1)
+        step_XD = (avg_XD * root_XD).div_(root_XD.square().add_(mean_X1 * (harmonic_X1 - mean_X1)))
         value_XD = self.weight_LD.index_select(0, row_X).mul_(decay_X1).sub_(step_XD.mul_(coast_X1))
-        beta1, beta2 = self.betas
-        return value_XD, avg_XD.mul_(beta1**missed_X1), sq_XD.mul_(beta2**missed_X1)
+        return value_XD, avg_XD.mul_(fade_X1), sq_XD.mul_(fade_sq_X1)
 
-    def _put(self, row_X: Tensor, value_XD: Tensor, avg_XD: Tensor, sq_XD: Tensor) -> None:
+    def _put(self, row_X: Tensor, place: int, value_XD: Tensor, avg_XD: Tensor, sq_XD: Tensor) -> None:
         self.weight_LD.index_copy_(0, row_X, value_XD)
         self.exp_avg_LD.index_copy_(0, row_X, avg_XD)
         self.exp_avg_sq_LD.index_copy_(0, row_X, sq_XD)
-        self._place_L.index_fill_(0, row_X, self._missed.steps)
+        self.place_L.index_fill_(0, row_X, place)
+
+    def _portions(self, *parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Parts of the same number of rows, a portion of each at a time; on a GPU whole, where each costs a launch."""
+        step = max(1, len(parts[0])) if on_gpu(self.weight_LD) else self._rows(IN_CACHE)
+        return zip(*(part.split(step) for part in parts), strict=True)
+
+    def _rows(self, elements: int) -> int:
+        return max(1, elements // self.weight_LD.shape[1])

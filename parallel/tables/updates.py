@@ -2,10 +2,10 @@
 
 The gradient of a row is the sum over the ranks and micro-batches that used it, added up in fp32 in that order, so it
 has the same bits each time; nothing is added up by address. Which rows they are, and how many different ones, only the
-device knows: sizes here are those of what arrived, and where a row arrived several times it is written several times,
-with the same values.
+device knows: there, sizes are those of what arrived, and the last row is written as often as others arrived twice, with
+the same values.
 
-Shapes: L rows here, D width, S rows that were asked for, X those of a whole step, in the order of their ids.
+Shapes: L rows here, D width, S rows that a pass asked for, N all of a step, X different ones, ascending.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallel.moe.grouped_matmul import on_gpu
 from parallel.moe.rows.places import bounds
 from parallel.moe.rows.sums import sum_segments
 from parallel.tables.adamw import RowAdamW
@@ -23,12 +24,18 @@ from parallel.tables.adamw import RowAdamW
 class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, row_S: Tensor, updates: RowUpdates) -> Tensor:
-        ctx.row_S, ctx.updates = row_S, updates
-        return updates.optimizer.read(row_S)
+        optimizer = updates.optimizer
+        ctx.row_S, ctx.updates, ctx.read = row_S, updates, None
+        if on_gpu(optimizer.weight_LD):
+            return optimizer.read(row_S)
+        # Rows are far from each other in memory, and a CPU waits for each: what is read now is not read again for the
+        # update. A GPU has other rows to turn to, and less memory to keep them in.
+        ctx.read = optimizer.read_for_update(row_S)
+        return ctx.read[0].clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        ctx.updates.arrived.append((ctx.row_S, grads[0]))
+        ctx.updates.arrived.append((ctx.row_S, grads[0], ctx.read))
         return None, None, None
 
 
@@ -41,41 +48,56 @@ class RowUpdates:
 
     def __init__(self, optimizer: RowAdamW, world: int) -> None:
         self.optimizer, self._scale = optimizer, 1.0 / world
-        self.arrived: list[tuple[Tensor, Tensor]] = []
-        self._step: tuple[Tensor, Tensor] | None = None
+        self.arrived: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        """Rows of each pass, their gradients, and on a CPU what was read of them."""
+        self._step: tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None] | None = None
         # Rows are no leaf of a graph; something must say that they are to be learned.
         self._anchor = torch.empty(0, device=optimizer.weight_LD.device, requires_grad=True)
 
     def read(self, row_S: Tensor) -> Tensor:
         """(S, D) fp32: rows by their number on this rank; their gradient is remembered for the step."""
+        if not torch.is_grad_enabled():
+            return self.optimizer.read(row_S)
         found: Tensor = _Read.apply(self._anchor, row_S, self)
         return found
 
     def gather(self) -> Tensor:
-        """The mean gradient of the step, fp32, each row once, and zeros: what the norm is taken of."""
-        dim = self.optimizer.weight_LD.shape[1]
-        device = self.optimizer.weight_LD.device
-        ids = [row_S for row_S, _ in self.arrived] or [torch.zeros(0, dtype=torch.int64, device=device)]
-        rows = [grad_SD.float() for _, grad_SD in self.arrived] or [torch.zeros(0, dim, device=device)]
+        """Add up the gradient of the step; returns its norm, one number on the device. Other ranks hold other rows."""
+        weight_LD, arrived = self.optimizer.weight_LD, [part for part in self.arrived if len(part[0])]
         self.arrived = []
-        id_X, order_X = torch.cat(ids).sort(stable=True)
-        if not len(id_X):
-            self._step = (id_X, rows[0][:0])
-            return rows[0][:0]
-        # As many segments as rows; those behind the last different id are empty.
-        segment_X = torch.cat([id_X.new_zeros(1), (id_X[1:] != id_X[:-1]).cumsum(0)])
-        start_X1 = bounds(segment_X, len(id_X))
-        total_XD = sum_segments(torch.cat(rows), order_X, start_X1).mul_(self._scale)
-        place_X = torch.minimum(torch.arange(len(id_X), device=device), segment_X[-1:])
-        self._step = id_X.index_select(0, start_X1.index_select(0, place_X)), total_XD.index_select(0, place_X)
-        return total_XD
+        if not arrived:
+            self._step = weight_LD.new_zeros(0, dtype=torch.int64), weight_LD[:0], None
+            return weight_LD.new_zeros(1)
+        row_N, order_N = _joined([row_S for row_S, _, _ in arrived]).sort(stable=True)
+        # As many segments as rows; those behind the last different row are empty.
+        segment_N = torch.cat([row_N.new_zeros(1), (row_N[1:] != row_N[:-1]).cumsum(0)])
+        start_N1 = bounds(segment_N, len(row_N))
+        total_XD = sum_segments(_joined([grad_SD for _, grad_SD, _ in arrived]), order_N, start_N1)
+        norm = torch.linalg.vector_norm(total_XD).mul_(self._scale).view(1)
+        if on_gpu(weight_LD):
+            # Nobody asks how many there are: the last one is there as often as it takes.
+            place_X = torch.minimum(torch.arange(len(row_N), device=row_N.device), segment_N[-1:])
+            start_X, total_XD = start_N1.index_select(0, place_X), total_XD.index_select(0, place_X)
+        else:
+            rows = int(segment_N[-1]) + 1
+            start_X, total_XD = start_N1[:rows], total_XD[:rows]
+        read = [part for _, _, part in arrived if part is not None]
+        # Passes of one step read the same of the same row: any will do.
+        kept = (_joined(read, 1), order_N.index_select(0, start_X)) if read else None
+        self._step = row_N.index_select(0, start_X), total_XD, kept
+        return norm
 
     def update(self, lr: float, clip: float) -> None:
         """What `gather` found, times `clip`, is the gradient of a step of AdamW."""
         assert self._step is not None, "gather() comes first"
-        (id_X, grad_XD), self._step = self._step, None
-        self.optimizer.update(id_X, grad_XD if clip == 1.0 else grad_XD * clip, lr)
+        (row_X, grad_XD, read), self._step = self._step, None
+        self.optimizer.update(row_X, grad_XD, lr, self._scale * clip, read)
 
     def discard(self) -> None:
         """The step is refused."""
         self._step = None
+
+
+def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
+    """One of them is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from parallel.tables.adamw import RowAdamW
+from tests.gpu_branch import gpu_branch
 
 ROWS, DIM, STEPS = 40, 6, 400
 
@@ -82,10 +83,11 @@ def test_a_row_of_every_step_is_plain_adamw_and_reading_changes_nothing() -> Non
     torch.testing.assert_close(rows.weight_LD, all_rows.detach(), rtol=1e-6, atol=1e-6)
 
 
-def test_a_row_that_is_named_twice_is_updated_once() -> None:
+def test_a_row_that_is_named_twice_on_a_gpu_is_updated_once() -> None:
     once, twice = (RowAdamW(torch.ones(4, 2), (0.9, 0.999), 1e-8, 0.1) for _ in range(2))
     once.update(torch.tensor([1, 3]), torch.tensor([[0.5, 1.0], [2.0, -1.0]]), 0.1)
-    twice.update(torch.tensor([1, 3, 3, 3]), torch.tensor([[0.5, 1.0], [2.0, -1.0], [2.0, -1.0], [2.0, -1.0]]), 0.1)
+    with gpu_branch():
+        twice.update(torch.tensor([1, 3, 3, 3]), torch.tensor([[0.5, 1.0], [2.0, -1.0], [2.0, -1.0], [2.0, -1.0]]), 0.1)
     for name in ("weight_LD", "exp_avg_LD", "exp_avg_sq_LD"):
         assert torch.equal(getattr(once, name), getattr(twice, name))
     # 1 - lr * decay = 0.99, and a first step of AdamW goes lr into the direction of the gradient.

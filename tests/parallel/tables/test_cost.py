@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from parallel import init_distributed
-from tests.gpu_branch import Watch
+from tests.gpu_branch import Watch, gpu_branch
 from tests.parallel.tables.runs import Case, make_engine
 from tests.ranks import run_ranks
 
@@ -70,7 +70,7 @@ def test_no_wait_and_no_sum_by_address_in_a_pass_or_an_update() -> None:
     table = engine.module.tables["drugs"]
     plan = table.lay_out(torch.tensor([5, 999, 5, 0]))
     for _ in range(2):  # the second one has rows that have missed nothing and rows that have
-        with Watch() as watch:
+        with gpu_branch(), Watch() as watch:
             with watch.phase("forward"):
                 row_UD = table(plan)
                 loss = plan.uses.spread(row_UD).square().sum()
@@ -90,7 +90,7 @@ def test_what_a_table_keeps_is_three_numbers_an_element_and_one_a_row() -> None:
     init_distributed("cpu", 60)
     engine = make_engine(0, 1, Case(rows=1000))
     rows = engine.module.tables["drugs"].updates.optimizer
-    kept = [rows.weight_LD, rows.exp_avg_LD, rows.exp_avg_sq_LD, rows._place_L]
+    kept = [rows.weight_LD, rows.exp_avg_LD, rows.exp_avg_sq_LD, rows.place_L]
     assert sum(t.nbytes for t in kept) == 1000 * (8 * 12 + 4)
     assert rows.weight_LD.data_ptr() == engine.module.tables["drugs"].weight.data_ptr()
     engine.close()
