@@ -12,7 +12,7 @@ Shapes: B records, R sets of weights, U distinct times, T times of a grid, L lev
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-MOST_WEIGHTS = 1 << 24  # of pairs of a record and a set of weights, that are held at a time
+# Of pairs of a record and a set of weights so many are held at a time, but so many sets at least.
+MOST_WEIGHTS, FEWEST_SETS = 1 << 18, 4
 GROUPS, FEWEST = 10, 50  # of records by predicted chance, and in each of them
 
 
@@ -111,26 +112,28 @@ class Concordance:
 
     def __call__(self, weight_RB: Array) -> Array:
         """(R,); NaN where no pair counts."""
-        agree_R, pairs_R = np.zeros(len(weight_RB)), np.zeros(len(weight_RB))
-        each = max(1, MOST_WEIGHTS // max(1, weight_RB.shape[1]))
-        for level in _levels(self.time_B, self.seen_B, self.risk_B):
-            for start in range(0, len(weight_RB), each):
-                rows = slice(start, start + each)
-                agree, pairs = self._count(level, weight_RB[rows])
-                agree_R[rows] += agree
-                pairs_R[rows] += pairs
-        return np.divide(agree_R, pairs_R, out=np.full_like(agree_R, np.nan), where=pairs_R > 0)
+        levels: Iterable[_Level] = _levels(self.time_B, self.seen_B, self.risk_B)
+        each = max(FEWEST_SETS, MOST_WEIGHTS // weight_RB.shape[1])
+        # Level by level the least is held, of many records; they are worked out once.
+        levels = list(levels) if len(weight_RB) > each else levels
+        parts = [self._some(weight_RB[start : start + each], levels) for start in range(0, len(weight_RB), each)]
+        return np.concatenate(parts)
 
-    def _count(self, level: _Level, weight_RB: Array) -> tuple[Array, Array]:
-        """Weight of the level's pairs that agree, and of all of its pairs."""
-        own_RB = weight_RB[:, level.order_B]
-        factor_B = np.where(level.earlier_B, self.factor_B[level.order_B], 0.0)
-        earlier_RU = np.add.reduceat(own_RB * factor_B, level.start_U, axis=1)
-        later_RU = np.add.reduceat(own_RB * level.later_B, level.start_U, axis=1)
-        sum_RU = earlier_RU.cumsum(axis=1)
-        end_RU = sum_RU[:, level.last_U]
-        agree_R = (later_RU * (end_RU - sum_RU + earlier_RU / 2)).sum(axis=1)
-        return agree_R, (later_RU * (end_RU - (sum_RU - earlier_RU)[:, level.first_U])).sum(axis=1)
+    def _some(self, weight_RB: Array, levels: Iterable[_Level]) -> Array:
+        # Records first: what is taken of a record and summed up over records then lies side by side.
+        weight_BR = np.ascontiguousarray(weight_RB.T)
+        agree_R, pairs_R = np.zeros(len(weight_RB)), np.zeros(len(weight_RB))
+        for level in levels:
+            own_BR = weight_BR[level.order_B]
+            factor_B = np.where(level.earlier_B, self.factor_B[level.order_B], 0.0)
+            earlier_UR, later_UR = own_BR * factor_B[:, None], own_BR * level.later_B[:, None]
+            if len(level.start_U) < len(own_BR):
+                earlier_UR, later_UR = (np.add.reduceat(x_BR, level.start_U) for x_BR in (earlier_UR, later_UR))
+            sum_UR = earlier_UR.cumsum(axis=0)
+            end_UR = sum_UR[level.last_U]
+            agree_R += (later_UR * (end_UR - sum_UR + earlier_UR / 2)).sum(axis=0)
+            pairs_R += (later_UR * (end_UR - (sum_UR - earlier_UR)[level.first_U])).sum(axis=0)
+        return np.divide(agree_R, pairs_R, out=np.full_like(agree_R, np.nan), where=pairs_R > 0)
 
 
 def concordance(time_B: Array, seen_B: Bools, risk_B: Array, factor_B: Array | None = None) -> float:
