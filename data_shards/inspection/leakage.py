@@ -18,6 +18,7 @@ from data_shards.shards.manifest import Manifest
 STRONG = 0.3  # difference of shares, or correlation, from which presence is worth a warning
 SURE = 4.0  # standard errors
 MANY_BEYOND = 0.2  # share of seen times beyond the last edge from which it is said
+_ONLY = {"text": "bytes", "codes": "value"}  # what the one channel of a kind is
 FAR = 50.0  # standard deviations from the mean that suggest a wrong unit or a code for "missing"
 
 
@@ -178,16 +179,19 @@ def _values(manifest: Manifest, split: str, statistics: SplitStatistics) -> dict
 def value_rows(manifest: Manifest, statistics: SplitStatistics) -> list[dict[str, Any]]:
     """One row per channel of the train part: count, mean, std, min, max, and the farthest value in deviations.
 
-    None where there is nothing to say: of a channel without values, and how far in deviations of 0.
+    None where there is nothing to say: of a channel without values, and how far in deviations of 0. Codes that cannot
+    have values have no row.
     """
     rows = []
     for spec in manifest.schema.modalities:
+        if spec.kind == "codes" and not spec.valued:
+            continue
         table = statistics.modalities[spec.name]
         for c in range(spec.width):
             mean, std, low, high = table.mean[c], table.std[c], table.min[c], table.max[c]
             farthest = max(abs(low - mean), abs(high - mean)) / std if std > 0 else None
             known = {"mean": mean, "std": std, "min": low, "max": high, "farthest": farthest}
-            channel = spec.channels[c] if c < len(spec.channels) else ("bytes" if spec.kind == "text" else str(c))
+            channel = spec.channels[c] if c < len(spec.channels) else _ONLY.get(spec.kind, str(c))
             shown = known if table.count[c] else dict.fromkeys(known)
             rows.append(
                 {"modality": spec.name, "kind": spec.kind, "channel": channel, "count": table.count[c], **shown}

@@ -14,7 +14,7 @@ from data_shards.inspection.leakage import groups_known, value_rows, warnings
 from data_shards.inspection.moments import moments
 from data_shards.inspection.sampling import MOST_RECORDS, sampling
 from data_shards.records.columns import ABSENT
-from data_shards.records.schema import RAGGED
+from data_shards.records.schema import LENGTH_UNITS, RAGGED
 from data_shards.records.survival import interval_of
 from data_shards.shards.index import NO_PART, ShardIndex
 from data_shards.shards.manifest import Manifest
@@ -33,7 +33,8 @@ def summary(manifest: Manifest, patterns: int = 10, sample: int = MOST_RECORDS) 
 
     Returns:
         ``name, url, digest, records, observations, bytes, shards, chunks, source``;
-        ``modalities``: one row per modality with kind, channels, present, share, length quantiles;
+        ``modalities``: one row per modality with kind, channels, present, share, length quantiles (in
+            ``length_unit``; of timed objects the sum of all of a record);
         ``patterns``: total number of presence patterns, records with all modalities, and the most frequent ones;
         ``splits``: split -> part -> records, samples, groups, share present per modality (null for an empty part),
         labels per task;
@@ -101,6 +102,8 @@ def _modalities(manifest: Manifest, index: ShardIndex) -> list[dict[str, Any]]:
             {
                 "name": spec.name,
                 "kind": spec.kind,
+                "timed": spec.timed,
+                "length_unit": LENGTH_UNITS.get(spec.kind),
                 "channels": list(spec.channels),
                 "shape": list(spec.shape),
                 "present": len(lengths),

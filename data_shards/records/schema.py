@@ -33,6 +33,7 @@ DTYPES: dict[str, tuple[str, ...]] = {
 # The most that a record may hold where nothing is declared. A rule for packing: no memory is ever sized by it.
 MAX_LENGTH: dict[str, int] = {"series": 1_000_000, "text": 65_536, "waveform": 10_000_000, "codes": 1_000_000}
 RAGGED = tuple(MAX_LENGTH)
+LENGTH_UNITS = {"series": "observations", "text": "bytes", "waveform": "samples", "codes": "codes"}  # of RAGGED
 MAX_OBJECTS = 100_000  # of one modality in one record
 # Numbers of codes: two that no vocabulary names, then those of the vocabulary in its order.
 UNKNOWN, RARE, FIRST_CODE = 0, 1, 2

@@ -112,8 +112,7 @@ def presence_figure(facts: dict[str, Any]) -> Figure | None:
 def length_figure(facts: dict[str, Any]) -> Figure | None:
     """Histogram of lengths of each ragged modality."""
     rows = [row for row in facts["modalities"] if row["histogram"]]
-    unit = {"series": "observations", "text": "bytes", "waveform": "samples", "codes": "codes"}
-    panels = [(row["name"], unit[row["kind"]], row["histogram"]["counts"], row["histogram"]["edges"]) for row in rows]
+    panels = [(row["name"], row["length_unit"], row["histogram"]["counts"], row["histogram"]["edges"]) for row in rows]
     return _histograms(panels)
 
 
