@@ -1,22 +1,26 @@
-"""A few records read from the shards, for what no index holds: how densely series are sampled, and when.
+"""A few records read from the shards, for what no index holds: how densely series are sampled, and when things happen.
 
 Records are taken evenly over the data set, so the same data give the same figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
 from data_shards.records.columns import Columns
 from data_shards.records.decoder import Decoder
+from data_shards.records.schema import DatasetSchema, ModalitySpec
 from data_shards.shards.manifest import Manifest
 from data_shards.shards.reader import read_index
 
 MOST_RECORDS = 400
 TIME_BINS = 48
+
+Sample = Sequence[Columns]
 
 
 def sample_records(manifest: Manifest, most: int = MOST_RECORDS) -> Iterator[Columns]:
@@ -39,33 +43,50 @@ def sample_records(manifest: Manifest, most: int = MOST_RECORDS) -> Iterator[Col
             yield decoder.columns(data, index.keys[row])
 
 
-def sampling(manifest: Manifest, most: int = MOST_RECORDS) -> dict[str, Any]:
+def without_contents(record: Columns) -> Columns:
+    """When things are and which codes, and no more: of hundreds of records with pictures the rest would be much."""
+    names = [field.name for field in fields(Columns) if field.name not in ("key", "arrays", "array_times")]
+    heavy = dict.fromkeys(("bytes_", "features_", "values_O"), np.empty(0))
+    # Copies, as a view would keep all of the record's bytes.
+    kept = {name: getattr(record, name).copy() for name in names if name not in heavy}
+    times = {number: times.copy() for number, times in record.array_times.items()}
+    return Columns(key=record.key, array_times=times, **kept, **heavy)
+
+
+def sampling(schema: DatasetSchema, sample: Sample) -> dict[str, Any]:
     """How series are sampled.
 
     Returns:
         ``records``: how many were read; ``series``: modality -> ``channels``: channel -> observations per record that
         has the channel (null where none has), share of present records that have it, median gap between neighbours
         (null below two);
-        ``per_time_unit``: observations in one unit of time; ``when``: counts of observations in equal bins of the
-        window.
+        ``per_time_unit``: observations in one unit of time; ``when``: counts of observations in equal bins from
+        ``start`` over ``window``.
     """
-    schema, read = manifest.schema, 0
     collected: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {
         n: [] for n, spec in enumerate(schema.modalities) if spec.kind == "series"
     }
-    for record in sample_records(manifest, most):
-        read += 1
+    for record in sample:
         end = 0
         for number, count in zip(record.series_S.tolist(), record.counts_S.tolist(), strict=True):
             start, end = end, end + count
             collected[number].append((record.times_O[start:end], record.channels_O[start:end]))
-    series = {schema.modalities[n].name: _series(schema.modalities[n], rows) for n, rows in collected.items() if rows}
-    return {"records": read, "series": series}
+    specs = schema.modalities
+    series = {specs[n].name: _series(schema, specs[n], rows) for n, rows in collected.items() if rows}
+    return {"records": len(sample), "series": series}
 
 
-def _series(spec: Any, rows: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+def time_range(schema: DatasetSchema, spec: ModalitySpec, times: np.ndarray) -> tuple[float, float]:
+    """First and last time of a chart of a modality: its window, or where windows end at moments all that is there."""
+    if schema.has_moments:
+        start, end = float(times.min(initial=0.0)), float(times.max(initial=0.0))
+        return start, end if end > start else start + 1.0
+    return 0.0, spec.horizon or float(times.max(initial=0.0)) or 1.0
+
+
+def _series(schema: DatasetSchema, spec: ModalitySpec, rows: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
     times = np.concatenate([time for time, _ in rows])
-    end = spec.horizon or (float(times.max()) if len(times) else 1.0) or 1.0
+    start, end = time_range(schema, spec, times)
     counts_RC = np.stack([np.bincount(channel, minlength=len(spec.channels)) for _, channel in rows])
     gaps: list[list[np.ndarray]] = [[] for _ in spec.channels]
     for time, channel in rows:  # stored sorted by (channel, time)
@@ -80,8 +101,9 @@ def _series(spec: Any, rows: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, A
         table[name] = {"per_record": mean, "share": float(has.mean()), "median_gap": gap}
     return {
         "time_unit": spec.time_unit,
-        "window": end,
-        "per_time_unit": float(counts_RC.sum(axis=1).mean() / end),
-        "when": np.histogram(times, TIME_BINS, (0.0, end))[0].tolist(),
+        "start": start,
+        "window": end - start,
+        "per_time_unit": float(counts_RC.sum(axis=1).mean() / (end - start)),
+        "when": np.histogram(times, TIME_BINS, (start, end))[0].tolist(),
         "channels": table,
     }

@@ -1,6 +1,6 @@
 """What a packed data set holds, as plain tables: counts, presence, lengths, labels, values, and what looks wrong.
 
-Reads the manifest, the indexes and, for how series are sampled, a few hundred records.
+Reads the manifest, the indexes and, for when things happen, a few hundred records.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import numpy as np
 
 from data_shards.inspection.leakage import groups_known, value_rows, warnings
 from data_shards.inspection.moments import moments
-from data_shards.inspection.sampling import MOST_RECORDS, sampling
+from data_shards.inspection.objects import codes, objects, spread
+from data_shards.inspection.sampling import MOST_RECORDS, sample_records, sampling, without_contents
 from data_shards.records.columns import ABSENT
 from data_shards.records.schema import LENGTH_UNITS, RAGGED
 from data_shards.records.survival import interval_of
@@ -20,7 +21,6 @@ from data_shards.shards.index import NO_PART, ShardIndex
 from data_shards.shards.manifest import Manifest
 from data_shards.shards.reader import read_index
 
-QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 LENGTH_BINS = 40
 
 
@@ -29,7 +29,7 @@ def summary(manifest: Manifest, patterns: int = 10, sample: int = MOST_RECORDS) 
 
     Args:
         manifest: an opened data set. patterns: how many of the most frequent presence patterns to list.
-        sample: records that are read for the sampling of series.
+        sample: records that are read for how series are sampled and when objects and codes are.
 
     Returns:
         ``name, url, digest, records, observations, bytes, shards, chunks, source``;
@@ -39,14 +39,16 @@ def summary(manifest: Manifest, patterns: int = 10, sample: int = MOST_RECORDS) 
         ``splits``: split -> part -> records, samples, groups, share present per modality (null for an empty part),
         labels per task;
         ``values``: split -> one row per channel of its train part (count, mean, std, min, max, farthest);
-        ``sampling``: of series, from a sample (``sampling.py``); ``moments``: of records, with labels by time, None
-        without (``moments.py``); ``warnings``: sentences; ``groups_known``.
+        ``sampling``: of series, from a sample (``sampling.py``); ``objects``, ``codes``: of modalities with timed
+        objects and with codes (``objects.py``); ``moments``: of records, with labels by time, None without
+        (``moments.py``); ``warnings``: sentences; ``groups_known``.
 
     Raises:
         ShardError: an index or a sampled record is damaged.
     """
     index = _joined([read_index(manifest, number) for number in range(len(manifest.shards))])
     everything = np.ones(len(index), bool)
+    read = [without_contents(record) for record in sample_records(manifest, sample)]
     return {
         "name": manifest.schema.name,
         "url": manifest.url,
@@ -65,7 +67,9 @@ def summary(manifest: Manifest, patterns: int = 10, sample: int = MOST_RECORDS) 
             for split, parts in sorted(manifest.splits.items())
         },
         "values": {split: value_rows(manifest, table) for split, table in sorted(manifest.statistics.items())},
-        "sampling": sampling(manifest, sample),
+        "sampling": sampling(manifest.schema, read),
+        "objects": objects(manifest, index, read),
+        "codes": codes(manifest, index, read),
         "moments": moments(manifest.schema, index),
         "groups_known": groups_known(index),
         "warnings": warnings(manifest, index),
@@ -110,18 +114,11 @@ def _modalities(manifest: Manifest, index: ShardIndex) -> list[dict[str, Any]]:
                 "share": len(lengths) / max(len(index), 1),
                 "empty": int((lengths == 0).sum()) if ragged else 0,
                 "total_length": int(lengths.sum(dtype=np.int64)) if ragged else None,
-                "length": _quantiles(lengths) if ragged else None,
+                "length": spread(lengths) if ragged else None,
                 "histogram": _histogram(lengths) if ragged and len(lengths) else None,
             }
         )
     return rows
-
-
-def _quantiles(values: np.ndarray) -> dict[str, float] | None:
-    if not len(values):
-        return None
-    table = {f"p{int(100 * q)}": float(v) for q, v in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)}
-    return table | {"mean": float(values.mean())}
 
 
 def _histogram(lengths: np.ndarray) -> dict[str, list[float]]:
@@ -172,7 +169,7 @@ def _labels(manifest: Manifest, index: ShardIndex, rows: np.ndarray) -> dict[str
         elif task.kind == "survival":
             time, happened = known[:, 0], known[:, 1] == 1
             entry["counts"] = {"seen": int(happened.sum()), "censored": int((~happened).sum())}
-            entry["times"] = {"seen": _quantiles(time[happened]), "censored": _quantiles(time[~happened])}
+            entry["times"] = {"seen": spread(time[happened]), "censored": spread(time[~happened])}
             entry["beyond_last_edge"] = int((interval_of(task.edges, time) == task.dim).sum())
         elif task.kind == "multilabel":
             entry["counts"] = dict(zip(task.classes, np.nansum(known, axis=0).astype(int).tolist(), strict=True))

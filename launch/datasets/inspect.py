@@ -12,15 +12,21 @@ from rich.markup import escape
 from data_shards import open_manifest, summary
 from data_shards.paths import absolute_path, absolute_url
 from launch.datasets.tables import (
+    CODE_COLUMNS,
     LABEL_COLUMNS,
     MODALITY_COLUMNS,
+    OBJECT_COLUMNS,
     SAMPLING_COLUMNS,
     VALUE_COLUMNS,
+    code_table,
+    code_words,
     label_table,
     modality_table,
     moment_columns,
     moment_table,
     moment_words,
+    object_table,
+    object_words,
     sampling_table,
     value_table,
 )
@@ -54,6 +60,13 @@ def inspect_data(url: str, as_json: bool, html: str | None) -> None:
     if sampled := sampling_table(facts):
         title = f"how series are sampled (from {facts['sampling']['records']:,} records)"
         print_table(title, SAMPLING_COLUMNS, sampled, console)
+    if facts["objects"]:
+        title = f"objects and codes of a record ({object_words(facts)})"
+        print_table(title, OBJECT_COLUMNS, object_table(facts), console)
+    if facts["codes"]:
+        print_table("the most frequent codes", CODE_COLUMNS, code_table(facts), console)
+        for sentence in code_words(facts):
+            console.print(escape(sentence), highlight=False)
     if facts["moments"] is not None:
         print_table(moment_words(facts), moment_columns(facts), moment_table(facts), console)
     for split, parts in facts["splits"].items():

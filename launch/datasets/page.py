@@ -13,15 +13,21 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from launch.datasets.tables import (
+    CODE_COLUMNS,
     LABEL_COLUMNS,
     MODALITY_COLUMNS,
+    OBJECT_COLUMNS,
     SAMPLING_COLUMNS,
     VALUE_COLUMNS,
+    code_table,
+    code_words,
     label_table,
     modality_table,
     moment_columns,
     moment_table,
     moment_words,
+    object_table,
+    object_words,
     sampling_table,
     value_table,
 )
@@ -45,10 +51,9 @@ def data_page(facts: dict[str, Any]) -> str:
         table(MODALITY_COLUMNS, modality_table(facts)),
         picture(presence_figure(facts), "which modalities records have, by pattern"),
         picture(length_figure(facts), "lengths"),
-        "<h2>Sampling of series</h2>",
-        f'<p class="quiet">From {facts["sampling"]["records"]:,} records taken evenly over the data set.</p>',
-        picture(when_figure(facts), "when observations are made"),
-        table(SAMPLING_COLUMNS, sampling_table(facts)),
+        *_series(facts),
+        *_objects(facts),
+        *_codes(facts),
         *_moments(facts),
         *(_split(split, parts) for split, parts in facts["splits"].items()),
         *(_values(split, rows) for split, rows in facts["values"].items()),
@@ -66,6 +71,30 @@ def _warnings(facts: dict[str, Any]) -> str:
         else "no record names a group (e.g. its patient), so whether one is in two parts was not looked at"
     )
     return f'<p class="fine">Nothing suspicious was found: {groups}, and no modality tells a label by being there.</p>'
+
+
+def _series(facts: dict[str, Any]) -> list[str]:
+    if not facts["sampling"]["series"]:
+        return []
+    note = f'<p class="quiet">From {facts["sampling"]["records"]:,} records taken evenly over the data set.</p>'
+    figure = picture(when_figure(facts["sampling"]["series"]), "when observations are made")
+    return ["<h2>Sampling of series</h2>", note, figure, table(SAMPLING_COLUMNS, sampling_table(facts))]
+
+
+def _objects(facts: dict[str, Any]) -> list[str]:
+    if not facts["objects"]:
+        return []
+    timed = {name: own for name, own in facts["objects"].items() if own["when"] is not None}
+    note = f'<p class="quiet">How many a record has and when; {escape(object_words(facts))}.</p>'
+    figure = picture(when_figure(timed), "when objects and codes are")
+    return ["<h2>Objects and codes</h2>", note, figure, table(OBJECT_COLUMNS, object_table(facts))]
+
+
+def _codes(facts: dict[str, Any]) -> list[str]:
+    if not facts["codes"]:
+        return []
+    notes = [f'<p class="quiet">{escape(sentence)}.</p>' for sentence in code_words(facts)]
+    return ["<h2>The most frequent codes</h2>", *notes, table(CODE_COLUMNS, code_table(facts))]
 
 
 def _moments(facts: dict[str, Any]) -> list[str]:
@@ -116,12 +145,12 @@ def length_figure(facts: dict[str, Any]) -> Figure | None:
     return _histograms(panels)
 
 
-def when_figure(facts: dict[str, Any]) -> Figure | None:
-    """Observations over the window, of each series."""
+def when_figure(modalities: dict[str, dict[str, Any]]) -> Figure | None:
+    """Observations, objects or codes over the window, of each modality."""
     panels = []
-    for name, series in facts["sampling"]["series"].items():
-        edges = np.linspace(0, series["window"], len(series["when"]) + 1).tolist()
-        panels.append((name, series["time_unit"] or "time", series["when"], edges))
+    for name, own in modalities.items():
+        edges = np.linspace(own["start"], own["start"] + own["window"], len(own["when"]) + 1).tolist()
+        panels.append((name, own["time_unit"] or "time", own["when"], edges))
     return _histograms(panels)
 
 

@@ -9,6 +9,11 @@ Row = tuple[Any, ...]
 
 MODALITY_COLUMNS = ("modality", "kind", "present", "share", "median length", "longest", "channels or shape")
 SAMPLING_COLUMNS = ("series", "channel", "records with it", "values each", "median gap", "unit of time")
+OBJECT_COLUMNS = (
+    "modality", "kind", "records with it", "empty", "each: median", "each: 5 to 95 %", "most", "times: median",
+    "times: 5 to 95 %",    "median gap", "unit of time",
+)  # fmt: skip
+CODE_COLUMNS = ("modality", "code", "records", "counted among")
 LABEL_COLUMNS = ("part", "records", "groups", "task", "kind", "labelled", "labels")
 VALUE_COLUMNS = ("modality", "channel", "count", "mean", "std", "min", "max", "farthest")
 
@@ -23,7 +28,8 @@ def modality_table(facts: dict[str, Any]) -> list[Row]:
         length, what = row["length"] or {}, ", ".join(row["channels"]) or "x".join(map(str, row["shape"]))
         short = what if len(what) < LONG_LIST else f"{what[: LONG_LIST - 10]} ... ({len(row['channels'])})"
         share = f"{row['share']:.1%}"
-        rows.append((row["name"], row["kind"], row["present"], share, length.get("p50"), length.get("p100"), short))
+        kind = f"{'timed ' * row['timed']}{row['kind']}"
+        rows.append((row["name"], kind, row["present"], share, length.get("p50"), length.get("p100"), short))
     return rows
 
 
@@ -34,6 +40,51 @@ def sampling_table(facts: dict[str, Any]) -> list[Row]:
         for name, series in facts["sampling"]["series"].items()
         for channel, own in series["channels"].items()
     ]
+
+
+def object_table(facts: dict[str, Any]) -> list[Row]:
+    """Rows of ``OBJECT_COLUMNS``, one a modality of timed objects or of codes."""
+    rows = []
+    for name, own in facts["objects"].items():
+        each, times, gap = own["per_record"] or {}, own["times"] or {}, own["gap"] or {}
+        empty = f"{own['empty'] / own['present']:.1%}" if own["present"] else None
+        many = (each.get("p50"), _between(each), each.get("p100"))
+        when = (times.get("p50"), _between(times), gap.get("p50"), own["time_unit"] or None)
+        rows.append((name, own["kind"], own["present"], empty, *many, *when))
+    return rows
+
+
+def _between(quantiles: dict[str, float]) -> str | None:
+    return f"{quantiles['p5']:.4g} to {quantiles['p95']:.4g}" if quantiles else None
+
+
+def object_words(facts: dict[str, Any]) -> str:
+    """Where the numbers of ``object_table`` come from."""
+    splits = sorted({own["times_of"] for own in facts["objects"].values() if own["times_of"]})
+    times = f"times: of the train part of split {', '.join(splits)}; " if splits else ""
+    return f"{times}gaps: from {facts['sampling']['records']:,} records"
+
+
+def code_table(facts: dict[str, Any]) -> list[Row]:
+    """Rows of ``CODE_COLUMNS``: the most frequent codes of each modality."""
+    return [
+        (name, code, count, own["counted"])
+        for name, own in facts["codes"].items()
+        for code, count in own["most_frequent"]
+    ]
+
+
+def code_words(facts: dict[str, Any]) -> list[str]:
+    """A sentence for each modality of codes: how large its vocabulary is, and how much of the data it does not name."""
+    sentences = []
+    for name, own in facts["codes"].items():
+        size = f"{name}: codes with a number of their own {own['named']:,}, rare ones that share one {own['rare']:,}"
+        if own["unknown_codes"] is None:
+            sentences.append(f"{size}; how many of the {own['codes']:,} in the records are unknown was not counted")
+            continue
+        unknown, rare = (f"{own[k]:,} ({own[k] / max(1, own['codes']):.1%})" for k in ("unknown_codes", "rare_codes"))
+        sentences.append(f"{size}; of {own['codes']:,} codes in the records {unknown} are unknown and {rare} are rare")
+    return sentences
 
 
 def moment_columns(facts: dict[str, Any]) -> tuple[str, ...]:
