@@ -46,7 +46,7 @@ def sample_records(manifest: Manifest, most: int = MOST_RECORDS) -> Iterator[Col
 def without_contents(record: Columns) -> Columns:
     """When things are and which codes, and no more: of hundreds of records with pictures the rest would be much."""
     names = [field.name for field in fields(Columns) if field.name not in ("key", "arrays", "array_times")]
-    heavy = dict.fromkeys(("bytes_", "features_", "values_O"), np.empty(0))
+    heavy: dict[str, Any] = dict.fromkeys(("bytes_", "features_", "values_O"), np.empty(0))
     # Copies, as a view would keep all of the record's bytes.
     kept = {name: getattr(record, name).copy() for name in names if name not in heavy}
     times = {number: times.copy() for number, times in record.array_times.items()}

@@ -95,12 +95,14 @@ def _finish(config: RunConfig, result: Mapping[str, Any]) -> None:
 
 def _print_curve(curve: Mapping[str, Any]) -> None:
     """The tables behind the figure, for each task; it lies in the run's folder."""
-    from trainer.metrics.main_metric import by_rate, task_curves
+    from trainer.metrics.main_metric import HIDDEN, by_rate, task_curves
 
     for task in task_curves(dict(curve)):
         metric = task["metric"]
-        rows = [(f"{rate:.0%}", *values) for rate, *values in by_rate(task)]
-        print_table("modalities missing at test time", ("missing", f"{metric}, mean", "smallest", "largest"), rows)
+        for what, title in HIDDEN.items():
+            rows = [(f"{rate:.0%}", *values) for rate, *values in by_rate(task, what)]
+            if rows:
+                print_table(title, (what, f"{metric}, mean", "smallest", "largest"), rows)
         whole = task["whole"][metric]
         left = [(row["modality"], row["metrics"].get(metric, whole)) for row in task["without"]]
         changes = sorted([(name, value, value - whole) for name, value in left], key=lambda row: row[2])

@@ -66,7 +66,10 @@ def evaluate(
         list[str] | None, typer.Option(metavar="MODALITY", help="Hide a modality, as if never recorded; repeatable.")
     ] = None,
     missing_curve: Annotated[
-        bool, typer.Option("--missing-curve", help="Also without each modality, and with 0 to 70 % of them missing.")
+        bool,
+        typer.Option(
+            "--missing-curve", help="Also without each modality, with 0 to 70 % of them missing, and with time hidden."
+        ),
     ] = False,
     temperature: Annotated[
         bool, typer.Option("--temperature", help="Fit temperatures on the validation part; see predict --calibrated.")

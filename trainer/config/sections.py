@@ -276,7 +276,9 @@ class EvaluationConfig(Section):
     of: str = Field(FUSEMOE, description="job that the checkpoint is from")
     part: str = Field("test", description="part of the split that is evaluated")
     drop: list[str] = Field(default_factory=list, description="modalities to hide, as if they had not been recorded")
-    missing_curve: bool = Field(False, description="also measure without each modality, and with 0 to 70 % missing")
+    missing_curve: bool = Field(
+        False, description="also measure without each modality, with 0 to 70 % missing, and with time hidden"
+    )
     missing_seeds: int = Field(3, ge=1, description="draws of what is missing, for each rate of the missing curve")
     temperature: bool = Field(False, description="fit a temperature per task on the validation part, and measure it")
 

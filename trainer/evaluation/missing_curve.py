@@ -1,41 +1,55 @@
-"""What absent modalities cost: a metric with each modality removed, and with a growing share of all of them missing.
+"""What is absent costs: a metric without each modality, with a share of all of them missing, and with time hidden.
 
-Which modalities a record loses is a function of (seed, record) only, and what is lost at one rate is also lost at
-every higher one; at least one modality of a record always stays. The data are read once for all ways to hide.
+Which modalities, or which hours, a record loses is a function of (seed, record) only, and what is lost at one rate is
+also lost at every higher one; at least one modality of a record always stays. Hours are shares of each modality's
+observation window: its last ones, or a stretch anywhere in it; a modality that loses all of it is there, and empty.
+The data are read once for all ways to hide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from data_shards import Batch
+from data_shards import Batch, DatasetSchema, group_layout
 from data_shards.loading.mixture import Mixture
 from trainer.evaluation.part import part_results, predict_hiding
 from trainer.metrics.main_metric import main_metric_of_tasks, primary_metric
+from trainer.models.layers.hide_times import hide_times, last_part, random_window
 from trainer.models.layers.missing import drop_modalities, keep_modalities
 from trainer.session import Session
 from trainer.worker.collectives import broadcast_json, sum_over_ranks
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+STRETCHES = (0.0, 0.25, 0.5, 0.75)  # of the observation window
 
 
 @dataclass(frozen=True)
 class Hiding:
-    """One way to look at the data: without one modality, or with a share of them missing."""
+    """One way to look at the data: without one modality, with a share of them missing, or with time hidden.
+
+    Attributes:
+        rate: share of the modalities, or of the observation window.
+        what: that `rate` is a share of: modalities, the window's end, or a stretch anywhere in it.
+    """
 
     modality: str | None = None
     rate: float = 0.0
     seed: int = 0
+    what: Literal["missing", "last", "window"] = "missing"
 
 
-def ways_to_hide(modalities: tuple[str, ...], seeds: int) -> list[Hiding]:
-    """Everything as it is, without each modality, and each rate with each seed."""
-    without = [Hiding(modality=name) for name in modalities]
-    return [Hiding(), *without, *(Hiding(rate=rate, seed=seed) for rate in RATES[1:] for seed in range(seeds))]
+def ways_to_hide(schema: DatasetSchema, seeds: int) -> list[Hiding]:
+    """Everything as it is, without each modality, each rate with each seed; time, where a modality has times."""
+    ways = [Hiding(), *(Hiding(modality=name) for name in schema.modality_names)]
+    ways += [Hiding(rate=rate, seed=seed) for rate in RATES[1:] for seed in range(seeds)]
+    if any(spec.has_times for spec in schema.modalities):
+        ways += [Hiding(rate=share, what="last") for share in STRETCHES[1:]]
+        ways += [Hiding(rate=share, seed=seed, what="window") for share in STRETCHES[1:] for seed in range(seeds)]
+    return ways
 
 
 def missing_curve(session: Session, part: str, seeds: int, metric: str | None = None) -> dict[str, Any]:
@@ -48,10 +62,12 @@ def missing_curve(session: Session, part: str, seeds: int, metric: str | None = 
     Returns:
         `part`, `metric`, `tasks` (the metric of each task: modalities that its records can have), `whole` (all
         metrics), `without` (a row per modality), `missing` (a row per rate and seed, with `hidden`, the share of the
-        present modalities that was taken away).
+        present modalities that was taken away), and `last` and `window` (the same, of the observation window's end and
+        of a stretch anywhere in it; `hidden` is the share of all events, objects and codes with times; without rows
+        where nothing has times).
     """
-    chosen = ways_to_hide(session.schema.modality_names, seeds)
-    counts = torch.zeros(2, len(chosen), dtype=torch.float64, device=session.device)  # modalities present, and kept
+    chosen = ways_to_hide(session.schema, seeds)
+    counts = torch.zeros(2, len(chosen), dtype=torch.float64, device=session.device)  # what there was, and was kept
     hides = [_hide(session, hiding, counts[:, number]) for number, hiding in enumerate(chosen)]
     everything = predict_hiding(session, part, hides)
     counts = sum_over_ranks(counts.cpu())
@@ -87,18 +103,36 @@ def _hide(session: Session, hiding: Hiding, counts: torch.Tensor) -> Callable[[B
         counts.add_(torch.stack([batch.present_BM.sum(), kept.present_BM.sum()]))
         return kept
 
-    return hide
+    def hide_time(batch: Batch) -> Batch:
+        last = hiding.what == "last"
+        window_BW2 = (
+            last_part(len(batch), hiding.rate) if last else random_window(batch.index_B, hiding.rate, hiding.seed)
+        )
+        kept = hide_times(batch, session.schema, window_BW2)
+        counts.add_(torch.tensor([float(timed_rows(one, session.schema)) for one in (batch, kept)]).to(counts))
+        return kept
+
+    return hide if hiding.what == "missing" else hide_time
+
+
+def timed_rows(batch: Batch, schema: DatasetSchema) -> int:
+    """Events, objects and codes with times."""
+    timed = [name for name, numbers in group_layout(schema).items() if schema.modalities[numbers[0]].has_times]
+    groups: list[Any] = [batch.groups[name] for name in timed if name in batch.groups]
+    return sum(len(group.times_O if hasattr(group, "times_O") else group.times_P) for group in groups)
 
 
 def _table(
     part: str, chosen: list[Hiding], rows: list[dict[str, float]], hidden: list[float | None], metric: str | None
 ) -> dict[str, Any]:
     whole = rows[0]
-    without, missing = [], [{"rate": 0.0, "seed": 0, "hidden": 0.0, "metrics": whole}]
+    without, nothing = [], {"rate": 0.0, "seed": 0, "hidden": 0.0, "metrics": whole}
+    by_what: dict[str, list[dict[str, Any]]] = {"missing": [nothing], "last": [], "window": []}
     for hiding, row, share in zip(chosen[1:], rows[1:], hidden[1:], strict=True):
         if hiding.modality is not None:
             without.append({"modality": hiding.modality, "hidden": share, "metrics": row})
         else:
-            missing.append({"rate": hiding.rate, "seed": hiding.seed, "hidden": share, "metrics": row})
+            found = by_what[hiding.what] = by_what[hiding.what] or [nothing]
+            found.append({"rate": hiding.rate, "seed": hiding.seed, "hidden": share, "metrics": row})
     name = primary_metric(part, whole, metric)
-    return {"part": part, "metric": name, "whole": whole, "without": without, "missing": missing}
+    return {"part": part, "metric": name, "whole": whole, "without": without, **by_what}

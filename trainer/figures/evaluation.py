@@ -52,15 +52,16 @@ def reliability_figure(statements_by_name: dict[str, tuple[Tensor, Tensor]]) -> 
 
 
 def missing_figure(curves: dict[str, dict[str, Any]]) -> Figure:
-    """What absent modalities cost, for one or several runs: by share missing (left), and one at a time (right).
+    """What is absent costs, for one or several runs: by share missing, one modality at a time, and by time hidden.
 
-    A row for each task; several runs must have the same ones.
+    A row for each task; several runs must have the same ones. Time has a panel where a run was measured for it.
     """
     tasks = {name: task_curves(curve) for name, curve in curves.items()}
     rows = len(next(iter(tasks.values())))
-    figure = Figure(figsize=(11, 4.6 * rows))
-    panels = figure.subplots(rows, 2, squeeze=False)
-    for row, (left, right) in enumerate(panels):
+    columns = 3 if any(curve.get("last") for curve in curves.values()) else 2
+    figure = Figure(figsize=(5.5 * columns, 4.6 * rows))
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for row, (left, right, *time) in enumerate(panels):
         own = {name: found[row] for name, found in tasks.items()}
         metric = next(iter(own.values()))["metric"]
         for name, curve in own.items():
@@ -72,8 +73,24 @@ def missing_figure(curves: dict[str, dict[str, Any]]) -> Figure:
         left.set(xlabel="share of the present modalities hidden", ylabel=metric, title="mean and range over draws")
         left.legend(fontsize=8)
         _without_bars(right, own, metric)
+        for axes in time:
+            _over_time(axes, own, metric)
     figure.tight_layout()
     return figure
+
+
+def _over_time(axes: Axes, curves: dict[str, dict[str, Any]], metric: str) -> None:
+    """The metric with a share of the observation window hidden: its end (full line), any stretch (broken line)."""
+    for number, (name, curve) in enumerate(curves.items()):
+        for what, line in (("last", "-"), ("window", "--")):
+            if not by_rate(curve, what):
+                continue
+            rate, middle, low, high = zip(*by_rate(curve, what), strict=True)
+            label = f"{name}: {'its end' if what == 'last' else 'any stretch'}"
+            axes.plot(rate, middle, line, marker="o", markersize=4, color=f"C{number % 10}", label=label)
+            axes.fill_between(rate, low, high, color=f"C{number % 10}", alpha=0.2)
+    axes.set(xlabel="share of the observation window hidden", ylabel=metric, title="time hidden")
+    axes.legend(fontsize=8)
 
 
 def _without_bars(axes: Axes, curves: dict[str, dict[str, Any]], metric: str, most: int = 15) -> None:

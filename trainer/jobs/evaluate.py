@@ -34,6 +34,7 @@ from trainer.tracking.mlflow_run import add_to_run
 from trainer.worker.collectives import broadcast_json
 from trainer.worker.context import Context
 
+MLFLOW_GROUPS = {"missing": "missing", "last": "missing_last", "window": "missing_window"}
 NO_FIT = "no temperature can be fitted"
 
 
@@ -119,7 +120,7 @@ def _calibrate(session: Session, checkpoint: Checkpoint, predictions: Prediction
 
 
 def _missing_curve(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The curve, also as a table and a figure with the run; the step of `missing/...` in MLflow is per cent missing."""
+    """The curve, also as a table and figure with the run; the step of `missing.../...` in MLflow is per cent missing."""
     request = session.config.evaluation
     assert request is not None
     curve = missing_curve(session, request.part, request.missing_seeds)
@@ -128,9 +129,10 @@ def _missing_curve(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
 
         points: dict[int, dict[str, float]] = {}
         for task in task_curves(curve):
-            name = f"missing/{task['metric'].removeprefix(f'{request.part}/')}"
-            for rate, middle, _, _ in by_rate(task):
-                points.setdefault(round(100 * rate), {})[name] = middle
+            for what, group in MLFLOW_GROUPS.items():
+                name = f"{group}/{task['metric'].removeprefix(f'{request.part}/')}"
+                for rate, middle, _, _ in by_rate(task, what):
+                    points.setdefault(round(100 * rate), {})[name] = middle
         with tempfile.TemporaryDirectory() as folder:
             files = Path(folder)
             (files / MISSING_FIGURE).parent.mkdir()

@@ -55,11 +55,19 @@ def task_curves(curve: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def by_rate(curve: dict[str, Any], metric: str | None = None) -> list[tuple[float, float, float, float]]:
-    """(rate, mean, smallest, largest) of the metric over the seeds, by rising rate."""
-    name = metric or curve["metric"]
+# What hides a share of a record: key in a curve -> in words. Curves of earlier versions hide modalities only.
+HIDDEN = {
+    "missing": "modalities missing at test time",
+    "last": "end of the observation window hidden",
+    "window": "a stretch of the observation window hidden",
+}
+
+
+def by_rate(curve: dict[str, Any], what: str = "missing") -> list[tuple[float, float, float, float]]:
+    """(rate, mean, smallest, largest) of the curve's metric over the seeds, by rising rate; `what` is of `HIDDEN`."""
+    name = curve["metric"]
     values: dict[float, list[float]] = {}
-    for row in curve["missing"]:
+    for row in curve.get(what, ()):
         if name in row["metrics"]:
             values.setdefault(row["rate"], []).append(row["metrics"][name])
     return [(rate, mean(seen), min(seen), max(seen)) for rate, seen in sorted(values.items())]
