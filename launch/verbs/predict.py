@@ -23,7 +23,8 @@ def predict(
         str | None, typer.Option(help="Only this part of the split, e.g. test; default: every record.")
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Add what each prediction rests on: shares of modalities and experts.")
+        bool,
+        typer.Option("--explain", help="Add what each prediction rests on: shares of modalities, objects, experts."),
     ] = False,
     calibrated: Annotated[
         bool, typer.Option("--calibrated", help="Divide logits by the temperatures of `evaluate --temperature`.")

@@ -45,10 +45,21 @@ def schema_difference(expected: DatasetSchema, found: DatasetSchema, tasks: bool
         found_by_name = {item.name: item for item in after}
         for old in before:
             new = asdict(_in_order_of(old, found_by_name[old.name]))
+            if new.get("kind") == asdict(old).get("kind") == "codes" and new["vocabulary"] != asdict(old)["vocabulary"]:
+                return _other_vocabulary(old, found_by_name[old.name])
             for field, value in asdict(old).items():
                 if field not in ("description", "max_length") and new[field] != value:
                     return f"{kind} {old.name}: {field} is {new[field]!r}, the model was trained with {value!r}"
     return None
+
+
+def _other_vocabulary(old: ModalitySpec | TaskSpec, new: ModalitySpec | TaskSpec) -> str:
+    assert isinstance(old, ModalitySpec) and isinstance(new, ModalitySpec)
+    return (
+        f"modality {old.name} has another vocabulary ({new.vocabulary[:12]}, {new.codes:,} numbers) than the model was "
+        f"trained with ({old.vocabulary[:12]}, {old.codes:,} numbers): pack these data with the vocabulary of the "
+        "training data, in a mapping `vocabulary: FOLDER` of that data set"
+    )
 
 
 def outdated(parameters: Collection[str]) -> str | None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from data_shards import Batch, TaskSpec
 from parallel import MoELayer
 from parallel.moe.choice import Choice
-from trainer.metrics.survival import survival_at_edges
+from trainer.inference.answers import answer
 from trainer.models.fusemoe.model import FuseMoE
 from trainer.models.layers.missing import keep_modalities
 from trainer.models.output import Fused
@@ -98,12 +98,3 @@ def modality_shares(model: nn.Module, batch: Batch, tasks: list[TaskSpec], whole
             difference_BC = (answer(task, logits[task.name]) - before[task.name]).abs()
             change[task.name][:, modality] = difference_BC.mean(dim=1) * batch.present_BM[:, modality]
     return {name: value / value.sum(dim=1, keepdim=True).clamp_min(1e-12) for name, value in change.items()}
-
-
-def answer(task: TaskSpec, logits_BC: Tensor) -> Tensor:
-    """Logits as probabilities, of survival those to live beyond each edge; the values themselves for regression."""
-    if task.kind == "regression":
-        return logits_BC
-    if task.kind == "survival":
-        return survival_at_edges(logits_BC).to(logits_BC)
-    return logits_BC.softmax(dim=1) if task.kind == "multiclass" else logits_BC.sigmoid()

@@ -21,6 +21,7 @@ from data_shards.loading.schema_map import place_of
 from data_shards.shards.reader import Reader
 from trainer.checkpoints.checkpoint import Checkpoint
 from trainer.inference.explain import check_explainable, explain
+from trainer.inference.explain_objects import explain_objects, has_objects, object_columns
 from trainer.inference.export import checkpoint_model
 from trainer.inference.request import Request, checkpoint_schema, model_tasks
 from trainer.metrics.prediction_table import predictions_table
@@ -68,7 +69,13 @@ class Predictor:
             check_explainable(self.model)
         self._reader = Reader(self.manifest, data, request.part)
         self._place = place_of(self.manifest.schema, schema, request.member)
-        self._collate = Collator(schema)
+        self._schema, self._collate = schema, Collator(schema)
+        self._names = dict(zip(self._place.numbers.tolist(), self.manifest.schema.modality_names, strict=True))
+        self._vocabularies = {
+            number: self.manifest.vocabulary(name)
+            for number, name in self._names.items()
+            if request.explain and schema.modalities[number].kind == "codes"
+        }
         self._order = EpochOrder(
             self.manifest.counts(data.split, request.part), 0, 0, data.window_chunks, shuffle=False
         )
@@ -110,6 +117,10 @@ class Predictor:
             table = table.append_column(f"{name}.modality_share", self._by_modality(share_BM, batch))
         if explained.experts_BLE is not None:
             table = table.append_column("expert_share", _nested(explained.experts_BLE))
+        if has_objects(self._schema):
+            found = explain_objects(self.model, batch, self._schema, self.tasks, output, self._vocabularies)
+            for name, column in object_columns(found, self._names, len(batch)).items():
+                table = table.append_column(name, column)
         if output.experts:
             table = table.append_column("prompt_share", _by_site(output.experts))
         return table

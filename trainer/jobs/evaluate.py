@@ -120,7 +120,7 @@ def _calibrate(session: Session, checkpoint: Checkpoint, predictions: Prediction
 
 
 def _missing_curve(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The curve, as a table and a figure with the run, too; the step of `missing...` in MLflow is per cent missing."""
+    """The curve, also as table and figure with the run; the step of `missing.../...` in MLflow is per cent missing."""
     request = session.config.evaluation
     assert request is not None
     curve = missing_curve(session, request.part, request.missing_seeds)

@@ -16,7 +16,8 @@ from tests.trainer.tiny import SCHEMA, Reordered, Tiny, TinyOptions, config, pac
 from trainer.checkpoints.evaluation_recipe import evaluation_config
 from trainer.checkpoints.find import open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
-from trainer.inference.explain import answer, modality_shares, watched_forward
+from trainer.inference.answers import answer
+from trainer.inference.explain import modality_shares, watched_forward
 from trainer.inference.export import checkpoint_model
 from trainer.inference.predictor import Predictor, cut_stretches
 from trainer.inference.request import Request

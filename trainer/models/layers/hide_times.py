@@ -43,7 +43,7 @@ def hide_times(batch: Batch, schema: DatasetSchema, window_BW2: Tensor) -> Batch
         if hasattr(group, "times_O"):
             row = offsets_to_ids(group.offsets, len(times))  # type: ignore[attr-defined]
         keep = ~_hidden(times, group.modality_P[row], group.sample_P[row], schema, window_BW2)
-        groups[name] = _without_rows(group, keep) if hasattr(group, "times_O") else select_pairs(group, keep)
+        groups[name] = without_rows(group, keep) if hasattr(group, "times_O") else select_pairs(group, keep)
     return batch.changed(batch.present_BM, groups)
 
 
@@ -55,7 +55,7 @@ def _hidden(times: Tensor, modality: Tensor, sample: Tensor, schema: DatasetSche
     return ((fraction >= start_W) & ((fraction < end_W) | (end_W >= 1.0))).any(1)
 
 
-def _without_rows(group: Group, keep_O: Tensor) -> Group:
+def without_rows(group: Group, keep_O: Tensor) -> Group:
     """The group with the events or codes where `keep_O`; its pairs stay, also those that have none left."""
     offsets: Tensor = group.offsets  # type: ignore[attr-defined]
     before_O1 = torch.cat([offsets[:1] * 0, keep_O.cumsum(0)])
