@@ -15,6 +15,9 @@ import torch
 from benchmarks.layer import LoopMoE
 from benchmarks.on_gpu import layer, page, step
 from benchmarks.on_gpu.clock import Taken, count_waits
+from benchmarks.planted_times import CASES, Outcome, Trial, show, trials
+from data_shards import create_source
+from launch.compare.bootstrap import Interval
 
 WITHOUT = """
 import importlib.abc, runpy, sys
@@ -159,3 +162,19 @@ def test_waits_are_counted_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
     (place,) = found
     assert found.total() == 3 and place.startswith("tests/test_benchmarks.py:") and modes == ["warn", "default"]
     assert "called a sync" in Path(__file__).read_text("utf-8").splitlines()[int(place.split(":")[1]) - 1]
+
+
+def test_planted_times_asks_for_every_label_and_its_controls_and_gives_shares_of_the_best() -> None:
+    found = trials(["image"])
+    assert len(found) == len(set(found)) == 2 * 5 + 2 * 3 + 2 * 2
+    for trial in found:  # the source takes all of them
+        source = create_source("planted_times", trial.options(8, 0) | dict(CASES[trial.label].options))
+        assert source.schema.modalities[0].kind == trial.kind
+    forms = {"plain": 0.9, "shuffled": 0.51, "late random": 0.91, "late label": 0.93}
+    best = {"auroc": 0.95, "accuracy": 0.95}
+    outcomes = {
+        Trial("when", "text", form): Outcome(area, 0.5, best, Interval(area, 0.4, 1.0)) for form, area in forms.items()
+    }
+    assert show(outcomes) == pytest.approx(
+        {"when, text": 0.9 / 0.95, "when, text, shuffled": 0.51, "when, text, late label - late random": 0.02}
+    )
