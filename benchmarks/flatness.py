@@ -129,8 +129,8 @@ def main() -> None:
     ]
     parts += [
         flat_objects.one_object(2 * records, dim, 3 * rounds),
-        flat_objects.crowded(8 * records, dim, rounds),
-        flat_objects.absent_timed(records, dim, 3 * rounds),
+        flat_objects.crowded((4 if quick else 8) * records, dim, rounds),
+        flat_objects.absent_timed(records, dim, (2 if quick else 3) * rounds),
         flat_objects.declared_codes(records, dim, [10, 1_000_000], rounds),
     ]
     if not quick:
