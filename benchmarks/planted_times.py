@@ -9,7 +9,7 @@ times (of a pair: codes) that tell nothing, which must give chance: an interval 
 can stand at a moment, also with one more object after it that shows the label, and with one that shows anything: a
 model that cannot look ahead does equally well on both.
 
-Settings are those of `RECIPE` and `CASES`, by validation on seed 0. A run that is in DIR already is not repeated. The
+Settings are those of `RECIPE` and `CASES`, the first that were tried. A run that is in DIR already is not repeated. The
 last line is one JSON object.
 """
 
