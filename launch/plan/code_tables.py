@@ -11,10 +11,10 @@ from parallel.tables.table import first_row, spread_tables
 WEIGHT = 4  # bytes of an element: tables stay fp32
 MOMENTS = 2 * 4
 OF_A_ROW = 4  # bytes of a row that is trained: its last step
-# In gradients of a step's rows: what is there until the update, with what a CPU has read of rows; and what is there in
-# it, where a CPU joins what several micro-batches have read.
-HELD, HELD_ON_CPU = 1, 4
-UPDATED, UPDATED_ON_CPU, JOINED_ON_CPU = 7, 5, 8
+UPDATED, UPDATED_ON_CPU = (
+    6,
+    3,
+)  # times the gradient of a step's rows, where they are updated; a CPU takes some at a time
 ID = 8  # bytes
 
 
@@ -39,13 +39,3 @@ class TableSize:
 def table_sizes(model: nn.Module) -> list[TableSize]:
     """Of a model's tables that are spread; it may be one without memory."""
     return [TableSize(t.rows, t.dim, t.weight.requires_grad) for t in spread_tables(model).values()]
-
-
-def held(cpu: bool) -> int:
-    """How many times the gradient of a micro-batch's rows is kept for the update."""
-    return HELD_ON_CPU if cpu else HELD
-
-
-def updated(cpu: bool, accumulation: int) -> int:
-    """How many times the gradients of a step's rows are there in the update."""
-    return (JOINED_ON_CPU if accumulation > 1 else UPDATED_ON_CPU) if cpu else UPDATED

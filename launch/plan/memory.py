@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from launch.plan.code_tables import held, updated
+from launch.plan.code_tables import UPDATED, UPDATED_ON_CPU
 from launch.plan.constants import padded_group
 from parallel.engine.reducer import IN_FLIGHT
 from parallel.engine.stages import stages_of
@@ -112,13 +112,12 @@ def fullest_moment(
         # The last ones of a pass arrive during the next; before the third there is no part of theirs to add them to.
         flying.extend(reversed(sent[:IN_FLIGHT]))
         earlier = sum(stage.arrived for stage in sent[IN_FLIGHT if accumulation == 2 else 0 :])
-    # Of the last micro-batch, what was read; the gradient comes last.
-    before = rows * (held(cpu) * accumulation - 1)
+    before = rows * (accumulation - 1)
     moments = list(_last_pass(sent, kept, earlier + before, flying, once, accumulation > 1 and not once))
     if once:
         moments += [Moment(_busy(kept, number), stage.made + earlier + before) for number, stage in enumerate(sent)]
     # The update, by the parts of all stages, and by all rows.
-    in_update = updated(cpu, accumulation) * rows * accumulation
+    in_update = (UPDATED_ON_CPU if cpu else UPDATED) * rows * accumulation
     moments.append(Moment(0.0, sum(stage.arrived for stage in sent) + in_update))
     return max(moments, key=lambda moment: moment.total)
 

@@ -108,51 +108,41 @@ class RowAdamW:
 
     def read(self, row_X: Tensor) -> Tensor:
         """(X, D) fp32: rows as they are now; nothing is written."""
-        return self._current(row_X, self.weight_LD.new_empty(1, len(row_X), self.weight_LD.shape[1]))[0]
+        value_XD = self.weight_LD.new_empty(len(row_X), self.weight_LD.shape[1])
+        for rows, numbers, values in self._portions(row_X, self._numbers(row_X), value_XD):
+            moments = (moment.index_select(0, rows) for moment in (self.exp_avg_LD, self.exp_avg_sq_LD))
+            values.copy_(self._value(rows, numbers, *moments))
+        return value_XD
 
-    def read_for_update(self, row_X: Tensor) -> Tensor:
-        """(3, X, D) fp32: rows as they are now with both moments, for an `update` in this step; nothing is written."""
-        return self._current(row_X, self.weight_LD.new_empty(3, len(row_X), self.weight_LD.shape[1]))
-
-    def _current(self, row_X: Tensor, into_KXD: Tensor) -> Tensor:
-        for rows, numbers, *into in self._portions(row_X, self._numbers(row_X), *into_KXD):
-            for target, value in zip(into, self._now(rows, numbers), strict=False):
-                target.copy_(value)
-        return into_KXD
-
-    def update(
-        self, row_X: Tensor, grad_XD: Tensor, lr: float, scale: float = 1.0, read: tuple[Tensor, Tensor] | None = None
-    ) -> None:
+    def update(self, row_X: Tensor, grad_XD: Tensor, lr: float, scale: float = 1.0) -> None:
         """One step of the whole table, by gradients times `scale`.
 
         On a GPU a row may be there several times, with the same gradient each time; on a CPU it may not.
-
-        Args:
-            read: what `read_for_update` gave in this step, and which of its rows each row is; read again without it.
         """
-        missed = self._missed.steps + 1
-        if read is None:
-            for rows, grads, numbers in self._portions(row_X, grad_XD, self._numbers(row_X)):
-                self._put(rows, missed, *self._stepped(*self._now(rows, numbers), grads * scale, lr))
-        else:
-            for rows, grads, places in self._portions(row_X, grad_XD, read[1]):
-                value_XD, avg_XD, sq_XD = read[0].index_select(1, places)
-                self._put(rows, missed, *self._stepped(value_XD, avg_XD, sq_XD, grads * scale, lr))
-        self.step += 1
-        second = math.sqrt(1 - self.betas[1] ** self.step)
-        self._missed.add(1 - lr * self.weight_decay, lr * second / (1 - self.betas[0] ** self.step), second)
-
-    def _stepped(
-        self, value_XD: Tensor, avg_XD: Tensor, sq_XD: Tensor, grad_XD: Tensor, lr: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights and moments after the step that is being made, in place of those before it."""
         beta1, beta2 = self.betas
-        first, second = (1 - beta ** (self.step + 1) for beta in self.betas)
-        value_XD.mul_(1 - lr * self.weight_decay)
-        avg_XD.lerp_(grad_XD, 1 - beta1)
-        sq_XD.mul_(beta2).addcmul_(grad_XD, grad_XD, value=1 - beta2)
-        value_XD.addcdiv_(avg_XD, sq_XD.sqrt().div_(math.sqrt(second)).add_(self.eps), value=-lr / first)
-        return value_XD, avg_XD, sq_XD
+        self.step += 1
+        step = torch.full((), float(self.step), device=row_X.device)
+        for rows, numbers, grads in self._portions(row_X, self._numbers(row_X), grad_XD):
+            value_XD, avg_XD, sq_XD = self._now(rows, numbers)
+            # What `torch.optim.AdamW(fused=True)` calls, on these rows.
+            torch._fused_adamw_(
+                [value_XD],
+                [grads * scale],
+                [avg_XD],
+                [sq_XD],
+                [],
+                [step],
+                lr=lr,
+                beta1=beta1,
+                beta2=beta2,
+                weight_decay=self.weight_decay,
+                eps=self.eps,
+                amsgrad=False,
+                maximize=False,
+            )
+            self._put(rows, self._missed.steps + 1, value_XD, avg_XD, sq_XD)
+        second = math.sqrt(1 - beta2**self.step)
+        self._missed.add(1 - lr * self.weight_decay, lr * second / (1 - beta1**self.step), second)
 
     def catch_up(self) -> None:
         """Bring all rows up to date, so that weights and moments are what AdamW would have made of them."""
@@ -178,14 +168,19 @@ class RowAdamW:
 
     def _now(self, row_X: Tensor, numbers_X6: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Weights and moments of rows as AdamW would have them by now, new tensors."""
-        decay_X1, coast_X1, mean_X1, harmonic_X1, fade_X1, fade_sq_X1 = numbers_X6.split(1, 1)
         avg_XD = self.exp_avg_LD.index_select(0, row_X)
         sq_XD = self.exp_avg_sq_LD.index_select(0, row_X)
+        value_XD = self._value(row_X, numbers_X6, avg_XD, sq_XD)
+        return value_XD, avg_XD.mul_(numbers_X6[:, 4:5]), sq_XD.mul_(numbers_X6[:, 5:6])
+
+    def _value(self, row_X: Tensor, numbers_X6: Tensor, avg_XD: Tensor, sq_XD: Tensor) -> Tensor:
+        """Rows by now, of these moments."""
+        decay_X1, coast_X1, mean_X1, harmonic_X1, _, _ = numbers_X6.split(1, 1)
         # With s and the means a, h of ε: 1 / (s + ε') where ε' = a + a (h - a) / (s + a), which is a or h at the ends.
         root_XD = sq_XD.sqrt().add_(mean_X1)
-        step_XD = (avg_XD * root_XD).div_(root_XD.square().add_(mean_X1 * (harmonic_X1 - mean_X1)))
-        value_XD = self.weight_LD.index_select(0, row_X).mul_(decay_X1).sub_(step_XD.mul_(coast_X1))
-        return value_XD, avg_XD.mul_(fade_X1), sq_XD.mul_(fade_sq_X1)
+        coast_XD = (avg_XD * coast_X1).mul_(root_XD)
+        value_XD = self.weight_LD.index_select(0, row_X).mul_(decay_X1)
+        return value_XD.addcdiv_(coast_XD, root_XD.square_().add_(mean_X1 * (harmonic_X1 - mean_X1)), value=-1.0)
 
     def _put(self, row_X: Tensor, place: int, value_XD: Tensor, avg_XD: Tensor, sq_XD: Tensor) -> None:
         self.weight_LD.index_copy_(0, row_X, value_XD)

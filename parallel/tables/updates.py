@@ -24,18 +24,12 @@ from parallel.tables.adamw import RowAdamW
 class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, row_S: Tensor, updates: RowUpdates) -> Tensor:
-        optimizer = updates.optimizer
-        ctx.row_S, ctx.updates, ctx.read = row_S, updates, None
-        if on_gpu(optimizer.weight_LD):
-            return optimizer.read(row_S)
-        # Rows are far from each other in memory, and a CPU waits for each: what is read now is not read again for the
-        # update. A GPU has other rows to turn to, and less memory to keep them in.
-        ctx.read = optimizer.read_for_update(row_S)
-        return ctx.read[0].clone()
+        ctx.row_S, ctx.updates = row_S, updates
+        return updates.optimizer.read(row_S)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        ctx.updates.arrived.append((ctx.row_S, grads[0], ctx.read))
+        ctx.updates.arrived.append((ctx.row_S, grads[0]))
         return None, None, None
 
 
@@ -48,16 +42,14 @@ class RowUpdates:
 
     def __init__(self, optimizer: RowAdamW, world: int) -> None:
         self.optimizer, self._scale = optimizer, 1.0 / world
-        self.arrived: list[tuple[Tensor, Tensor, Tensor | None]] = []
-        """Rows of each pass, their gradients, and on a CPU what was read of them."""
-        self._step: tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None] | None = None
+        self.arrived: list[tuple[Tensor, Tensor]] = []
+        """Rows of each pass, and their gradients."""
+        self._step: tuple[Tensor, Tensor] | None = None
         # Rows are no leaf of a graph; something must say that they are to be learned.
         self._anchor = torch.empty(0, device=optimizer.weight_LD.device, requires_grad=True)
 
     def read(self, row_S: Tensor) -> Tensor:
         """(S, D) fp32: rows by their number on this rank; their gradient is remembered for the step."""
-        if not torch.is_grad_enabled():
-            return self.optimizer.read(row_S)
         found: Tensor = _Read.apply(self._anchor, row_S, self)
         return found
 
@@ -66,13 +58,13 @@ class RowUpdates:
         weight_LD, arrived = self.optimizer.weight_LD, [part for part in self.arrived if len(part[0])]
         self.arrived = []
         if not arrived:
-            self._step = weight_LD.new_zeros(0, dtype=torch.int64), weight_LD[:0], None
+            self._step = weight_LD.new_zeros(0, dtype=torch.int64), weight_LD[:0]
             return weight_LD.new_zeros(1)
-        row_N, order_N = _joined([row_S for row_S, _, _ in arrived]).sort(stable=True)
+        row_N, order_N = _joined([row_S for row_S, _ in arrived]).sort(stable=True)
         # As many segments as rows; those behind the last different row are empty.
         segment_N = torch.cat([row_N.new_zeros(1), (row_N[1:] != row_N[:-1]).cumsum(0)])
         start_N1 = bounds(segment_N, len(row_N))
-        total_XD = sum_segments(_joined([grad_SD for _, grad_SD, _ in arrived]), order_N, start_N1)
+        total_XD = sum_segments(_joined([grad_SD for _, grad_SD in arrived]), order_N, start_N1)
         norm = torch.linalg.vector_norm(total_XD).mul_(self._scale).view(1)
         if on_gpu(weight_LD):
             # Nobody asks how many there are: the last one is there as often as it takes.
@@ -81,23 +73,20 @@ class RowUpdates:
         else:
             rows = int(segment_N[-1]) + 1
             start_X, total_XD = start_N1[:rows], total_XD[:rows]
-        read = [part for _, _, part in arrived if part is not None]
-        # Passes of one step read the same of the same row: any will do.
-        kept = (_joined(read, 1), order_N.index_select(0, start_X)) if read else None
-        self._step = row_N.index_select(0, start_X), total_XD, kept
+        self._step = row_N.index_select(0, start_X), total_XD
         return norm
 
     def update(self, lr: float, clip: float) -> None:
         """What `gather` found, times `clip`, is the gradient of a step of AdamW."""
         assert self._step is not None, "gather() comes first"
-        (row_X, grad_XD, read), self._step = self._step, None
-        self.optimizer.update(row_X, grad_XD, lr, self._scale * clip, read)
+        (row_X, grad_XD), self._step = self._step, None
+        self.optimizer.update(row_X, grad_XD, lr, self._scale * clip)
 
     def discard(self) -> None:
         """The step is refused."""
         self._step = None
 
 
-def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
+def _joined(parts: list[Tensor]) -> Tensor:
     """One of them is not copied."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from launch.plan.code_tables import TableSize, held, table_sizes, updated
+from launch.plan.code_tables import UPDATED, UPDATED_ON_CPU, TableSize, table_sizes
 from launch.plan.memory import Kept, Moment, StageSize, fullest_moment, stage_sizes
 from parallel import init_distributed
 from parallel.tables.adamw import RowAdamW
@@ -69,11 +69,11 @@ def test_what_an_update_needs_beside(cpu: bool, passes: int) -> None:
         for row_S, grad_SD in zip(parts, grads, strict=True):
             rows.read(row_S).backward(grad_SD)
         grads.clear()
-        assert held(cpu) * whole == sum(t.nbytes for part in rows.arrived for t in part[1:] if t is not None)
         rows.gather()
         rows.update(0.1, 0.5)
-    # The gradients were there before.
-    assert abs((live.peak - live.held) / whole + 1 - updated(cpu, passes)) < 0.8
+    # The gradients were there before; those of several passes are joined.
+    times = (live.peak - live.held) / whole + 1
+    assert -1.2 < times - (UPDATED_ON_CPU if cpu else UPDATED) < 0.3
     assert rows.arrived == []
 
 
@@ -85,7 +85,5 @@ def test_traffic_and_the_fullest_moment_by_hand() -> None:
     fixed = (stages, kept, 4, 1, 4)
     # Four micro-batches of 5 bytes: three are there in the last backward pass.
     assert fullest_moment(*fixed, zero_stage=1, accumulation=4, rows=5) == Moment(407, 32 + 4 * 32 + 15)
-    # A CPU keeps what it has read, too: 4 x 20 less the last gradient, which is not there yet.
-    assert fullest_moment(*fixed, zero_stage=1, accumulation=4, cpu=True, rows=5) == Moment(407, 32 + 4 * 32 + 75)
     # Or the update is the fullest: 4 x 8 of ZeRO's, and seven times 4 x 50.
     assert fullest_moment(*fixed, zero_stage=1, accumulation=4, rows=50) == Moment(0, 4 * 8 + 7 * 200)

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import functools
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from parallel import CodeTable, Engine, LocalDispatcher, MoEConfig, ParallelConfig, create_mesh, init_distributed
+from parallel import (
+    CodeTable,
+    Dispatcher,
+    Engine,
+    LocalDispatcher,
+    MoEConfig,
+    ParallelConfig,
+    create_mesh,
+    init_distributed,
+)
 from parallel.moe.initial import check_filled, undrawn
+from parallel.tables.adamw import RowAdamW
+from parallel.tables.updates import RowUpdates
+from tests.gpu_branch import gpu_branch
 from tests.parallel.state import assemble, read_state, write_state
 from tests.parallel.tables.runs import Case, Net, make_engine, train_plain, train_steps
 from tests.ranks import run_ranks
@@ -206,6 +220,60 @@ def test_a_refused_step_and_an_evaluation_change_no_bit_of_what_follows() -> Non
                 for a, b in zip(state, other[2], strict=True):
                     for role in ROLES:
                         np.testing.assert_array_equal(a[role], b[role])
+
+
+class Lonely(nn.Module):
+    """Of a rank without codes, nothing that it returns hangs on the table."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        super().__init__()
+        self.table = CodeTable(10, 4, (0, "lonely"), dispatcher, spread_above=0)
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, ids_O: torch.Tensor) -> torch.Tensor:
+        row_UD = self.table(self.table.lay_out(ids_O))
+        logits: torch.Tensor = self.head(row_UD if len(ids_O) else torch.ones(1, 4))
+        return logits
+
+
+def _lonely(rank: int, world: int) -> list[float]:
+    init_distributed("cpu", 20)
+    mesh = create_mesh(ParallelConfig(workers=world, timeout_s=20), MoEConfig(experts=2, top_k=1))
+    model = Lonely(mesh.dispatcher())
+    engine = Engine(model, mesh, lr=0.1, weight_decay=0.0)
+    before = model.table.weight.detach().clone()
+    # Rank 0 looks up rows of both ranks.
+    engine.backward(engine(torch.tensor([1, 8]) if rank == 0 else torch.zeros(0, dtype=torch.int64)).sum())
+    assert engine.step()
+    moved_L = (engine.fragments()[-1].master.view(-1, 4) - before).abs().amax(1)
+    return [round(float(value), 5) for value in moved_L]
+
+
+def test_a_rank_that_looks_nothing_up_walks_backward_through_the_table() -> None:
+    """Others wait for it there: it has rows of theirs."""
+    first, second = run_ranks(_lonely, 2)
+    assert first == [0, 0.1, 0, 0, 0] and second == [0, 0, 0, 0.1, 0]
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_a_gpu_that_does_not_ask_how_many_rows_there_are_updates_them_alike(passes: int) -> None:
+    ways = []
+    for where in (nullcontext, gpu_branch):
+        rows = RowUpdates(RowAdamW(torch.ones(6, 2), (0.9, 0.999), 1e-8, 0.1), 2)
+        with where():
+            for step in range(3):
+                for number in range(passes):
+                    # Rows that other ranks ask for, too, and the last one alone.
+                    found_SD = rows.read(torch.tensor([1, 4, 1, 0, 4, 4]))
+                    (found_SD * torch.arange(12.0).view(6, 2) * (number + step + 1)).sum().backward()
+                norm = float(rows.gather())
+                rows.update(0.1, 0.5)
+        ways.append((norm, rows.optimizer.read(torch.arange(6))))
+    assert ways[0][0] == pytest.approx(ways[1][0], rel=1e-6)
+    assert torch.equal(ways[0][1], ways[1][1])
+    # A mean over two ranks of the sums 4 + 0, 5 + 1, 6, 7, 2 + 8 + 10 and 3 + 9 + 11, three and in the end five times.
+    total = torch.tensor([[6.0, 7.0], [4.0, 6.0], [20.0, 23.0]]) * sum(n + 3 for n in range(passes)) / 2
+    assert ways[0][0] == pytest.approx(float(total.norm()), rel=1e-6)
 
 
 def _wrong(rank: int, world: int) -> None:
