@@ -11,10 +11,8 @@ from parallel.tables.table import first_row, spread_tables
 WEIGHT = 4  # bytes of an element: tables stay fp32
 MOMENTS = 2 * 4
 OF_A_ROW = 4  # bytes of a row that is trained: its last step
-UPDATED, UPDATED_ON_CPU = (
-    6,
-    3,
-)  # times the gradient of a step's rows, where they are updated; a CPU takes some at a time
+# Times the gradient of a step's rows that is there where they are updated: measured. A CPU takes some rows at a time.
+UPDATED, UPDATED_ON_CPU = 7, 3
 ID = 8  # bytes
 
 
