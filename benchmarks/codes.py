@@ -12,9 +12,6 @@ machine that is busy. `codes` have no times and become four tokens of a record; 
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
 import statistics
 import time
 from collections.abc import Callable
@@ -24,10 +21,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.common import arguments, last_line, plain_statistics, table
+from benchmarks.common import arguments, last_line, on_ranks, plain_statistics, table
 from data_shards import Batch, CodesGroup, DatasetSchema, ModalitySpec, TaskSpec
 from launch.plan.code_tables import table_sizes
-from parallel import CodeTable, Engine, MoEConfig, ParallelConfig, create_mesh, init_distributed
+from parallel import CodeTable, Engine, MoEConfig, ParallelConfig, create_mesh
 from trainer.config.sections import CodesConfig, ModelConfig
 from trainer.models.fusemoe.job_type import FuseMoEJob
 from trainer.models.fusemoe.model import FuseMoE
@@ -90,11 +87,8 @@ def _over_plan(model: FuseMoE) -> float:
     return kept / planned if planned else 1.0
 
 
-def measure(rank: int, port: int, quick: bool, rounds: int, results: Any) -> None:
+def measure(quick: bool, rounds: int, rank: int, hand_over: Callable[[Any], None]) -> None:
     """One rank: all vocabularies take turns, every turn begun together."""
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo", LOCAL_RANK=str(rank))
-    init_distributed("cpu", rank=rank, world=WORLD)
     sizes = [10, 1_000_000] if quick else [10, 1_000, 16_384, 100_000, 1_000_000]
     built = {
         (kind, size): build(kind, size, quick, rank)
@@ -110,26 +104,13 @@ def measure(rank: int, port: int, quick: bool, rounds: int, results: Any) -> Non
             if round_:  # the first warms up
                 seconds[case].append((time.perf_counter() - start[0], time.process_time() - start[1]))
     if rank == 0:
-        results.put((seconds, {case: over for case, (_, over) in built.items()}))
-    dist.barrier()
+        hand_over((seconds, {case: over for case, (_, over) in built.items()}))
 
 
 def main() -> None:
     chosen = arguments(__doc__)
     rounds = chosen.rounds or (7 if chosen.quick else 21)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    ranks = [context.Process(target=measure, args=(r, port, chosen.quick, rounds, results)) for r in range(WORLD)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    if any(process.exitcode for process in ranks):
-        raise SystemExit(f"a rank failed: exit codes {[process.exitcode for process in ranks]}")
-    seconds, over_plan = results.get()
+    seconds, over_plan = on_ranks(WORLD, partial(measure, chosen.quick, rounds))
     lines, ratios = [], {}
     for (kind, size), values in seconds.items():
         # Of turns that followed each other, as others use the machine, too.

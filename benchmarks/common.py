@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import platform
+import socket
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from data_shards import Batch, DatasetSchema, ModalitySpec, SeriesGroup, TaskSpec, group_layout
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics, TaskStatistics
@@ -26,6 +30,7 @@ from trainer.models.fusemoe.model import FuseMoE
 from trainer.models.job_type import exempt_from_decay
 
 Step = Callable[[], Any]
+Measure = Callable[[int, Callable[[Any], None]], None]  # rank, what takes the first rank's figures
 CHANNELS, EVENTS = 4, 6  # of a series, and events a channel
 
 
@@ -142,3 +147,35 @@ def model_step(model: FuseMoE, batch: Batch) -> Step:
         sum(logits.square().mean() for logits in model(batch).logits.values()).backward()  # type: ignore[union-attr]
 
     return step
+
+
+def on_ranks(world: int, measure: Measure) -> Any:
+    """What the first of some processes, ranks of one world over gloo on this machine, hands over.
+
+    Args:
+        measure: can be pickled. Ranks have met when it is called, and it hands over what can be pickled.
+
+    Raises:
+        SystemExit: a rank failed.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    ranks = [context.Process(target=_rank, args=(rank, world, port, measure, results)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    if any(process.exitcode for process in ranks):
+        raise SystemExit(f"a rank failed: exit codes {[process.exitcode for process in ranks]}")
+    return results.get()
+
+
+def _rank(rank: int, world: int, port: int, measure: Measure, results: Any) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo", LOCAL_RANK=str(rank))
+    init_distributed("cpu", rank=rank, world=world)
+    measure(rank, results.put)
+    dist.barrier()

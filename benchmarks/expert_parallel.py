@@ -11,11 +11,9 @@ rank that waits uses no processor. `exchange` is the share of a step that rank 0
 
 from __future__ import annotations
 
-import multiprocessing
-import socket
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -29,13 +27,14 @@ from benchmarks.common import (
     arguments,
     engine_step,
     last_line,
+    on_ranks,
     plain_statistics,
     presence,
     random_batch,
     series_schema,
     table,
 )  # fmt: skip
-from parallel import Engine, MoEConfig, ParallelConfig, create_mesh, init_distributed
+from parallel import Engine, MoEConfig, ParallelConfig, create_mesh
 from parallel.moe import dispatch as dispatch_module
 from parallel.moe.rows import exchange as exchange_module
 from trainer.config.sections import ModelConfig, SeriesEncoderConfig
@@ -105,13 +104,8 @@ def build(degree: int, quick: bool, rank: int, shared: int = 0, overlap: bool = 
     return engine_step(engine, batch), records * 4 * 16
 
 
-def measure(rank: int, port: int, quick: bool, rounds: int, results: Any) -> None:
+def measure(quick: bool, rounds: int, rank: int, hand_over: Callable[[Any], None]) -> None:
     """One rank: all layouts take turns, every turn begun together."""
-    torch.set_num_threads(1)
-    import os
-
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo", LOCAL_RANK=str(rank))
-    init_distributed("cpu", rank=rank, world=WORLD)
     layouts = {
         "EP 1": build(1, quick, rank),
         "EP 2": build(2, quick, rank),
@@ -133,26 +127,13 @@ def measure(rank: int, port: int, quick: bool, rounds: int, results: Any) -> Non
                 share[name].append(exchanges.seconds / took)
                 rows[name] = exchanges.rows / (2 * 4 * tokens * 2)  # over K; there and back, twice; two layers
     if rank == 0:
-        results.put((seconds, share, rows))
-    dist.barrier()
+        hand_over((seconds, share, rows))
 
 
 def main() -> None:
     chosen = arguments(__doc__)
     rounds = chosen.rounds or (5 if chosen.quick else 15)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    ranks = [context.Process(target=measure, args=(r, port, chosen.quick, rounds, results)) for r in range(WORLD)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    if any(process.exitcode for process in ranks):
-        raise SystemExit(f"a rank failed: exit codes {[process.exitcode for process in ranks]}")
-    seconds, share, rows = results.get()
+    seconds, share, rows = on_ranks(WORLD, partial(measure, chosen.quick, rounds))
     if not rows["EP 2"]:
         raise SystemExit("no row was seen on its way between ranks: the exchanges are made where nobody watches")
     base = seconds["EP 1"]

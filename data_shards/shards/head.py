@@ -18,7 +18,7 @@ from data_shards.errors import ManifestError
 from data_shards.records.schema import DatasetSchema
 from data_shards.records.statistics import Accumulator, SplitStatistics
 from data_shards.shards.chunks import ChunkTable
-from data_shards.shards.manifest import FILE, FORMAT, Lineage, Manifest, Shard, TableFile
+from data_shards.shards.manifest import FORMAT, Lineage, Manifest, Shard, TableFile, damaged
 from data_shards.shards.storage import Storage
 from data_shards.shards.tables import dump_chunks, dump_shards, dump_sketches, load_shards
 
@@ -73,9 +73,7 @@ def read_version_two(text: bytes, storage: Storage) -> Manifest:
     try:
         head = _ADAPTER.validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ManifestError(f"{storage.url}: {FILE} is damaged at {place}: {first['msg']}") from error
+        raise damaged(error, storage) from error
     tables, moments = head.tables, head.schema.has_moments
     shards, chunks = load_shards(storage, tables.shards, tables.chunks, len(head.columns), moments)
     manifest = opened(head, hashlib.sha256(text).hexdigest(), shards, chunks, storage).check()

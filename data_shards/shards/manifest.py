@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import ConfigDict
+from pydantic import ConfigDict, ValidationError
 
 from data_shards.errors import ManifestError, TableError
 from data_shards.records.schema import DatasetSchema
@@ -27,6 +27,12 @@ FORMAT = "fleximoe-shards"
 LENGTHS = "lengths"  # entry of `Manifest.source`
 MAX_TABLE_BYTES = 1 << 31
 _STRICT = ConfigDict(extra="forbid")
+
+
+def damaged(error: ValidationError, storage: Storage) -> ManifestError:
+    """What is said of a manifest that does not have the form of its version: the first place where it differs."""
+    first = error.errors()[0]
+    return ManifestError(f"{storage.url}: {FILE} is damaged at {'.'.join(map(str, first['loc']))}: {first['msg']}")
 
 
 @dataclass(frozen=True)

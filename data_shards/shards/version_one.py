@@ -17,7 +17,7 @@ from data_shards.errors import ManifestError
 from data_shards.records.schema import DatasetSchema
 from data_shards.records.statistics import SplitStatistics
 from data_shards.shards.chunks import ChunkTable
-from data_shards.shards.manifest import FILE, FORMAT, IndexFile, Manifest, Shard
+from data_shards.shards.manifest import FILE, FORMAT, IndexFile, Manifest, Shard, damaged
 from data_shards.shards.storage import Storage
 
 _STRICT = ConfigDict(extra="forbid")
@@ -73,9 +73,7 @@ def read_version_one(text: bytes, storage: Storage) -> Manifest:
     try:
         found = _ADAPTER.validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ManifestError(f"{storage.url}: {FILE} is damaged at {place}: {first['msg']}") from error
+        raise damaged(error, storage) from error
     chunks = _table(found, storage.url)
     shards = tuple(
         Shard(shard.name, shard.bytes, shard.sha256, shard.records, shard.index, chunks.of_shard(number))

@@ -10,6 +10,7 @@ import json
 import math
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 
 from data_shards import create_source
 from data_shards.records.check import validate
-from data_shards.records.record import Codes, Objects
+from data_shards.records.record import Codes, Objects, Record
 from data_shards.sources.readers import csv_files, spill
 from data_shards.sources.tables import source as tables
 
@@ -115,7 +116,16 @@ def write(folder: Path, name: str, rows: list[dict]) -> None:
 
 def read(folder: Path, kind: str) -> tuple[dict, dict] | str:
     text = yaml.safe_dump(MAPPING).replace("r.X", f"r.{kind}").replace("e.X", f"e.{kind}")
-    (folder / "m.yaml").write_text(text)
+    found = read_by(text, folder, plain)
+    if isinstance(found, str):
+        return found
+    records, counted = found
+    return records, {name: count for name, count in counted.items() if not name.startswith("words_read_as_empty")}
+
+
+def read_by(mapping: str, folder: Path, plain: Callable[[Record], object]) -> tuple[dict, dict] | str:
+    """Records in plain words and what was counted, by a mapping file's text; or the sentence that refuses it."""
+    (folder / "m.yaml").write_text(mapping)
     notes: Counter[str] = Counter()
     try:
         source = create_source("tables", {"path": str(folder / "m.yaml")})
@@ -124,7 +134,7 @@ def read(folder: Path, kind: str) -> tuple[dict, dict] | str:
             validate(source.schema, record)
     except ValueError as error:
         return str(error)
-    counted = {name: count for name, count in notes.items() if count and not name.startswith("words_read_as_empty")}
+    counted = {name: count for name, count in notes.items() if count}
     return {key: plain(record) for key, record in records.items()}, counted
 
 
@@ -247,18 +257,7 @@ def timed_data(draw):
 
 
 def read_timed(folder: Path, kind: str, at_moments: bool) -> tuple[dict, dict] | str:
-    text = yaml.safe_dump(timed_mapping(at_moments)).replace(".X", f".{kind}")
-    (folder / "m.yaml").write_text(text)
-    notes: Counter[str] = Counter()
-    try:
-        source = create_source("tables", {"path": str(folder / "m.yaml")})
-        records = {record.key: record for unit in source.units() for record in source.read(unit, notes)}
-        for record in records.values():
-            validate(source.schema, record)
-    except ValueError as error:
-        return str(error)
-    counted = {name: count for name, count in notes.items() if count}
-    return {key: plain_times(record) for key, record in records.items()}, counted
+    return read_by(yaml.safe_dump(timed_mapping(at_moments)).replace(".X", f".{kind}"), folder, plain_times)
 
 
 def plain_times(record) -> tuple:
