@@ -382,3 +382,17 @@ def test_texts_cut_within_a_character_are_refused() -> None:
     tensors = {**tensors, "text.count": np.array([1, 3], np.int32)}
     with pytest.raises(RecordError, match="not UTF-8"):
         Decoder(HOURLY).columns(dump_tensors(tensors, metadata), "r")
+
+
+def test_a_moment_ends_at_the_very_number() -> None:
+    end = np.float32(5.3)
+    times = np.array([np.nextafter(end, np.float32(0)), end, np.nextafter(end, np.float32(9))], np.float32)
+    values: dict[str, Value] = {
+        "labs": Series(times, np.zeros(3, int), np.arange(3, dtype=np.float32)),
+        "notes": Objects(times, ["before", "at", "after"]),
+        "drugs": Codes([NAMES[0], NAMES[1], NAMES[2]], times),
+    }
+    found = cut(columns_of(Record("r", values, {"sepsis": np.zeros(1)}, moments=np.array([end])), HOURLY), HOURLY, 0)
+    assert found.values_O.tolist() == [0.0, 1.0]
+    assert bytes(found.bytes_).decode() == "beforeat"
+    assert found.code_ids_C.tolist() == [FIRST_CODE, FIRST_CODE + 1]
