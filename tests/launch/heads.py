@@ -100,13 +100,19 @@ class Head:
         return python("-m", "launch", *arguments, env={**self.env, **env})
 
     def end(self) -> None:
-        for pid in processes_with(str(self.folder)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not self._killed(), "its processes are gone", 60)
         for process in self._processes:
             process.terminate()
             process.wait(60)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _killed(self) -> list[int]:
+        """Kills what there is. Asked again until there is nothing: a raylet may just be starting its agent."""
+        pids = list(processes_with(str(self.folder)))
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return pids
 
 
 @contextlib.contextmanager
