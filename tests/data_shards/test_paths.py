@@ -104,6 +104,7 @@ def test_home_is_home_for_pack_inspect_and_train(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "runs" / "x" / "result.json").read_text())["step"] == 1
 
 
+@pytest.mark.long
 def test_two_urls_are_two_data_sets(tmp_path: Path) -> None:
     """Fragments and queries are parts of names: they were cut off, and the second data set replaced the first."""
     for number, mark in enumerate(("#1", "#2", "?x=1", "%20"), 1):

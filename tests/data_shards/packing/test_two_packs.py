@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[3]
 MINE = [make_record(i) for i in range(40)]
 
 
-@pytest.fixture(params=["files", "s3"])
+@pytest.fixture(params=["files", pytest.param("s3", marks=pytest.mark.long)])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with storage(request.param, tmp_path, monkeypatch) as url:
         yield f"{url}/set"

@@ -196,7 +196,7 @@ def test_physionet_folders_that_lack_something(tmp_path: Path) -> None:
         create_source("physionet2012", {"path": str(tmp_path)})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_physionet_completely(tmp_path: Path) -> None:
     """Every observation of the published data arrives; numbers are those of the data's own description."""
     folder = Path(__file__).parents[4] / "shared" / "data" / "physionet2012"

@@ -300,7 +300,7 @@ def _groups() -> dict[str, tuple[str, ...]]:
     return GROUPS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_real_physionet_through_tables_is_the_same_data_set(tmp_path: Path) -> None:
     folder = Path(__file__).parents[4] / "shared" / "data" / "physionet2012"
     if not folder.is_dir():

@@ -49,7 +49,7 @@ def continued(head, place, stopped):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_stop_waits_for_the_checkpoint_and_says_at_which_step(stopped, first, place):
     done, last = stopped
     said = last_json(done)
@@ -62,7 +62,7 @@ def test_stop_waits_for_the_checkpoint_and_says_at_which_step(stopped, first, pl
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_name_continues_and_the_exit_code_is_the_jobs(continued, under_torchrun, stopped, place, first):
     done, total = continued
     job = last_json(done)
@@ -81,7 +81,7 @@ def test_the_same_name_continues_and_the_exit_code_is_the_jobs(continued, under_
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_status_logs_and_list_find_the_run_by_its_name(head, continued, stopped):
     done, total = continued
     status = head.launch("status", "job")
@@ -100,7 +100,7 @@ def test_status_logs_and_list_find_the_run_by_its_name(head, continued, stopped)
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_that_fails_gives_its_exit_code_and_its_sentence(head, place):
     wrong = overrides(place, "lost", training__storage="memory://runs")
     done = head.launch("submit", "synthetic_small", *wrong)

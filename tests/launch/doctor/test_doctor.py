@@ -68,7 +68,7 @@ def test_an_open_ray_fails_loudly(open_head):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_node_with_another_package_is_named(head, tmp_path):
     """The node's Python finds the description of another version first, as in an environment that is out of date."""
     folder = tmp_path / "deepspeed-0.18.0.dist-info"

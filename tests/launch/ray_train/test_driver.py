@@ -79,6 +79,7 @@ def test_evaluate_reproduces_the_test_metrics_and_hides_modalities(on_local_ray,
     assert without["metrics"]["test/records"] == again["metrics"]["test/records"]
 
 
+@pytest.mark.long
 def test_a_workers_mistake_is_one_sentence_without_a_second_attempt(place):
     done = python("-m", "launch", "train", "synthetic_small", *overrides(place, "wrong", model__image__patch=5))
     assert done.returncode == 1 and done.stdout == "" and "attempt 2" not in done.stderr

@@ -34,7 +34,7 @@ def test_a_missing_host_is_found_before_anything_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_finetune_runs_on_ray_and_evaluate_takes_its_adapter(tmp_path: Path) -> None:
     data = packed_vqa(tmp_path)
     towers = [

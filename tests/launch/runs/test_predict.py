@@ -47,7 +47,7 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_over_ray_write_the_same_file_also_when_one_dies(place):
     run = str(place / "runs" / "r")
     alone = last_json(python("-m", "launch", "predict", run, "--out", str(place / "one.parquet"), "--explain"))

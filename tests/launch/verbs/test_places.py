@@ -59,6 +59,7 @@ def test_a_run_leaves_everything_at_home(home):
     assert stored["uri"] == "sqlite:///" + str(home / "mlflow.db").replace("%", "%25").replace("?", "%3F")
 
 
+@pytest.mark.long
 def test_every_verb_finds_home(home):
     run, url = "~/runs/x", f"file://localhost{home}"  # fsspec alone would look in ./localhost
     looked, page, listed, exported, evaluated, predicted, compared = verbs(
@@ -91,6 +92,7 @@ def test_files_of_this_machine_are_no_urls_and_nothing_is_written(home):
         assert "'s3://bucket/page.html' is a URL, and this has to be a file or folder of this machine" in done.stderr
 
 
+@pytest.mark.long
 def test_recipes_spaces_and_cluster_files_are_found_at_home(home):
     (home / "mine.yaml").write_text((ROOT / "launch" / "recipes" / "synthetic_small.yaml").read_text())
     (home / "cluster.yaml").write_text((ROOT / "ray_cluster.yaml").read_text())

@@ -134,7 +134,7 @@ def _train_bf16(rank: int, world: int, cases: list[Case]) -> list[tuple[list[flo
     return results
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.long)])
 def test_bf16_follows_fp32(world: int) -> None:
     expected = reference(Case(accumulation=2, steps=20))
     for losses, norms in run_ranks(_train_bf16, world, bf16_cases(world))[0]:

@@ -30,6 +30,7 @@ from tests.parallel.tables.runs import Case, Net, make_engine, train_plain, trai
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.together
+FOUR = pytest.mark.long  # four ranks on two cores take long to start; two show the same kinds of exchange
 
 STEPS, SAVED_AT = 8, 5
 TABLES = ("tables.drugs.weight", "tables.wards.weight")
@@ -74,7 +75,11 @@ def plain(accumulation: int, data: str, clip: float, frozen: bool, rows: int) ->
     return train_plain(Case(accumulation=accumulation, data=data, clip=clip, frozen=frozen, rows=rows), STEPS)
 
 
-@pytest.mark.parametrize(("world", "case"), [(w, c) for w in (1, 2, 4) for c in cases_of(w)], ids=str)
+@pytest.mark.parametrize(
+    ("world", "case"),
+    [pytest.param(w, c, marks=FOUR if w == 4 else ()) for w in (1, 2, 4) for c in cases_of(w)],
+    ids=str,
+)
 def test_losses_norms_weights_and_moments_are_those_of_plain_torch(world: int, case: Case) -> None:
     expected = plain(case.accumulation, case.data, case.clip, case.frozen, case.rows)
     ranks = trained(world)[case]
@@ -91,7 +96,7 @@ def test_losses_norms_weights_and_moments_are_those_of_plain_torch(world: int, c
     )
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=FOUR)])
 def test_initial_rows_are_the_same_on_any_number_of_ranks(world: int) -> None:
     ranks = trained(world)[Case()]
     fresh = assemble([rank["fresh"] for rank in ranks])
@@ -145,7 +150,7 @@ def origin(precision: str = "fp32") -> list[dict[str, Any]]:
     return run_ranks(_halves, 2, Case(2, precision=precision))
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=FOUR)])
 def test_a_state_goes_on_at_any_topology_and_spread_or_not(world: int) -> None:
     degrees = [degree for degree in (1, 2, 4) if world % degree == 0]
     # Where tables are whole: a state does not know how they were spread.

@@ -100,6 +100,7 @@ def score(folder: Path, shift: float | None) -> tuple[float, float]:
     return metrics["test/auroc"], metrics["test/auroc_by_record"]
 
 
+@pytest.mark.long
 def test_an_answer_after_the_moment_is_worth_nothing_and_one_before_it_everything(tmp_path: Path) -> None:
     """The hint alone can reach 0.76: chance that a draw of N(1, 1) is above one of N(0, 1)."""
     without, after, before = (score(tmp_path / name, at) for name, at in (("w", None), ("a", 0.01), ("b", -0.01)))

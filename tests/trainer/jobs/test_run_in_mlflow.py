@@ -60,6 +60,7 @@ def test_a_run_that_is_over_before_mlflow_has_started_is_there_with_every_point(
         assert [(p.step, p.value) for p in client.get_metric_history(first["run_id"], key)] == points, key
 
 
+@pytest.mark.long
 def test_a_run_that_did_not_reach_mlflow_says_where_its_record_waits(data, tmp_path):
     uri = f"http://127.0.0.1:{free_port()}"
     (result,) = results(tracked(data, tmp_path, tracking__uri=uri), world=1)
@@ -68,6 +69,7 @@ def test_a_run_that_did_not_reach_mlflow_says_where_its_record_waits(data, tmp_p
     assert Path(tmp_path / "spool" / "operations.jsonl").exists()
 
 
+@pytest.mark.long
 def test_a_run_that_was_deleted_keeps_its_id_and_says_so(data, tmp_path):
     (first,) = results(tracked(data, tmp_path), world=1)
     MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").delete_run(first["run_id"])

@@ -174,7 +174,7 @@ def best_curves(source: Synthetic, records: list[Record], edge_T: np.ndarray) ->
     return np.array(rows)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_best_concordance_of_known_hazards_is_reached(tmp_path: Path) -> None:
     """At least .95 of what the best ranking has above chance, half of what the best curves gain over a life table."""
     options = {"records": 2500, "intervals": 12, "modalities": "vector:1", "noise": 0.7, "missing": 0.0, "classes": 2}

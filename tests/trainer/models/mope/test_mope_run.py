@@ -87,6 +87,7 @@ def test_two_ranks_train_what_one_trains(vqa: str, tmp_path: Path) -> None:
     assert max(abs(one[step] - two[step]) / one[step] for step in one) < 1e-5
 
 
+@pytest.mark.long
 def test_a_stopped_run_on_a_host_ends_with_the_same_bits(icu: tuple[str, str], tmp_path: Path) -> None:
     world, degree = 2, 2
 
@@ -190,6 +191,7 @@ def test_a_tower_that_was_trained_here_is_a_tower(vqa: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.long
 def test_baselines_run_as_the_same_job(vqa: str, tmp_path: Path, method: str) -> None:
     result = job(1, recipe(vqa, tmp_path, mope__method=method, training__epochs=1))
     assert result["status"] == "finished" and "test/accuracy" in result["metrics"]
@@ -212,6 +214,7 @@ def test_data_in_another_order_than_the_host_train_the_same(icu: tuple[str, str]
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.long
 def test_baselines_run_on_a_host(icu: tuple[str, str], tmp_path: Path, method: str) -> None:
     run_config = on_host(icu, tmp_path, method=method)
     run_config.training.epochs = 1
@@ -235,6 +238,7 @@ def test_a_job_on_a_host_is_planned_from_the_shapes_of_its_checkpoint(icu: tuple
 
 
 @pytest.mark.parametrize("what", ["towers", "host"])
+@pytest.mark.long
 def test_bf16_trains_and_stays_near_fp32(icu: tuple[str, str], vqa: str, tmp_path: Path, what: str) -> None:
     """Without dropout and noise; masters and moments are fp32, routing and importance too."""
     found = {}
