@@ -57,7 +57,7 @@ def summary(manifest: Manifest, patterns: int = 10, sample: int = MOST_RECORDS) 
         "observations": manifest.observations,
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "shards": len(manifest.shards),
-        "chunks": len(manifest.chunk_table),
+        "chunks": len(manifest.chunks),
         "source": manifest.source,
         "modalities": _modalities(manifest, index),
         "patterns": _patterns(manifest, index, patterns),

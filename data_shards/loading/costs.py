@@ -123,7 +123,7 @@ def read_costs(part: PlainPart | MixedPart, weights: TokenWeights, rank: int = 0
         except ShardError as error:
             logger.warning("costs of a shard's records are taken for the mean: %s", error)
             counts = manifest.counts(*manifest.columns[column])
-            return np.full(counts[manifest.chunk_table[:, 0] == number].sum(), UNKNOWN, np.int32)
+            return np.full(int(counts[manifest.chunks.cut(number)].sum()), UNKNOWN, np.int32)
         return weights.tokens(held_by(index, manifest.schema, column), numbers_m).astype(np.int32)
 
     with ThreadPoolExecutor(READERS) as pool:

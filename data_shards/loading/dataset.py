@@ -7,6 +7,7 @@ sample is a record, or one moment of a record where tasks have labels at moments
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 
@@ -45,16 +46,22 @@ class PlainPart:
     """One part of one data set, as a model with modalities of this ``schema`` sees it."""
 
     def __init__(self, manifest: Manifest, config: DataConfig, part: str, schema: DatasetSchema) -> None:
-        self.manifest, self.config, self.part = manifest, config, part
+        self.manifest, self.config, self.part, self.schema = manifest, config, part, schema
         self.place = place_of(manifest.schema, schema)
         self.counts = manifest.counts(config.split, part)
-        self.samples = int(self.counts.sum())
+        # What it is on a node, if its processes share it.
+        self._key = f"{manifest.digest} {config.split} {part}" if manifest.chunks.shared is not None else None
+        self._first = first_numbers(self.counts, self._key)
+        self.samples = int(self._first[-1] + self.counts[-1]) if len(self.counts) else 0
         self.bounds = np.array([0, self.samples])
-        self._first = first_numbers(self.counts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process only what it is made of travels."""
+        return PlainPart, (self.manifest, self.config, self.part, self.schema)
 
     def order(self, seed: int, epoch: int, shuffle: bool) -> EpochOrder:
         """The sequence of an epoch."""
-        return EpochOrder(self.counts, seed, epoch, self.config.window_chunks, shuffle)
+        return EpochOrder(self.counts, seed, epoch, self.config.window_chunks, shuffle, self._first, self._key)
 
     def places(self, number_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(chunk_B, ordinal_B) of samples by their numbers in the part."""

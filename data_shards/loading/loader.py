@@ -130,13 +130,13 @@ class _Schedule:
     """The (epoch, start) pairs that workers fetch next; refilled for each pass over persistent workers."""
 
     def __init__(self) -> None:
-        self.steps: list[tuple[int, int]] = []
+        self.epoch, self.starts = 0, range(0)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(self.steps)
+        return ((self.epoch, start) for start in self.starts)
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return len(self.starts)
 
 
 class StepLoader:
@@ -224,9 +224,9 @@ class StepLoader:
         """
         if not 0 <= offset <= self.samples:
             raise ValueError(f"offset {offset} is outside the epoch's 0 to {self.samples} samples")
-        schedule = [(epoch, start) for start in range(offset, self.samples, self.batch_size)]
+        starts = range(offset, self.samples, self.batch_size)
         # strict: a worker that ends early must not look like the end of the epoch.
-        for (_, start), made in zip(schedule, self._fetch(schedule), strict=True):
+        for start, made in zip(starts, self._fetch(epoch, starts), strict=True):
             self._count(made.skipped)
             if made.load is not None:
                 self.evenness.add(made.load)
@@ -235,7 +235,7 @@ class StepLoader:
 
     def _warn_if_thrashing(self, manifest: DataSet, world: int) -> None:
         """A window that does not fit in memory makes every step read its chunks again."""
-        largest = max((shard.chunks.longest for shard in manifest.shards), default=0)
+        largest = manifest.largest_chunk
         held = largest * -(-self.config.window_chunks // world)
         if held > self.config.memory_bytes:
             logger.warning(
@@ -247,12 +247,12 @@ class StepLoader:
         """Stop the worker processes."""
         self._workers = None
 
-    def _fetch(self, schedule: list[tuple[int, int]]) -> Iterator[_Made]:
+    def _fetch(self, epoch: int, starts: range) -> Iterator[_Made]:
         if not self.config.workers:
-            yield from (self._steps.make(*step) for step in schedule)
+            yield from (self._steps.make(epoch, start) for start in starts)
             return
-        # Workers outlive an epoch, so the sampler they share is refilled instead of replaced.
-        self._schedule.steps = schedule
+        # Workers outlive an epoch, so the sampler they share is set anew instead of replaced.
+        self._schedule.epoch, self._schedule.starts = epoch, starts
         for fetched in self._pool():
             if fetched.error is not None:
                 raise fetched.error

@@ -19,7 +19,7 @@ from typing import Any
 from data_shards.config import DataConfig
 from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.records.statistics import SplitStatistics
-from data_shards.shards.manifest import Manifest, Shard
+from data_shards.shards.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class Mixture:
         return any(member.manifest.in_memory for member in self.members)
 
     @property
-    def shards(self) -> tuple[Shard, ...]:
-        """Of all data sets."""
-        return tuple(shard for member in self.members for shard in member.manifest.shards)
+    def largest_chunk(self) -> int:
+        """Bytes of the largest chunk of all data sets."""
+        return max(member.manifest.largest_chunk for member in self.members)
 
     @property
     def records(self) -> int:

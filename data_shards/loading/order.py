@@ -18,6 +18,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from data_shards.node_arrays import node_arrays
 from data_shards.permutation import permutation
 
 
@@ -37,32 +38,47 @@ class EpochOrder:
         seed, epoch: what the order depends on.
         window_chunks: chunks that are shuffled together.
         shuffle: False keeps storage order (evaluation).
+        first: `first_numbers` of the counts, where they are known. key: the name of the counts on this node, if its
+            processes share them; then they share the order, too.
     """
 
     def __init__(
-        self, counts: np.ndarray, seed: int | str, epoch: int, window_chunks: int, shuffle: bool = True
+        self,
+        counts: np.ndarray,
+        seed: int | str,
+        epoch: int,
+        window_chunks: int,
+        shuffle: bool = True,
+        first: np.ndarray | None = None,
+        key: str | None = None,
     ) -> None:
-        # Chunks without a record of this part take no place in the permutation.
-        chunks = np.flatnonzero(counts)
-        if shuffle:
-            chunks = chunks[permutation(len(chunks), seed, epoch, "chunks")]
-        self._chunks, self._sizes = chunks, counts[chunks].astype(np.int64)
-        self._first = first_numbers(counts)
+        self._counts, self._first = counts, first_numbers(counts) if first is None else first
         self._seed, self._epoch, self._window, self._shuffle = seed, epoch, window_chunks, shuffle
-        ends = np.cumsum(self._sizes)
-        self.total = int(ends[-1]) if len(ends) else 0
-        # Where each window begins in the sequence, and where the last one ends.
-        first = np.arange(0, len(chunks), window_chunks)
-        self._starts = (
-            np.concatenate((ends[first] - self._sizes[first], [self.total])) if len(ends) else np.zeros(1, int)
-        )
+        words = f"order 1 {key} {seed!r} {epoch if shuffle else None} {window_chunks}"
+        made = self._make() if key is None else node_arrays(words, self._make)
+        self._chunks, self._starts = made["chunks"], made["starts"]
+        self.total = int(self._starts[-1])
         # A step may lie across two windows.
         self._entries = lru_cache(maxsize=2)(self._build)
 
+    def _make(self) -> dict[str, np.ndarray]:
+        """Chunks in order, and where each window begins in the sequence and the last one ends."""
+        # Chunks without a record of this part take no place in the permutation.
+        chunks = np.flatnonzero(self._counts).astype(np.int32)
+        if self._shuffle:
+            chunks = chunks[permutation(len(chunks), self._seed, self._epoch, "chunks")]
+        windows = np.arange(0, len(chunks), self._window)
+        sizes = np.add.reduceat(self._counts[chunks], windows, dtype=np.int64) if len(chunks) else windows
+        return {"chunks": chunks, "starts": np.concatenate(([0], np.cumsum(sizes)))}
+
+    def _cut(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Chunks of the windows [first, last), and the samples of each."""
+        chunks = self._chunks[first * self._window : last * self._window].astype(np.int64)
+        return chunks, self._counts[chunks].astype(np.int64)
+
     def _build(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         """(chunk, number within the chunk's records of the part) of one window, in order."""
-        cut = slice(window * self._window, (window + 1) * self._window)
-        chunk_N, ordinal_N = _records(self._chunks[cut], self._sizes[cut])
+        chunk_N, ordinal_N = _records(*self._cut(window, window + 1))
         if self._shuffle:
             order = permutation(len(chunk_N), self._seed, self._epoch, window)
             chunk_N, ordinal_N = chunk_N[order], ordinal_N[order]
@@ -92,9 +108,9 @@ class EpochOrder:
         inside = int(np.searchsorted(self._starts, start)), int(np.searchsorted(self._starts, stop, side="right")) - 1
         if inside[0] >= inside[1]:
             return np.sort(self._numbers_of(*self.take(start, stop)))
-        cut = slice(inside[0] * self._window, inside[1] * self._window)
-        by_place = np.argsort(self._chunks[cut])
-        whole = _records(self._chunks[cut][by_place], self._sizes[cut][by_place])
+        chunks, sizes = self._cut(*inside)
+        by_place = np.argsort(chunks)
+        whole = _records(chunks[by_place], sizes[by_place])
         ends = self.take(start, int(self._starts[inside[0]])), self.take(int(self._starts[inside[1]]), stop)
         # Stable: fast where most of it is in order already.
         return np.sort(np.concatenate([self._numbers_of(*piece) for piece in (whole, *ends)]), kind="stable")
@@ -111,9 +127,13 @@ def _records(chunks: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.repeat(chunks, sizes), ordinal_N
 
 
-def first_numbers(counts: np.ndarray) -> np.ndarray:
-    """int64 [chunks]: number of each chunk's first record of the part."""
-    return np.cumsum(counts, dtype=np.int64) - counts
+def first_numbers(counts: np.ndarray, key: str | None = None) -> np.ndarray:
+    """int64 [chunks]: number of each chunk's first record of the part; shared by a node's processes if it has a key."""
+    if key is not None:
+        return node_arrays(f"first 1 {key}", lambda: {"first": first_numbers(counts)})["first"]
+    first = np.cumsum(counts, dtype=np.int64)
+    first -= counts
+    return first
 
 
 def places(first_C: np.ndarray, number_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,10 +20,11 @@ from data_shards.records.arrays import Limits
 from data_shards.records.schema import RAGGED, DatasetSchema
 from data_shards.records.statistics import Accumulator
 from data_shards.records.vocabulary import Vocabulary
-from data_shards.shards.chunks import ChunkTable
+from data_shards.shards.contents.chunks import ChunkTable
+from data_shards.shards.contents.shards import IndexFile, Shard
 from data_shards.shards.head import Head, head_bytes, opened, table_file, tables_of
 from data_shards.shards.index import NO_PART, ShardIndex, dump_index
-from data_shards.shards.manifest import LENGTHS, IndexFile, Lineage, Manifest, Shard, TableFile
+from data_shards.shards.manifest import LENGTHS, Lineage, Manifest, TableFile
 from data_shards.shards.storage import Storage
 from data_shards.shards.tar import ShardBuilder
 
@@ -205,17 +206,9 @@ class ShardSetWriter:
 
         offset_K, length_K, records_K, crc32_K, total_K = np.concatenate([s.chunks_k5 for s in self._closed]).T
         parts_KC = whole([shard.parts_kC for shard in self._closed])
-        moments = self.schema.has_moments
-        chunks = ChunkTable(
-            np.cumsum([0, *(len(shard.chunks_k5) for shard in self._closed)]),
-            offset_K,
-            length_K,
-            records_K,
-            crc32_K,
-            parts_KC,
-            whole([shard.samples_kC for shard in self._closed]) if moments else parts_KC,
-            total_K,
-        )
+        samples = (whole([shard.samples_kC for shard in self._closed]), total_K) if self.schema.has_moments else None
+        counts_S = np.array([len(shard.chunks_k5) for shard in self._closed])
+        chunks = ChunkTable.of(counts_S, offset_K, length_K, records_K, crc32_K, parts_KC, samples)
         shards = [
             Shard(own.name, own.bytes, own.sha256, own.records, own.index, chunks.of_shard(number))
             for number, own in enumerate(self._closed)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from data_shards.paths import absolute_path
 
 if TYPE_CHECKING:
-    from data_shards.shards.manifest import Shard
+    from data_shards.shards.contents.shards import Shard
     from data_shards.shards.storage import Storage
 
 _PIECE = 32 << 20

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,8 +17,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from data_shards.errors import ManifestError
 from data_shards.records.schema import DatasetSchema
 from data_shards.records.statistics import Accumulator, SplitStatistics
-from data_shards.shards.chunks import ChunkTable
-from data_shards.shards.manifest import FORMAT, Lineage, Manifest, Shard, TableFile, damaged
+from data_shards.shards.contents.chunks import ChunkTable
+from data_shards.shards.contents.shards import Shard
+from data_shards.shards.manifest import FORMAT, Lineage, Manifest, TableFile, damaged
 from data_shards.shards.storage import Storage
 from data_shards.shards.tables import dump_chunks, dump_shards, dump_sketches, load_shards
 
@@ -77,12 +78,12 @@ def read_version_two(text: bytes, storage: Storage) -> Manifest:
     tables, moments = head.tables, head.schema.has_moments
     shards, chunks = load_shards(storage, tables.shards, tables.chunks, len(head.columns), moments)
     manifest = opened(head, hashlib.sha256(text).hexdigest(), shards, chunks, storage).check()
-    if head.samples != chunks.total_K.sum():
+    if head.samples != chunks.sums()[-1]:
         raise ManifestError(f"{storage.url}: {head.samples} samples, but the chunks hold another number")
     return manifest
 
 
-def opened(head: Head, digest: str, shards: tuple[Shard, ...], chunks: ChunkTable, storage: Storage) -> Manifest:
+def opened(head: Head, digest: str, shards: Sequence[Shard], chunks: ChunkTable, storage: Storage) -> Manifest:
     """The data set that a head and its tables describe."""
     return Manifest(
         head.version,
@@ -110,7 +111,7 @@ def table_file(what: str, data: bytes, rows: int) -> TableFile:
 
 
 def tables_of(
-    shards: tuple[Shard, ...], chunks: ChunkTable, statistics: Mapping[str, Accumulator], moments: bool
+    shards: Sequence[Shard], chunks: ChunkTable, statistics: Mapping[str, Accumulator], moments: bool
 ) -> tuple[Tables, dict[str, bytes]]:
     """Entries of the tables, and the bytes of each file."""
     sketches, entries = dump_sketches(statistics)

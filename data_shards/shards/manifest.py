@@ -7,9 +7,8 @@ it byte by byte in docs/format.md.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +18,8 @@ from data_shards.errors import ManifestError, TableError
 from data_shards.records.schema import DatasetSchema
 from data_shards.records.statistics import SplitStatistics
 from data_shards.records.vocabulary import Vocabulary
-from data_shards.shards.chunks import MAX_CHUNK_BYTES, Chunks, ChunkTable
+from data_shards.shards.contents.chunks import MAX_CHUNK_BYTES, ChunkTable
+from data_shards.shards.contents.shards import Shard, ShardList
 from data_shards.shards.storage import NAME, Storage
 
 FILE = "manifest.json"
@@ -33,16 +33,6 @@ def damaged(error: ValidationError, storage: Storage) -> ManifestError:
     """What is said of a manifest that does not have the form of its version: the first place where it differs."""
     first = error.errors()[0]
     return ManifestError(f"{storage.url}: {FILE} is damaged at {'.'.join(map(str, first['loc']))}: {first['msg']}")
-
-
-@dataclass(frozen=True)
-class IndexFile:
-    """The file with one row per record of a shard."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    name: str
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -67,18 +57,6 @@ class Lineage:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     number: int = 1
     parent: str | None = None
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One tar file."""
-
-    name: str
-    bytes: int
-    sha256: str
-    records: int
-    index: IndexFile
-    chunks: Chunks = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +87,7 @@ class Manifest:
     columns: tuple[tuple[str, str], ...]
     splits: dict[str, dict[str, int]]
     statistics: dict[str, SplitStatistics]
-    shards: tuple[Shard, ...]
+    shards: Sequence[Shard]
     chunks: ChunkTable
     storage: Storage = field(repr=False)
     vocabularies: dict[str, TableFile] = field(default_factory=dict)
@@ -125,6 +103,11 @@ class Manifest:
     def in_memory(self) -> bool:
         """Whether it lives in this process only."""
         return self.storage.scheme == "memory"
+
+    @property
+    def largest_chunk(self) -> int:
+        """Bytes of it."""
+        return int(self.chunks.length_K.max(initial=0))
 
     @property
     def lengths(self) -> dict[str, dict[str, int]] | None:
@@ -164,38 +147,38 @@ class Manifest:
         return self.columns.index((split, part))
 
     def counts(self, split: str, part: str | None) -> np.ndarray:
-        """int64 [chunks]: samples of the part in each chunk, in storage order; part None = of all records."""
+        """Integers [chunks]: samples of the part in each chunk, in storage order; part None = of all records."""
         if part is None:
-            return self.chunks.total_K.astype(np.int64)
-        return self.chunks.samples_KC[:, self.column(split, part)].astype(np.int64)
-
-    @cached_property
-    def chunk_table(self) -> np.ndarray:
-        """int64 [chunks, 3]: shard, chunk number in the shard, number of the chunk's first record in the data set."""
-        shard_K, records_K = self.chunks.shard_K, self.chunks.records_K
-        within_K = np.arange(len(self.chunks)) - self.chunks.first_S1[shard_K]
-        return np.stack((shard_K, within_K, np.cumsum(records_K) - records_K), axis=1)
+            return self.chunks.total_K
+        counts_K: np.ndarray = self.chunks.samples_KC[:, self.column(split, part)]
+        return counts_K
 
     def check(self) -> Manifest:
         """Itself; ManifestError if numbers contradict each other or a name leaves the folder."""
         tables = [*self.vocabularies.values(), *([self.sketches] if self.sketches else [])]
-        check_names((name for shard in self.shards for name in (shard.name, shard.index.name)), self.url)
         check_names((table.name for table in tables), self.url)
-        for shard in self.shards:
-            if not 0 <= shard.index.bytes <= MAX_CHUNK_BYTES:
-                raise ManifestError(f"{self.url}: index of shard {shard.name} claims {shard.index.bytes} bytes")
-        bytes_S, records_S = (
-            np.array([getattr(s, name) for s in self.shards], np.int64) for name in ("bytes", "records")
-        )
-        problem = self.chunks.problem(bytes_S, records_S)
-        if problem:
-            raise ManifestError(f"{self.url}: shard {self.shards[problem[0]].name}, {problem[1]}")
-        if self.records != records_S.sum():
+        sums = self.chunks.sums()
+        if self.records != sums[0]:
             raise ManifestError(f"{self.url}: {self.records} records, but the shards hold another number")
-        for (split, part), total in zip(self.columns, self.chunks.parts_KC.sum(axis=0).tolist(), strict=True):
+        for (split, part), total in zip(self.columns, sums[1:-1], strict=True):
             if self.splits.get(split, {}).get(part) != total:
                 raise ManifestError(f"{self.url}: split {split!r} part {part!r} does not add up to {total}")
         return self
+
+
+def check_shards(shards: Sequence[Shard] | ShardList, chunks: ChunkTable, url: str) -> None:
+    """Raise ManifestError if shards and chunks contradict each other, or a name leaves the folder."""
+    check_names((name for shard in shards for name in (shard.name, shard.index.name)), url)
+    for shard in shards:
+        if not 0 <= shard.index.bytes <= MAX_CHUNK_BYTES:
+            raise ManifestError(f"{url}: index of shard {shard.name} claims {shard.index.bytes} bytes")
+    if isinstance(shards, ShardList):
+        bytes_S, records_S = shards.bytes_S, shards.records_S
+    else:
+        bytes_S, records_S = (np.array([getattr(s, name) for s in shards], np.int64) for name in ("bytes", "records"))
+    problem = chunks.problem(bytes_S, records_S)
+    if problem:
+        raise ManifestError(f"{url}: shard {shards[problem[0]].name}, {problem[1]}")
 
 
 def check_names(names: Iterable[str], url: str) -> None:

@@ -27,9 +27,10 @@ from data_shards.records.decoder import Decoder
 from data_shards.records.knots import KNOTS
 from data_shards.records.schema import DatasetSchema
 from data_shards.shards.cache import ShardCache
-from data_shards.shards.chunks import Chunk
+from data_shards.shards.contents.chunks import Chunk
+from data_shards.shards.contents.shards import Shard
 from data_shards.shards.index import ShardIndex, load_index
-from data_shards.shards.manifest import Manifest, Shard
+from data_shards.shards.manifest import Manifest
 from data_shards.shards.storage import Storage
 from data_shards.shards.tar import BLOCK, members
 
@@ -149,9 +150,8 @@ class Reader:
             ) from error
 
     def _find(self, chunk: int) -> tuple[Shard, int, Chunk]:
-        shard_number, number, _ = self.manifest.chunk_table[chunk]
-        shard = self.manifest.shards[shard_number]
-        return shard, int(number), shard.chunks[number]
+        shard_number, number = self.manifest.chunks.place(chunk)
+        return self.manifest.shards[shard_number], number, self.manifest.chunks.chunk(chunk)
 
     def _load(self, chunk: int) -> LoadedChunk:
         """The chunk from memory, or read and checked; the least recently used ones make room."""
@@ -171,18 +171,18 @@ class Reader:
     def _fetch(self, chunk: int) -> LoadedChunk:
         shard, number, entry = self._place(chunk)
         try:
-            index = self._index(int(self.manifest.chunk_table[chunk, 0]))
+            index = self._index(self.manifest.chunks.place(chunk)[0])
         except ShardError as error:
             # Without its index nobody knows the chunk's records: each of them reports this damage.
             return LoadedChunk(None, error, None, [], [], 0)
-        table = self.manifest.chunk_table
-        first = int(table[chunk, 2] - table[chunk - number, 2])
+        start_K = self.manifest.chunks.start_K
+        first = int(start_K[chunk] - start_K[chunk - number])
         row_X = np.arange(first, first + entry.records)
         if self.column is not None:
             row_X = row_X[index.members(self.column, first, first + entry.records)]
         rows, moments = (column.tolist() for column in _samples(row_X, index.moments_n[row_X]))
         # Rows count within the shard, numbers within the data set.
-        base = int(self.manifest.chunk_table[chunk, 2]) - first
+        base = int(start_K[chunk]) - first
         end = entry.offset + entry.length
         place: dict[str, int] = {"chunk": number, "start": entry.offset, "end": end}
         try:

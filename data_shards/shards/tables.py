@@ -11,14 +11,18 @@ from typing import cast
 import numpy as np
 
 from data_shards.errors import ManifestError, TableError
+from data_shards.node_arrays import node_arrays
 from data_shards.parquet import Column, dump_table, load_table
 from data_shards.records.distributions.distribution import Distribution
 from data_shards.records.distributions.sketch import Sketch
 from data_shards.records.statistics import DISTRIBUTIONS, Accumulator
-from data_shards.shards.chunks import ChunkTable
-from data_shards.shards.manifest import IndexFile, Manifest, Shard, TableFile, read_table_file
+from data_shards.shards.contents.chunks import ChunkTable
+from data_shards.shards.contents.shards import Shard, ShardList
+from data_shards.shards.manifest import Manifest, TableFile, check_shards, read_table_file
 from data_shards.shards.storage import Storage
 
+SHARED_ABOVE = 1 << 18
+"""Chunks above which the processes of a node share them: below, they are some ten megabytes a process."""
 MAX_ROWS = {"shards": 1 << 22, "chunks": 1 << 27, "sketches": 1 << 27}
 _SHARDS = {
     "name": "string",
@@ -73,38 +77,49 @@ def dump_chunks(chunks: ChunkTable, moments: bool) -> bytes:
 
 def load_shards(
     storage: Storage, shards: TableFile, chunks: TableFile, columns: int, moments: bool
-) -> tuple[tuple[Shard, ...], ChunkTable]:
-    """Both tables of a data set with so many (split, part) columns. Raises ManifestError."""
+) -> tuple[ShardList, ChunkTable]:
+    """Both tables of a data set with so many (split, part) columns, checked.
+
+    Of very many chunks they are unpacked and checked by one process of a node, for all of them.
+
+    Raises:
+        ManifestError: a table is damaged, or numbers contradict each other.
+    """
+    if chunks.rows <= SHARED_ABOVE:
+        arrays, table = _load(storage, shards, chunks, columns, moments)
+        return ShardList(arrays, table), table
+
+    def make() -> dict[str, np.ndarray]:
+        arrays, table = _load(storage, shards, chunks, columns, moments)
+        return arrays | table.arrays()
+
+    shared = node_arrays(f"tables 1 {shards.sha256} {chunks.sha256} {columns} {moments}", make)
+    table = ChunkTable.of_arrays(shared)
+    return ShardList(shared, table), table
+
+
+def _load(
+    storage: Storage, shards: TableFile, chunks: TableFile, columns: int, moments: bool
+) -> tuple[dict[str, np.ndarray], ChunkTable]:
     own = read_table(storage, shards, "shards", _SHARDS)
-    types = _chunk_types(columns, moments)
-    rows = cast("dict[str, np.ndarray]", read_table(storage, chunks, "chunks", types))
-    counts_S = cast(np.ndarray, own["chunks"]).astype(np.int64)
-    if (counts_S < 0).any() or counts_S.sum() != chunks.rows:
+    rows = cast("dict[str, np.ndarray]", read_table(storage, chunks, "chunks", _chunk_types(columns, moments)))
+    counts_S = cast(np.ndarray, own["chunks"])
+    if (counts_S < 0).any() or counts_S.sum(dtype=np.int64) != chunks.rows:
         raise ManifestError(
-            f"{storage.url}: table {shards.name} counts {counts_S.sum()} chunks, table {chunks.name} has {chunks.rows}"
+            f"{storage.url}: table {shards.name} counts {counts_S.sum(dtype=np.int64)} chunks, table {chunks.name} has "
+            f"{chunks.rows}"
         )
-    parts_KC = _side_by_side([rows[f"part.{number}"] for number in range(columns)], chunks.rows)
-    samples_KC, total_K = parts_KC, rows["records"]
+    parts_KC, samples = _side_by_side([rows[f"part.{number}"] for number in range(columns)], chunks.rows), None
     if moments:
         samples_KC = _side_by_side([rows[f"samples.{number}"] for number in range(columns)], chunks.rows)
-        total_K = rows["samples"]
-    table = ChunkTable(
-        np.concatenate(([0], np.cumsum(counts_S))),
-        rows["offset"],
-        rows["length"],
-        rows["records"],
-        rows["crc32"],
-        parts_KC,
-        samples_KC,
-        total_K,
-    )
-    texts = {name: column if isinstance(column, list) else column.tolist() for name, column in own.items()}
-    found = zip(*(texts[name] for name in _SHARDS), strict=True)
-    opened = tuple(
-        Shard(name, size, sha256, records, IndexFile(*index), table.of_shard(number))
-        for number, (name, size, sha256, records, _, *index) in enumerate(found)
-    )
-    return opened, table
+        samples = samples_KC, rows["samples"]
+    cells = (rows[name] for name in ("offset", "length", "records", "crc32"))
+    table = ChunkTable.of(counts_S, *cells, parts_KC, samples)
+    texts = [cast(list[str], own[name]) for name in ("name", "sha256", "index_name", "index_sha256")]
+    numbers = {name: cast(np.ndarray, own[name]) for name in ("bytes", "records", "index_bytes")}
+    arrays = ShardList.arrays_of(*texts, numbers)
+    check_shards(ShardList(arrays, table), table, storage.url)
+    return arrays, table
 
 
 def _side_by_side(columns: list[np.ndarray], rows: int) -> np.ndarray:

@@ -16,8 +16,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from data_shards.errors import ManifestError
 from data_shards.records.schema import DatasetSchema
 from data_shards.records.statistics import SplitStatistics
-from data_shards.shards.chunks import ChunkTable
-from data_shards.shards.manifest import FILE, FORMAT, IndexFile, Manifest, Shard, damaged
+from data_shards.shards.contents.chunks import ChunkTable
+from data_shards.shards.contents.shards import IndexFile, Shard
+from data_shards.shards.manifest import FILE, FORMAT, Manifest, check_shards, damaged
 from data_shards.shards.storage import Storage
 
 _STRICT = ConfigDict(extra="forbid")
@@ -79,6 +80,7 @@ def read_version_one(text: bytes, storage: Storage) -> Manifest:
         Shard(shard.name, shard.bytes, shard.sha256, shard.records, shard.index, chunks.of_shard(number))
         for number, shard in enumerate(found.shards)
     )
+    check_shards(shards, chunks, storage.url)
     return Manifest(
         1,
         hashlib.sha256(_canonical(found).encode()).hexdigest(),
@@ -108,7 +110,7 @@ def _table(contents: _Contents, url: str) -> ChunkTable:
                 where = f"{url}: shard {shard.name}, chunk {number}"
                 raise ManifestError(f"{where}: counts per part {chunk.parts} do not fit {chunk.records} records")
     every = [chunk for shard in contents.shards for chunk in shard.chunks]
-    first_S1 = np.cumsum([0, *(len(shard.chunks) for shard in contents.shards)])
+    counts_S = np.array([len(shard.chunks) for shard in contents.shards], np.int64)
     try:
         offset_K, length_K, records_K, crc32_K = (
             np.array([getattr(chunk, name) for chunk in every], np.int64)
@@ -117,4 +119,4 @@ def _table(contents: _Contents, url: str) -> ChunkTable:
         parts_KC = np.array([chunk.parts for chunk in every], np.int32).reshape(len(every), width)
     except OverflowError as error:
         raise ManifestError(f"{url}: {FILE} is damaged: a number of a chunk is out of range: {error}") from error
-    return ChunkTable(first_S1, offset_K, length_K, records_K, crc32_K, parts_KC, parts_KC, records_K)
+    return ChunkTable.of(counts_S, offset_K, length_K, records_K, crc32_K, parts_KC)

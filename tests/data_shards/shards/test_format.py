@@ -18,7 +18,8 @@ from data_shards.records.check import MAX_CODE_BYTES
 from data_shards.records.decoder import Decoder
 from data_shards.records.distributions.sketch import PROBABILITIES
 from data_shards.records.vocabulary import VocabularyRule
-from data_shards.shards import chunks, head, manifest, opening, tables
+from data_shards.shards import head, manifest, opening, tables
+from data_shards.shards.contents import chunks
 from tests.data_shards.build import SCHEMA, ListSource, make_record
 from tests.data_shards.records.test_objects import HOURLY, PLAIN, record_of
 from tests.data_shards.shards import follow_format

@@ -181,9 +181,10 @@ def test_counts_and_places_of_chunks(tmp_path: Path) -> None:
             places.append([number, c, row])
             row += chunk.records
             assert chunk.total_samples == chunk.records == len(own)
-        assert shard.chunks.longest == max(chunk.length for chunk in shard.chunks)
         assert shard.chunks[-1] == list(shard.chunks)[-1] and list(shard.chunks[1:]) == list(shard.chunks)[1:]
-    assert row == 60 and manifest.chunk_table.tolist() == places
+    found = [[*manifest.chunks.place(k), int(manifest.chunks.start_K[k])] for k in range(len(manifest.chunks))]
+    assert row == 60 and found == places
+    assert manifest.largest_chunk == max(chunk.length for shard in manifest.shards for chunk in shard.chunks)
     assert manifest.counts("default", None).sum() == 60 and manifest.counts("default", "val").sum() == 12
     with pytest.raises(IndexError):
         _ = manifest.shards[0].chunks[99]

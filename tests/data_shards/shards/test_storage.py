@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from data_shards import DataConfig, Manifest, ManifestError, ShardError, StepLoader, open_manifest, pack
 from data_shards.shards.cache import ShardCache
-from data_shards.shards.manifest import Shard
+from data_shards.shards.contents.shards import Shard
 from data_shards.shards.storage import Storage, check_url
 from tests.data_shards.build import SCHEMA, ListSource, make_record, make_set
 

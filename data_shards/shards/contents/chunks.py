@@ -3,6 +3,9 @@
 A chunk is the unit of reading and of order: consecutive records of a shard. A *sample* is what a model learns from: a
 record, or each moment of a record whose labels have times.
 
+Of a data set with very many chunks the columns are shared by all processes of a node (`node_arrays`), and were checked
+when they were made.
+
 Shapes: K chunks, S shards, C (split, part) columns.
 """
 
@@ -10,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
+
+from data_shards.node_arrays import NodeArrays
 
 MAX_CHUNK_BYTES = 1 << 30
 
@@ -45,6 +49,8 @@ class ChunkTable:
         first_S1: number of each shard's first chunk, and the number of chunks.
         offset_K, length_K, records_K, crc32_K, parts_KC, samples_KC, total_K: as in `Chunk`. Without moments samples
             are records, and their columns are the same arrays.
+        start_K: int64, number of each chunk's first record in the data set.
+        shared: what they are views of, where processes of a node share them.
     """
 
     first_S1: np.ndarray
@@ -55,9 +61,58 @@ class ChunkTable:
     parts_KC: np.ndarray
     samples_KC: np.ndarray
     total_K: np.ndarray
+    start_K: np.ndarray
+    shared: NodeArrays | None = None
+
+    @classmethod
+    def of(
+        cls,
+        counts_S: np.ndarray,
+        offset_K: np.ndarray,
+        length_K: np.ndarray,
+        records_K: np.ndarray,
+        crc32_K: np.ndarray,
+        parts_KC: np.ndarray,
+        samples: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> ChunkTable:
+        """From the number of chunks of each shard and the columns; `samples`, of each part and of all, where records
+        have moments."""
+        first_S1 = np.concatenate(([0], np.cumsum(counts_S, dtype=np.int64)))
+        start_K = np.cumsum(records_K, dtype=np.int64)
+        start_K -= records_K
+        samples_KC, total_K = samples or (parts_KC, records_K)
+        return cls(first_S1, offset_K, length_K, records_K, crc32_K, parts_KC, samples_KC, total_K, start_K)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Its columns by name, for `of_arrays`."""
+        found = {name: getattr(self, name) for name in _COLUMNS}
+        if self.samples_KC is self.parts_KC:
+            del found["samples_KC"], found["total_K"]
+        return found | {"sums": np.array(self.sums())}
+
+    @classmethod
+    def of_arrays(cls, shared: NodeArrays) -> ChunkTable:
+        """From what processes of the node share."""
+        own = {"samples_KC": shared["parts_KC"], "total_K": shared["records_K"]} | shared
+        return cls(**{name: own[name] for name in _COLUMNS}, shared=shared)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Of shared columns only their place travels to another process."""
+        if self.shared is not None:
+            return ChunkTable.of_arrays, (self.shared,)
+        return ChunkTable, tuple(getattr(self, name) for name in _COLUMNS)
 
     def __len__(self) -> int:
         return len(self.offset_K)
+
+    def place(self, chunk: int) -> tuple[int, int]:
+        """(shard, number within the shard) of a chunk."""
+        shard = int(np.searchsorted(self.first_S1, chunk, side="right")) - 1
+        return shard, chunk - int(self.first_S1[shard])
+
+    def cut(self, shard: int) -> slice:
+        """The chunks of a shard."""
+        return slice(int(self.first_S1[shard]), int(self.first_S1[shard + 1]))
 
     def chunk(self, number: int) -> Chunk:
         """One of them."""
@@ -75,18 +130,16 @@ class ChunkTable:
 
     def of_shard(self, number: int) -> Chunks:
         """The chunks of one shard."""
-        return Chunks(self, int(self.first_S1[number]), int(self.first_S1[number + 1]))
+        own = self.cut(number)
+        return Chunks(self, own.start, own.stop)
 
-    @cached_property
-    def shard_K(self) -> np.ndarray:  # noqa: N802
-        """int64: the shard of each chunk."""
-        return np.repeat(np.arange(len(self.first_S1) - 1), np.diff(self.first_S1))
-
-    def sums(self, column_K: np.ndarray) -> np.ndarray:
-        """int64 [S]: a column added up by shard."""
-        ends = np.concatenate(([0], np.cumsum(column_K, dtype=np.int64)))
-        added: np.ndarray = ends[self.first_S1[1:]] - ends[self.first_S1[:-1]]
-        return added
+    def sums(self) -> list[int]:
+        """Records, the records of each (split, part) column, and samples, of all chunks."""
+        if self.shared is not None:
+            kept: list[int] = self.shared["sums"].tolist()
+            return kept
+        columns = [self.records_K, *self.parts_KC.T, self.total_K]
+        return [int(column_K.sum(dtype=np.int64)) for column_K in columns]
 
     def problem(self, bytes_S: np.ndarray, records_S: np.ndarray) -> tuple[int, str] | None:
         """(shard, what is wrong with it) where numbers contradict each other; None if none do."""
@@ -116,17 +169,24 @@ class ChunkTable:
             k = int(np.argmax(unfit_K))
             samples = f"samples {tuple(self.samples_KC[k].tolist())} of {self.total_K[k]}"
             return self._at(k, f"{samples} do not fit {self.records_K[k]} records")
+        # Chunks of a shard follow each other: the last one ends last.
+        filled_S = np.diff(self.first_S1) > 0
         longest_S = np.zeros(len(bytes_S), np.int64)
-        np.maximum.at(longest_S, self.shard_K, end_K)
-        wrong_S = (longest_S > bytes_S) | (self.sums(self.records_K) != records_S)
+        longest_S[filled_S] = end_K[self.first_S1[1:][filled_S] - 1]
+        # Where the next shard's records begin, less where its own do.
+        next_S = np.append(self.start_K, int(self.records_K.sum(dtype=np.int64)))[self.first_S1]
+        wrong_S = (longest_S > bytes_S) | (np.diff(next_S) != records_S)
         if wrong_S.any():
             s = int(np.argmax(wrong_S))
             return s, f"its chunks do not fit its {bytes_S[s]} bytes and {records_S[s]} records"
         return None
 
     def _at(self, chunk: int, words: str) -> tuple[int, str]:
-        shard = int(self.shard_K[chunk])
-        return shard, f"chunk {chunk - int(self.first_S1[shard])}: {words}"
+        shard, number = self.place(chunk)
+        return shard, f"chunk {number}: {words}"
+
+
+_COLUMNS = ("first_S1", "offset_K", "length_K", "records_K", "crc32_K", "parts_KC", "samples_KC", "total_K", "start_K")
 
 
 class Chunks(Sequence[Chunk]):
@@ -154,8 +214,3 @@ class Chunks(Sequence[Chunk]):
 
     def __iter__(self) -> Iterator[Chunk]:
         return (self._table.chunk(number) for number in range(self._start, self._end))
-
-    @property
-    def longest(self) -> int:
-        """Bytes of the largest chunk."""
-        return int(self._table.length_K[self._start : self._end].max(initial=0))

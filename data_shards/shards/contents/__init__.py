@@ -1,0 +1,1 @@
+"""What a data set consists of: shards and their chunks, as columns."""
