@@ -77,7 +77,7 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
             for name, array in arrays.items():
                 stream.write(bytes(-stream.tell() % ALIGNMENT))
                 contents[name] = (array.dtype.str, array.shape, stream.tell())
-                stream.write(memoryview(np.ascontiguousarray(array.T)).cast("B") if array.size else b"")
+                stream.write(np.ascontiguousarray(array.T).data.cast("B") if array.size else b"")
             text = json.dumps(contents).encode()
             stream.write(text + len(text).to_bytes(8, "little"))
         part.rename(path)

@@ -64,7 +64,7 @@ FLOORS = {
         ("sources",),
         ("shards",),
         ("records",),
-        ("paths", "permutation", "config", "yaml_file", "parquet"),
+        ("paths", "permutation", "config", "yaml_file", "parquet", "node_arrays"),
         ("errors",),
     ),
 }

@@ -113,11 +113,13 @@ def _load(
     if moments:
         samples_KC = _side_by_side([rows[f"samples.{number}"] for number in range(columns)], chunks.rows)
         samples = samples_KC, rows["samples"]
-    cells = (rows[name] for name in ("offset", "length", "records", "crc32"))
-    table = ChunkTable.of(counts_S, *cells, parts_KC, samples)
-    texts = [cast(list[str], own[name]) for name in ("name", "sha256", "index_name", "index_sha256")]
+    offset_K, length_K, records_K, crc32_K = (rows[name] for name in ("offset", "length", "records", "crc32"))
+    table = ChunkTable.of(counts_S, offset_K, length_K, records_K, crc32_K, parts_KC, samples)
+    names, sha256, index_names, index_sha256 = (
+        cast(list[str], own[name]) for name in ("name", "sha256", "index_name", "index_sha256")
+    )
     numbers = {name: cast(np.ndarray, own[name]) for name in ("bytes", "records", "index_bytes")}
-    arrays = ShardList.arrays_of(*texts, numbers)
+    arrays = ShardList.arrays_of(names, sha256, index_names, index_sha256, numbers)
     check_shards(ShardList(arrays, table), table, storage.url)
     return arrays, table
 
