@@ -10,7 +10,7 @@ import sys
 import typer
 
 from launch.errors import exit_code, one_sentence
-from launch.verbs import checkpoint, cluster, compare, data, jobs, machine, plan, predict, sweep, train
+from launch.verbs import checkpoint, cluster, compare, data, init, jobs, machine, plan, predict, runs, sweep, train
 
 HELP = """Train multimodal mixture-of-experts models on records with missing modalities and irregular times.
 
@@ -30,7 +30,7 @@ app = typer.Typer(
     help=HELP, no_args_is_help=True, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False
 )
 # In the order in which --help shows them.
-for verbs in (data, train, predict, compare, sweep, plan, jobs, machine):
+for verbs in (init, data, train, predict, runs, compare, sweep, plan, jobs, machine):
     app.add_typer(verbs.app)
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(checkpoint.app, name="checkpoint")

@@ -28,10 +28,10 @@ FLOORS = {
         ("__main__",),
         ("cli",),
         ("verbs",),
-        ("sweep",),
+        ("sweep", "api"),
         ("runs",),
         ("doctor", "ray_train"),
-        ("compare", "datasets", "plan", "cluster", "cluster_files", "mlflow_ui"),
+        ("compare", "datasets", "draft", "plan", "cluster", "cluster_files", "mlflow_ui"),
         ("output", "errors", "versions"),
     ),
     "trainer": (

@@ -94,6 +94,15 @@ def find_runs(uri: str | None, wanted: Sequence[str], experiment: str | None) ->
     return sorted(unique.values(), key=lambda run: run.started_ms)
 
 
+def all_runs(uri: str) -> list[TrackedRun]:
+    """Every run that is not deleted, but parents of sweeps. Raises UnknownRunError: MLflow cannot be read."""
+    with _reading(uri, "the list of runs"):
+        client = tracking_client(uri)
+        known = client.search_experiments(view_type=ACTIVE)
+        runs = [_run(uri, found) for own in known for found in _pages(client, own.experiment_id, ACTIVE)]
+    return [run for run in runs if run.tags.get("job_type") != "sweep"]
+
+
 def _find(uri: str | None, word: str) -> TrackedRun:
     folder = absolute_url(word)
     stored = stored_run(folder)

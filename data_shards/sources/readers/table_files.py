@@ -14,6 +14,7 @@ import pyarrow.parquet
 
 from data_shards.paths import absolute_path
 from data_shards.sources.readers.cells import CellError, Cells, type_of
+from data_shards.sources.readers.csv_dialect import Dialect
 from data_shards.sources.readers.csv_files import csv_batches, csv_names, missing_column
 from data_shards.sources.readers.strict_json import BOM, parse_object
 
@@ -40,7 +41,7 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
             )
         if not file.is_file():
             raise ValueError(f"file {file} does not exist")
-        if not file.name.lower().endswith((*_CSV, *_PARQUET, *_JSON)):
+        if not is_table(file.name):
             raise ValueError(
                 f"file {file} is neither CSV (.csv, .tsv, .txt, also packed: .gz, .bz2, .zst) nor Parquet (.parquet) "
                 "nor JSON lines (.jsonl)"
@@ -68,6 +69,33 @@ def batches(file: Path, columns: Mapping[str, str], cells: Cells | None = None) 
             arrays.append(_convert(file, batch, name, kind, cells, row))
         yield pa.record_batch(arrays, names=list(columns))
         row += len(batch)
+
+
+def stored(file: Path, names: Sequence[str], cells: Cells | None = None) -> Iterator[pa.RecordBatch]:
+    """Some columns of a file, piece by piece, as the file has them: text of CSV, types of Parquet. Raises ValueError."""
+    yield from _raw(file, list(names), _partitions(file), cells or Cells())
+
+
+def column_names(file: Path, dialect: Dialect | None = None) -> list[str]:
+    """The columns of a file, those of its path too; of JSON lines the fields of the first object. Raises ValueError."""
+    name, parts = file.name.lower(), list(_partitions(file))
+    if name.endswith(_PARQUET):
+        try:
+            own = list(pa.parquet.read_schema(file).names)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"{file} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    elif name.endswith(_JSON):
+        with pa.input_stream(str(file)) as stream:
+            lines = (line for line in io.BufferedReader(stream) if line.strip())  # type: ignore[type-var,var-annotated]
+            own = list(parse_object(next(lines, b"{}").removeprefix(BOM), f"{file}, line 1"))
+    else:
+        own = list(csv_names(file, dialect or Dialect()))
+    return own + [part for part in parts if part not in own]
+
+
+def is_table(name: str) -> bool:
+    """Whether a file of this name is read as a table."""
+    return name.lower().endswith((*_CSV, *_PARQUET, *_JSON))
 
 
 def _convert(file: Path, batch: pa.RecordBatch, name: str, kind: str, cells: Cells, row: int) -> pa.Array:
