@@ -21,18 +21,11 @@ if TYPE_CHECKING:
 def compare_runs(
     wanted: Sequence[str], experiment: str | None, metric: str | None, html: str | None, uri: str | None
 ) -> None:
-    """Compare runs; prints tables, then the same as one JSON line.
-
-    Raises:
-        UsageError: neither runs nor an experiment given. ValueError: a run that cannot be found or compared.
-    """
-    if not wanted and experiment is None:
-        raise UsageError("name the runs to compare (folders, MLflow ids or names), or --experiment NAME")
-    from launch.compare.comparison import compare, table_rows
-
+    """Compare runs; prints tables, then the same as one JSON line. Raises as `find_and_compare`."""
     report = None if html is None else absolute_path(html)
-    found = find_runs(absolute_uri(uri) if uri else default_uri(), wanted, experiment)
-    comparison = compare(found, metric)
+    comparison = find_and_compare(wanted, experiment, metric, uri)
+    from launch.compare.comparison import table_rows
+
     _print(comparison)
     result = {
         "metric": comparison.metric,
@@ -54,11 +47,31 @@ def compare_runs(
         "html": None if report is None else str(report),
     }
     if report is not None:
-        from launch.compare.report import page
-        from launch.output.html import write_page
-
-        write_page(page(comparison), report)
+        write_report(comparison, report)
     print_json_line(result)
+
+
+def find_and_compare(
+    wanted: Sequence[str], experiment: str | None = None, metric: str | None = None, uri: str | None = None
+) -> Comparison:
+    """The runs of these folders, ids or names, and those of an experiment, compared.
+
+    Raises:
+        UsageError: neither runs nor an experiment given. ValueError: a run that cannot be found or compared.
+    """
+    if not wanted and experiment is None:
+        raise UsageError("name the runs to compare (folders, MLflow ids or names), or --experiment NAME")
+    from launch.compare.comparison import compare
+
+    return compare(find_runs(absolute_uri(uri) if uri else default_uri(), wanted, experiment), metric)
+
+
+def write_report(comparison: Comparison, path: Path) -> None:
+    """The comparison as one HTML file."""
+    from launch.compare.report import page
+    from launch.output.html import write_page
+
+    write_page(page(comparison), path)
 
 
 def default_uri() -> str | None:

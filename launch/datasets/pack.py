@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_shards import create_source, pack
 from data_shards.paths import absolute_url
 from data_shards.shards.manifest import LENGTHS
 from data_shards.sources import known_sources, source_class
+from data_shards.sources.base import Source
 from launch.errors import UsageError
 from launch.output.tables import print_json_line, print_table
 
@@ -31,10 +32,7 @@ def pack_source(
     """Pack a source; prints the report as the last line."""
     out = absolute_url(out)
     settings = _source_options(name, {"path": folder, "splits": splits}, options)
-    try:
-        source = create_source(name, settings)
-    except ImportError as error:
-        raise UsageError(f"source {name} needs a library that is not installed: {error}") from error
+    source = make_source(name, settings)
     logger.info("packing %s into %s", name, out)
     report = pack(
         source,
@@ -52,6 +50,16 @@ def pack_source(
     notes += [(f"horizon of {name} (longest time seen)", value) for name, value in windows.items()]
     print_table(f"packed {report['url']}", ("what", "how much"), rows + longest + notes)
     print_json_line(report)
+
+
+def make_source(name: str, settings: Mapping[str, Any]) -> Source:
+    """A source by its name. Raises UsageError: there is none, or a library is missing; ValueError: wrong options."""
+    if name not in known_sources():
+        raise UsageError(f"unknown source {name!r}; sources are {', '.join(known_sources())}")
+    try:
+        return create_source(name, settings)
+    except ImportError as error:
+        raise UsageError(f"source {name} needs a library that is not installed: {error}") from error
 
 
 def _source_options(name: str, flags: dict[str, str | None], options: Sequence[str]) -> dict[str, Any]:

@@ -77,6 +77,14 @@ def find_home(tables: Sequence[Table], key: str | None, records: str | None, dra
     return Home(table, column.name, table.read({column.name: "text"})[column.name].combine_chunks())
 
 
+def has_key(table: Table, others: Sequence[Table]) -> bool:
+    """Whether a column names records beyond doubt: it is called a key, or other tables refer to it."""
+    return any(
+        column.unique and _can_name(column) and (_KEY.search(column.name) or any(_leads_to(o, column.name, table) for o in others))
+        for column in table.columns.values()
+    )
+
+
 def _can_name(column: Column) -> bool:
     return column.longest <= 90 and (column.whole or (column.kind == "text" and column.spaced < 0.5))
 

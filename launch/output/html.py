@@ -11,10 +11,10 @@ import io
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STYLE = """
 :root { color-scheme: light; --line: #d8dde3; --quiet: #5b6672; --strong: #1b4b8f }
@@ -66,6 +66,8 @@ def picture(figure: Figure | None, about: str) -> str:
     """A figure inside the page and what it shows below; equal figures give equal text."""
     if figure is None:
         return ""
+    import matplotlib  # slow, and a page may have no figure
+
     stream = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "page"}):
         figure.savefig(stream, format="svg", metadata={"Date": None})

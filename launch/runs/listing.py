@@ -93,10 +93,12 @@ def _in_folders(storage: str) -> Iterator[Listed]:
             continue
         files = {item["name"].rstrip("/").rsplit("/", 1)[-1] for item in fs.ls(path, detail=True)}
         if files & {METRICS, RESULT, CHECKPOINTS}:
-            yield _in_folder(fs, f"{storage.rstrip('/')}/{path.rsplit('/', 1)[-1]}", path)
+            yield look_at(f"{storage.rstrip('/')}/{path.rsplit('/', 1)[-1]}")
 
 
-def _in_folder(fs: Any, run_dir: str, path: str) -> Listed:
+def look_at(run_dir: str) -> Listed:
+    """One run by its folder."""
+    fs, path = fsspec.url_to_fs(run_dir)
     result, config = read_json(run_dir, RESULT) or {}, read_json(run_dir, CONFIG) or {}
     ended: str | None = None
     started: float | None = None

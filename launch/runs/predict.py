@@ -46,7 +46,22 @@ def predict_records(
     overwrite: bool,
     debug: bool,
 ) -> None:
-    """Predict, write `out`, print what was done as the last line.
+    """Predict, write `out`, print what was done as the last line. Raises as `predict_into`."""
+    print_json_line(predict_into(checkpoint, data, out, part, explain, calibrated, overrides, overwrite, debug))
+
+
+def predict_into(
+    checkpoint: str,
+    data: str | None,
+    out: str,
+    part: str | None = None,
+    explain: bool = False,
+    calibrated: bool = False,
+    overrides: Sequence[str] = (),
+    overwrite: bool = False,
+    debug: bool = False,
+) -> dict[str, Any]:
+    """Predict and write `out`; returns what was done.
 
     Raises:
         UsageError: `out` exists. RunFailedError: a worker failed for good. ValueError: wrong checkpoint or data.
@@ -64,16 +79,14 @@ def predict_records(
     rows = _on_ray(config, request, debug) if config.parallel.workers > 1 else _here(request, opened)
     found: Counter[str] = Counter()
     _, skipped = write_whole(_counted(rows, found), out)
-    print_json_line(
-        {
-            "out": out,
-            **found,
-            "skipped": dict(skipped),
-            "checkpoint": request.checkpoint,
-            "workers": config.parallel.workers,
-            "seconds": round(time.perf_counter() - started, 2),
-        }
-    )
+    return {
+        "out": out,
+        **found,
+        "skipped": dict(skipped),
+        "checkpoint": request.checkpoint,
+        "workers": config.parallel.workers,
+        "seconds": round(time.perf_counter() - started, 2),
+    }
 
 
 def _config(checkpoint: Checkpoint, data: str | None, overrides: Sequence[str]) -> tuple[RunConfig, str]:

@@ -15,6 +15,7 @@ from trainer.config.job_types import known_job_types
 from trainer.config.recipe import apply_overrides, load_recipe
 from trainer.config.run_config import RunConfig
 from trainer.models.job_type import job_type
+from trainer.worker.provenance import source_tags
 
 
 def train_recipe(recipe: str, overrides: Sequence[str], debug: bool, under: str | None = None) -> None:
@@ -24,7 +25,7 @@ def train_recipe(recipe: str, overrides: Sequence[str], debug: bool, under: str 
     """
     config = settle_paths(load_recipe(recipe, overrides))
     check(config)
-    _finish(config, _on_ray(config, debug, Parent.from_json(under) if under else None))
+    _finish(config, run_on_ray(config, debug, Parent.from_json(under) if under else None))
 
 
 def finetune_recipe(recipe: str, overrides: Sequence[str], debug: bool) -> None:
@@ -35,7 +36,7 @@ def finetune_recipe(recipe: str, overrides: Sequence[str], debug: bool) -> None:
         takes = " or ".join(name for name in known_job_types() if job_type(name).verb == "finetune")
         raise UsageError(f"recipe {recipe} has job: {config.job}, which is for train; finetune takes job: {takes}")
     check(job.resolve(config))
-    _finish(config, _on_ray(config, debug))
+    _finish(config, run_on_ray(config, debug))
 
 
 def evaluate_run(
@@ -53,23 +54,42 @@ def evaluate_run(
     if words and not drop:
         raise UsageError(f"unexpected {words[0]!r}: overrides are section.key=value, modalities follow --drop")
     changes = [word for word in overrides if "=" in word]
+    config = evaluation_of(checkpoint, data, part, [*drop, *words], changes, **wishes)
+    _finish(config, run_here_or_on_ray(config, debug))
+
+
+def evaluation_of(
+    checkpoint: str, data: str | None, part: str, drop: Sequence[str], overrides: Sequence[str] = (), **wishes: bool
+) -> RunConfig:
+    """An evaluation of a checkpoint, or of a run's best one, by one process unless overrides ask for more."""
     from trainer.checkpoints.evaluation_recipe import evaluation_config
     from trainer.checkpoints.find import open_checkpoint
 
-    config = evaluation_config(open_checkpoint(absolute_url(checkpoint)), data, part, [*drop, *words], **wishes)
+    config = evaluation_config(open_checkpoint(absolute_url(checkpoint)), data, part, list(drop), **wishes)
     # A checkpoint does not depend on how many workers wrote it, so one is enough unless more are asked for.
-    config = settle_paths(apply_overrides(config, ["parallel.workers=1", "parallel.expert_parallel=1", *changes]))
-    check(config)
+    return settle_paths(apply_overrides(config, ["parallel.workers=1", "parallel.expert_parallel=1", *overrides]))
+
+
+def run_here_or_on_ray(config: RunConfig, debug: bool = False) -> dict[str, Any]:
+    """What a run gives: trained or evaluated in this process, without Ray, unless it asks for more workers than one.
+
+    SIGTERM and SIGINT end a training with a checkpoint; `status` of its result is then "stopped", and `signal` which.
+    """
+    check(config if config.evaluates else job_type(config.job).resolve(config))
     if config.parallel.workers > 1:
-        _finish(config, _on_ray(config, debug))
-        return
+        return run_on_ray(config, debug)
     from trainer.jobs.job import run
-    from trainer.worker.context import SingleContext
+    from trainer.worker.context import SingleContext, StopOnSignal
 
-    _finish(config, run(config, SingleContext()))
+    if config.evaluates:
+        return run(config, SingleContext())
+    with StopOnSignal() as stop:
+        result = run(config, SingleContext(stop=stop), source_tags())
+    return {**result, "signal": stop.received} if result["status"] == "stopped" else result
 
 
-def _on_ray(config: RunConfig, debug: bool, under: Parent | None = None) -> dict[str, Any]:
+def run_on_ray(config: RunConfig, debug: bool, under: Parent | None = None) -> dict[str, Any]:
+    """The same by workers on Ray: the one that the run names, else a local one for as long as this takes."""
     prepare_for_ray(config)
     from launch.ray_train.driver import evaluate_on_ray, train_on_ray
 
@@ -85,6 +105,11 @@ def _finish(config: RunConfig, result: Mapping[str, Any]) -> None:
     if result.get("missing_curve"):
         _print_curve(result["missing_curve"])
     print_json_line(result)
+    refuse_stopped(config, result)
+
+
+def refuse_stopped(config: RunConfig, result: Mapping[str, Any]) -> None:
+    """Raise RunFailedError for a run that a signal has stopped."""
     if result.get("status") == "stopped":
         raise RunFailedError(
             f"stopped at step {result.get('step')} with a checkpoint; the same command with name={config.name} "

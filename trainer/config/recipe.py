@@ -35,12 +35,21 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         tree = read_yaml(path, "recipe")
     except YamlError as error:
         raise RecipeError(str(error)) from None
+    return recipe_of(tree, overrides, path.stem, f"recipe {path}", f"recipe {path.name}")
+
+
+def recipe_of(tree: Any, overrides: Sequence[str], stem: str, where: str, short: str | None = None) -> RunConfig:
+    """A recipe that was read, or made, with overrides applied in order. Raises RecipeError.
+
+    Args:
+        stem: begins the name of a run that is given none. where, short: the recipe in messages.
+    """
     if not isinstance(tree, dict):
-        raise RecipeError(f"recipe {path} must be a mapping of sections, not {type(tree).__name__}")
-    tree.setdefault("name", f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}")
-    kind = _class_of(tree, overrides, f"recipe {path}")
-    _refuse_unknown_keys(tree, kind, kind, "", f"recipe {path}")
-    return _validated(tree, kind, overrides, f"recipe {path.name}")
+        raise RecipeError(f"{where} must be a mapping of sections, not {type(tree).__name__}")
+    tree.setdefault("name", f"{stem}-{datetime.now():%Y%m%d-%H%M%S}")
+    kind = _class_of(tree, overrides, where)
+    _refuse_unknown_keys(tree, kind, kind, "", where)
+    return _validated(tree, kind, overrides, short or where)
 
 
 def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:

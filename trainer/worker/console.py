@@ -44,7 +44,7 @@ def show_logs(rank: int = 0, debug: bool = False, console: Console | None = None
     console = console or Console(stderr=True, soft_wrap=True)
     handler: logging.Handler
     if console.is_terminal:
-        handler = _BarHandler(console)
+        handler = BarHandler(console)
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -57,7 +57,7 @@ def show_logs(rank: int = 0, debug: bool = False, console: Console | None = None
     logging.captureWarnings(not debug)  # a library's deprecation is of no use to who trains
 
 
-class _BarHandler(RichHandler):
+class BarHandler(RichHandler):
     """Rich log lines above one progress bar, which appears with the first line that knows the total."""
 
     def __init__(self, console: Console) -> None:

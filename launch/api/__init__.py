@@ -1,0 +1,1 @@
+"""What `import fleximoe` gives: the commands' own code, called from Python."""
