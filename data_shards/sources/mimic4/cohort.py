@@ -28,6 +28,7 @@ SHARES_BUT_TEST = (("train", 70 / 85), ("val", 15 / 85))
 NEXT_48 = 96  # hour until which a stay that lasts 48 hours has to end for los_48
 PATIENTS = {"subject_id": "text", "gender": "text", "anchor_age": "number", "anchor_year": "number"}
 ADMISSIONS = {"hadm_id": "text", "deathtime": "date", "hospital_expire_flag": "number"}
+DISCHARGES = {"subject_id": "text", "dischtime": "date"}
 ICUSTAYS = {"subject_id": "text", "hadm_id": "text", "stay_id": "text", "intime": "date", "outtime": "date"}
 
 # Why a stay is left out -> what the report says of it
@@ -50,6 +51,7 @@ class Stay:
     Attributes:
         male: 1 or 0, NaN if gender is neither M nor F. age: at the stay, in years. died: in hospital, in this
             admission; None if nothing says so. death: in hospital, NaT if none is known. parts: split -> part.
+            earlier: admissions of the patient that had ended when the stay began.
     """
 
     stay: str
@@ -62,6 +64,7 @@ class Stay:
     died: bool | None
     death: np.datetime64
     parts: dict[str, str] = field(default_factory=dict)
+    earlier: tuple[str, ...] = ()
 
     @property
     def died_in_unit(self) -> bool:
@@ -92,15 +95,18 @@ class Cohort:
     counts: Counter[str]
 
 
-def read_cohort(folder: Path, shortest_h: float | None) -> Cohort:
+def read_cohort(folder: Path, shortest_h: float | None, history: bool = False) -> Cohort:
     """Stays of adults, patient by patient; those of at least ``shortest_h`` hours, alive, if it is given.
+
+    Args:
+        history: find earlier admissions, by the times of discharge.
 
     Raises:
         ValueError: a table is missing, a patient, admission or stay is there twice, or nobody is left.
     """
     patients, admissions, icustays = (find_table(folder, name) for name in COHORT_TABLES)
     people = _by_id(patients, PATIENTS, "subject_id")
-    ends = _by_id(admissions, ADMISSIONS, "hadm_id")
+    ends = _by_id(admissions, {**ADMISSIONS, **(DISCHARGES if history else {})}, "hadm_id")
     found, counts = dict[str, list[Stay]](), Counter[str]()
     for row in _by_id(icustays, ICUSTAYS, "stay_id").values():
         counts["stays_in_icustays"] += 1
@@ -120,7 +126,21 @@ def read_cohort(folder: Path, shortest_h: float | None) -> Cohort:
     if not found:
         raise ValueError(f"{icustays}: no stay is left; {left_out(counts)}")
     ordered = [sorted(found[subject], key=lambda stay: (stay.start, stay.stay)) for subject in sorted(found)]
-    return Cohort(ordered, counts)
+    return Cohort(_with_history(ordered, ends) if history else ordered, counts)
+
+
+def _with_history(patients: list[list[Stay]], ends: dict[str, dict[str, Any]]) -> list[list[Stay]]:
+    """The stays with the admissions that had ended before each; one that has no time of discharge had not."""
+    discharges: dict[str, list[tuple[np.datetime64, str]]] = {}
+    for admission, row in ends.items():
+        if row["dischtime"] is not None:
+            discharges.setdefault(row["subject_id"], []).append((np.datetime64(row["dischtime"], "us"), admission))
+
+    def earlier(stay: Stay) -> tuple[str, ...]:
+        own = discharges.get(stay.subject, ())
+        return tuple(admission for time, admission in own if time <= stay.start and admission != stay.admission)
+
+    return [[replace(stay, earlier=earlier(stay)) for stay in own] for own in patients]
 
 
 def left_out(counts: Counter[str]) -> str:

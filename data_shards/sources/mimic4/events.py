@@ -9,9 +9,11 @@ Shape legend: O observations, N rows.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_shards.records.record import Series
 from data_shards.sources.mimic4.cohort import HOUR, Stay
@@ -22,7 +24,7 @@ class PatientRows:
     """Rows of one patient in one table, and which of them a stay has taken.
 
     Attributes:
-        name: of the modality. table: the rows. time_N: datetime64[us] of each.
+        name: of the table. table: the rows. time_N: datetime64[us] of each.
     """
 
     def __init__(self, name: str, table: pa.Table, time_N: np.ndarray) -> None:
@@ -31,14 +33,28 @@ class PatientRows:
 
     def take(self, start: np.datetime64, until: np.datetime64) -> pa.Table | None:
         """Rows with a time in [start, until]; None if there are none. NaT compares as False."""
-        inside_N = (self.time_N >= start) & (self.time_N <= until)
+        return self._take((self.time_N >= start) & (self.time_N <= until))
+
+    def take_of(self, column: str, names: Collection[str]) -> pa.Table | None:
+        """Rows with one of these in a column of text; None if there are none."""
+        wanted = pa.array(list(names), pa.string())
+        return self._take(pc.is_in(self.table[column], value_set=wanted).to_numpy(zero_copy_only=False))
+
+    def _take(self, inside_N: np.ndarray) -> pa.Table | None:
         self._taken_N += inside_N
         return self.table.filter(pa.array(inside_N)) if inside_N.any() else None
 
     def count(self, notes: Counter[str]) -> None:
-        """Once all stays have taken theirs: rows in no window, and rows in two (a stay that begins as another ends)."""
+        """Once all stays have taken theirs: rows that none has, and rows that several have."""
         notes[f"{self.name}_outside"] += int((self._taken_N == 0).sum())
         notes[f"{self.name}_in_two_stays"] += int(np.maximum(self._taken_N - 1, 0).sum())
+
+
+def when_known(name: str, table: pa.Table, notes: Counter[str]) -> pa.Table:
+    """Rows whose charttime is their storetime, when others could read them, where it is written; others are counted."""
+    stored = table["storetime"] if "storetime" in table.column_names else pa.nulls(len(table), pa.timestamp("us"))
+    notes[f"{name}_without_storetime"] += stored.null_count
+    return table.set_column(table.column_names.index("charttime"), "charttime", pc.coalesce(stored, table["charttime"]))
 
 
 def of_record(table: pa.Table, record: int) -> pa.Table:

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from data_shards.sources.base import SourceOptions
 
+Known = Literal["charttime", "storetime"]
+
 
 class Mimic4Options(SourceOptions):
     """Options of this source."""
@@ -38,13 +40,41 @@ class Mimic4Options(SourceOptions):
         "back where only one code can be meant; both counted",
     )
     longest_h: float = Field(240, gt=48, description="phenotypes: hours of a stay that are read at most")
-    image_side: int = Field(64, ge=8, le=512, description="X-rays are made this high and wide, in pixels")
+    labs_at: Known = Field(
+        "charttime",
+        description="when a laboratory value counts: charttime, the specimen was taken (as published benchmarks have "
+        "it), or storetime, the result was there",
+    )
+    notes_at: Known = Field(
+        "storetime",
+        description="when a report counts: storetime, it was there to be read, or charttime, the picture that it "
+        "describes was taken (FuseMoE: its end of the window then sees reports that nobody had written yet)",
+    )
+    max_notes: int | None = Field(None, ge=1, description="the newest so many reports of a stay are kept (FuseMoE: 5)")
+    max_cxr: int | None = Field(None, ge=1, description="the newest so many X-rays")
+    max_ecg: int | None = Field(None, ge=1, description="the newest so many ECGs")
+    drugs: Literal["all", "given", "ordered", "none"] = Field(
+        "all",
+        description="codes of the modality drugs: of what was given (hosp/emar, icu/inputevents), of what was ordered "
+        "(hosp/prescriptions), of all of these that are there, or none",
+    )
+    history: bool = Field(
+        True,
+        description="diagnoses and procedures of admissions that ended before the stay are the modality history",
+    )
+    min_count: int = Field(1, ge=1, description="codes in fewer records of the training part share one place, counted")
+    image_side: int = Field(
+        64, ge=8, le=512, description="X-rays are made this high and wide, in pixels (FuseMoE: 224)"
+    )
+    cxr_unusable: Literal["refuse", "drop"] = Field(
+        "refuse", description="X-rays whose file is not there or cannot be read: an error, or left out (counted)"
+    )
     ecg_step: int = Field(5, ge=1, description="samples (500 Hz) of an ECG that are averaged into one")
     ecg_resample: bool = Field(
         False, description="ECGs of another rate than 500 Hz are resampled (counted), instead of refused"
     )
     ecg_unusable: Literal["refuse", "drop"] = Field(
         "refuse",
-        description="ECGs that cannot be read, lack a lead or have another rate: an error, or absent (counted)",
+        description="ECGs that cannot be read, lack a lead or have another rate: an error, or left out (counted)",
     )
     scratch: str | None = Field(None, description="folder for temporary copies of the rows used; default: the system's")

@@ -3,7 +3,22 @@
 Johnson et al. (Scientific Data 2023), PhysioNet. Expects the official layout below one folder (plain or ``.csv.gz``):
 ``hosp/{patients,admissions,labevents}``, ``icu/{icustays,chartevents}``, and whichever there are of ``note/radiology``,
 ``cxr/mimic-cxr-2.0.0-metadata`` with ``cxr/files/p10/p10000032/s50414267/<dicom>.jpg``, ``ecg/record_list`` with its
-``ecg/files/...`` and, for phenotypes, ``hosp/diagnoses_icd`` with a table of definitions.
+``ecg/files/...``, ``hosp/{emar,prescriptions,diagnoses_icd,procedures_icd}``,
+``icu/{inputevents,procedureevents,d_items}`` and, for phenotypes, a table of definitions.
+
+All reports, frontal X-rays and ECGs of the window are objects with their times, in hours since the stay began;
+``max_notes=5`` keeps the last five reports, as FuseMoE does. Drugs and procedures are codes at their times, ``history``
+the codes of earlier admissions. Notes, X-rays and ECGs are closed data: their readers are tested on files in the
+official layout that the tests write; vital signs, laboratory values and diagnoses on the open demo of MIMIC-IV 2.2.
+
+What is known when: a sample sees what had a time of its own until the end of its window (hour 48, or the stay's end).
+A report counts from when it was stored, not from when its picture was taken (``notes_at``); X-rays and ECGs from when
+they were taken; a laboratory value from when the specimen was taken, as all published benchmarks have it, although the
+result is there up to some hours later (``labs_at=storetime`` waits for it); an infusion, a prescription and a procedure
+from its start, without amounts, which are known at its end. Diagnoses and procedures by ICD are written down after an
+admission, for the bill: those of the stay's own admission, also where an earlier stay belongs to it, are labels (of
+phenotypes) and never an input. Those of an admission that ended before the stay are taken as known, though their
+writing down may take weeks: who comes back within days may have had none yet. Clocks of ECG carts may be wrong.
 
 Tasks as FuseMoE's published preparation labels them (arXiv 2402.03226, section 5, and its code). From the first 48
 hours of stays in the unit that last 48 hours or more: ``ihm_48``, the patient dies in hospital in this admission,
@@ -19,14 +34,15 @@ above 89) and 1 for male.
 
 Traps: laboratory and note rows often name no admission, so rows are matched by patient and time; temperatures come in
 two units; times of X-rays are numbers that lost their leading zeros; the leads of its ECGs are not in the usual order.
-Whatever is left out is counted in the report, of stays and of rows alike, and the numbers add up.
+Whatever is left out is counted in the report, of stays and rows alike, and the numbers add up (``..._outside``: in no
+window of a stay that is packed, or of no admission before one).
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,24 +51,34 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_shards.paths import absolute_path
-from data_shards.records.record import Record, Series
-from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
+from data_shards.records.record import Codes, Record, Value
+from data_shards.records.vocabulary import VocabularyRule
 from data_shards.sources.base import Source, SourceOptions, hashed_part
+from data_shards.sources.mimic4.codes import (
+    CODE_TABLES,
+    DRUG_TABLES,
+    HISTORY,
+    TIMED_CODES,
+    history,
+    item_labels,
+    timed_codes,
+    with_codes,
+)
 from data_shards.sources.mimic4.cohort import COHORT_TABLES, REASONS, Stay, left_out, read_cohort, with_parts
 from data_shards.sources.mimic4.diagnoses import CountedRows, lost_zeros, read_phenotypes
-from data_shards.sources.mimic4.events import PatientRows, of_record, series
+from data_shards.sources.mimic4.events import PatientRows, of_record, series, when_known
 from data_shards.sources.mimic4.items import LABS, VITALS
 from data_shards.sources.mimic4.options import Mimic4Options
-from data_shards.sources.mimic4.recordings import LEADS, RATE
-from data_shards.sources.mimic4.studies import MOST_TEXT, joined_reports, last_ecg, last_picture, patient_rows
-from data_shards.sources.mimic4.tables import DIAGNOSES, ITEMS, RowFilter, event_tables, find_table, unbalanced
+from data_shards.sources.mimic4.schema import mimic4_schema
+from data_shards.sources.mimic4.studies import Studies, study_times, whole_studies
+from data_shards.sources.mimic4.tables import DIAGNOSES, EVENTS, ITEMS, RowFilter, event_tables, find_table, unbalanced
 from data_shards.sources.part_lists import read_part_list
-from data_shards.sources.readers.pictures import read_picture
 from data_shards.sources.readers.spill import Spill, spill
 
 SHARES = (("train", 0.7), ("val", 0.15), ("test", 0.15))
 UNIT_PATIENTS = 200
-Values = dict[str, Series | np.ndarray | str]
+SERIES, STUDIES = {"vitals": VITALS, "labs": LABS}, ("notes", "cxr", "ecg")
+_LABELS = "diagnoses"  # the table of diagnoses once more, for the labels of phenotypes
 
 
 class Mimic4(Source):
@@ -68,15 +94,22 @@ class Mimic4(Source):
         self.window = 48.0 if options.task == "48h" else options.longest_h
         for name in COHORT_TABLES:
             find_table(self.folder, name)
-        self.events = event_tables(self.folder)
+        past = HISTORY if options.history else ()
+        names = (*SERIES, *STUDIES, *DRUG_TABLES[options.drugs], *TIMED_CODES["procedures"], *past)
+        self.events = event_tables(self.folder, names)
+        self.labels = item_labels(self.folder)
+        self.studies = Studies(self.folder, options)
         self.phenotypes = None
         if options.task == "phenotypes":
             self.phenotypes = read_phenotypes(options.definitions, options.icd10, options.icd10_several)
             place, columns = DIAGNOSES
-            self.events["diagnoses"] = (find_table(self.folder, place), columns)
+            self.events[_LABELS] = (find_table(self.folder, place), columns)
         keys = ["stay_id", "subject_id"]
         self.part_list = read_part_list(absolute_path(options.splits), keys) if options.splits else None
-        self.schema = self._schema()
+        phenotypes = None if self.phenotypes is None else tuple(self.phenotypes.names)
+        self.schema = mimic4_schema(self.events, options, self.window, phenotypes)
+        rule = VocabularyRule(options.min_count)
+        self.vocabulary_rules = {spec.name: rule for spec in self.schema.modalities if spec.kind == "codes"}
         self.stays: list[list[Stay]] = []  # of each patient
         self.counts = Counter[str]()  # of what was left out before a unit was read
         self._spills: dict[str, Spill] = {}
@@ -92,7 +125,8 @@ class Mimic4(Source):
         Reads every table once, and keeps the rows that are used, on disk.
         """
         if self._temporary is None:
-            cohort = read_cohort(self.folder, None if self.phenotypes is not None else self.window)
+            shortest_h = None if self.phenotypes is not None else self.window
+            cohort = read_cohort(self.folder, shortest_h, bool(set(HISTORY) & set(self.events)))
             self.counts, self.stays = cohort.counts, cohort.patients
             if self.part_list is not None:
                 self.stays = with_parts(cohort, self.part_list)
@@ -107,7 +141,7 @@ class Mimic4(Source):
         subjects = pa.array([own[0].subject for own in self.stays])
         rows = RowFilter(name, subjects)
         keep: RowFilter | CountedRows = rows
-        if self.phenotypes is not None and name == "diagnoses":
+        if self.phenotypes is not None and name == _LABELS:
             keep = CountedRows(rows, pa.array(sorted({stay.admission for own in self.stays for stay in own})))
         made = spill([file], columns, "subject_id", subjects, UNIT_PATIENTS, out, True, keep)
         self._spills[name] = made
@@ -124,19 +158,58 @@ class Mimic4(Source):
 
     def read(self, unit: tuple[int, list[list[Stay]]], notes: Counter[str]) -> Iterator[Record]:
         """Stays of one piece's patients, in order."""
+        for own, rows, diagnoses in self._patients(unit, notes):
+            for stay in own:
+                values = self._numbers_and_codes(stay, rows, notes)
+                if values is None:
+                    continue
+                values |= self.studies.of_stay(stay, self._until(stay), rows, notes)
+                if not np.isnan(stay.male):
+                    values["static"] = np.array([stay.age, stay.male], np.float32)
+                targets = self._targets(stay, diagnoses)
+                notes["stays_packed"] += 1
+                yield Record(f"stay-{stay.stay}", values, targets, self._parts(stay), group=stay.subject)
+            for one in rows.values():
+                one.count(notes)
+
+    def codes(
+        self, unit: tuple[int, list[list[Stay]]]
+    ) -> Iterator[tuple[Mapping[str, str], Mapping[str, Sequence[str]]]]:
+        """Parts and codes of each stay that is packed; no picture and no ECG is read for it."""
+        notes = Counter[str]()
+        for own, rows, _ in self._patients(unit, notes):
+            for stay in own:
+                values = self._numbers_and_codes(stay, rows, notes)
+                if values is not None:
+                    found = {name: value.codes for name, value in values.items() if isinstance(value, Codes)}
+                    yield self._parts(stay), found
+
+    def _patients(
+        self, unit: tuple[int, list[list[Stay]]], notes: Counter[str]
+    ) -> Iterator[tuple[list[Stay], dict[str, PatientRows], pa.Table | None]]:
+        """Stays, rows by table, and diagnoses for the labels, of each patient of a piece."""
         first, patients = unit
         tables = {name: made.rows(first // UNIT_PATIENTS) for name, made in self._spills.items()}
         for place, own in enumerate(patients):
-            tables_of = {name: of_record(t, first + place) for name, t in tables.items() if t is not None}
-            diagnoses = tables_of.pop("diagnoses", None)
-            rows = {name: patient_rows(name, table, notes) for name, table in tables_of.items()}
-            for stay in own:
-                record = self._record(stay, rows, diagnoses, notes)
-                if record is not None:
-                    notes["stays_packed"] += 1
-                    yield record
-            for one in rows.values():
-                one.count(notes)
+            of_patient = {name: of_record(t, first + place) for name, t in tables.items() if t is not None}
+            diagnoses = of_patient.pop(_LABELS, None)
+            yield own, {name: self._rows(name, table, notes) for name, table in of_patient.items()}, diagnoses
+
+    def _rows(self, name: str, table: pa.Table, notes: Counter[str]) -> PatientRows:
+        """Rows of a patient that have what it takes, with their times; the others are counted."""
+        if name in CODE_TABLES:
+            table = with_codes(name, table, notes)
+        elif name in STUDIES:
+            table = whole_studies(name, table, notes)
+        if (name, self.options.labs_at) == ("labs", "storetime") or (name, self.options.notes_at) == (
+            "notes",
+            "storetime",
+        ):
+            table = when_known(name, table, notes)
+        if name in STUDIES:
+            return PatientRows(name, table, study_times(name, table))
+        time = EVENTS[name].time
+        return PatientRows(name, table, table[time].to_numpy() if time else np.full(len(table), np.datetime64("NaT")))
 
     def report(self, notes: Counter[str]) -> dict[str, Any]:
         """Options, what was counted, and which of the optional tables were there.
@@ -146,7 +219,7 @@ class Mimic4(Source):
         """
         notes = Counter({name: count for name, count in (notes + self.counts).items() if count})
         lost = notes["stays_in_icustays"] - notes["stays_packed"] - sum(notes[reason] for reason in REASONS)
-        rows = {name: unbalanced(name, notes) for name in ITEMS}
+        rows = {name: unbalanced(name, notes) for name in self.events if name != _LABELS}
         if notes["stays_packed"] and (lost or any(rows.values())):
             raise ValueError(f"the counts of mimic4 do not add up: {lost} stays and rows {rows} are unaccounted for")
         zeros = lost_zeros(notes)
@@ -159,36 +232,19 @@ class Mimic4(Source):
             **({"icd9": zeros} if zeros else {}),
         }
 
-    def _schema(self) -> DatasetSchema:
-        about: dict[str, Any] = {"time_unit": "hours", "horizon": self.window}
-        side, rate = self.options.image_side, RATE / self.options.ecg_step
-        possible = {
-            "vitals": ModalitySpec("vitals", "series", channels=tuple(VITALS), **about),
-            "labs": ModalitySpec("labs", "series", channels=tuple(LABS), **about),
-            "notes": ModalitySpec("notes", "text", max_length=MOST_TEXT, description="radiology reports, by time"),
-            "cxr": ModalitySpec("cxr", "image", shape=(1, side, side), dtype="uint8", description="last frontal X-ray"),
-            "ecg": ModalitySpec("ecg", "waveform", channels=LEADS, rate=rate, max_length=10_000, unit="mV"),
-        }  # fmt: skip
-        modalities = [spec for name, spec in possible.items() if name in self.events]
-        static = "age at the stay in years, 1 for male"
-        modalities.append(ModalitySpec("static", "vector", channels=("age", "male"), description=static))
-        if self.phenotypes is not None:
-            tasks = [TaskSpec("phenotypes", "multilabel", classes=tuple(self.phenotypes.names))]
-        else:
-            alive = "dies in hospital" if self.options.los_death == "admission" else "dies in the unit"
-            left = f"the stay ends before hour 96 and the patient does not {alive.replace('dies', 'die')}"
-            tasks = [
-                TaskSpec("ihm_48", "binary", classes=("survived", "died"), description="dies in hospital"),
-                TaskSpec("los_48", "binary", classes=("stayed", "left"), description=left),
-            ]
-        return DatasetSchema("mimic4", tuple(modalities), tuple(tasks))
+    def _until(self, stay: Stay) -> np.datetime64:
+        """End of the stay's window."""
+        return min(stay.start + np.timedelta64(round(self.window * 3600), "s"), stay.end)
 
-    def _record(
-        self, stay: Stay, rows: dict[str, PatientRows], diagnoses: pa.Table | None, notes: Counter[str]
-    ) -> Record | None:
-        values: Values = {}
-        until = min(stay.start + np.timedelta64(round(self.window * 3600), "s"), stay.end)
-        for name, variables in (("vitals", VITALS), ("labs", LABS)):
+    def _parts(self, stay: Stay) -> dict[str, str]:
+        return stay.parts if self.options.splits else {"default": hashed_part(stay.subject, SHARES)}
+
+    def _numbers_and_codes(
+        self, stay: Stay, rows: dict[str, PatientRows], notes: Counter[str]
+    ) -> dict[str, Value] | None:
+        """Series and codes of the window; None if there is no vital sign and no laboratory value, which is counted."""
+        values, until = dict[str, Value](), self._until(stay)
+        for name, variables in SERIES.items():
             own = rows[name].take(stay.start, until) if name in rows else None
             found = None if own is None else series(own, name, variables, stay, notes)
             if found is not None:
@@ -196,28 +252,11 @@ class Mimic4(Source):
         if not values:
             notes["stays_without_observation"] += 1
             return None
-        values |= self._others(stay, until, rows, notes)
-        if not np.isnan(stay.male):
-            values["static"] = np.array([stay.age, stay.male], np.float32)
-        parts = stay.parts if self.options.splits else {"default": hashed_part(stay.subject, SHARES)}
-        return Record(f"stay-{stay.stay}", values, self._targets(stay, diagnoses), parts, group=stay.subject)
-
-    def _others(self, stay: Stay, until: np.datetime64, rows: dict[str, PatientRows], notes: Counter[str]) -> Values:
-        """Notes, the last X-ray and the last ECG of the window."""
-        values: Values = {}
-        taken = {name: rows[name].take(stay.start, until) for name in ("notes", "cxr", "ecg") if name in rows}
-        own = {name: table for name, table in taken.items() if table is not None}
-        if "notes" in own:
-            values["notes"] = joined_reports(own["notes"], notes)
-        if "cxr" in own:
-            picture, side = last_picture(own["cxr"], self.folder, notes), self.options.image_side
-            values["cxr"] = read_picture(picture, f"picture {picture}", (1, side, side), True, notes)
-        if "ecg" in own:
-            options = self.options
-            drop = options.ecg_unusable == "drop"
-            ecg = last_ecg(own["ecg"], self.folder, options.ecg_step, options.ecg_resample, drop, notes)
-            values |= {} if ecg is None else {"ecg": ecg}
-        return values
+        for name, tables in TIMED_CODES.items():
+            codes = timed_codes(rows, tables, stay, until, self.labels, notes)
+            values |= {} if codes is None else {name: codes}
+        past = history(rows, stay, notes)
+        return values | ({} if past is None else {"history": past})
 
     def _targets(self, stay: Stay, diagnoses: pa.Table | None) -> dict[str, np.ndarray | float | None]:
         if self.phenotypes is None:

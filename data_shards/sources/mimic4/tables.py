@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,13 +19,33 @@ from data_shards.sources.mimic4.items import LABS, VITALS, item_channels
 
 IDS = ("subject_id", "hadm_id", "stay_id", "study_id")
 ITEMS = {"vitals": sorted(item_channels(VITALS)), "labs": sorted(item_channels(LABS))}
-TIMES = {"vitals": "charttime", "labs": "charttime", "notes": "charttime", "ecg": "ecg_time"}
 _EVENT = {"charttime": "date", "itemid": "number", "valuenum": "number"}
-_PLACES: dict[str, tuple[str, dict[str, str]]] = {
-    "vitals": ("icu/chartevents", _EVENT),
-    "labs": ("hosp/labevents", _EVENT),
-    "notes": ("note/radiology", {"charttime": "date", "text": "text"}),
-    "cxr": (
+_ICD = {"hadm_id": "text", "icd_code": "text", "icd_version": "text"}
+
+
+@dataclass(frozen=True)
+class EventTable:
+    """A table with rows of patients.
+
+    Attributes:
+        place: below the folder. columns: that are read, and their types. time: column that says when; empty: none does,
+            or the rows say it in another way. maybe: columns that are read where the file has them.
+    """
+
+    place: str
+    columns: dict[str, str]
+    time: str = ""
+    maybe: dict[str, str] = field(default_factory=dict)
+
+
+# Table -> what is read of it; those of series and objects are called as their modality
+EVENTS = {
+    "vitals": EventTable("icu/chartevents", _EVENT, "charttime", {"stay_id": "text", "valueuom": "text"}),
+    "labs": EventTable("hosp/labevents", _EVENT, "charttime", {"valueuom": "text", "storetime": "date"}),
+    "notes": EventTable(
+        "note/radiology", {"charttime": "date", "text": "text"}, "charttime", {"storetime": "date"}
+    ),
+    "cxr": EventTable(
         "cxr/mimic-cxr-2.0.0-metadata",
         {
             "dicom_id": "text",
@@ -36,11 +56,15 @@ _PLACES: dict[str, tuple[str, dict[str, str]]] = {
             "StudyTime": "number",
         },
     ),
-    "ecg": ("ecg/record_list", {"ecg_time": "date", "path": "text"}),
-}
-# What is read only to be counted, where the file has it
-_MAYBE = {"vitals": {"stay_id": "text", "valueuom": "text"}, "labs": {"valueuom": "text"}}
-DIAGNOSES = ("hosp/diagnoses_icd", {"hadm_id": "text", "icd_code": "text", "icd_version": "text"})
+    "ecg": EventTable("ecg/record_list", {"ecg_time": "date", "path": "text"}, "ecg_time"),
+    "emar": EventTable("hosp/emar", {"charttime": "date", "medication": "text", "event_txt": "text"}, "charttime"),
+    "inputevents": EventTable("icu/inputevents", {"starttime": "date", "itemid": "text"}, "starttime"),
+    "prescriptions": EventTable("hosp/prescriptions", {"starttime": "date", "drug": "text"}, "starttime"),
+    "procedureevents": EventTable("icu/procedureevents", {"starttime": "date", "itemid": "text"}, "starttime"),
+    "diagnoses_icd": EventTable("hosp/diagnoses_icd", _ICD),
+    "procedures_icd": EventTable("hosp/procedures_icd", _ICD),
+}  # fmt: skip
+DIAGNOSES = ("hosp/diagnoses_icd", _ICD)
 Table = tuple[Path, dict[str, str]]
 
 
@@ -58,19 +82,20 @@ def find_table(folder: Path, name: str) -> Path:
     return path
 
 
-def event_tables(folder: Path) -> dict[str, Table]:
-    """Tables with rows of patients, by modality: those that must be there, and those of the others that are."""
+def event_tables(folder: Path, names: Iterable[str]) -> dict[str, Table]:
+    """Tables with rows of patients, by name: those of series, which must be there, and those of the others that are."""
     tables: dict[str, Table] = {}
-    for name, (place, columns) in _PLACES.items():
-        file = find_table(folder, place) if name in ITEMS else maybe_table(folder, place)
+    for name in names:
+        table = EVENTS[name]
+        file = find_table(folder, table.place) if name in ITEMS else maybe_table(folder, table.place)
         if file is not None:
-            there = _header(file) if name in _MAYBE else []
-            more = {column: kind for column, kind in _MAYBE.get(name, {}).items() if column in there}
-            tables[name] = (file, {**columns, **more})
+            there = header(file) if table.maybe else []
+            more = {column: kind for column, kind in table.maybe.items() if column in there}
+            tables[name] = (file, {**table.columns, **more})
     return tables
 
 
-def _header(file: Path) -> list[str]:
+def header(file: Path) -> list[str]:
     """Names of the columns; none if the file is damaged, which whoever reads it will say."""
     try:
         with pa.input_stream(str(file)) as stream:
@@ -93,7 +118,7 @@ class RowFilter:
     """Takes the rows that can be of use out of a table, piece by piece, and counts the others.
 
     Attributes:
-        name: of the modality. subjects: patients with a stay. counts: what was left out, by reason.
+        name: of the table. subjects: patients with a stay. counts: what was left out, by reason.
     """
 
     name: str
@@ -109,8 +134,9 @@ class RowFilter:
             items = pa.array(ITEMS[self.name], pa.float64())
             table = self._keep(table, pc.is_in(table["itemid"], value_set=items), "of_other_items")
             table = self._keep(table, table["valuenum"].is_valid(), "without_number")
-        if self.name in TIMES:
-            table = self._keep(table, table[TIMES[self.name]].is_valid(), "without_time")
+        time = EVENTS[self.name].time if self.name in EVENTS else ""
+        if time:
+            table = self._keep(table, table[time].is_valid(), "without_time")
         return table
 
     def _keep(self, table: pa.Table, wanted: pa.ChunkedArray, reason: str) -> pa.Table:
@@ -120,8 +146,10 @@ class RowFilter:
 
 
 def unbalanced(name: str, notes: Mapping[str, int]) -> int:
-    """Rows of a table of events that were neither used nor counted as left out; 0, or the counts are wrong."""
-    left = ("of_other_patients", "of_other_items", "without_number", "without_time", "outside")
+    """Rows of a table with times that were neither used nor counted as left out; 0, or the counts are wrong."""
+    left = ("of_other_patients", "of_other_items", "without_number", "without_time", "outside", "without_text",
+            "without_path", "not_frontal", "without_code", "not_given", "unusable")  # fmt: skip
     known = sum(notes.get(f"{name}_{reason}", 0) for reason in left) + notes.get(f"implausible_{name}", 0)
-    used = notes.get(f"{name}_observations", 0) - notes.get(f"{name}_in_two_stays", 0)
+    used = sum(notes.get(f"{name}_{what}", 0) for what in ("observations", "objects", "codes"))
+    used -= notes.get(f"{name}_in_two_stays", 0)
     return notes.get(f"{name}_rows", 0) - known - used

@@ -26,7 +26,9 @@ def read(name: str, options: dict[str, Any]) -> tuple[dict[str, Record], Counter
 
 def packed_records(folder: Path) -> dict[str, Record]:
     """What lies in the shards, by key."""
-    decoder, found = Decoder(open_manifest(str(folder)).schema), dict[str, Record]()
+    manifest = open_manifest(str(folder))
+    vocabularies = {name: manifest.vocabulary(name) for name in manifest.vocabularies}
+    decoder, found = Decoder(manifest.schema, vocabularies=vocabularies), dict[str, Record]()
     for shard in sorted(folder.glob("*.tar")):
         with tarfile.open(shard) as archive:
             for member in archive:

@@ -72,50 +72,82 @@ def lay_mimic(folder: Path, optional: bool = True) -> Path:
     return folder
 
 
+# note, charted, stored, text
+NOTES = (
+    (15, "2180-07-24 01:00:00", "2180-07-24 02:00:00", 'LATER, "quoted"\nlines'),
+    (14, "2180-07-23 23:00:00", "2180-07-24 00:30:00", "EARLIER"),
+    (16, "2180-07-28 01:00:00", "2180-07-28 02:00:00", "TOO LATE"),
+    (17, "2180-07-25 13:30:00", "2180-07-25 16:00:00", "WRITTEN TOO LATE"),  # the window ends between the two
+    (18, "2180-07-24 03:00:00", "", "NEVER STORED"),
+)
+# picture, study, view, day, time, grey
+PICTURES = (
+    ("aaa", "50414267", "AP", 21800724, "93014.5", 90),  # 09:30:14.5, the zero is gone
+    ("bbb", "50414268", "PA", 21800724, "213014.531", 200),
+    ("ccc", "50414269", "LATERAL", 21800724, "223014.531", None),
+    ("ddd", "50414270", "AP", 21800801, "0.0", None),
+)
+ECG = "files/p1000/p10000032/s40689238/40689238"
+# path, time, what its samples begin at; the last one is after the window, and its file is not there
+ECGS = (
+    (ECG, "2180-07-23 20:44:00", 100),
+    ("files/p1000/p10000032/s40689239/40689239", "2180-07-24 08:00:00", 300),
+    ("files/p1000/p10000032/s40689240/40689240", "2180-07-27 08:00:00", None),
+)
+
+
 def lay_optional(folder: Path) -> None:
-    notes = [
-        (
-            "10000032-RR-15",
-            "10000032",
-            "",
-            "RR",
-            15,
-            "2180-07-24 01:00:00",
-            "2180-07-24 02:00:00",
-            'LATER, "quoted"\nlines',
-        ),
-        ("10000032-RR-14", "10000032", "", "RR", 14, "2180-07-23 23:00:00", "2180-07-24 02:00:00", "EARLIER"),
-        ("10000032-RR-16", "10000032", "", "RR", 16, "2180-07-28 01:00:00", "2180-07-28 02:00:00", "TOO LATE"),
-    ]
-    table(
-        folder / "note/radiology.csv.gz",
-        "note_id,subject_id,hadm_id,note_type,note_seq,charttime,storetime,text",
-        notes,
-    )
-    pictures = [
-        ("aaa", "10000032", "50414267", "AP", 21800724, "93014.5"),  # 09:30:14.5, the zero is gone
-        ("bbb", "10000032", "50414268", "PA", 21800724, "213014.531"),
-        ("ccc", "10000032", "50414269", "LATERAL", 21800724, "223014.531"),
-        ("ddd", "10000032", "50414270", "AP", 21800801, "0.0"),
-    ]
-    table(
-        folder / "cxr/mimic-cxr-2.0.0-metadata.csv.gz",
-        "dicom_id,subject_id,study_id,ViewPosition,StudyDate,StudyTime",
-        pictures,
-    )
-    path = folder / "cxr/files/p10/p10000032/s50414268/bbb.jpg"
-    path.parent.mkdir(parents=True)
-    Image.new("L", (90, 60), 200).save(path)
-    place = "files/p1000/p10000032/s40689238/40689238"
-    table(folder / "ecg/record_list.csv", "subject_id,study_id,file_name,ecg_time,path",
-          [("10000032", "40689238", "40689238", "2180-07-23 20:44:00", place)])  # fmt: skip
-    (folder / "ecg" / place).parent.mkdir(parents=True)
-    counts = np.full((50, 12), 100) + np.arange(12)
-    counts[0, 0] = -32768  # no value
-    lay_ecg(folder / "ecg" / place, counts)
+    header = "note_id,subject_id,hadm_id,note_type,note_seq,charttime,storetime,text"
+    notes = [(f"10000032-RR-{n}", "10000032", "", "RR", n, at, stored, text) for n, at, stored, text in NOTES]
+    table(folder / "note/radiology.csv.gz", header, notes)
+    header = "dicom_id,subject_id,study_id,ViewPosition,StudyDate,StudyTime"
+    pictures = [(name, "10000032", study, view, day, time) for name, study, view, day, time, _ in PICTURES]
+    table(folder / "cxr/mimic-cxr-2.0.0-metadata.csv.gz", header, pictures)
+    for name, study, _, _, _, grey in PICTURES:
+        path = folder / f"cxr/files/p10/p10000032/s{study}/{name}.jpg"
+        path.parent.mkdir(parents=True)
+        if grey is not None:
+            Image.new("L", (90, 60), grey).save(path)
+    ecgs = [("10000032", path[-8:], path[-8:], time, path) for path, time, _ in ECGS]
+    table(folder / "ecg/record_list.csv", "subject_id,study_id,file_name,ecg_time,path", ecgs)
+    for path, _, first in ECGS:
+        if first is not None:
+            counts = np.full((50, 12), first) + np.arange(12)
+            counts[0, 0] = -32768  # no value
+            lay_ecg(folder / "ecg" / path, counts)
+    lay_codes(folder)
+
+
+def lay_codes(folder: Path) -> None:
+    """Drugs, procedures and diagnoses of patient 10000032; of the first stay until hour 48, and outside of it."""
     header = "subject_id,hadm_id,seq_num,icd_code,icd_version"
     codes = [("20000001", 1, "5723", 9), ("20000001", 2, "I2101", 10), ("20000002", 1, "0389", 9)]
     table(folder / "hosp/diagnoses_icd.csv.gz", header, [("10000032", *row) for row in codes])
+    header = "subject_id,hadm_id,seq_num,chartdate,icd_code,icd_version"
+    done = [("10000032", "20000001", 1, "2180-07-24", "0W9G3ZZ", 10), ("10000032", "20000002", 1, "2181-01-02", "", 9)]
+    table(folder / "hosp/procedures_icd.csv.gz", header, done)
+    given = [
+        ("2180-07-23 15:00:00", "Heparin", "Administered"),
+        ("2180-07-23 16:00:00", "Insulin", "Not Given"),
+        ("2180-07-25 13:59:00", "Heparin", "Delayed Administered"),
+        ("2180-07-25 14:01:00", "Morphine", "Administered"),  # after the window
+        ("2180-07-23 17:00:00", "", "Administered"),
+    ]
+    header = "subject_id,hadm_id,emar_id,emar_seq,charttime,medication,event_txt"
+    rows = [("10000032", "20000001", f"10000032-{n}", n, *row) for n, row in enumerate(given)]
+    table(folder / "hosp/emar.csv.gz", header, rows)
+    inputs = [("2180-07-24 14:00:00", "2180-07-24 20:00:00", "221906", 3.5), ("2180-07-23 13:00:00", "", "221906", 1)]
+    header = "subject_id,hadm_id,stay_id,starttime,endtime,itemid,amount"
+    rows = [("10000032", "20000001", "30000001", *row) for row in inputs]
+    table(folder / "icu/inputevents.csv.gz", header, rows)
+    header = "subject_id,hadm_id,starttime,stoptime,drug"
+    orders = [("2180-07-23 18:00:00", "2180-07-30 18:00:00", " Aspirin "), ("", "", "Aspirin")]
+    table(folder / "hosp/prescriptions.csv.gz", header, [("10000032", "20000001", *row) for row in orders])
+    header = "subject_id,hadm_id,stay_id,starttime,endtime,itemid,value"
+    done = [("10000032", "20000001", "30000001", "2180-07-23 20:00:00", "2180-07-24 20:00:00", "225792.0", 1)]
+    table(folder / "icu/procedureevents.csv.gz", header, done)
+    labels = [("221906", "Norepinephrine"), ("225792", "Invasive Ventilation")]
+    table(folder / "icu/d_items.csv.gz", "itemid,label", labels)
 
 
 OFFICIAL_LEADS = ("I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V6")  # aVF before aVL

@@ -100,7 +100,7 @@ def test_without_a_window_short_stays_and_early_deaths_take_part(tmp_path: Path)
     codes = ("subject_id,hadm_id,icd_code,icd_version", [("p20", "a20", "A419", 10), ("p8", "a8", "4019 ", 9)])
     options = {
         "path": str(lay_outcomes(tmp_path, diagnoses=codes)), "task": "phenotypes",
-        "definitions": str(tmp_path / "d.yaml"), "icd10": str(tmp_path / "c.csv"),
+        "definitions": str(tmp_path / "d.yaml"), "icd10": str(tmp_path / "c.csv"), "history": False,
     }  # fmt: skip
     records, notes = read("mimic4", options)
     # stay 21 has no hour, and so no observation

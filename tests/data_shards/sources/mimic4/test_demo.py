@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from data_shards import Record, Series, create_source, open_manifest, pack
+from data_shards import Codes, Record, Series, create_source, open_manifest, pack
 from data_shards.sources.base import hashed_part
 from data_shards.sources.mimic4.cohort import read_cohort, with_parts
 from data_shards.sources.mimic4.diagnoses import read_phenotypes
 from data_shards.sources.mimic4.items import LABS, VITALS
 from data_shards.sources.part_lists import read_part_list
-from tests.data_shards.sources.build import packed_records, real_data
+from tests.data_shards.sources.build import packed_records, read, real_data
 
 pytestmark = pytest.mark.slow
 SHARES = (("train", 0.7), ("val", 0.15), ("test", 0.15))
@@ -93,6 +93,21 @@ def assert_static_and_parts(records: dict[str, Record], stays: pd.DataFrame) -> 
         assert record.splits == {"default": hashed_part(row.subject_id, SHARES)} and record.group == row.subject_id
 
 
+def assert_history(records: dict[str, Record], folder: Path, stays: pd.DataFrame, having: int, total: int) -> None:
+    """The diagnoses of each stay's earlier admissions, without those of its own."""
+    ends = text_table(folder / "hosp/admissions.csv.gz", ["dischtime"])[["subject_id", "hadm_id", "dischtime"]]
+    rows = text_table(folder / "hosp/diagnoses_icd.csv.gz", []).merge(ends, on=["subject_id", "hadm_id"])
+    rows["code"] = "dx" + rows.icd_version + "=" + rows.icd_code
+    pairs = stays[["subject_id", "stay_id", "hadm_id", "intime"]].reset_index(drop=True).merge(
+        rows[["subject_id", "hadm_id", "dischtime", "code"]], on="subject_id", suffixes=("", "_then")
+    )  # fmt: skip
+    pairs = pairs[(pairs.dischtime <= pairs.intime) & (pairs.hadm_id != pairs.hadm_id_then)]
+    wanted = {f"stay-{stay}": sorted(set(own)) for stay, own in pairs.groupby("stay_id").code}
+    packed = {key: record.values["history"] for key, record in records.items() if "history" in record.values}
+    assert {key: sorted(value.codes) for key, value in packed.items() if isinstance(value, Codes)} == wanted
+    assert (len(wanted), sum(map(len, wanted.values()))) == (having, total)
+
+
 def test_the_48_hour_tasks(tmp_path: Path) -> None:
     folder = real_data("data/mimic_iv_demo")
     report = pack(create_source("mimic4", {"path": str(folder)}), str(tmp_path / "out"), workers=1)
@@ -106,6 +121,7 @@ def test_the_48_hour_tasks(tmp_path: Path) -> None:
     labs = events(folder, "hosp/labevents.csv.gz", LABS, stays, 48)
     observed = assert_series(records, "vitals", VITALS, vitals) + assert_series(records, "labs", LABS, labs)
     assert observed == report["observations"] == 37_474
+    assert_history(read("mimic4", {"path": str(folder)})[0], folder, stays, 32, 1_204)
     died = stays.hospital_expire_flag == 1
     left = (stays.hours < 96) & ~died
     found = {

@@ -162,7 +162,7 @@ def test_diagnoses_of_the_stays_admissions_reach_labels_and_report(tmp_path: Pat
     written(tmp_path, "a: {codes: ['0389']}\nb: {codes: ['486']}\n", "A419,0389\n")
     options = {
         "path": str(tmp_path), "task": "phenotypes", "definitions": str(tmp_path / "d.yaml"),
-        "icd10": str(tmp_path / "c.csv"),
+        "icd10": str(tmp_path / "c.csv"), "history": False,
     }  # fmt: skip
     records, _ = read("mimic4", options)
     labels = {key: np.asarray(record.targets["phenotypes"]).tolist() for key, record in records.items()}

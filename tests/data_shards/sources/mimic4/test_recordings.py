@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_shards import create_source
+from data_shards import Objects, create_source
 from data_shards.sources.mimic4.recordings import LEADS, read_ecg
 from tests.data_shards.sources.build import read
 from tests.data_shards.sources.mimic4.build import OFFICIAL_LEADS, lay_ecg, lay_mimic
@@ -81,10 +81,14 @@ def test_an_unusable_ecg_is_refused_or_left_out_and_counted(tmp_path: Path, dama
     with pytest.raises(ValueError, match="40689238"):
         read("mimic4", {"path": str(folder)})
     records, notes = read("mimic4", {"path": str(folder), "ecg_unusable": "drop"})
-    assert "ecg" not in records["stay-30000001"].values and notes["ecg_unusable"] == 1
+    left = records["stay-30000001"].values["ecg"]
+    assert isinstance(left, Objects) and left.times_N.tolist() == [18.0]  # the other one
+    assert (notes["ecg_objects"], notes["ecg_unusable"]) == (1, 1)
     if damage == "rate":
         records, notes = read("mimic4", {"path": str(folder), "ecg_resample": True})
-        assert np.asarray(records["stay-30000001"].values["ecg"]).shape == (17, 12) and notes["ecg_resampled"] == 1
+        both = records["stay-30000001"].values["ecg"]
+        assert isinstance(both, Objects) and [np.asarray(ecg).shape for ecg in both.values] == [(17, 12), (10, 12)]
+        assert notes["ecg_resampled"] == 1
 
 
 def test_the_schema_names_the_leads_and_the_rate(tmp_path: Path) -> None:
