@@ -23,7 +23,9 @@ SOURCES: dict[str, tuple[str, str]] = {
     "mimic4": ("mimic4.source", "Mimic4"),
     "pam": ("pam", "Pam"),
     "physionet2012": ("physionet2012", "PhysioNet2012"),
+    "physionet2019": ("physionet2019", "PhysioNet2019"),
     "planted_times": ("planted_times", "PlantedTimes"),
+    "ptbxl": ("ptbxl", "PtbXl"),
     "synthetic": ("synthetic", "Synthetic"),
     "tables": ("tables.source", "Tables"),
 }
