@@ -55,6 +55,7 @@ FLOORS = {
         ("job_type", "gpu_limits"),
         ("flops",),
         ("object_flops",),
+        ("convolutions",),
         ("layers", "output"),
     ),
     "parallel": (("engine",), ("mesh",), ("tables",), ("moe",), ("config", "control")),

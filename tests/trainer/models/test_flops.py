@@ -45,6 +45,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         {"model__moe__granularity": "bin", "model__moe__top_k": 3, "model__series__irregularity": "imputation"},
         {"model__moe__router": "per_modality", "model__moe__shared_expert_hidden": 48, "model__moe__noise": 0.0},
         {"model__text__layers": 2, "model__pooling": "mean", "model__vector__tokens": 2},
+        {"model__image__network": "convolutions", "model__image__layers": 2, "model__waveform__front": "logmel"},
+        {"model__waveform": {"network": "convolutions", "patch": 2, "strides": (3, 2), "layers": 2, "kernel": 5}},
+        {"model__waveform": {"network": "convolutions", "patch": 4, "front": "logmel", "window": 5, "bands": 7}},
     ],
 )
 def test_count_is_what_torch_counts(manifest: Manifest, changes: dict[str, Any]) -> None:

@@ -70,10 +70,10 @@ def _object_encoder(specs: list[ModalitySpec], statistics: SplitStatistics, conf
         case "vector":
             return VectorEncoder(first.width, standardiser, config.vector.tokens, dim, blocks)
         case "image":
-            return ImageEncoder(first.shape, standardiser, config.image.patch, dim, blocks)
+            return ImageEncoder(first.shape, standardiser, config.image, dim, blocks)
         case "waveform":
-            waveform = config.waveform
-            return WaveformEncoder(first.width, standardiser, waveform.patch, waveform.tokens, dim, blocks)
+            rates = [spec.rate for spec in specs]
+            return WaveformEncoder(first.width, standardiser, config.waveform, dim, rates)
         case _:
             raise AssertionError(f"no encoder for {first.kind}")
 

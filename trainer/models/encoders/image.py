@@ -1,7 +1,7 @@
 """Images -> patch tokens, one launch for all image modalities of one shape.
 
-Patches are embedded by a small network with learned positions; the attention of the fusion blocks does the rest.
-Hugging Face towers are another kind of encoder with the same interface.
+Patches are embedded with learned positions, each by itself (`patches`) or by stages of residual convolutions that see
+what is around it (`convolutions`); the attention of the fusion blocks does the rest.
 
 Shape legend: P pairs (sample, modality), C channels, H x W pixels, s patch side, T = H/s * W/s tokens, D width.
 """
@@ -12,8 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from data_shards import ImageGroup
+from trainer.config.sections import ImageEncoderConfig
+from trainer.models.convolutions.pictures import PictureLevel, squares
+from trainer.models.convolutions.sizes import merges_of, picture_stages
+from trainer.models.convolutions.stages import Stages
 from trainer.models.encoders.layout import Encoder, GroupLayout
-from trainer.models.layers.grouped_linear import GroupedMLP
+from trainer.models.layers.grouped_linear import Blocks, GroupedLinear, GroupedMLP
 from trainer.models.layers.standardise import Standardiser
 
 
@@ -24,26 +28,54 @@ class ImageEncoder(Encoder):
         ValueError: if the patch side does not divide height and width.
     """
 
-    def __init__(self, shape: tuple[int, ...], standardiser: Standardiser, patch: int, dim: int, blocks: int) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], standardiser: Standardiser, config: ImageEncoderConfig, dim: int, blocks: int
+    ) -> None:
         super().__init__()
         channels, height, width = shape
+        patch = config.patch
         if height % patch or width % patch:
             raise ValueError(
                 f"model.image.patch = {patch} must divide the picture's height and width, which are {height} x {width}"
             )
-        self.patch, self.standardiser = patch, standardiser
+        self.standardiser = standardiser
         self.tokens = (height // patch) * (width // patch)
-        self.network = GroupedMLP(blocks, channels * patch * patch, 2 * dim, dim)
+        self.network: nn.Module
+        if config.network == "convolutions":
+            self.network = PictureStages(shape, config, dim, blocks)
+            self.side = self.network.sides[0]
+        else:
+            self.network, self.side = GroupedMLP(blocks, channels * patch * patch, 2 * dim, dim), patch
         self.position_TD = nn.Parameter(torch.randn(self.tokens, dim) * 0.02)
 
     def forward(self, group: ImageGroup, layout: GroupLayout) -> Tensor:
         pixels_PCHW = group.values_PCHW
         pairs, channels, height, width = pixels_PCHW.shape
-        side = self.patch
         # Statistics are per channel: bring channels last, standardise, and put the patch's pixels together.
         last_X = pixels_PCHW.permute(0, 2, 3, 1).reshape(-1, channels)
         scaled = self.standardiser(last_X, layout.block_P.repeat_interleave(height * width))
-        scaled = scaled.view(pairs, height // side, side, width // side, side, channels)
-        patches_NX = scaled.permute(0, 1, 3, 2, 4, 5).reshape(pairs * self.tokens, channels * side * side)
-        tokens_ND = self.network(patches_NX, layout.tokens)
-        return tokens_ND.unflatten(0, (pairs, self.tokens)) + self.position_TD
+        patches_NX = squares(scaled.view(pairs, height, width, channels), self.side)
+        network = self.network
+        blocks = layout.pairs if isinstance(network, PictureStages) else layout.tokens
+        tokens_ND = network(patches_NX, blocks)
+        return tokens_ND.unflatten(0, (pairs, self.tokens)) + self.position_TD  # type: ignore[no-any-return]
+
+
+class PictureStages(nn.Module):
+    """(P * h * w, C * side * side) squares of pixels -> (P * T, D)."""
+
+    def __init__(self, shape: tuple[int, ...], config: ImageEncoderConfig, dim: int, blocks: int) -> None:
+        super().__init__()
+        channels, self.height, self.width = shape
+        self.sides = merges_of(config.patch)
+        sizes = picture_stages(config, channels, dim)
+        self.stages = Stages(blocks, sizes)
+        self.output = GroupedLinear(blocks, sizes.widths[-1], dim)
+
+    def forward(self, x_NX: Tensor, pictures: Blocks) -> Tensor:
+        """`pictures` are those of each modality."""
+        levels, height, width = [], self.height, self.width
+        for side in self.sides:
+            height, width = height // side, width // side
+            levels.append(PictureLevel(pictures.times(height * width), None, height, width))
+        return self.output(self.stages(x_NX, levels), levels[-1].blocks)  # type: ignore[no-any-return]

@@ -8,6 +8,7 @@ import torch
 
 from data_shards import ModalitySpec
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics
+from trainer.models.convolutions.sizes import picture_elements
 from trainer.models.flops import FlopCounter
 from trainer.models.object_flops import ExpectedTokens, Objects
 
@@ -66,9 +67,8 @@ def _add_lengths(
         values["positions"] += there * number * length
         values["text_squares"] += there * number * (length**2 + (table.std[0] / stride) ** 2)
     if spec.kind == "waveform":
-        patch = counter.config.waveform.patch
         samples = table.count[0] / max(1, table.present)
-        values[f"patches/{spec.group}"] += there * (samples + number * (patch - 1) / 2) / patch
+        values[f"patches/{spec.group}"] += there * counter.signals(spec.group).expected_patches(samples, number)
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,9 @@ def _encoder(counter: FlopCounter, name: str, indices: list[int], values: dict[s
         case "vector":
             return pairs * (spec.width + 4 * dim) * width
         case "image":
-            return rows * (spec.shape[0] * config.image.patch**2 + 4 * dim) * width
+            return rows * picture_elements(config.image, spec.shape[0], dim) * width
         case "waveform":
-            return values[f"patches/{name}"] * (spec.width * config.waveform.patch + 5 * dim) * width
+            return counter.signals(name).elements(values[f"patches/{name}"], pairs) * width
 
 
 def _series(

@@ -1,0 +1,1 @@
+"""Convolutions over packed signals and grids of pictures, with parameters per modality."""
