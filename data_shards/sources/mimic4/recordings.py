@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
+from data_shards.sources.readers.recordings.resample import ratio, resampled
 from data_shards.sources.readers.signals import Signal, fit_signal, lead_order
 from data_shards.sources.readers.wfdb import read_wfdb
 
@@ -58,8 +58,8 @@ def read_ecg(path: Path, step: int, resample: bool = False) -> Ecg:
     elif record.rate == wanted:
         values_LC, counts["ecg_at_packed_rate"] = record.values_LC, 1
     elif resample:
-        # A gap would spread over its neighbours
-        values_LC, counts["ecg_resampled"] = _resampled(np.nan_to_num(record.values_LC), record.rate, wanted), 1
+        assert record.rate is not None, "a header says it"
+        values_LC, counts["ecg_resampled"] = resampled(record.values_LC, ratio(record.rate, wanted)), 1
     else:
         raise ValueError(
             f"{where} has {record.rate:g} samples per second, not {RATE:g}; convert such ECGs to the {wanted:g} that "
@@ -81,11 +81,3 @@ def _averaged(values_LC: np.ndarray, step: int) -> tuple[np.ndarray, int]:
     sum_LC = np.where(known_LSC, parts_LSC, 0.0).sum(axis=1)
     means = np.divide(sum_LC, count_LC, out=np.full(sum_LC.shape, np.nan), where=count_LC > 0)
     return means, len(values_LC) - length
-
-
-def _resampled(values_LC: np.ndarray, rate: float, wanted: float) -> np.ndarray:
-    # Only for records of another rate: loading scipy.signal takes half a second
-    from scipy.signal import resample_poly
-
-    ratio = Fraction(wanted / rate).limit_denominator(10_000)
-    return np.asarray(resample_poly(values_LC, ratio.numerator, ratio.denominator, axis=0))

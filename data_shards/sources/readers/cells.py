@@ -2,7 +2,7 @@
 
 Types: ``number`` (float64); ``loose`` (a number that may be a word: then the word is kept beside it, and whoever uses
 the cell refuses it); ``text``; ``date`` (a moment, as UTC microseconds; ``date:seconds`` and so on: a number since 1970
-in that unit); ``elapsed`` (a number, or a duration, then in seconds); ``numbers`` (a list); ``picture`` (a path, or
+in that unit); ``elapsed`` (a number, or a duration, then in seconds); ``numbers`` (a list); ``file`` (a path, or
 bytes). An empty cell is empty in all of them. Words such as NA are empty where a number or a date is wanted, and in
 every column if the mapping names them itself; they are counted.
 """
@@ -21,14 +21,14 @@ import pyarrow.compute as pc
 
 from data_shards.sources.readers.csv_dialect import EMPTY_WORDS, Dialect
 
-PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 TYPES: dict[str, pa.DataType] = {
     "number": pa.float64(),
     "loose": pa.struct([("number", pa.float64()), ("word", pa.string())]),
     "text": pa.string(),
     "elapsed": pa.float64(),
     "numbers": pa.list_(pa.float64()),
-    "picture": PICTURE,
+    "file": FILE,
 }
 SCALES = {"nanoseconds": "ns", "microseconds": "us", "milliseconds": "ms", "seconds": "s"}
 _LONG = {"minutes": 60, "hours": 3600, "days": 86400}
@@ -91,7 +91,7 @@ class Cells:
             column = self._empty(column.cast(pa.string()), name, kind)
         by_kind: dict[str, Callable[[pa.Array, str, str], pa.Array]] = {
             "number": self._number, "loose": self._loose, "text": self._text, "date": self._date,
-            "elapsed": self._elapsed, "numbers": self._numbers, "picture": self._picture,
+            "elapsed": self._elapsed, "numbers": self._numbers, "file": self._file,
         }  # fmt: skip
         return by_kind[kind.split(":")[0]](column, name, kind)
 
@@ -110,7 +110,7 @@ class Cells:
 
     def _empty(self, text: pa.Array, name: str, kind: str) -> pa.Array:
         """Cells without content become null, and words for it."""
-        if kind in ("text", "picture"):
+        if kind in ("text", "file"):
             words = set(self.dialect.null or ()) - self.listed.get(name, frozenset())
             bare = text
         else:
@@ -228,15 +228,15 @@ class Cells:
             raise CellError(None, f"holds {column.type}, and a list of numbers is wanted")
         return column.cast(TYPES["numbers"])
 
-    def _picture(self, column: pa.Array, name: str, kind: str) -> pa.Array:
+    def _file(self, column: pa.Array, name: str, kind: str) -> pa.Array:
         if _is_text(column.type):
             return pa.StructArray.from_arrays(
-                [pa.nulls(len(column), pa.binary()), column], fields=list(PICTURE), mask=column.is_null()
+                [pa.nulls(len(column), pa.binary()), column], fields=list(FILE), mask=column.is_null()
             )
         if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
             return pa.StructArray.from_arrays(
                 [column.cast(pa.binary()), pa.nulls(len(column), pa.string())],
-                fields=list(PICTURE),
+                fields=list(FILE),
                 mask=column.is_null(),
             )
         if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
@@ -244,8 +244,10 @@ class Cells:
             path = pc.struct_field(column, "path") if "path" in names else pa.nulls(len(column), pa.string())
             parts = [pc.struct_field(column, "bytes").cast(pa.binary()), path.cast(pa.string())]
             nothing = pc.and_(parts[0].is_null(), parts[1].is_null())
-            return pa.StructArray.from_arrays(parts, fields=list(PICTURE), mask=nothing)
-        raise CellError(None, f"holds {column.type}, and a picture is a path, bytes, or a struct of bytes and path")
+            return pa.StructArray.from_arrays(parts, fields=list(FILE), mask=nothing)
+        raise CellError(
+            None, f"holds {column.type}, and a file is given by a path, by bytes, or by a struct of bytes and path"
+        )
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.sources.readers.picture_files import MAX_PIXELS, PictureError, decode, pillow
+from data_shards.sources.readers.picture_files import MAX_PIXELS, Decoded, PictureError, decode, pillow
 from data_shards.sources.readers.picture_values import Background, Count, class_numbers, eight_bit
 
 
@@ -35,9 +35,25 @@ def read_picture(
         ValueError: no picture there, a damaged or absurdly large one, numbers without a plain meaning, or one of
             another size (upright) without ``resize``. All begin with ``where``.
     """
+    try:
+        decoded = decode(source)
+    except PictureError as error:
+        raise ValueError(f"{where} cannot be read: {error}") from error
+    return fit_picture(decoded, where, shape, resize, notes, background)
+
+
+def fit_picture(
+    decoded: Decoded,
+    where: str,
+    shape: tuple[int, int, int],
+    resize: bool,
+    notes: Counter[str],
+    background: Background = "white",
+) -> np.ndarray:
+    """As `read_picture`, of a picture that is decoded: that of a film."""
     channels, height, width = shape
     try:
-        plain = eight_bit(decode(source), channels, background, _counts("pictures", notes))
+        plain = eight_bit(decoded, channels, background, _counts("pictures", notes))
     except PictureError as error:
         raise ValueError(f"{where} cannot be read: {error}") from error
     if plain.size != (width, height):

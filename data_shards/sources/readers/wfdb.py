@@ -2,7 +2,8 @@
 
 Read by the format's own rules (physionet.org, "header(5)" and "signal(5)"): sampling rate, gains, baselines, units and
 names come from the header, samples of signals that share a file are interleaved, one number in each format means that
-there is no value. Records of several segments, with several samples a frame or with a skew are refused.
+there is no value. A header that does not follow them is refused, not guessed. What is stored in another way (records of
+segments, several samples a frame, a skew, formats that are not listed here) is read by the package ``wfdb``.
 
 Shape legend: L samples, C signals.
 """
@@ -11,33 +12,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
+from data_shards.sources.readers.recordings.recording import Recording, SignalError, check_channels
+from data_shards.sources.readers.recordings.wfdb_package import open_by_package
+from data_shards.sources.readers.signals import Signal
+
 DEFAULT_RATE, DEFAULT_GAIN = 250.0, 200.0  # of a header that does not say
 _SIGNAL = re.compile(r"(?P<format>\d+)(?:x(?P<frame>\d+))?(?::(?P<skew>\d+))?(?:\+(?P<offset>\d+))?")
 _GAIN = re.compile(r"(?P<gain>[-+.\deE]+)(?:\((?P<baseline>[-+]?\d+)\))?(?:/(?P<unit>\S+))?")
-
-
-@dataclass(frozen=True)
-class Recording:
-    """One record.
-
-    Attributes:
-        values_LC: float64, in the units of the header; NaN where there is no value.
-        rate: samples per second. names: of the signals. units: of the signals.
-        odd: what is to be counted: sums of samples that differ from the header's, signals without a gain.
-    """
-
-    values_LC: np.ndarray
-    rate: float
-    names: tuple[str, ...]
-    units: tuple[str, ...]
-    odd: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -98,59 +87,120 @@ def header_file(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".hea").removesuffix(".dat") + ".hea")
 
 
-def read_wfdb(path: Path) -> Recording:
-    """A record, by its name with or without .hea or .dat.
+class _OtherKindError(SignalError):
+    """A record of a kind that is not read here, and why."""
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a header says; ``samples`` of each signal, None if it does not."""
+
+    file: Path
+    rate: float
+    samples: int | None
+    signals: list[_Signal]
+
+    def files(self) -> Iterator[tuple[Path, _Format, int, int]]:
+        """(file, format, offset, number of signals) of signals that share a file."""
+        for (name, kind, offset), own in groupby(self.signals, lambda s: (s.file, s.format, s.offset)):
+            yield self.file.parent / name, _FORMATS[kind], offset, len(list(own))
+
+
+def read_wfdb(path: Path) -> Signal:
+    """A whole record, by its name with or without .hea or .dat.
 
     Raises:
         ValueError: no such record, one of a kind that is not read, or one whose files do not fit together.
     """
     header = header_file(path)
     try:
-        lines = [line for line in header.read_text("utf-8").splitlines() if line.strip() and line[0] != "#"]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{header} cannot be read: {error}") from error
-    try:
-        count, rate, samples = _record_line(lines)
-        signals = [_signal_line(line) for line in lines[1 : 1 + count]]
-        if len(signals) != count:
-            raise ValueError(f"it announces {count} signals and describes {len(signals)}")
-        columns = list[np.ndarray]()
-        for (file, kind, offset), own in groupby(signals, lambda s: (s.file, s.format, s.offset)):
-            columns.append(_samples(header.parent / file, kind, offset, len(list(own)), samples))
-    except ValueError as error:
+        record = _open(header)
+        values_LC = record.read(0, record.lengths[0], range(record.channels))
+    except (SignalError, OSError) as error:
         raise ValueError(f"WFDB record {header}: {error}") from error
-    if len({len(column) for column in columns}) > 1:
-        raise ValueError(f"WFDB record {header}: its files hold different numbers of samples")
-    return _recording(signals, np.concatenate(columns, axis=1), rate)
+    return Signal(values_LC, record.rates[0], record.names, record.units, record.odd)
 
 
-def _recording(signals: list[_Signal], digital_LC: np.ndarray, rate: float) -> Recording:
-    odd = Counter[str]()
-    for number, signal in enumerate(signals):
-        if signal.checksum is not None:
-            odd["checksums_differ"] += (int(digital_LC[:, number].sum()) - signal.checksum) % 65536 != 0
-        odd["signals_without_gain"] += not signal.calibrated
+@contextmanager
+def open_wfdb(path: Path) -> Iterator[Recording]:
+    """A record, by its name with or without .hea or .dat; nothing of its samples is read yet.
+
+    Raises:
+        SignalError: as `read_wfdb`; names the header.
+    """
+    header = header_file(path)
+    try:
+        record = _open(header)
+    except SignalError as error:
+        raise SignalError(f"WFDB record {header}: {error}") from error
+    yield record
+
+
+def _open(file: Path) -> Recording:
+    try:
+        header = _read_header(file)
+    except _OtherKindError as error:
+        return open_by_package(file, str(error))
+    lengths = {_length(header, *about) for about in header.files()}
+    if len(lengths) > 1:
+        raise SignalError("its files hold different numbers of samples")
+    (length,), count, odd = lengths, len(header.signals), Counter[str]()
+    odd["signals_without_gain"] = sum(not signal.calibrated for signal in header.signals)
+
+    def read(first: int, end: int, columns: Sequence[int]) -> np.ndarray:
+        digital_LC = np.concatenate([_samples(*about, first, end) for about in header.files()], axis=1)
+        if (first, end) == (0, length):
+            odd["checksums_differ"] = _wrong_sums(header.signals, digital_LC)
+        return _physical([header.signals[column] for column in columns], digital_LC[:, list(columns)])
+
+    names = tuple(signal.name for signal in header.signals)
+    units = tuple(signal.unit for signal in header.signals)
+    return Recording(count, read, (header.rate,) * count, (length,) * count, names, units, gaps=True, odd=odd)
+
+
+def _read_header(file: Path) -> _Header:
+    try:
+        lines = [line for line in file.read_text("utf-8").splitlines() if line.strip() and line[0] != "#"]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SignalError(f"its header cannot be read: {reason}") from error
+    count, rate, samples = _record_line(lines)
+    check_channels(count)
+    signals = [_signal_line(line) for line in lines[1 : 1 + count]]
+    if len(signals) != count:
+        raise SignalError(f"it announces {count} signals and describes {len(signals)}")
+    return _Header(file, rate, samples, signals)
+
+
+def _wrong_sums(signals: list[_Signal], digital_LC: np.ndarray) -> int:
+    return sum(
+        (int(digital_LC[:, number].sum()) - signal.checksum) % 65536 != 0
+        for number, signal in enumerate(signals)
+        if signal.checksum is not None
+    )
+
+
+def _physical(signals: list[_Signal], digital_LC: np.ndarray) -> np.ndarray:
+    """float64 [L, C] in the units of the header; NaN where there is no value."""
     gap_C = np.array([_FORMATS[signal.format].gap for signal in signals])
     baseline_C, gain_C = np.array([(s.baseline, s.gain) for s in signals]).T
-    values_LC = np.where(digital_LC == gap_C, np.nan, (digital_LC - baseline_C) / gain_C)
-    names, units = tuple(signal.name for signal in signals), tuple(signal.unit for signal in signals)
-    return Recording(values_LC, rate, names, units, odd)
+    return np.where(digital_LC == gap_C, np.nan, (digital_LC - baseline_C) / gain_C)
 
 
 def _record_line(lines: list[str]) -> tuple[int, float, int | None]:
     """(signals, samples per second, samples or None) of the first line."""
     words = lines[0].split() if lines else []
     if len(words) < 2 or not words[1].isdigit() or int(words[1]) < 1:
-        raise ValueError("its first line does not give a name and a number of signals")
+        raise SignalError("its first line does not give a name and a number of signals")
     if "/" in words[0]:
-        raise ValueError("it consists of segments, which are not read; give the segments, or convert it to .npy")
+        raise _OtherKindError("it consists of segments")
     try:
         rate = float(words[2].partition("/")[0].partition("(")[0]) if len(words) > 2 else DEFAULT_RATE
         samples = int(words[3]) if len(words) > 3 else 0
     except ValueError:
-        raise ValueError(f"its first line, {lines[0]!r}, does not give a rate and a number of samples") from None
+        raise SignalError(f"its first line, {lines[0]!r}, does not give a rate and a number of samples") from None
     if not (0 < rate < float("inf")) or samples < 0:
-        raise ValueError(f"a rate of {rate:g} and {samples} samples are impossible")
+        raise SignalError(f"a rate of {rate:g} and {samples} samples are impossible")
     return int(words[1]), rate, samples or None
 
 
@@ -160,14 +210,13 @@ def _signal_line(line: str) -> _Signal:
     form = _SIGNAL.fullmatch(words[1]) if len(words) > 1 else None
     gain = _GAIN.fullmatch(words[2]) if len(words) > 2 else None
     if form is None or (len(words) > 2 and gain is None):
-        raise ValueError(f"its line {line!r} does not describe a signal")
+        raise SignalError(f"its line {line!r} does not describe a signal")
     if form["format"] not in _FORMATS:
-        known = ", ".join(_FORMATS)
-        raise ValueError(f"format {form['format']} is not read; convert it to one of {known}, or to .npy")
+        raise _OtherKindError(f"its samples are in format {form['format']}")
     if int(form["frame"] or 1) != 1 or int(form["skew"] or 0) != 0:
-        raise ValueError(f"several samples a frame or a skew ({words[1]}) are not read; convert it to .npy")
+        raise _OtherKindError(f"it has several samples a frame or a skew ({words[1]})")
     if Path(words[0]).name != words[0] or words[0] in ("~", "-", "..", "."):
-        raise ValueError(f"its samples are said to be in {words[0]!r}, which is no name of a file beside it")
+        raise SignalError(f"its samples are said to be in {words[0]!r}, which is no name of a file beside it")
     number = float(gain["gain"]) if gain else 0.0
     zero = int(words[4]) if len(words) > 4 else 0
     return _Signal(
@@ -183,20 +232,30 @@ def _signal_line(line: str) -> _Signal:
     )
 
 
-def _samples(file: Path, kind: str, offset: int, signals: int, samples: int | None) -> np.ndarray:
-    """int64 [L, signals] of one file."""
+def _length(header: _Header, file: Path, form: _Format, offset: int, signals: int) -> int:
+    """Samples of each signal in one file, which has to hold what the header says."""
     try:
-        raw = file.read_bytes()[offset:]
+        size = max(0, file.stat().st_size - offset)
     except OSError as error:
-        raise ValueError(f"its samples cannot be read: {error}") from error
-    form = _FORMATS[kind]
-    there = 8 * len(raw) // form.bits
-    wanted = there // signals * signals if samples is None else samples * signals
+        raise SignalError(f"its samples cannot be read: {error.strerror or error}") from error
+    there = 8 * size // form.bits
+    wanted = there // signals * signals if header.samples is None else header.samples * signals
     # A last odd sample of 12 bits takes two bytes, and writers may fill up to three
-    spare = (8 * len(raw) - form.bits * wanted) // 8
+    spare = (8 * size - form.bits * wanted) // 8
     if spare < 0 or spare > (1 if form.bits == 12 else 0):
-        raise ValueError(
-            f"{file.name} holds {there / signals:g} samples of {signals} signals in format {kind}, the header says "
-            f"{samples if samples is not None else 'nothing, and that is no whole number'}"
+        raise SignalError(
+            f"{file.name} holds {there / signals:g} samples of {signals} signals in this format, the header says "
+            f"{header.samples if header.samples is not None else 'nothing, and that is no whole number'}"
         )
-    return form.decode(raw, wanted).reshape(-1, signals)
+    return wanted // signals
+
+
+def _samples(file: Path, form: _Format, offset: int, signals: int, first: int, end: int) -> np.ndarray:
+    """int64 [end - first, signals] of one file."""
+    begin = first * signals
+    extra = begin % 2 if form.bits == 12 else 0  # pairs of samples share three bytes
+    count = (end - first) * signals + extra
+    with file.open("rb") as stream:
+        stream.seek(offset + (begin - extra) * form.bits // 8)
+        raw = stream.read(-(-count * form.bits // 8))
+    return form.decode(raw, count)[extra:].reshape(-1, signals)

@@ -7,13 +7,12 @@ from collections.abc import Iterable
 from data_shards.sources.tables.mapping import Mapping, Task
 from data_shards.sources.tables.modalities import (
     CodesTable,
-    ImageTable,
+    FileTable,
     Modality,
     SeriesTable,
     TextTable,
     Times,
     VectorTable,
-    WaveformTable,
 )
 
 Place = tuple[str, str]  # (file, key column)
@@ -57,8 +56,10 @@ def _of_modality(modality: Modality) -> list[tuple[str | None, str]]:
         return [(modality.column, "numbers"), *((column, "number") for column in modality.columns)]
     if isinstance(modality, CodesTable):
         return [*((column, "text") for column in (modality.column, *modality.columns)), (modality.value, "number")]
-    assert isinstance(modality, TextTable | ImageTable | WaveformTable), "all kinds are named"
-    return [(modality.column, "picture" if isinstance(modality, ImageTable) else "text")]
+    if isinstance(modality, FileTable):
+        return [(modality.column, "file"), (modality.start, "number"), (modality.end, "number")]
+    assert isinstance(modality, TextTable), "all kinds are named"
+    return [(modality.column, "text")]
 
 
 def _of_task(task: Task) -> list[tuple[str | None, str]]:

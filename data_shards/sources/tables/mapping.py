@@ -198,7 +198,7 @@ class Mapping(Section):
         """Where a record is seen up to moments, the longest time seen says nothing of the window before them."""
         timed = {name: task for name, task in self.tasks.items() if task.at_moments}
         for name, modality in self.modalities.items():
-            if not timed or modality.time is None:
+            if not timed or not modality.timed:
                 continue
             if modality.horizon is None:
                 raise ValueError(

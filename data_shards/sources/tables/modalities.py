@@ -12,6 +12,7 @@ from data_shards.sources.readers.picture_values import Background
 Policy = Literal["error", "skip"]
 Rounding = Literal["error", "allow"]
 DateUnit = Literal["nanoseconds", "microseconds", "milliseconds", "seconds", "minutes", "hours", "days"]
+Frames = Annotated[float, Field(gt=0)] | Literal["key"]
 SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 ABOUT_FILE = "file with the rows, or a pattern such as events/*.parquet; default: the file of the records"
 ABOUT_KEY = "column that says which record a row belongs to; default: the one of the records"
@@ -51,9 +52,14 @@ class Times(Section):
     )
     rounding: Rounding = Field("error", description=ABOUT_ROUNDING)
 
+    @property
+    def timed(self) -> bool:
+        """Whether what it holds has times."""
+        return self.time is not None
+
     @model_validator(mode="after")
     def _dates(self) -> Times:
-        if self.time is None:
+        if not self.timed:
             said = sorted(self.model_fields_set & set(_OF_TIMES))
             if said:
                 raise ValueError(f"{said[0]} says something of times, and there is no time: name its column")
@@ -155,39 +161,123 @@ class TextTable(ObjectTable):
     too_long: Literal["error", "cut"] = Field("error", description="longer texts: an error, or cut (counted)")
 
 
-class ImageTable(ObjectTable):
-    """Pictures by path, or in the cells of a Parquet file."""
+class FileTable(ObjectTable):
+    """A kind whose objects lie in files of their own, of which a stretch may be taken."""
+
+    column: str = Field(description="column with the path of the file, or with its bytes")
+    folder: str = Field(".", description="folder that the paths are relative to, itself relative to the mapping file")
+    start: str | None = Field(
+        None, description="of recordings and films: column with the second of the file that is its first; empty = 0"
+    )
+    end: str | None = Field(
+        None, description="column with the second of the file that what is taken ends before; empty = the file's end"
+    )
+
+
+class ImageTable(FileTable):
+    """Pictures by path, or in the cells of a Parquet file; with ``frames`` those of films, each at its time."""
 
     kind: Literal["image"] = Field(description="says that it is one")
     column: str = Field(
-        description="column with the path of a picture, or with its bytes (Parquet: binary, or a struct of bytes and "
-        "path); empty = absent"
+        description="column with the path of a picture or film, or with its bytes (Parquet: binary, or a struct of "
+        "bytes and path); empty = absent"
     )
-    folder: str = Field(".", description="folder that the paths are relative to, itself relative to the mapping file")
     channels: Literal[1, 3] = Field(3, description="1 = grey, 3 = red, green, blue")
     height: int = Field(ge=1, le=4096, description="pixels")
     width: int = Field(ge=1, le=4096, description="pixels")
     resize: bool = Field(False, description="pictures of another size are resized instead of refused")
     background: Background = Field("white", description="colour below what is transparent; counted")
+    frames: Frames | None = Field(
+        None,
+        description="the files are films, and these of their pictures are taken, as a timed modality: the one that is "
+        "seen every so many seconds, from the start on, or key: its key frames. Times are those since the start of "
+        "the film, or of the stretch of it, plus that of the column time if there is one; time_unit says in what",
+    )
+
+    @property
+    def timed(self) -> bool:
+        """Whether what it holds has times: a film's pictures always do."""
+        return self.time is not None or self.frames is not None
+
+    @model_validator(mode="after")
+    def _films(self) -> ImageTable:
+        if self.frames is None:
+            if self.start is not None or self.end is not None:
+                raise ValueError("start and end are for films: say with frames which of their pictures are taken")
+            return self
+        if self.time_unit not in SECONDS:
+            raise ValueError(f"time_unit {self.time_unit!r} of a film must be one of {', '.join(SECONDS)}")
+        if self.horizon is None:
+            raise ValueError("a film's pictures need horizon, the length of the observation window, in time_unit")
+        return self
 
 
-class WaveformTable(ObjectTable):
-    """Evenly sampled signals by path: NumPy files of shape (samples, leads) or (samples,), or WFDB records."""
+class WaveformTable(FileTable):
+    """Evenly sampled signals by path: sounds, the sound of films, WFDB, EDF, HDF5 and NumPy files.
+
+    Sounds (.wav, .flac, .ogg, .mp3, ...) are numbers from -1 to 1; WFDB and EDF signals have their physical units; a
+    film's sound begins where the film begins. What kind a file is, is seen from its first bytes.
+    """
 
     kind: Literal["waveform"] = Field(description="says that it is one")
     column: str = Field(
-        description="column with the path of a .npy file, or of a WFDB record (with or without .hea); empty = absent"
+        description="column with the path of the file (a WFDB record with or without .hea), or with the bytes of a "
+        "sound, film, HDF5 or NumPy file (Parquet: binary, or a struct of bytes and path); empty = absent"
     )
-    folder: str = Field(".", description="folder that the paths are relative to, itself relative to the mapping file")
+    array: str | None = Field(None, description="of a .npz file the name of the array, of an HDF5 file the dataset")
     leads: int | tuple[str, ...] = Field(
-        1, description="number of leads, or their names; of a WFDB record the leads of these names, in this order"
+        1,
+        description="number of leads, or their names; of a file with names (WFDB, EDF) the channels of these names, in "
+        "this order; default: as many as channels lists, else 1",
+    )
+    channels: Literal["mix"] | tuple[int, ...] | tuple[str, ...] | None = Field(
+        None,
+        description="which of the file's channels: their numbers from 0 or their names, in the order of leads, or mix: "
+        "the mean of all; without it a file has as many as there are leads, or those of their names",
     )
     rate: float | None = Field(
-        None, gt=0, description="samples per second; a WFDB record of another rate is refused, of any if none is given"
+        None, gt=0, description="samples per second; without it each file's own is taken as it is, and counted"
+    )
+    resample: bool = Field(
+        False,
+        description="files of another rate are resampled (by a polyphase filter), and counted, instead of refused; a "
+        "file that says no rate (NumPy, HDF5) is taken as it is",
     )
     max_length: int | None = Field(
         None, ge=1, description="most samples a record, or with a time each recording, may hold"
     )
+
+    @model_validator(mode="after")
+    def _channels_fit(self) -> WaveformTable:
+        if self.resample and self.rate is None:
+            raise ValueError("resample needs the rate that files are resampled to: give rate")
+        if isinstance(self.channels, tuple):
+            twice = next((own for n, own in enumerate(self.channels) if own in self.channels[:n]), None)
+            if twice is not None:
+                raise ValueError(f"channels names {twice!r} twice")
+            if any(isinstance(own, int) and own < 0 for own in self.channels):
+                raise ValueError(f"channels {list(self.channels)} must count from 0")
+        if self.channels is not None and "leads" in self.model_fields_set and self.lead_count != self._chosen:
+            what = "mix makes 1" if self.channels == "mix" else f"channels lists {self._chosen}"
+            raise ValueError(f"there are {self.lead_count} leads, and {what}")
+        return self
+
+    @property
+    def _chosen(self) -> int:
+        """How many ``channels`` gives."""
+        return len(self.channels) if isinstance(self.channels, tuple) else 1
+
+    @property
+    def lead_names(self) -> tuple[str, ...]:
+        """Names of the leads, none if only their number is given."""
+        return self.leads if isinstance(self.leads, tuple) else ()
+
+    @property
+    def lead_count(self) -> int:
+        """How many leads a record has."""
+        if isinstance(self.leads, tuple):
+            return len(self.leads)
+        return self.leads if "leads" in self.model_fields_set or self.channels is None else self._chosen
 
 
 class CodesTable(Modality):

@@ -28,7 +28,7 @@ def dataset_schema(mapping: Mapping) -> DatasetSchema:
 def _spec(name: str, table: Modality) -> ModalitySpec:
     """Of a series and of all that has a time with its window."""
     about: dict[str, Any] = {"kind": table.kind, "unit": table.unit, "description": table.description}  # type: ignore[attr-defined]
-    if table.time is not None:
+    if table.timed:
         about |= {"time_unit": table.time_unit, "horizon": table.horizon}
         about |= {} if isinstance(table, SeriesTable) else {"timed": True}
     if isinstance(table, ObjectTable):
@@ -51,9 +51,8 @@ def _shape(table: Modality) -> dict[str, Any]:
     if isinstance(table, CodesTable):
         return {"valued": table.value is not None, "max_length": table.max_length}
     assert isinstance(table, WaveformTable), "all kinds are named"
-    leads = table.leads if isinstance(table.leads, tuple) else ()
-    shape = (len(leads) or table.leads,)
-    return {"channels": leads, "shape": shape, "rate": table.rate, "max_length": table.max_length}
+    about: dict[str, Any] = {"channels": table.lead_names, "shape": (table.lead_count,)}
+    return about | {"rate": table.rate, "max_length": table.max_length}
 
 
 def _task(name: str, task: Task) -> TaskSpec:

@@ -203,7 +203,7 @@ class Tables(Source):
         """The longest time seen as the horizon of each modality whose mapping names none."""
         modalities = dict(self.mapping.modalities)
         for name, modality in modalities.items():
-            if modality.time is None or modality.horizon is not None:
+            if not modality.timed or modality.horizon is not None:
                 continue
             longest = max((self._longest_time(modality, unit) for unit in self._numbers), default=0.0)
             if not longest > 0:

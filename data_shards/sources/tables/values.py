@@ -11,15 +11,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_shards.paths import absolute_path
 from data_shards.records.record import Objects
 from data_shards.sources.readers.pictures import read_picture
-from data_shards.sources.readers.signals import fit_signal, read_signal
+from data_shards.sources.tables.media.cells import FileCells
+from data_shards.sources.tables.media.films import films
+from data_shards.sources.tables.media.recordings import waveform_reader
 from data_shards.sources.tables.modalities import ImageTable, ObjectTable, TextTable, VectorTable, WaveformTable
 from data_shards.sources.tables.rows import Around, Later, Rows
 from data_shards.sources.tables.times import place
@@ -91,47 +91,22 @@ def _cut(text: str, spec: TextTable, notes: Counter[str]) -> str:
 
 
 def pictures(rows: Rows, spec: ImageTable, around: Around, notes: Counter[str]) -> dict[int, Later]:
-    """Pictures of each record, named by a path or held as bytes, alone or as a struct of bytes and path."""
-    column, shape = rows.table[spec.column], (spec.channels, spec.height, spec.width)
-    folder = absolute_path(spec.folder, around.folder)
+    """Pictures of each record, or those of its films; named by a path or held as bytes."""
+    if spec.frames is not None:
+        return films(rows, spec, around, notes)
+    files, shape = FileCells(rows, spec, around, "picture"), (spec.channels, spec.height, spec.width)
 
     def make(record: int, row: int) -> np.ndarray:
-        source = _picture_source(column[row].as_py(), folder)
-        assert source is not None, "an empty cell is null"
-        where = f"picture {source}" if isinstance(source, Path) else f"picture in {spec.column!r}"
-        where = f"{rows.file}, record {rows.name(record)}: {where}"
-        return read_picture(source, where, shape, spec.resize, notes, spec.background)
+        where = files.where(record, row)
+        return read_picture(files.source(row), where, shape, spec.resize, notes, spec.background)
 
-    return _objects(rows, spec, around, column.is_valid().to_numpy(), make, notes)
-
-
-def _picture_source(cell: str | bytes | dict[str, Any] | None, folder: Path) -> Path | bytes | None:
-    """What a cell names or holds; of a struct its bytes, or else its path. None if it is empty."""
-    if isinstance(cell, dict):
-        cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
-    return folder / cell if isinstance(cell, str) else cell
+    return _objects(rows, spec, around, files.there_L, make, notes)
 
 
 def waveforms(rows: Rows, spec: WaveformTable, around: Around, notes: Counter[str]) -> dict[int, Later]:
-    """Waveforms of each record that names one: a .npy file, or a WFDB record."""
-    cells, orders = rows.texts(spec.column), dict[tuple[str, ...], str]()
-
-    def make(record: int, row: int) -> np.ndarray:
-        path = absolute_path(spec.folder, around.folder) / str(cells[row])
-        signal = read_signal(path)
-        if isinstance(spec.leads, int) and signal.names:
-            # A number says nothing of the order, so all files must agree
-            orders.setdefault(signal.names, str(path))
-            if len(orders) > 1:
-                (first, one), (other, two) = list(orders.items())[:2]
-                raise ValueError(
-                    f"{rows.file}: the leads of {one} are {', '.join(first)}, and of {two} {', '.join(other)}; say "
-                    "which ones and in which order: leads: [I, II, ...]"
-                )
-            notes[f"waveform_leads.{','.join(signal.names)}"] += 1
-        return fit_signal(signal, f"signal {path}", spec.leads, spec.rate, spec.unit, notes)
-
-    return _objects(rows, spec, around, np.array([cell is not None for cell in cells], bool), make, notes)
+    """Waveforms of each record that names or holds a file of one."""
+    there_L, make = waveform_reader(rows, spec, around, notes)
+    return _objects(rows, spec, around, there_L, make, notes)
 
 
 def _objects(

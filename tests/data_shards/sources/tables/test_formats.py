@@ -163,7 +163,7 @@ def test_pictures_in_cells_of_a_parquet_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"r\.parquet, record 'a': picture in 'image' cannot be read"):
         read(tmp_path, mapping)
     pa.parquet.write_table(pa.table({"id": ["a"], "image": [5]}), tmp_path / "r.parquet")
-    with pytest.raises(ValueError, match="column 'image' holds int64, and a picture is a path"):
+    with pytest.raises(ValueError, match="column 'image' holds int64, and a file is given by a path"):
         read(tmp_path, mapping)
 
 

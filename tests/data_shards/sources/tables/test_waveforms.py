@@ -62,10 +62,17 @@ def test_records_and_arrays_lie_side_by_side(tmp_path: Path) -> None:
         ({"leads": 2, "rate": 500}, "one", r"one has 250 samples per second, and 500 are declared"),
         ({"leads": ["I", "V1"]}, "one", r"one lacks lead V1 \(or has it twice\); it has II, I"),
         ({"leads": 2, "unit": "mmHg"}, "one", r"one is in mV, and mmHg is declared"),
-        ({"leads": 3}, "one", r"record a, modality ecg: shape \(2, 2\), not \(L, 3\)"),
-        ({"leads": 2}, "none", r"signals/none cannot be read as a signal: No such file"),
-        ({"leads": 1}, "a.wav", r"signals/a\.wav is a sound file, .*save the samples with numpy\.save"),
-        ({"leads": 1}, "r.csv", r"signals/r\.csv is neither a NumPy file \(\.npy\) nor a WFDB record \(\.hea\)"),
+        (
+            {"leads": 3},
+            "one",
+            r"one: it has 2 channels \(II, I\), and 3 leads are declared; say which of them with chan",
+        ),
+        ({"leads": 2}, "none", r"signals/none: it cannot be read: No such file"),
+        (
+            {"leads": 1},
+            "r.csv",
+            r"signals/r\.csv: it is neither a sound \(\.wav, .*\) nor a film nor a WFDB record \(\.hea",
+        ),
     ],
 )
 def test_what_does_not_fit_is_a_sentence(tmp_path: Path, more: dict[str, Any], cell: str, words: str) -> None:
@@ -78,7 +85,7 @@ def test_leads_in_two_orders_need_their_names(tmp_path: Path) -> None:
     lay_ecg(lay(tmp_path) / "signals" / "two", COUNTS, rate="250", leads=("I", "II"))
     csv = "id,path\na,one\nb,two\n"
     with pytest.raises(
-        ValueError, match=r"the leads of .*one are II, I, and of .*two I, II; say which ones and in which"
+        ValueError, match=r"two has the leads I, II, and those of .*one are II, I; say which ones and in which order"
     ):
         read(tmp_path, mapping(leads=2), r_csv=csv)
     records, _ = read(tmp_path, mapping(leads=["I", "II"]), r_csv=csv)

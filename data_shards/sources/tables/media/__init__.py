@@ -1,0 +1,1 @@
+"""Cells that name or hold files of recordings and films."""
