@@ -5,8 +5,8 @@
 
 The plan, written down before a run of it was started:
 
-- data: PhysioNet 2012, split1, recipe icu_physionet2012 as shipped, all its epochs; sepsis2019b, split default, a recipe
-  that names nothing but the data, 3 epochs, early stopping on val/auroc.
+- data: PhysioNet 2012, split1, recipe icu_physionet2012 as shipped, all its epochs; sepsis2019b, split default, a
+  recipe that names nothing but the data, 3 epochs, early stopping on val/auroc.
 - variants: VARIANTS; each is the recipe with these keys changed and nothing else.
 - seeds: 0 and 1, of initial weights, dropout and order alike; a variant is compared with `base` of the same seed.
 - selection: the evaluation of the validation part with the largest val/auroc, of which AUROC and AUPRC are given. What
@@ -15,7 +15,8 @@ The plan, written down before a run of it was started:
   two seeds are a direction. The standard error of one AUROC is about .015 on these parts, that of a paired difference
   about .004.
 
-Runs that OUT already has are not made again. One process, one thread; wall seconds are given, to be read beside the load.
+Runs that OUT already has are not made again. One process, one thread; wall seconds are given, to be read beside the
+load.
 """
 
 from __future__ import annotations

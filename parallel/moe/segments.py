@@ -3,7 +3,8 @@
 An indexed sum adds rows in any order and rounds the total to the rows' precision at each of them: of 1,536 rows in
 bf16 that loses up to half. Here rows are sorted by segment, stably, and each segment is added up in that order in fp32
 at least: nothing depends on who is first, and nothing is rounded in between. The derivative of such a sum is a gather
-and that of a look-up such a sum. The host waits for nothing. `reference_segment_sum` is the obvious loop.
+and that of a look-up such a sum. The host waits for nothing. `reference_segment_sum` and `reference_segment_max` are
+the obvious loops.
 
 Shapes: N rows, S segments, D width (any number of dimensions).
 """
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from parallel.moe.rows.places import bounds
-from parallel.moe.rows.sums import sum_segments
+from parallel.moe.rows.sums import STRETCH, sum_segments
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,17 @@ class Segments:
         """(N, ...) -> (S, ...): mean rows in fp32 at least; zeros for a segment without rows."""
         return _Sum.apply(x_ND, self, True)  # type: ignore[no-any-return]
 
+    def max(self, x_ND: Tensor, empty: float = 0.0) -> Tensor:
+        """(N, ...) -> (S, ...) in the rows' own precision, which a maximum keeps; `empty` for a segment without rows.
+
+        It is looked up and not learned from: it has no gradient.
+        """
+        return _largest(x_ND, self, empty)
+
+    def min(self, x_ND: Tensor, empty: float = 0.0) -> Tensor:
+        """As `max`, of the smallest."""
+        return -_largest(-x_ND, self, -empty)
+
     def spread(self, x_SD: Tensor) -> Tensor:
         """(S, ...) -> (N, ...): each row gets what its segment has. Its derivative is `sum`, rounded once."""
         return _Spread.apply(x_SD, self)  # type: ignore[no-any-return]
@@ -92,6 +104,16 @@ def reference_segment_sum(x_ND: Tensor, segment_N: Tensor, segments: int) -> Ten
     for row, segment in zip(x_ND, segment_N.tolist(), strict=True):
         total_SD[segment] += row
     return total_SD
+
+
+def reference_segment_max(x_ND: Tensor, segment_N: Tensor, segments: int, empty: float = 0.0) -> Tensor:
+    """Oracle: row after row."""
+    found: list[Tensor | None] = [None] * segments
+    for row, segment in zip(x_ND, segment_N.tolist(), strict=True):
+        so_far = found[segment]
+        found[segment] = row if so_far is None else torch.where(row > so_far, row, so_far)
+    none = torch.full(x_ND.shape[1:], empty, dtype=x_ND.dtype)
+    return torch.stack([none if one is None else one for one in found])
 
 
 class _Sum(torch.autograd.Function):
@@ -144,3 +166,26 @@ def _add_up(x_ND: Tensor, segments: Segments, mean: bool = False) -> Tensor:
         order_N = torch.arange(len(x_ND), device=x_ND.device)
     total_SX = sum_segments(x_ND.reshape(len(x_ND), math.prod(x_ND.shape[1:])), order_N, segments.start_S1, mean)
     return total_SX.view(len(segments), *x_ND.shape[1:])
+
+
+@torch.no_grad()
+def _largest(x_ND: Tensor, segments: Segments, empty: float) -> Tensor:
+    """(N, ...) -> (S, ...): in two stages, as one thread would walk along a whole segment, however long."""
+    if not len(x_ND):
+        return x_ND.new_full((len(segments), *x_ND.shape[1:]), empty)
+    if segments.order_N is not None:
+        x_ND = x_ND.index_select(0, segments.order_N)
+    start_S1 = segments.start_S1
+    # Cut where a segment begins and at every so many rows: how many cuts there are is known without asking.
+    every_Y = torch.arange(0, len(x_ND), STRETCH, device=x_ND.device)
+    cut_Z = torch.cat([every_Y, start_S1]).sort().values
+    part_ZX = _reduce(x_ND.reshape(len(x_ND), -1), cut_Z)
+    # Of equal cuts all but the last have no rows, so the parts of a segment begin at any of them.
+    first_S1 = torch.searchsorted(cut_Z, start_S1)
+    most_SX = _reduce(part_ZX, first_S1).masked_fill(segments.counts[:, None] == 0, empty)
+    return most_SX.view(len(segments), *x_ND.shape[1:])
+
+
+def _reduce(x_NX: Tensor, offsets: Tensor) -> Tensor:
+    # Unsafe: without looking at the offsets, which would make the host wait.
+    return torch.segment_reduce(x_NX, "max", offsets=offsets, axis=0, unsafe=True, initial=-torch.inf)

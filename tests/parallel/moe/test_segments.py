@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from parallel.config import MoEConfig
+from parallel.moe import segments as segments_file
 from parallel.moe.layer import MoELayer
 from parallel.moe.rows import sums
-from parallel.moe.segments import Segments, look_up, reference_segment_sum
+from parallel.moe.segments import Segments, look_up, reference_segment_max, reference_segment_sum
 from tests.gpu_branch import Watch
 
 
@@ -43,6 +44,26 @@ def test_means_are_sums_over_counts(stages):
     torch.testing.assert_close(segments.mean(x_ND), reference_segment_sum(x_ND.detach(), SEGMENT_N, 8) / counts)
     assert torch.autograd.gradcheck(segments.mean, x_ND)
     assert segments.mean(x_ND.bfloat16()).dtype == torch.float32
+
+
+def test_largest_and_smallest_rows_are_those_of_the_loop(stages, monkeypatch):
+    if stages:
+        monkeypatch.setattr(segments_file, "STRETCH", 4)
+    x_ND = torch.randn(18, 3, 2) - 5  # all below 0, so that nothing fills in unseen
+    segments = Segments.of(SEGMENT_N, 8)
+    assert torch.equal(segments.max(x_ND, 7.0), reference_segment_max(x_ND, SEGMENT_N, 8, 7.0))
+    assert torch.equal(segments.min(x_ND, 7.0), -reference_segment_max(-x_ND, SEGMENT_N, 8, -7.0))
+    values = torch.tensor([3.0, -1, 9, 4, 4, 2, -8, 0, 1, 5, 6, -3, 7, 2, 1, -6, 8, 0])
+    assert segments.max(values).tolist() == [2, 0, 4, 0, 9, 0, -3, 0]
+    assert segments.min(values).tolist() == [-6, 0, 4, 0, -8, 0, -3, 0]
+    ordered = SEGMENT_N.sort().values
+    assert torch.equal(Segments.of(ordered, 8, ascending=True).max(x_ND), reference_segment_max(x_ND, ordered, 8))
+    assert segments.max(x_ND.bfloat16()).dtype == torch.bfloat16
+    assert Segments.of(SEGMENT_N[:0], 3).max(torch.zeros(0, 2), 1.5).tolist() == [[1.5, 1.5]] * 3
+    meta = Segments.of(SEGMENT_N.to("meta"), 8)
+    with Watch() as watch:  # on the meta device whatever asks for a number fails
+        assert meta.min(torch.zeros(18, 2, device="meta")).shape == (8, 2)
+    assert watch.scatters == [] and watch.found_waits == []
 
 
 def test_look_ups_are_those_of_indexing_and_so_are_their_gradients(stages):
