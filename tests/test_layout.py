@@ -55,7 +55,7 @@ FLOORS = {
         ("job_type", "gpu_limits"),
         ("flops",),
         ("object_flops",),
-        ("convolutions",),
+        ("convolutions", "numbers"),
         ("layers", "output"),
     ),
     "parallel": (("engine",), ("mesh",), ("tables",), ("moe",), ("config", "control")),

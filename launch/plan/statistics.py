@@ -6,6 +6,7 @@ from data_shards import DatasetSchema, open_data
 from data_shards.errors import ManifestError
 from data_shards.paths import absolute_path
 from data_shards.records.distributions.distribution import Spread
+from data_shards.records.distributions.sketch import PROBABILITIES
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics, TaskStatistics
 from launch.errors import UsageError
 from trainer.config.run_config import RunConfig
@@ -55,6 +56,8 @@ def stated_statistics(schema: DatasetSchema, presence: float, records: int = 100
         objects = None
         if spec.has_objects or spec.kind == "codes":
             objects = Spread(present, float(number), 0.0, float(number), float(number), ())
-        modalities[spec.name] = ModalityStatistics(present, *columns, objects=objects)
+        # Of the numbers nothing is known, and a plan asks for nothing but that they are there.
+        quantiles = ((0.0,) * len(PROBABILITIES),) * spec.width
+        modalities[spec.name] = ModalityStatistics(present, *columns, quantiles, objects=objects)
     tasks = {task.name: TaskStatistics(records, (), (0.0,) * task.dim, (1.0,) * task.dim) for task in schema.tasks}
     return SplitStatistics(records, modalities, tasks)

@@ -37,6 +37,12 @@ class SeriesEncoderConfig(Section):
     )
     kernel: int = Field(1, ge=1, description="width of the causal convolution over imputed bins, in bins")
     clip: float = Field(5.0, gt=0, description="standardised values are clipped to this many standard deviations")
+    statistics: Literal["none", "token"] = Field(
+        "none",
+        description="token = beside its grid a series has one more token, in the last bin, of what it is as a whole: "
+        "of each channel the number of values, mean, smallest, largest, first, last, spread, trend, times of first and "
+        "last; data need quantiles (packed with format 2)",
+    )
 
 
 class TextEncoderConfig(Section):
@@ -104,6 +110,11 @@ class VectorEncoderConfig(Section):
     """A fixed vector of features becomes a few tokens."""
 
     tokens: int = Field(1, ge=1, description="tokens made of one vector")
+    numbers: Literal["linear", "piecewise"] = Field(
+        "linear",
+        description="what the network is given of a feature: its value by model.scale, or piecewise: eight steps "
+        "between quantiles of the training part, whatever model.scale says; data need quantiles (packed with format 2)",
+    )
 
 
 Irregularity = Literal["tokens", "mtand", "imputation", "utde"]
@@ -149,6 +160,17 @@ class CodesConfig(Section):
     )
 
 
+class HeadConfig(Section):
+    """Pooled tokens to the answers of a task."""
+
+    start: Literal["zero", "base"] = Field(
+        "zero",
+        description="what classes are given before anything is learned: zero = all alike, base = their frequencies in "
+        "the training part (alike too where training.class_weighting=balanced). Numbers start at their mean, survival "
+        "at its life table",
+    )
+
+
 class ModelConfig(Section):
     """FuseMoE: an encoder per modality kind, fusion blocks of attention and experts, a head per task."""
 
@@ -174,6 +196,12 @@ class ModelConfig(Section):
         description="tokens of a sample to one vector: learned queries, mean, mean over each modality's last token",
     )
     latents: int = Field(4, ge=1, description="learned queries of attention pooling")
+    scale: Literal["standard", "quantile"] = Field(
+        "standard",
+        description="scale of the values of series, vectors and codes: deviations from the mean, or normal scores by "
+        "the training part's quantiles, which few very large values do not squeeze (data packed with format 2 have "
+        "them)",
+    )
     series: SeriesEncoderConfig = Field(default_factory=SeriesEncoderConfig, description="series encoder")
     text: TextEncoderConfig = Field(default_factory=TextEncoderConfig, description="text encoder")
     image: ImageEncoderConfig = Field(default_factory=ImageEncoderConfig, description="image encoder")
@@ -181,6 +209,7 @@ class ModelConfig(Section):
     vector: VectorEncoderConfig = Field(default_factory=VectorEncoderConfig, description="vector encoder")
     objects: ObjectsConfig = Field(default_factory=ObjectsConfig, description="timed objects")
     codes: CodesConfig = Field(default_factory=CodesConfig, description="codes")
+    head: HeadConfig = Field(default_factory=HeadConfig, description="heads")
     moe: MoEConfig = Field(default_factory=MoEConfig, description="experts, gate, router and balance losses")
 
     @model_validator(mode="after")

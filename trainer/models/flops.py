@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from data_shards import Batch, DatasetSchema, ModalitySpec, group_layout
 from trainer.config.sections import ModelConfig
 from trainer.models.convolutions.sizes import SignalSizes, picture_flops
-from trainer.models.layers.token_layout import even_bins
+from trainer.models.layers.token_layout import even_bins, grid_bins
+from trainer.models.numbers.series_statistics import INPUTS
+from trainer.models.numbers.steps import STEPS
 from trainer.models.object_flops import ExpectedTokens, Objects, count_objects, over_time_flops
 
 FORWARD_AND_BACKWARD = 3
@@ -151,7 +153,7 @@ class FlopCounter:
         spec, config = self._spec(name), self.config
         match spec.kind:
             case "series":
-                return config.bins
+                return config.bins + (config.series.statistics == "token")
             case "vector":
                 return config.vector.tokens
             case "image":
@@ -171,7 +173,8 @@ class FlopCounter:
         bins_MT = torch.zeros(len(self.schema.modalities), self.config.bins, dtype=torch.float64)
         for name, indices in self.layout.items():
             if name not in self.objects:
-                place = even_bins(self.tokens[name], self.config.bins)
+                number, bins = self.tokens[name], self.config.bins
+                place = grid_bins(bins, number) if self._kind(name) == "series" else even_bins(number, bins)
                 bins_MT[indices] = torch.bincount(place, minlength=self.config.bins).double()
         return bins_MT
 
@@ -225,7 +228,8 @@ class FlopCounter:
         pairs, number = values[f"pairs/{name}"], self.tokens[name]
         match spec.kind:
             case "vector":
-                return pairs * 2 * (spec.width * 2 * dim + 2 * dim * number * dim)
+                inputs = spec.width * (STEPS if config.vector.numbers == "piecewise" else 1)
+                return pairs * 2 * (inputs * 2 * dim + 2 * dim * number * dim)
             case "image":
                 return pairs * number * picture_flops(config.image, spec.shape[0], dim)
             case "waveform":
@@ -241,7 +245,7 @@ class FlopCounter:
                 valued = any(self.schema.modalities[index].valued for index in self.layout[name])
                 return values[f"codes/{name}"] * (valued * 8 * dim + (not spec.timed) * 2 * dim * dim)
             case "series":
-                return self._series(name, pairs * number, values["events"])
+                return self._series(name, pairs, values["events"])
 
     def _over_time(self, name: str, values: dict[str, float]) -> float:
         if name not in self.objects:
@@ -249,20 +253,21 @@ class FlopCounter:
         number, rows = self.objects_of(name, values), values[f"tokens/{name}"]
         return over_time_flops(self.objects[name], self.config, number, rows)
 
-    def _series(self, name: str, rows: float, events: float) -> float:
-        config, dim = self.config.series, self.config.dim
+    def _series(self, name: str, pairs: float, events: float) -> float:
+        config, dim, rows = self.config.series, self.config.dim, pairs * self.config.bins
         widest = max(self.schema.modalities[index].width for index in self.layout[name])
+        whole = pairs * 2 * widest * INPUTS * dim * (config.statistics == "token")
         imputation = rows * 2 * config.kernel * widest * 5 * dim
         queries = self.config.bins * config.heads * config.time_dim
         attention = rows * 2 * widest * (config.heads + 1) * dim
         attention += 2 * queries * config.time_dim + events * 2 * queries
         match config.irregularity:
             case "imputation":
-                return imputation
+                return whole + imputation
             case "mtand":
-                return attention
+                return whole + attention
             case "utde":
-                return imputation + attention + rows * 4 * dim * dim
+                return whole + imputation + attention + rows * 4 * dim * dim
 
     def _latents(self) -> int:
         return self.config.latents if self.config.pooling == "attention" else 0

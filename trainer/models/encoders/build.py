@@ -27,6 +27,7 @@ from trainer.models.encoders.tokens_over_time import TokensOverTime
 from trainer.models.encoders.vector import VectorEncoder
 from trainer.models.encoders.waveform import WaveformEncoder
 from trainer.models.layers.standardise import Standardiser
+from trainer.models.numbers.scale import NormalScores
 
 CODE_SCALE = 0.3  # of initial rows, as modalities' embeddings have it
 
@@ -62,13 +63,19 @@ def _object_encoder(specs: list[ModalitySpec], statistics: SplitStatistics, conf
     first, blocks, dim = specs[0], len(specs), config.dim
     if first.kind == "text":
         return TextEncoder(config.text.positions or declared_positions(specs, config), config.text, dim, blocks)
-    standardiser = _standardiser(specs, statistics, config.series.clip)
     match first.kind:
         case "series":
             widths, horizon = [spec.width for spec in specs], [_horizon(spec) for spec in specs]
-            return SeriesEncoder(widths, horizon, standardiser, config.series, config.bins, dim)
+            scale, scores = _scale(specs, statistics, config), None
+            if config.series.statistics == "token":
+                scores = scale if isinstance(scale, NormalScores) else _normal_scores(specs, statistics)
+            return SeriesEncoder(widths, horizon, scale, scores, config.series, config.bins, dim)
         case "vector":
-            return VectorEncoder(first.width, standardiser, config.vector.tokens, dim, blocks)
+            piecewise = config.vector.numbers == "piecewise"
+            scale = _normal_scores(specs, statistics) if piecewise else _scale(specs, statistics, config)
+            return VectorEncoder(first.width, scale, piecewise, config.vector.tokens, dim, blocks)
+    standardiser = _standardiser(specs, statistics, config.series.clip)
+    match first.kind:
         case "image":
             return ImageEncoder(first.shape, standardiser, config.image, dim, blocks)
         case "waveform":
@@ -87,8 +94,10 @@ def _codes_encoder(
     sizes = [spec.codes for spec in specs]
     key = (seed, "codes", *(spec.name for spec in specs))
     table = CodeTable(sum(sizes), config.dim, key, dispatcher, config.codes.spread_above, CODE_SCALE)
-    standardiser = _standardiser(specs, statistics, config.series.clip)
-    embedding = CodeEmbedding(table, sizes, any(spec.valued for spec in specs), standardiser)
+    valued = any(spec.valued for spec in specs)
+    # Of codes without values there is nothing to scale.
+    scale = _scale(specs, statistics, config) if valued else _standardiser(specs, statistics, config.series.clip)
+    embedding = CodeEmbedding(table, sizes, valued, scale)
     if not specs[0].timed:
         return CodesEncoder(embedding, config.codes.tokens, config.dim)
     over_time = _over_time(len(specs), 1, config.codes.irregularity, config)
@@ -116,6 +125,16 @@ def sized(config: ModelConfig, schema: DatasetSchema, statistics: SplitStatistic
         return config
     positions = max(1, math.ceil(max(texts) / config.text.stride))
     return config.model_copy(update={"text": config.text.model_copy(update={"positions": positions})})
+
+
+def _scale(specs: list[ModalitySpec], statistics: SplitStatistics, config: ModelConfig) -> Standardiser | NormalScores:
+    if config.scale == "quantile":
+        return _normal_scores(specs, statistics)
+    return _standardiser(specs, statistics, config.series.clip)
+
+
+def _normal_scores(specs: list[ModalitySpec], statistics: SplitStatistics) -> NormalScores:
+    return NormalScores({spec.name: statistics.modalities[spec.name] for spec in specs})
 
 
 def _standardiser(specs: list[ModalitySpec], statistics: SplitStatistics, clip: float) -> Standardiser:

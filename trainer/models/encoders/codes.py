@@ -26,6 +26,7 @@ from trainer.models.layers.attention import read_segments
 from trainer.models.layers.grouped_linear import Blocks, GroupedLinear
 from trainer.models.layers.standardise import Constant, Standardiser
 from trainer.models.layers.token_layout import EncodedGroup
+from trainer.models.numbers.scale import NormalScores
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class CodeEmbedding(nn.Module):
 
     Args:
         table: a row for each code of each modality. sizes: codes of each. valued: whether any may have values.
-        standardiser: of values, by modality.
+        scale: of values, by modality.
     """
 
-    def __init__(self, table: CodeTable, sizes: list[int], valued: bool, standardiser: Standardiser) -> None:
+    def __init__(self, table: CodeTable, sizes: list[int], valued: bool, scale: Standardiser | NormalScores) -> None:
         super().__init__()
         self.table, self.sizes = table, sizes
-        self.standardiser = standardiser
+        self.scale = scale
         self.value = GroupedLinear(len(sizes), 2, 2 * table.dim) if valued else None
 
     def lay_out(self, group: CodesGroup, block_P: Tensor, blocks: int) -> tuple[CodeRows, Tensor]:
@@ -65,7 +66,7 @@ class CodeEmbedding(nn.Module):
             return code_OD
         known_O1 = (~group.values_O.isnan())[:, None].float()
         block_O = rows.codes.segments.segment_N
-        value_O1 = self.standardiser(group.values_O.nan_to_num()[:, None], block_O) * known_O1
+        value_O1 = self.scale(group.values_O.nan_to_num()[:, None], block_O) * known_O1
         scale_OD, shift_OD = self.value(torch.cat([value_O1, known_O1], 1), rows.codes).chunk(2, dim=1)
         return code_OD * (1 + scale_OD) + shift_OD
 

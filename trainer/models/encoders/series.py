@@ -3,7 +3,8 @@
 Two views of the same events are mixed by a learned gate, per bin and per channel of the width:
 *imputation*: per bin and feature, the last value seen so far, how long ago that was, and what the bin itself holds;
 *mTAND*: softmax attention from the bin's time to the times at which the feature was observed (arXiv 2101.10318).
-Values are standardised with the training part's statistics, so 0 stands for "average" where nothing was seen yet.
+Values are scaled with the training part's statistics, so 0 stands for "average" where nothing was seen yet. Where the
+recipe asks for it, one more token of a pair says what the series is as a whole (`numbers.series_statistics`).
 
 Shape legend: P pairs (sample, modality), O events, T bins, F features of the widest modality, H time heads,
 K width of a head, S = P * F segments (one per pair and feature), D width, A inputs per feature.
@@ -17,13 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data_shards import SeriesGroup
+from data_shards import Group, SeriesGroup
 from parallel.moe.segments import Segments
 from trainer.config.sections import SeriesEncoderConfig
-from trainer.models.encoders.layout import Encoder, GroupLayout
+from trainer.models.encoders.layout import Encoder, GroupLayout, PresentPairs
 from trainer.models.layers.grouped_linear import GroupedLinear
 from trainer.models.layers.ragged import offsets_to_ids
 from trainer.models.layers.standardise import Constant, Standardiser
+from trainer.models.layers.token_layout import EncodedGroup, grid_bins
+from trainer.models.numbers.scale import NormalScores
+from trainer.models.numbers.series_statistics import SeriesStatistics
 
 # Scores of the time attention are kept within +-30, so that sums of their exponentials need no running maximum in fp32.
 SCORE_LIMIT = 30.0
@@ -77,12 +81,12 @@ def with_earlier_bins(features_PTX: Tensor, kernel: int) -> Tensor:
 
 
 class SeriesEncoder(Encoder):
-    """Events of all series modalities -> (P, T, D) tokens.
+    """Events of all series modalities -> (P, T, D) tokens, or (P, T + 1, D) with that of their statistics.
 
     Args:
         features: features of each modality of the group.
         horizon: observation window of each modality, in its time unit.
-        standardiser: training statistics by (modality, feature).
+        scale: of values, by (modality, feature). scores: of the values that statistics are of; None: no statistics.
         bins: T. dim: D.
     """
 
@@ -90,14 +94,16 @@ class SeriesEncoder(Encoder):
         self,
         features: list[int],
         horizon: list[float],
-        standardiser: Standardiser,
+        scale: Standardiser | NormalScores,
+        scores: NormalScores | None,
         config: SeriesEncoderConfig,
         bins: int,
         dim: int,
     ) -> None:
         super().__init__()
-        self.tokens, self.config, self.widest = bins, config, max(features)
-        self.standardiser = standardiser
+        self.bins, self.tokens = bins, bins + (scores is not None)
+        self.config, self.widest = config, max(features)
+        self.scale = scale
         self.horizon_M = Constant(torch.tensor(horizon))
         blocks = len(features)
         if config.irregularity != "mtand":
@@ -108,30 +114,44 @@ class SeriesEncoder(Encoder):
             self.mtand = GroupedLinear(blocks, self.widest * (config.heads + 1), dim)
         if config.irregularity == "utde":
             self.gate = GroupedLinear(blocks, 2 * dim, dim)
+        self.statistics = None if scores is None else SeriesStatistics(blocks, self.widest, scores, dim)
+
+    def encoded(self, group: Group, layout: GroupLayout, present: PresentPairs | None) -> EncodedGroup:
+        if self.statistics is None:
+            return super().encoded(group, layout, present)
+        bin_N = grid_bins(self.bins, self.tokens).repeat(group.pairs)
+        return EncodedGroup(group.modality_P, group.sample_P, layout.pairs, self.tokens, bin_N)
 
     def forward(self, group: SeriesGroup, layout: GroupLayout) -> Tensor:
-        block_P, rows = layout.block_P, layout.tokens
+        block_P, rows = layout.block_P, layout.pairs.times(self.bins)
         pairs = len(block_P)
         pair_O = offsets_to_ids(group.offsets, len(group.values_O))
-        value_O = self.standardiser(group.values_O, block_P[pair_O], group.channels_O)
+        value_O = self.scale(group.values_O, block_P[pair_O], group.channels_O)
         time_O = group.times_O / self.horizon_M()[block_P[pair_O]]
         # One segment a (pair, channel); modalities with fewer channels leave some empty. Events come sorted by them.
         segment_O = pair_O * self.widest + group.channels_O
+        by_feature = Segments.of(segment_O, pairs * self.widest, ascending=True)
         views = []
         if self.config.irregularity != "mtand":
             features_PTX = self._impute(value_O, time_O, segment_O, pairs)
             views.append(self.imputation(features_PTX.flatten(0, 1), rows))
         if self.config.irregularity != "imputation":
-            features_PTX = self._attend(value_O, time_O, segment_O, pairs)
+            features_PTX = self._attend(value_O, time_O, by_feature, pairs)
             views.append(self.mtand(features_PTX.flatten(0, 1), rows))
         if len(views) == 2:
-            gate = gate_share(self.gate(torch.cat(views, dim=-1), rows), self.config.gate, self.tokens)
+            gate = gate_share(self.gate(torch.cat(views, dim=-1), rows), self.config.gate, self.bins)
             views = [gate * views[0] + (1 - gate) * views[1]]
-        return views[0].unflatten(0, (pairs, self.tokens))
+        grid_PTD = views[0].unflatten(0, (pairs, self.bins))
+        if self.statistics is None:
+            return grid_PTD
+        scores = self.statistics.scale
+        score_O = value_O if scores is self.scale else scores(group.values_O, block_P[pair_O], group.channels_O)
+        whole_PD = self.statistics(score_O, time_O, by_feature, layout.pairs)
+        return torch.cat([grid_PTD, whole_PD[:, None].to(grid_PTD.dtype)], 1)
 
     def _impute(self, value_O: Tensor, time_O: Tensor, segment_O: Tensor, pairs: int) -> Tensor:
         """Last value, its age, seen at all?, mean and count within the bin: (P, T, F * 5)."""
-        segments, bins = pairs * self.widest, self.tokens
+        segments, bins = pairs * self.widest, self.bins
         bin_O = (time_O * bins).long().clamp(0, bins - 1)
         cell_O = segment_O * bins + bin_O
         events_O = torch.arange(len(value_O), device=value_O.device)
@@ -154,13 +174,12 @@ class SeriesEncoder(Encoder):
         features_PTX = stacked.unflatten(0, (pairs, self.widest)).transpose(1, 2).flatten(2)
         return with_earlier_bins(features_PTX, self.config.kernel)
 
-    def _attend(self, value_O: Tensor, time_O: Tensor, segment_O: Tensor, pairs: int) -> Tensor:
+    def _attend(self, value_O: Tensor, time_O: Tensor, by_feature: Segments, pairs: int) -> Tensor:
         """mTAND: (P, T, F * (H + 1)): one attended value per head, and whether the feature has any event."""
-        heads, bins, segments = self.config.heads, self.tokens, pairs * self.widest
+        heads, bins = self.config.heads, self.bins
         score_OX = time_scores(self.time, self.query, time_O, bins)
         # A softmax over a segment's events without its maximum: one pass, and the clamp keeps exp in range.
         weight_OX = score_OX.clamp(-SCORE_LIMIT, SCORE_LIMIT).exp()
-        by_feature = Segments.of(segment_O, segments, ascending=True)
         total_SX = by_feature.sum(weight_OX)
         summed_SX = by_feature.sum(weight_OX * value_O[:, None])
         # exp(-30) is the smallest possible total of a segment that has an event.

@@ -10,6 +10,8 @@ from data_shards import ModalitySpec
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics
 from trainer.models.convolutions.sizes import picture_elements
 from trainer.models.flops import FlopCounter
+from trainer.models.numbers.series_statistics import INPUTS
+from trainer.models.numbers.steps import STEPS
 from trainer.models.object_flops import ExpectedTokens, Objects
 
 
@@ -158,26 +160,28 @@ def _encoder(counter: FlopCounter, name: str, indices: list[int], values: dict[s
         return _codes(counter, name, indices, values, width)
     match spec.kind:
         case "series":
-            return _series(counter, indices, values, rows, pairs, width)
+            return _series(counter, indices, values, pairs, width)
         case "text":
             # Of all texts: counted with the first group of them.
             first = next(n for n, i in counter.layout.items() if counter.schema.modalities[i[0]].kind == "text")
             return (name == first) * values["positions"] * dim * (3 + 18 * config.text.layers) * width
         case "vector":
-            return pairs * (spec.width + 4 * dim) * width
+            inputs = spec.width * (STEPS if config.vector.numbers == "piecewise" else 1)
+            return pairs * (inputs + 4 * dim) * width
         case "image":
             return rows * picture_elements(config.image, spec.shape[0], dim) * width
         case "waveform":
             return counter.signals(name).elements(values[f"patches/{name}"], pairs) * width
 
 
-def _series(
-    counter: FlopCounter, indices: list[int], values: dict[str, float], rows: float, pairs: float, width: int
-) -> float:
+def _series(counter: FlopCounter, indices: list[int], values: dict[str, float], pairs: float, width: int) -> float:
     """Times and the attention over them are fp32."""
-    config, series = counter.config, counter.config.series
+    config, series, rows = counter.config, counter.config.series, pairs * counter.config.bins
     widest = max(counter.schema.modalities[index].width for index in indices)
     total = rows * 16.0
+    if series.statistics == "token":
+        # What is projected; and all tokens together once more.
+        total += pairs * (widest * INPUTS + (config.bins + 1) * config.dim) * width
     if series.irregularity != "mtand":
         total += rows * widest * 5 * series.kernel * width
     if series.irregularity != "imputation":

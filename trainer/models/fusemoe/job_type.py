@@ -49,7 +49,8 @@ class FuseMoEJob(JobType):
     ) -> FuseMoE:
         from trainer.models.fusemoe.model import FuseMoE
 
-        return FuseMoE(schema, tasks, statistics, config.model, dispatcher, config.training.seed)
+        balanced = config.training.class_weighting == "balanced"
+        return FuseMoE(schema, tasks, statistics, config.model, dispatcher, config.training.seed, balanced)
 
     def counter(self, config: RunConfig, schema: DatasetSchema, tasks: list[TaskSpec], model: Any) -> FlopCounter:
         from trainer.models.flops import FlopCounter

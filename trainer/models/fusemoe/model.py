@@ -24,7 +24,7 @@ from trainer.models.encoders.layout import Encoder, GroupLayout, PresentPairs, g
 from trainer.models.fusemoe.block import FusionBlock, Pooling
 from trainer.models.fusemoe.moment import MomentEmbedding, longest_horizon
 from trainer.models.layers.embedding import Embedding
-from trainer.models.layers.heads import Head, target_scale
+from trainer.models.layers.heads import Head, answer_scale
 from trainer.models.layers.staging import plan_of
 from trainer.models.layers.token_layout import TokenLayout, token_layout
 from trainer.models.output import Fused
@@ -49,6 +49,7 @@ class FuseMoE(nn.Module):
         dispatcher: carries tokens to their experts (local, or all-to-all over the expert-parallel group), and knows
             the ranks over which large tables are spread.
         seed: of the initial weights of experts and tables, which are drawn per global expert and row.
+        balanced: whether classes weigh inversely to their frequency.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class FuseMoE(nn.Module):
         config: ModelConfig,
         dispatcher: Dispatcher,
         seed: int,
+        balanced: bool = False,
     ) -> None:
         super().__init__()
         modalities = len(schema.modalities)
@@ -92,15 +94,10 @@ class FuseMoE(nn.Module):
             for layer in range(config.layers)
         )
         self.pooling = Pooling(config.pooling, config.dim, config.latents)
-        self.heads = nn.ModuleDict(
-            {
-                task.name: Head(
-                    task, self.pooling.width, 2 * config.dim, config.dropout, *target_scale(statistics, task)
-                )
-                for task in schema.tasks
-                if task.name in tasks
-            }
-        )
+        self.heads = nn.ModuleDict()
+        for task in [task for task in schema.tasks if task.name in tasks]:
+            about = answer_scale(statistics, task, config.head.start, balanced)
+            self.heads[task.name] = Head(task, self.pooling.width, 2 * config.dim, config.dropout, *about)
 
     def forward(self, batch: Batch) -> Fused:
         return self.fuse(*self.embed(batch))

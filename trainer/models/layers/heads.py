@@ -9,13 +9,15 @@ Shape legend: B records, C logits of a task, t targets of a task (1 for binary a
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from data_shards import TaskSpec
-from data_shards.records.statistics import SplitStatistics
+from data_shards.records.statistics import SplitStatistics, TaskStatistics
 from data_shards.records.survival import life_table
 from trainer.models.layers.standardise import Constant
 
@@ -25,14 +27,15 @@ SCALED = ("regression", "survival")  # answers are deviations from what the trai
 class Head(nn.Module):
     """Pooled vector -> logits of one task.
 
-    A regression head answers in the target's own unit, a survival head about the hazards of a life table.
+    A regression head answers in the target's own unit, a survival head about the hazards of a life table, and one of
+    classes about `mean` where `answer_scale` gives one.
     """
 
     def __init__(
         self, task: TaskSpec, inputs: int, hidden: int, dropout: float, mean: list[float], std: list[float]
     ) -> None:
         super().__init__()
-        self.scaled = task.kind in SCALED
+        self.scaled = task.kind in SCALED or any(mean)
         self.network = nn.Sequential(
             nn.LayerNorm(inputs), nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, task.dim)
         )
@@ -98,3 +101,33 @@ def target_scale(statistics: SplitStatistics, task: TaskSpec) -> tuple[list[floa
         return np.log(hazard_K / (1 - hazard_K)).tolist(), [1.0] * task.dim
     mean, std = (table.mean, table.std) if table is not None else ((0.0,), (1.0,))
     return list(mean), [value if value > 1e-12 else 1.0 for value in std]
+
+
+def answer_scale(
+    statistics: SplitStatistics, task: TaskSpec, start: str, balanced: bool = False
+) -> tuple[list[float], list[float]]:
+    """Mean and scale of a head's answers: `target_scale` of numbers and of survival, of classes 0 and 1, or, with
+    `start` = base, what is best said of a record that nobody has looked at, and 1.
+
+    Args:
+        balanced: whether classes weigh inversely to their frequency, so that all are alike.
+    """
+    if task.kind in SCALED:
+        return target_scale(statistics, task)
+    known = start == "base" and task.name in statistics.tasks
+    return base_logits(statistics.tasks[task.name], task, balanced) if known else [0.0] * task.dim, [1.0] * task.dim
+
+
+def base_logits(table: TaskStatistics, task: TaskSpec, balanced: bool) -> list[float]:
+    """Log odds of each label (binary, multi-label) or log frequencies of the classes, of the training part.
+
+    Each class is counted half a time more than it was seen, so one that was never seen has a finite logit.
+    """
+    if task.kind == "multilabel":
+        return [math.log((mean * table.labelled + 0.5) / ((1 - mean) * table.labelled + 0.5)) for mean in table.mean]
+    if not table.counts or (balanced and all(table.counts)):
+        return [0.0] * task.dim
+    counts = [count + 0.5 for count in table.counts]
+    if task.kind == "binary":
+        return [math.log(counts[1] / counts[0])]
+    return [math.log(count / sum(counts)) for count in counts]

@@ -94,7 +94,7 @@ class TokenLayout:
 class EncodedGroup:
     """One encoder's share: schema modality and sample of each pair, pairs per block, and the tokens of each pair.
 
-    tokens: as many for every pair, spread evenly over the bins; or int64 [P], at least 1, whose bins are `bin_N`.
+    tokens: as many for every pair, or int64 [P], at least 1. bin_N: their bins; None: spread evenly over them.
     """
 
     modality_P: Tensor
@@ -123,6 +123,11 @@ def even_bins(tokens: int, bins: int) -> Tensor:
     A single one belongs to the last bin, where what was seen so far is most complete.
     """
     return (torch.arange(1, tokens + 1) * bins // tokens - 1).clamp_min(0)
+
+
+def grid_bins(bins: int, tokens: int) -> Tensor:
+    """int64 [T]: one token for each bin, and what there is beyond them in the last."""
+    return torch.arange(tokens).clamp_max(bins - 1)
 
 
 def bin_of_time(time: Tensor, bins: int) -> Tensor:

@@ -202,7 +202,7 @@ def test_raw_units_do_not_matter(manifest: Manifest) -> None:
     encoder = build(manifest).encoders["vector_3"]
     table = manifest.statistics["default"].modalities["age"]
     value_PF = torch.tensor([table.mean, [m + s for m, s in zip(table.mean, table.std, strict=True)]])
-    scaled = encoder.standardiser(value_PF, torch.tensor([0, 0]))
+    scaled = encoder.scale(value_PF, torch.tensor([0, 0]))
     torch.testing.assert_close(scaled, torch.tensor([[0.0] * 3, [1.0] * 3]), atol=1e-4, rtol=0)
 
 

@@ -199,7 +199,7 @@ def test_codes_that_are_unknown_and_rare_have_rows_of_their_own() -> None:
 def test_a_code_is_its_row_changed_by_its_value() -> None:
     """Values in deviations from the mean; without one there is none, which is not a value of 0 or of the mean."""
     embedding: Any = build().encoders["codes"].embedding
-    embedding.standardiser = Standardiser([[0.0], [5.0]], [[1.0], [2.0]], clip=5.0)
+    embedding.scale = Standardiser([[0.0], [5.0]], [[1.0], [2.0]], clip=5.0)
     records = [{"history": [(3, 9.0), (4, np.nan)], "ward": [(2, np.nan)]}]
     group: Any = batch_of(records).groups["codes"]
     rows, _ = embedding.lay_out(group, torch.tensor([0, 1]), 2)
