@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from data_shards import Batch, DatasetSchema, ModalitySpec, SeriesGroup, TaskSpec, group_layout
+from data_shards.records.distributions.sketch import PROBABILITIES
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics, TaskStatistics
 from parallel import Engine, ParallelConfig, create_mesh, init_distributed
 from trainer.config.sections import ModelConfig
@@ -84,11 +85,13 @@ def series_schema(modalities: int, channels: int = CHANNELS) -> DatasetSchema:
 
 
 def plain_statistics(schema: DatasetSchema) -> SplitStatistics:
-    """Mean 0 and deviation 1 of everything."""
+    """Mean 0 and deviation 1 of everything, and the quantiles of normal scores."""
     modalities = {}
+    normal = tuple(statistics.NormalDist().inv_cdf(min(max(p, 0.0005), 0.9995)) for p in PROBABILITIES)
     for spec in schema.modalities:
         zeros, ones = (0.0,) * spec.width, (1.0,) * spec.width
-        modalities[spec.name] = ModalityStatistics(1, (1,) * spec.width, zeros, ones, zeros, ones)
+        table = ((1,) * spec.width, zeros, ones, zeros, ones, (normal,) * spec.width)
+        modalities[spec.name] = ModalityStatistics(1, *table)
     return SplitStatistics(1, modalities, {t.name: TaskStatistics(1, (), (0.0,), (1.0,)) for t in schema.tasks})
 
 

@@ -20,6 +20,11 @@ from trainer.models.layers.ragged import Ragged
 from trainer.models.layers.token_layout import UnevenSpan
 from trainer.worker.devices import DEVICES, find_device, measured_peak
 
+WHOLE: dict[str, Any] = {
+    "model__series__statistics": "token",
+    "model__scale": "quantile",
+    "model__vector__numbers": "piecewise",
+}
 WIDE: dict[str, Any] = {"model__dim": 64, "model__moe__hidden": 128, "model__moe__experts": 8}
 
 
@@ -48,6 +53,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         {"model__image__network": "convolutions", "model__image__layers": 2, "model__waveform__front": "logmel"},
         {"model__waveform": {"network": "convolutions", "patch": 2, "strides": (3, 2), "layers": 2, "kernel": 5}},
         {"model__waveform": {"network": "convolutions", "patch": 4, "front": "logmel", "window": 5, "bands": 7}},
+        WHOLE,
+        {**WHOLE, "model__attention": "factorized", "model__series__irregularity": "imputation", "model__bins": 5},
+        {**WHOLE, "model__attention": "per_modality", "model__series__irregularity": "mtand"},
     ],
 )
 def test_count_is_what_torch_counts(manifest: Manifest, changes: dict[str, Any]) -> None:
@@ -60,7 +68,11 @@ def test_count_is_what_torch_counts(manifest: Manifest, changes: dict[str, Any])
     with FlopCounterMode(display=False, custom_mapping=KERNELS) as seen, torch.no_grad():
         model(batch)
     assert sum(counter.forward_flops(features).values()) == pytest.approx(seen.get_total_flops(), rel=0.02)
-    x_ND, _ = model.embed(batch)
+    x_ND, layout = model.embed(batch)
+    if run.model.attention != "per_modality":
+        bins = run.model.bins if run.model.attention == "factorized" else 1
+        of_N = layout.sample_N * bins + (layout.bin_N if bins > 1 else 0)
+        assert features[counter.features.index("squares")] == float(torch.bincount(of_N).double().square().sum())
     assert counter.count_tokens(dict(zip(counter.features, features.tolist(), strict=True))) == len(x_ND)
 
 

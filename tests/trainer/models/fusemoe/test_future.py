@@ -115,8 +115,9 @@ def test_what_comes_later_changes_no_bit_of_a_batch(seed: int) -> None:
     assert not same(batch, batch_at_now(there))
 
 
-def test_what_comes_later_changes_no_bit_of_the_models_output() -> None:
-    rng, model = np.random.default_rng(7), build(MOMENTS).eval()
+@pytest.mark.parametrize("whole", ["none", "token"])
+def test_what_comes_later_changes_no_bit_of_the_models_output(whole: str) -> None:
+    rng, model = np.random.default_rng(7), build(MOMENTS, model__series__statistics=whole).eval()
     known = [before(rng, f"r{number}") for number in range(6)]
     with torch.no_grad():
         said = model(batch_at_now(known)).logits

@@ -27,6 +27,7 @@ from trainer.models.fusemoe.token_weights import token_weights
         {},
         {"model__missing_embedding": False, "model__vector__tokens": 3},
         {"model__attention": "factorized", "model__moe__granularity": "sample", "model__bins": 7},
+        {"model__series__statistics": "token"},
     ],
 )
 def test_costs_from_the_index_are_the_tokens_of_the_model(manifest: Manifest, changes: dict[str, Any]) -> None:
