@@ -16,6 +16,7 @@ from data_shards.loading.collate import Collator
 from data_shards.records.codec import encode_record
 from data_shards.records.columns import Columns
 from data_shards.records.decoder import Decoder
+from data_shards.records.distributions.sketch import PROBABILITIES
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics
 from parallel import LocalDispatcher
 from tests.trainer.tiny import SCHEMA, Tiny, TinyOptions, config
@@ -35,11 +36,12 @@ from trainer.models.mope.prompts.frozen_backbone import digest_of
 
 MODALITIES = len(SCHEMA.modalities)
 ATTENTIONS = ("joint", "per_modality", "factorized")
+EVEN = tuple(18 * p - 9 for p in PROBABILITIES)
 STATISTICS = SplitStatistics(
     48,
     {
         spec.name: ModalityStatistics(
-            48, (48,) * spec.width, *((value,) * spec.width for value in (0.0, 1.0, -9.0, 9.0))
+            48, (48,) * spec.width, *((value,) * spec.width for value in (0.0, 1.0, -9.0, 9.0, EVEN))
         )
         for spec in SCHEMA.modalities
     },
@@ -62,8 +64,8 @@ def batch(records: list[Columns], numbers: list[int] | None = None) -> Batch:
     return Collator(SCHEMA)([records[number] for number in numbers], np.array(numbers, np.int64))
 
 
-def architecture(attention: str = "joint") -> ModelConfig:
-    return config("data", Path("runs"), model__attention=attention, model__moe__noise=0.0).model
+def architecture(attention: str = "joint", **changes: Any) -> ModelConfig:
+    return config("data", Path("runs"), model__attention=attention, model__moe__noise=0.0, **changes).model
 
 
 def section(**changes: Any) -> MopeConfig:
@@ -71,10 +73,12 @@ def section(**changes: Any) -> MopeConfig:
     return MopeConfig.model_validate({**tree, "mapper_hidden": 8, "dropout": 0.0, **changes})
 
 
-def prompted(attention: str = "joint", opened: bool = True, **changes: Any) -> Any:
+def prompted(
+    attention: str = "joint", opened: bool = True, host_changes: dict[str, Any] | None = None, **changes: Any
+) -> Any:
     """A frozen random host; gates are open unless the beginning is what is looked at."""
     torch.manual_seed(0)
-    model = architecture(attention)
+    model = architecture(attention, **(host_changes or {}))
     host = FuseMoE(SCHEMA, [], STATISTICS, model, LocalDispatcher(), 0)
     weights = {name: value.clone() for name, value in host.state_dict().items()}
     known = Host(weights, STATISTICS, digest_of(weights), None)
@@ -104,6 +108,28 @@ def test_a_sample_is_answered_by_its_own_prompts(records: list[Columns], attenti
     assert torch.allclose(alone, before, atol=1e-5)
     turned = answers(network, batch(records, [4, 2, 0, 3, 1]))
     assert torch.allclose(turned, before[[4, 2, 0, 3, 1]], atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_a_host_may_know_whole_series_and_quantiles(records: list[Columns], attention: str) -> None:
+    """A stream's state is the mean over its bins and the token of its statistics; prompts reach that one too."""
+    changes = {"model__series__statistics": "token", "model__scale": "quantile", "model__vector__numbers": "piecewise"}
+    network, closed = prompted(attention, host_changes=changes), prompted(attention, False, host_changes=changes)
+    given = batch(records)
+    with torch.no_grad():
+        x_ND, layout = network.eval().backbone.embed(given)
+    pairs, bins = pairs_of(layout, given), network.architecture.bins
+    series = SCHEMA.numbers["lab"], SCHEMA.numbers["vital"]
+    for pair in range(len(pairs.sample_Q)):
+        if int(pairs.modality_Q[pair]) in series:
+            own_N = (layout.sample_N == pairs.sample_Q[pair]) & (layout.modality_N == pairs.modality_Q[pair])
+            assert int(own_N.sum()) == bins + 1
+            torch.testing.assert_close(pairs.pooled(x_ND)[pair], x_ND[own_N].mean(0), rtol=0, atol=1e-6)
+    alone = torch.cat([answers(network, batch(records, [number])) for number in range(12)])
+    torch.testing.assert_close(alone, answers(network, given), rtol=0, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(closed.eval()(given).pooled_BX, closed.backbone(given).pooled_BX)
+    assert (answers(network, given) - answers(closed, given)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
