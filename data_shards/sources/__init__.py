@@ -15,8 +15,8 @@ __all__ = ["SOURCES", "create_source", "known_sources", "source_class"]
 
 # name -> (module, class); imported on use, because each needs its own libraries
 SOURCES: dict[str, tuple[str, str]] = {
-    "cmu_mosei": ("cmu", "CmuMosei"),
-    "cmu_mosi": ("cmu", "CmuMosi"),
+    "cmu_mosei": ("cmu.source", "CmuMosei"),
+    "cmu_mosi": ("cmu.source", "CmuMosi"),
     "digits": ("digits", "Digits"),
     "easy_vqa": ("easy_vqa", "EasyVQA"),
     "image_text": ("image_text.source", "ImageText"),

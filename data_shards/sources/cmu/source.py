@@ -1,11 +1,18 @@
 """CMU-MOSI and CMU-MOSEI: opinions in videos, as words, voice and face, with a sentiment from -3 to 3.
 
 Zadeh et al., "MOSI" (IEEE Intelligent Systems 2016) and "Multimodal Language Analysis in the Wild" (ACL 2018). Reads
-the files that MultiBench (``mosi_data.pkl``, ``mosei_senti_data.pkl``) and MMSA (``aligned_50.pkl``,
-``unaligned_50.pkl``) hand around, without unpickling them (``plain_pickle``); widths are those of the file.
 
-Traps: rows are padded with zeros (before or after); some samples have no words at all and are left out, counted; voice
-features hold infinities, which become 0, counted; a sample's number in the file differs between releases.
+* a file that MultiBench (``mosi_data.pkl``, ``mosei_senti_data.pkl``) or MMSA (``aligned_50.pkl``,
+  ``unaligned_50.pkl``) hand around, without unpickling it (``plain_pickle``): every view a waveform of one row a step,
+  without times;
+* or, unaligned, a folder of computational sequences as the CMU Multimodal SDK 1.2 downloads them (``*.csd``, which are
+  HDF5: needs h5py): the one whose name has "label" in it says which stretches of which video are samples, and of every
+  other one the rows whose middle lies in a stretch are vectors at their times, in seconds since it began (words: one
+  text). Parts are 70/10/20 by hash of the video; the SDK's own lists of videos are given with ``splits``.
+
+Traps: in pickles rows are padded with zeros (before or after); some samples have no words at all and are left out,
+counted; voice features hold infinities, which become 0, counted; a sample's number in the file differs between
+releases. The originals are not free to hand on, so both readers are tested on files in their layouts.
 """
 
 from __future__ import annotations
@@ -21,21 +28,35 @@ import numpy as np
 from pydantic import Field
 
 from data_shards.paths import absolute_path
-from data_shards.records.record import Record, Series
+from data_shards.records.record import Record, Value
 from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.sources.base import Source, SourceOptions
+from data_shards.sources.cmu.sequences import Sequences
 from data_shards.sources.readers.plain_pickle import read_plain_pickle
 
 PARTS = {"train": "train", "valid": "val", "test": "test"}
 VIEWS = ("text", "audio", "vision")
 SEVEN = tuple(f"{n:+d}" if n else "0" for n in range(-3, 4))
+TASKS = (
+    TaskSpec("sentiment", "regression", dim=1, unit="-3 to 3"),
+    TaskSpec("positive", "binary", description="sentiment above 0; unlabelled where it is exactly 0"),
+    TaskSpec("seven", "multiclass", classes=SEVEN, description="sentiment rounded to whole numbers"),
+)
 _UNIT = 500
 
 
 class CmuOptions(SourceOptions):
     """Options of these sources."""
 
-    path: str = Field(description="pickle file of MultiBench or MMSA")
+    path: str = Field(description="pickle file of MultiBench or MMSA, or folder with .csd files")
+    splits: str | None = Field(
+        None,
+        description=".csd: CSV with a column video and one column per split (train, val, test, or empty); default: by "
+        "hash",
+    )
+    average_s: float | None = Field(
+        None, gt=0, description=".csd: rows of the same so many seconds become their mean (voice has 100 a second)"
+    )
 
 
 class Cmu(Source):
@@ -47,6 +68,14 @@ class Cmu(Source):
     def __init__(self, options: CmuOptions) -> None:
         super().__init__(options)
         self.file = absolute_path(options.path)
+        self.sequences: Sequences | None = None
+        if self.file.is_dir():
+            splits = absolute_path(options.splits) if options.splits else None
+            self.sequences = Sequences(self.file, splits, options.average_s)
+            self.schema = DatasetSchema(self.name, self.sequences.modalities, (*TASKS, *self.sequences.tasks))
+            return
+        if options.splits or options.average_s:
+            raise ValueError("options splits and average_s are for a folder of .csd files; a pickle has its own parts")
         table = _load(str(self.file))
         first = table["train"]
         longest = {view: max(map(len, _views(table, view))) for view in VIEWS}
@@ -55,21 +84,23 @@ class Cmu(Source):
         ]
         if "raw_text" in first:
             modalities.append(ModalitySpec("transcript", "text", max_length=8192))
-        tasks = (
-            TaskSpec("sentiment", "regression", dim=1, unit="-3 to 3"),
-            TaskSpec("positive", "binary", description="sentiment above 0; unlabelled where it is exactly 0"),
-            TaskSpec("seven", "multiclass", classes=SEVEN, description="sentiment rounded to whole numbers"),
-        )
-        self.schema = DatasetSchema(self.name, tuple(modalities), tasks)
+        self.schema = DatasetSchema(self.name, tuple(modalities), TASKS)
 
     def units(self) -> list[tuple[str, int, int]]:
-        """(part of the file, first sample, end) pieces."""
+        """(part of the file, or video; first sample, end) pieces."""
+        if self.sequences is not None:
+            return self.sequences.units()
         table = _load(str(self.file))
         sizes = {part: len(table[part]["text"]) for part in PARTS}
         return [(part, a, min(a + _UNIT, n)) for part, n in sizes.items() for a in range(0, n, _UNIT)]
 
     def read(self, unit: tuple[str, int, int], notes: Counter[str]) -> Iterator[Record]:
         """Samples of one piece."""
+        if self.sequences is not None:
+            for key, video, values, label_C, parts in self.sequences.read(unit, notes):
+                targets = _targets(float(label_C[0])) | self.sequences.targets(label_C)
+                yield Record(key, values, targets, parts, group=video)
+            return
         part, start, end = unit
         table = _load(str(self.file))[part]
         for number in range(start, end):
@@ -95,9 +126,9 @@ class CmuMosei(Cmu):
     name = "cmu_mosei"
 
 
-def _values(table: dict[str, Any], number: int, notes: Counter[str]) -> dict[str, Series | np.ndarray | str]:
+def _values(table: dict[str, Any], number: int, notes: Counter[str]) -> dict[str, Value]:
     """What a sample has, without padding."""
-    values: dict[str, Series | np.ndarray | str] = {}
+    values: dict[str, Value] = {}
     aligned = len({len(table[view][number]) for view in VIEWS}) == 1 and "audio_lengths" not in table
     said = _filled(np.asarray(table["text"][number]))
     for view in VIEWS:
@@ -159,7 +190,7 @@ def _views(table: dict[str, Any], view: str) -> Iterator[Any]:
 def _load(path: str) -> dict[str, Any]:
     """The checked contents of the file."""
     if not Path(path).is_file():
-        raise ValueError(f"{path} is not a file; give the .pkl of MultiBench or MMSA")
+        raise ValueError(f"{path} is not a file; give the .pkl of MultiBench or MMSA, or the folder of .csd files")
     table = read_plain_pickle(Path(path))
     if not isinstance(table, dict) or not set(PARTS) <= set(table):
         found = sorted(map(str, table)) if isinstance(table, dict) else type(table).__name__
