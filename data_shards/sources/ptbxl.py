@@ -28,7 +28,8 @@ from data_shards.records.record import Record, Value
 from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.sources.base import Source, SourceOptions
 from data_shards.sources.part_lists import plain_id
-from data_shards.sources.readers.signals import fit_signal, read_signal
+from data_shards.sources.readers.recordings.read import Part, read_signal
+from data_shards.sources.readers.signals import fit_signal
 from data_shards.sources.readers.table_files import read_small
 
 SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
@@ -95,7 +96,8 @@ class PtbXl(Source):
         """float32 [L, 12] in mV; None if it cannot be used and is to be left out."""
         path = self.folder / name
         try:
-            return fit_signal(read_signal(path), f"ECG {path}", LEADS, self.rate, "mV", notes)
+            signal = read_signal(path, f"ECG {path}", Part(LEADS))
+            return fit_signal(signal, f"ECG {path}", LEADS, self.rate, "mV", notes)
         except ValueError as error:
             if self.options.missing == "refuse":
                 raise ValueError(f"{error}; leave such ECGs out with -o missing=drop") from error
