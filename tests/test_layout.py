@@ -52,6 +52,7 @@ FLOORS = {
         ("mope/prompt_experts", "mope/host"),
         ("mope/towers", "fusemoe"),
         ("mope/prompts", "encoders"),
+        ("pretrained",),
         ("job_type", "gpu_limits"),
         ("flops",),
         ("object_flops",),

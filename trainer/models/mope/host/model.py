@@ -29,11 +29,11 @@ from trainer.models.mope.host.backbone import Host
 from trainer.models.mope.host.context import ContextBuilder, of_other_records
 from trainer.models.mope.host.prompts import BlockPrompts, PromptReader
 from trainer.models.mope.host.streams import Pairs, StreamStates, pairs_of, states_width
-from trainer.models.mope.prompts.frozen_backbone import FrozenBackbone, keep_out_of_checkpoints
 from trainer.models.mope.prompts.importance import Importance
-from trainer.models.mope.prompts.lora import add_lora
 from trainer.models.mope.prompts.probe_heads import probe_heads
 from trainer.models.output import Fused
+from trainer.models.pretrained.backbone import FrozenBackbone, keep_out_of_checkpoints
+from trainer.models.pretrained.lora import add_lora
 
 
 class PromptedFuseMoE(FrozenBackbone):

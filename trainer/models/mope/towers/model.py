@@ -21,14 +21,7 @@ from trainer.config.mope import MopeConfig
 from trainer.models.layers.missing import keyed_uniform
 from trainer.models.layers.ragged import pick_rows
 from trainer.models.layers.staging import plan_of
-from trainer.models.mope.prompts.frozen_backbone import (
-    BackboneError,
-    FrozenBackbone,
-    digest_of,
-    keep_out_of_checkpoints,
-)
 from trainer.models.mope.prompts.importance import Importance
-from trainer.models.mope.prompts.lora import add_lora
 from trainer.models.mope.prompts.probe_heads import probe_heads
 from trainer.models.mope.prompts.site_prompts import Mapper, StaticPrompts
 from trainer.models.mope.towers.inputs import Features, Seen, generated_for, generators, learned_vectors, look
@@ -37,6 +30,13 @@ from trainer.models.mope.towers.roles import check_shape, modality_of, roles_of
 from trainer.models.mope.towers.sites import Flow
 from trainer.models.mope.towers.tower import Tower, load_tower
 from trainer.models.output import Fused
+from trainer.models.pretrained.backbone import (
+    BackboneError,
+    FrozenBackbone,
+    digest_of,
+    keep_out_of_checkpoints,
+)
+from trainer.models.pretrained.lora import add_lora
 
 
 class TowerModel(FrozenBackbone):

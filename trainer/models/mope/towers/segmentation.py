@@ -23,12 +23,12 @@ from parallel import summed_over_ranks
 from trainer.config.mope import MopeConfig
 from trainer.models.layers.ragged import pick_rows
 from trainer.models.layers.staging import plan_of
-from trainer.models.mope.prompts.frozen_backbone import BackboneError
 from trainer.models.mope.towers.inputs import Seen, places_of
 from trainer.models.mope.towers.model import TowerModel
 from trainer.models.mope.towers.sites import Flow
 from trainer.models.mope.towers.tower import Tower
 from trainer.models.output import Fused
+from trainer.models.pretrained.backbone import BackboneError
 
 UNLABELLED = 255
 CHANNELS_OF_A_GROUP = 4

@@ -49,6 +49,7 @@ KINDS: dict[str, LayerKind] = {
     "electra": _bert("ElectraLayer"),
     "distilbert": LayerKind("TransformerBlock", "attention", None, "k_lin", "v_lin"),
 }
+PICTURES = ("vit", "swin", "clip_vision_model", "dinov2")
 
 
 @dataclass

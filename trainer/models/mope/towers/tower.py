@@ -15,30 +15,33 @@ from trainer.config.mope import TowerConfig
 from trainer.models.layers.embedding import make_embeddings_exact
 from trainer.models.layers.ragged import pick_rows
 from trainer.models.layers.standardise import Constant
-from trainer.models.mope.prompts.frozen_backbone import BackboneError
-from trainer.models.mope.towers.sites import KINDS, Site, find_sites, pooled, register_attention
-from trainer.models.mope.towers.sources import PICTURES, Loaded, from_pretrained, random_tower, tower_from
-from trainer.models.mope.towers.tokenizers import VOCABULARY, ByteTokenizer, FolderTokenizer, Tokenizer
+from trainer.models.mope.towers.sites import KINDS, PICTURES, Site, find_sites, pooled, register_attention
+from trainer.models.pretrained.backbone import BackboneError
+from trainer.models.pretrained.library import from_pretrained
+from trainer.models.pretrained.sources import Asked, Loaded, load_source, random_model
+from trainer.models.pretrained.tokenizers import Tokenizer, tokenizer_of
 
 
 class Tower(nn.Module):
     """One encoder: pictures or texts of a batch -> hidden states -> one vector.
 
     Args:
-        what: image or text. loaded: the model. config: readout, longest text.
+        asked: kind image or text. loaded: the model. config: readout, longest text.
         statistics: of the modality, for pictures whose source has no normalisation of its own.
     """
 
-    def __init__(self, what: str, loaded: Loaded, config: TowerConfig, statistics: ModalityStatistics | None) -> None:
+    def __init__(
+        self, asked: Asked, loaded: Loaded, config: TowerConfig, statistics: ModalityStatistics | None
+    ) -> None:
         super().__init__()
-        self.what, self.family, self.readout = what, loaded.family, config.readout
+        self.what, self.family, self.readout = asked.kind, loaded.family, config.readout
         self.model, self.run_id = loaded.model, loaded.run_id
         make_embeddings_exact(self.model)
         self.sites: list[Site] = find_sites(loaded.model, loaded.family)
         self.tokenizer: Tokenizer | None = None
         self.mean = self.scale = None
-        if what == "text":
-            self.tokenizer = None if loaded.shapes_only else _tokenizer(loaded, config)
+        if self.what == "text":
+            self.tokenizer = None if loaded.shapes_only else _tokenizer(asked, loaded, config)
         else:
             mean, std = loaded.mean, loaded.std
             if config.normalise == "data" or mean is None or std is None:
@@ -117,36 +120,13 @@ class Tower(nn.Module):
         return (height // int(config.patch_size)) * (width // int(config.patch_size))
 
 
-def _tokenizer(loaded: Loaded, config: TowerConfig) -> Tokenizer:
-    settings: Any = loaded.model.config
-    longest = min(config.max_tokens, int(settings.max_position_embeddings))
+def _tokenizer(asked: Asked, loaded: Loaded, config: TowerConfig) -> Tokenizer:
     words = loaded.tokenizer if config.tokenizer == "auto" else None
     if config.tokenizer not in ("auto", "bytes"):
-        words = from_pretrained("tokenizer", "text", config.tokenizer)
-    if words is not None:
-        _check_vocabulary(words, int(settings.vocab_size))
-        return FolderTokenizer(words, longest)
-    if int(settings.vocab_size) < VOCABULARY:
-        raise BackboneError(
-            f"tower text has a vocabulary of {settings.vocab_size} tokens, and bytes need {VOCABULARY}: give its "
-            "tokenizer's folder in mope.text.tokenizer, or vocab_size in mope.text.config"
-        )
-    return ByteTokenizer(longest)
-
-
-def _check_vocabulary(words: Any, embedded: int) -> None:
-    """The library makes an empty tokenizer where its files are gone, and an embedding is asked for any number."""
-    known = len(words)
-    if known <= len(words.all_special_tokens):
-        raise BackboneError(
-            "tower text: its tokenizer knows no words (are vocab.txt or tokenizer.json gone from its folder?); give "
-            "another folder in mope.text.tokenizer, or bytes"
-        )
-    if known > embedded:
-        raise BackboneError(
-            f"tower text: its tokenizer knows {known} tokens, and the model embeds {embedded}: give the tokenizer that "
-            "the model was trained with in mope.text.tokenizer"
-        )
+        words = from_pretrained("tokenizer", asked.label, config.tokenizer)
+    where = f"{asked.key}.tokenizer"
+    size = f"give its tokenizer's folder in {where}, or vocab_size in {asked.key}.config"
+    return tokenizer_of(words, loaded.model.config, config.max_tokens, asked.label, f" in {where}", size)
 
 
 def load_tower(
@@ -156,9 +136,12 @@ def load_tower(
 
     Raises BackboneError.
     """
-    register_attention()
-    loaded = random_tower(what, config) if config.source is None else tower_from(what, config.source, weights)
+    asked = Asked(f"tower {what}", f"mope.{what}", what, KINDS, register_attention())
+    if config.source is None:
+        loaded = random_model(asked, config.family, config.config)
+    else:
+        loaded = load_source(asked, config.source, weights)
     if loaded.family not in KINDS or (loaded.family in PICTURES) != (what == "image"):
         fit = [name for name in KINDS if (name in PICTURES) == (what == "image")]
         raise BackboneError(f"tower {what}: family {loaded.family!r} is none of {', '.join(fit)}")
-    return Tower(what, loaded, config, statistics)
+    return Tower(asked, loaded, config, statistics)

@@ -17,8 +17,8 @@ from tests.trainer.vqa import packed_vqa, recipe
 from trainer.config.mope import TowerConfig
 from trainer.config.run_config import RunConfig
 from trainer.jobs.job import run
-from trainer.models.mope.prompts.frozen_backbone import BackboneError
 from trainer.models.mope.towers.tower import load_tower
+from trainer.models.pretrained.backbone import BackboneError
 
 SOURCES = {"image": "vit", "text": "bert"}
 

@@ -13,12 +13,12 @@ from torch.nn import functional
 from tests.trainer.towers import FAMILIES, SCHEMA, STATISTICS, batch, build, model, section
 from trainer.config.mope import MopeConfig
 from trainer.models.flops import parameter_share
-from trainer.models.mope.prompts.frozen_backbone import BackboneError
 from trainer.models.mope.prompts.importance import Importance
 from trainer.models.mope.prompts.prompted_attention import prompted_attention
 from trainer.models.mope.prompts.router import Router, orthonormal_keys, routing_entropy
 from trainer.models.mope.towers.model import TowerModel
 from trainer.models.mope.towers.sites import Flow
+from trainer.models.pretrained.backbone import BackboneError
 
 PAIRS = [
     ("vit", "bert"),

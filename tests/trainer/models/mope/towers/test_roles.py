@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from data_shards import DatasetSchema, ModalitySpec
-from trainer.models.mope.prompts.frozen_backbone import BackboneError
 from trainer.models.mope.towers.roles import modality_of
+from trainer.models.pretrained.backbone import BackboneError
 
 TITLE = ModalitySpec("title", "text")
 NOTES = ModalitySpec("notes", "text", timed=True, horizon=1.0)

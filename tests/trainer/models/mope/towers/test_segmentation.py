@@ -20,8 +20,8 @@ from tests.trainer.towers import FAMILIES, SCHEMA, SIDE, STATISTICS, build, sect
 from trainer.checkpoints.evaluation_recipe import evaluation_config
 from trainer.checkpoints.find import open_checkpoint
 from trainer.config.run_config import RunConfig
-from trainer.models.mope.prompts.frozen_backbone import BackboneError
 from trainer.models.mope.towers.segmentation import UNLABELLED, PromptedSegmenter, agreement, mask_loss
+from trainer.models.pretrained.backbone import BackboneError
 
 MARKED = DatasetSchema(
     "marked", (*SCHEMA.modalities, ModalitySpec("mask", "image", shape=(1, SIDE, SIDE), dtype="uint8"))
