@@ -28,6 +28,37 @@ def text_of(row: Row, field: str, where: str) -> str | None:
     return _whole(value, field, where)
 
 
+def turns_of(row: Row, field: str, where: str) -> list[str]:
+    """Turns of a dialogue, in order: ``role: text`` where a role is named; a text alone is one turn.
+
+    A turn is a text, or an object with the speaker (``role`` or ``from``) and the text (``content`` or ``value``).
+    Those without any text are left out. Raises ValueError for anything else.
+    """
+    value = row.get(field)
+    turns = value if isinstance(value, list) else [value]
+    found = []
+    for number, turn in enumerate(turns):
+        here = f"{where}, turn {number + 1}"
+        if not isinstance(turn, dict):
+            text = text_of({field: turn}, field, here)
+            found += [] if text is None else [text]
+            continue
+        told = next((name for name in ("content", "value") if name in turn), None)
+        if told is None:
+            raise ValueError(f"{here}: field {field!r} holds an object without content or value: {sorted(turn)}")
+        text = text_of(turn, told, here)
+        role = next((text_of(turn, name, here) for name in ("role", "from") if name in turn), None)
+        found += [] if text is None else [text if role is None else f"{role}: {text}"]
+    return found
+
+
+def names_of(row: Row, field: str, where: str) -> list[str]:
+    """Names in order, of a list or of one; what is not there is left out. Raises ValueError as `name_of`."""
+    value = row.get(field)
+    names = [name_of({field: one}, field, where) for one in (value if isinstance(value, list) else [value])]
+    return [name for name in names if name is not None]
+
+
 def name_of(row: Row, field: str, where: str) -> str | None:
     """A text or whole number, as the name of something, e.g. of a picture. Raises ValueError."""
     value = _whole_number(row.get(field))

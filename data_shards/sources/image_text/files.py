@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_shards.sources.image_text.fields import LeftOut, Row, name_of
+from data_shards.sources.image_text.fields import LeftOut, Row, name_of, names_of
 from data_shards.sources.image_text.options import ImageTextOptions, Layout
 from data_shards.sources.readers.picture_files import PictureError
 from data_shards.sources.readers.pictures import decode_mask, decode_picture
@@ -29,16 +29,31 @@ class PictureFiles:
         Raises:
             ValueError: none, or a damaged one, where that is refused. LeftOut: where such records are dropped.
         """
-        field = self.layout.image
-        value = name_of(row, field, where)
-        if value is None:
-            told = (
-                f"{where} has no picture (field {field!r} is absent or null): say which field it is with -o image=...,"
-            )
-            self._without(told, "without_picture", notes)
-            return None
+        name = name_of(row, self.layout.image, where)
+        if name is not None:
+            return self._picture(name, where, notes)
+        self._without_any(where, notes)
+        return None
+
+    def pictures(self, row: Row, where: str, notes: Counter[str]) -> dict[int, np.ndarray]:
+        """Place -> uint8 (3, size, size), of the last so many, from 0; raises as `picture`."""
+        names, most = names_of(row, self.layout.image, where), self.options.several or 1
+        if not names:
+            self._without_any(where, notes)
+        notes["pictures_left_out"] += max(0, len(names) - most)
+        made = {place: self._picture(name, where, notes) for place, name in enumerate(names[-most:])}
+        return {place: picture for place, picture in made.items() if picture is not None}
+
+    def _picture(self, name: str, where: str, notes: Counter[str]) -> np.ndarray | None:
         decode = partial(decode_picture, background=self.options.background)
-        return self._read(self.layout.picture.format(value=value), "picture", where, decode, notes)
+        return self._read(self.layout.picture.format(value=name), "picture", where, decode, notes)
+
+    def _without_any(self, where: str, notes: Counter[str]) -> None:
+        told = (
+            f"{where} has no picture (field {self.layout.image!r} is absent or null): say which field it is with "
+            "-o image=...,"
+        )
+        self._without(told, "without_picture", notes)
 
     def mask(self, row: Row, where: str, notes: Counter[str]) -> np.ndarray | None:
         """uint8 (1, size, size), None if there is none; raises as `picture`."""

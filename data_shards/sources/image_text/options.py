@@ -68,6 +68,14 @@ class ImageTextOptions(SourceOptions):
         description="records without label: an error, left out, or packed without a target; default: left out of "
         "training, packed in the other parts, where predict can read them",
     )
+    several: int | None = Field(
+        None,
+        ge=2,
+        le=1024,
+        description="records may hold several pictures (a list of paths) and several turns of a dialogue (a list of "
+        "texts, or of objects with role or from and content or value); the last so many of each are kept, as objects "
+        "whose times are their places, 0 for the first that is kept; default: one picture and one text, without a time",
+    )
     size: int = Field(224, ge=8, le=2048, description="side of the packed pictures, in pixels")
     background: Literal["white", "black"] = Field("white", description="what transparent parts of pictures show")
     max_bytes: int = Field(4096, ge=1, description="longest text in bytes; the rest is cut off, and counted")

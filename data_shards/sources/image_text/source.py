@@ -26,6 +26,9 @@ with file and line.
 Pictures are turned upright, of several frames the first is taken, transparency is laid on ``background``, 16 bits of
 grey are scaled by their range, embedded colour profiles are not applied; each of these is counted.
 
+With ``several`` a record may hold many pictures and the turns of a dialogue, as objects in their order. Every turn is
+an input: where the answer that is to be predicted is a turn of the dialogue, take it out.
+
 Records are packed in random order: official test files are sorted by class, and neighbours should tell nothing. Their
 keys are part and number, or, with option ``id``, the data set's own, by which predictions can be joined to it.
 """
@@ -38,12 +41,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from data_shards.paths import absolute_path
 from data_shards.permutation import permutation
-from data_shards.records.record import Record
+from data_shards.records.record import Objects, Record
 from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.sources.base import Source, SourceOptions, hashed_part
-from data_shards.sources.image_text.fields import LeftOut, key_of, name_of, text_of
+from data_shards.sources.image_text.fields import LeftOut, Row, key_of, name_of, names_of, text_of, turns_of
 from data_shards.sources.image_text.files import PictureFiles
 from data_shards.sources.image_text.labels import Labels, class_names
 from data_shards.sources.image_text.layouts import food101_parts, mm_imdb_parts
@@ -68,6 +73,8 @@ class ImageText(Source):
     def __init__(self, options: ImageTextOptions) -> None:
         super().__init__(options)
         self.options: ImageTextOptions = options
+        if options.several and options.mask:
+            raise ValueError("option several is for records without a mask, which belongs to one picture")
         self.layout = Layout.of(options)
         self.folder = absolute_path(options.path)
         if not self.folder.is_dir():
@@ -141,9 +148,12 @@ class ImageText(Source):
 
     def _schema(self) -> DatasetSchema:
         size = self.options.size
+        objects: dict[str, Any] = {}
+        if self.options.several:
+            objects = {"timed": True, "time_unit": "places", "horizon": float(self.options.several)}
         modalities = [
-            ModalitySpec("image", "image", shape=(3, size, size), dtype="uint8"),
-            ModalitySpec("text", "text", max_length=self.options.max_bytes),
+            ModalitySpec("image", "image", shape=(3, size, size), dtype="uint8", **objects),
+            ModalitySpec("text", "text", max_length=self.options.max_bytes, **objects),
         ]
         if self.options.mask is not None:
             modalities.append(ModalitySpec("mask", "image", shape=(1, size, size), dtype="uint8"))
@@ -181,6 +191,17 @@ class ImageText(Source):
         rows = self.parts[part]
         row, where = rows.row(number), rows.where(number)
         targets = {"label": self.labels.target(row, part, where, notes)} if self.labels else {}
+        values = self._several(row, where, notes) if self.options.several else self._one(row, where, notes)
+        if not values:
+            raise LeftOut("without_text_and_picture")
+        key = key_of(row, self.options.id, where) if self.options.id else f"{part}-{number:07d}"
+        pictures = names_of(row, self.layout.image, where) if self.options.several else []
+        picture = pictures[0] if pictures else None if self.options.several else name_of(row, self.layout.image, where)
+        home = self._home(part, picture or key)
+        return Record(key, values, targets, {"default": home})
+
+    def _one(self, row: Row, where: str, notes: Counter[str]) -> dict[str, Any]:
+        """A record's text, picture and mask."""
         text = text_of(row, self.layout.text, where)
         notes["without_text"] += text is None
         found = {
@@ -188,12 +209,21 @@ class ImageText(Source):
             "image": self.files.picture(row, where, notes),
             "mask": self.files.mask(row, where, notes),
         }
-        values: dict[str, Any] = {name: value for name, value in found.items() if value is not None}
-        if not values:
-            raise LeftOut("without_text_and_picture")
-        key = key_of(row, self.options.id, where) if self.options.id else f"{part}-{number:07d}"
-        home = self._home(part, name_of(row, self.layout.image, where) or key)
-        return Record(key, values, targets, {"default": home})
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _several(self, row: Row, where: str, notes: Counter[str]) -> dict[str, Any]:
+        """The last so many turns and pictures of a record, at their places from the first one that is kept."""
+        most = self.options.several or 0
+        turns = turns_of(row, self.layout.text, where)
+        notes["without_text"] += not turns
+        notes["turns_left_out"] += max(0, len(turns) - most)
+        texts = [self._cut(text, notes) for text in turns[-most:]]
+        pictures = self.files.pictures(row, where, notes)
+        found = {
+            "text": Objects(np.arange(len(texts), dtype=np.float32), texts),
+            "image": Objects(np.array(list(pictures), np.float32), list(pictures.values())),
+        }
+        return {name: own for name, own in found.items() if len(own)}
 
     def _home(self, part: str, group: str) -> str:
         share = self.options.val_share
