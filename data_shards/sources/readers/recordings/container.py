@@ -19,6 +19,10 @@ from data_shards.sources.readers.recordings.recording import SignalError, Source
 _EBML, _ASF = b"\x1aE\xdf\xa3", bytes.fromhex("3026b2758e66cf11")
 
 
+_SAYS_ITS_LENGTH = ("matroska", "mov", "avi")  # in the header; of other formats FFmpeg guesses it
+_LOOSE = Fraction(1)  # second that a header's length may be off
+
+
 def film_format(begin: bytes) -> str | None:
     """FFmpeg's name of the container that begins like this (12 bytes); None if it is none that is read."""
     if begin[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
@@ -56,10 +60,23 @@ def open_film(source: Source) -> Iterator[Any]:
                 )
             with av.open(stream, "r", format=form, options={"protocol_whitelist": "", "enable_drefs": "0"}) as film:
                 yield film
-    except OSError as error:
-        raise SignalError(f"it cannot be read ({in_words(error)})") from error
     except (av.error.FFmpegError, EOFError, MemoryError) as error:
         raise SignalError(f"it is a damaged film ({in_words(error)})") from error
+
+
+def decoded(film: Any, stream: Any) -> Iterator[Any]:
+    """PyAV's frames of one stream; SignalError if the file ends before its header says that it does."""
+    zero, reached = begins(film), Fraction(0)
+    for packet in film.demux():
+        if packet.pts is not None:
+            reached = max(reached, (packet.pts + (packet.duration or 0)) * packet.time_base - zero)
+        if packet.stream is stream:
+            yield from packet.decode()
+    said = Fraction(film.duration or 0, 1_000_000)
+    if film.format.name.startswith(_SAYS_ITS_LENGTH) and reached + _LOOSE < said:
+        raise SignalError(
+            f"it is cut short: it says that it lasts {float(said):g} seconds, and ends at {float(reached):g}"
+        )
 
 
 def bounded(stream: Any) -> Any:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from data_shards.sources.readers.picture_files import MAX_PIXELS, Decoded
-from data_shards.sources.readers.recordings.container import begins, bounded, open_film
+from data_shards.sources.readers.recordings.container import begins, bounded, decoded, open_film
 from data_shards.sources.readers.recordings.recording import SignalError, Source
 
 
@@ -59,7 +59,7 @@ def _shown(film: Any, stream: Any, keys_only: bool) -> Iterator[tuple[Fraction, 
     if keys_only:
         stream.codec_context.skip_frame = "NONKEY"
     zero, last = begins(film), Fraction(0)
-    for frame in film.decode(stream):
+    for frame in decoded(film, stream):
         if frame.pts is None:
             raise SignalError("its pictures have no times; convert it, e.g. to .mp4")
         if frame.width * frame.height > MAX_PIXELS:
@@ -84,7 +84,7 @@ def _keys(shown: Iterator[tuple[Fraction, Any, Fraction]], start: Fraction, end:
         if end is not None and time >= end:
             return
         if time >= start:
-            yield Frame(time - start, _decoded(frame))
+            yield Frame(time - start, _upright(frame))
 
 
 def _every(
@@ -94,7 +94,7 @@ def _every(
     moment, seen, last, until = start, None, Fraction(0), Fraction(0)
     for time, frame, duration in shown:
         while seen is not None and moment < time and (end is None or moment < end):
-            yield Frame(moment - start, _decoded(seen))
+            yield Frame(moment - start, _upright(seen))
             moment += step
         if end is not None and time >= end:
             return
@@ -103,13 +103,13 @@ def _every(
             moment += step * -((moment - time) // step)
         seen, last, until = frame, time, time + duration
     while seen is not None and (moment < until or moment == last) and (end is None or moment < end):
-        yield Frame(moment - start, _decoded(seen))
+        yield Frame(moment - start, _upright(seen))
         moment += step
     if end is not None and end > until:
         raise SignalError(f"the stretch to second {float(end):g} goes on after its end, which is {float(until):g}")
 
 
-def _decoded(frame: Any) -> Decoded:
+def _upright(frame: Any) -> Decoded:
     """Upright, as red, green and blue of 8 bits."""
     picture, turned = frame.to_image(), int(frame.rotation) % 360
     if turned:

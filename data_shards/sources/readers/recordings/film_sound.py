@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.sources.readers.recordings.container import begins, open_film
+from data_shards.sources.readers.recordings.container import begins, decoded, open_film
 from data_shards.sources.readers.recordings.recording import Recording, SignalError, Source, check_channels
 
 _LOOSE = Fraction(1, 20)  # seconds that the times of containers may be off without meaning anything
@@ -42,7 +42,7 @@ def _samples(film: Any, stream: Any, zero: Fraction, first: int, end: int, odd: 
     """float32 [L, C] of samples first to end; silence where the stream has nothing, and counted."""
     channels, rate = stream.codec_context.channels, stream.codec_context.sample_rate
     blocks, place = [np.empty((0, channels), np.float32)], 0
-    for frame in film.decode(stream):
+    for frame in decoded(film, stream):
         block = _plain(frame, channels)
         if frame.sample_rate != rate or block.shape[1] != channels:
             raise SignalError("its sound changes its rate or its number of channels on the way")

@@ -57,10 +57,11 @@ def _dataset(file: Any, path: str, h5py: Any) -> Any:
         link = place.get(step, getlink=True) if isinstance(place, h5py.Group) else None
         if isinstance(link, h5py.ExternalLink):
             raise SignalError(f"its {path!r} leads to another file, which is not read")
-        if link is None or step not in place:
+        if link is None:
             only_name(path, _datasets(file, h5py), "HDF5 file")
+        place = None if link is None else place.get(step)
+        if place is None:
             raise SignalError(f"its {path!r} is a link that leads nowhere")
-        place = place[step]
     if not isinstance(place, h5py.Dataset):
         raise SignalError(f"its {path!r} is a group; array names a dataset, e.g. {_first(place, path, h5py)}")
     if place.file.id != file.id or place.external or place.is_virtual:

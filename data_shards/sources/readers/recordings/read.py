@@ -165,7 +165,7 @@ def _samples(part: Part, rate: float | None, length: int | None) -> tuple[int, i
         raise SignalError("start and end are seconds, and neither the file nor the mapping says its rate; declare rate")
     start, end = part.start or 0.0, part.end
     if not start >= 0 or (end is not None and not end > start):
-        raise SignalError(f"a stretch from second {start:g} to {end if end is None else f'{end:g}'} is none")
+        raise SignalError(f"the stretch {_told(start, end)} is none")
     first, stop = _sample(start, clock), length if end is None else _sample(end, clock)
     if length is not None and (first >= length or (stop or 0) > length):
         raise SignalError(_outside(start, end, length / clock))
@@ -178,8 +178,11 @@ def _sample(second: float, rate: float) -> int:
 
 
 def _outside(start: float, end: float | None, seconds: float) -> str:
-    stretch = f"from second {start:g} on" if end is None else f"from second {start:g} to {end:g}"
-    return f"the stretch {stretch} is not within its {seconds:g} seconds"
+    return f"the stretch {_told(start, end)} is not within its {seconds:g} seconds"
+
+
+def _told(start: float, end: float | None) -> str:
+    return f"from second {start:g} on" if end is None else f"from second {start:g} to {end:g}"
 
 
 def _most(part: Part, rate: float | None) -> int:

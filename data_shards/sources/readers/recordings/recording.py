@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 MAX_CHANNELS = 4096
+_UNKNOWN = 0x7FFF0000  # sizes from here on mean that the writer did not know
 Source = Path | bytes  # a file, or its content
 
 
@@ -48,6 +49,16 @@ def check_channels(count: int) -> None:
     """Raises SignalError where a header claims none, or more than are plausible."""
     if not 0 < count <= MAX_CHANNELS:
         raise SignalError(f"it has {count:,} channels, and 1 to {MAX_CHANNELS:,} are read")
+
+
+def check_riff(begin: bytes, size: int) -> None:
+    """Raises SignalError where a file of RIFF (.wav, .avi) or IFF (.aiff) says that it is larger than it is.
+
+    Programs that write into a pipe do not know the size, and say 0 or as much as fits.
+    """
+    said = int.from_bytes(begin[4:8], "big" if begin[:4] == b"FORM" else "little") + 8
+    if begin[:4] in (b"RIFF", b"FORM") and size < said < _UNKNOWN:
+        raise SignalError(f"it is cut short: it says that it has {said:,} bytes, and {size:,} are there")
 
 
 def needs(library: str, what: str, extra: str) -> SignalError:

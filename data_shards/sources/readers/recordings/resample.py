@@ -35,10 +35,11 @@ def resampled(values_LC: np.ndarray, up_down: Fraction) -> np.ndarray:
     from scipy.signal import resample_poly
 
     gap_LC = np.isnan(values_LC)
-    whole_LC = _bridged(values_LC, gap_LC) if gap_LC.any() else values_LC
-    out_LC = np.asarray(
-        resample_poly(whole_LC.astype(np.float64, copy=False), up_down.numerator, up_down.denominator, padtype="line")
-    )
+    whole_LC = _bridged(values_LC, gap_LC) if gap_LC.any() else values_LC.astype(np.float64, copy=False)
+    first_C, slope_C = whole_LC[0], (whole_LC[-1] - whole_LC[0]) / max(1, len(whole_LC) - 1)
+    rest_LC = whole_LC - (first_C + np.arange(len(whole_LC))[:, None] * slope_C)
+    out_LC = np.asarray(resample_poly(rest_LC, up_down.numerator, up_down.denominator, axis=0))
+    out_LC += first_C + np.arange(len(out_LC))[:, None] / float(up_down) * slope_C
     if gap_LC.any():
         nearest = np.rint(np.arange(len(out_LC)) / float(up_down)).astype(np.int64).clip(0, len(values_LC) - 1)
         out_LC[gap_LC[nearest]] = np.nan
