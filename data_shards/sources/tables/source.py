@@ -49,13 +49,20 @@ from data_shards.sources.tables.splits import Parts
 from data_shards.sources.tables.values import Apart, pictures, texts, vectors, waveforms
 
 UNIT_RECORDS = 500
+_MAPPINGS = Path(__file__).parents[1] / "mappings"
+SHIPPED = tuple(sorted(file.stem for file in _MAPPINGS.glob("*.yaml")))
 Held = Value | Later
 
 
 class TablesOptions(SourceOptions):
     """Options of this source."""
 
-    path: str = Field(description="YAML mapping file; the files it names are relative to its folder")
+    path: str = Field(
+        description="YAML mapping file; the files it names are relative to its folder. With mapping: the tables' folder"
+    )
+    mapping: str | None = Field(
+        None, description=f"a shipped mapping, for tables in a known layout: {', '.join(SHIPPED)}; path is their folder"
+    )
     scratch: str | None = Field(
         None, description="folder for temporary copies of the used columns; default: the system's"
     )
@@ -68,10 +75,7 @@ class Tables(Source):
 
     def __init__(self, options: TablesOptions) -> None:
         super().__init__(options)
-        path = absolute_path(options.path)
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder; give the mapping file (YAML) that says what its tables hold")
-        self.folder = path.parent
+        path, self.folder = _places(options)
         self.scratch = absolute_path(options.scratch) if options.scratch else None
         self.mapping: TableMapping = read_mapping(path)
         self.schema = dataset_schema(self.mapping)
@@ -333,3 +337,22 @@ _READ: dict[type, Callable[..., Any]] = {
     SeriesTable: series, VectorTable: vectors, TextTable: texts, ImageTable: pictures, WaveformTable: waveforms,
     CodesTable: codes,
 }  # fmt: skip
+
+
+def _places(options: TablesOptions) -> tuple[Path, Path]:
+    """The mapping file, and the folder that the files it names are relative to. Raises ValueError."""
+    path = absolute_path(options.path)
+    if options.mapping is not None:
+        if options.mapping not in SHIPPED:
+            raise ValueError(
+                f"mapping {options.mapping!r} is none of {', '.join(SHIPPED)}; give your own file as the path"
+            )
+        if not path.is_dir():
+            raise ValueError(f"{path} is no folder; with a shipped mapping the path is the folder of the tables")
+        return _MAPPINGS / f"{options.mapping}.yaml", path
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder; give the mapping file (YAML) that says what its tables hold, or a shipped one with "
+            f"-o mapping=NAME ({', '.join(SHIPPED)})"
+        )
+    return path, path.parent
