@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.sources.readers.picture_files import MAX_PIXELS
-from data_shards.sources.readers.recordings.recording import SignalError, Source, in_words, needs
+from data_shards.sources.readers.recordings.recording import SignalError, Source, check_riff, in_words, needs
 
 _EBML, _ASF = b"\x1aE\xdf\xa3", bytes.fromhex("3026b2758e66cf11")
 
 
-_SAYS_ITS_LENGTH = ("matroska", "mov", "avi")  # in the header; of other formats FFmpeg guesses it
+_SAYS_ITS_LENGTH = ("matroska", "mov")  # in the header; of other formats FFmpeg guesses it
 _LOOSE = Fraction(1)  # second that a header's length may be off
 
 
@@ -52,6 +52,7 @@ def open_film(source: Source) -> Iterator[Any]:
     try:
         with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as stream:
             begin = stream.read(12)
+            check_riff(begin, stream.seek(0, io.SEEK_END))
             stream.seek(0)
             form = film_format(begin)
             if form is None:
@@ -74,9 +75,7 @@ def decoded(film: Any, stream: Any) -> Iterator[Any]:
             yield from packet.decode()
     said = Fraction(film.duration or 0, 1_000_000)
     if film.format.name.startswith(_SAYS_ITS_LENGTH) and reached + _LOOSE < said:
-        raise SignalError(
-            f"it is cut short: it says that it lasts {float(said):g} seconds, and ends at {float(reached):g}"
-        )
+        raise SignalError(f"it is cut short: it says {float(said):g} seconds, and ends at second {float(reached):g}")
 
 
 def bounded(stream: Any) -> Any:

@@ -21,7 +21,7 @@ from data_shards.sources.readers.recordings.edf_files import open_edf
 from data_shards.sources.readers.recordings.film_sound import open_film_sound
 from data_shards.sources.readers.recordings.hdf5_files import open_hdf5
 from data_shards.sources.readers.recordings.numpy_files import open_npy, open_npz
-from data_shards.sources.readers.recordings.recording import Recording, SignalError, Source, in_words
+from data_shards.sources.readers.recordings.recording import Recording, SignalError, Source, check_riff, in_words
 from data_shards.sources.readers.recordings.sound_files import open_sound
 from data_shards.sources.readers.signals import Signal, lead_order
 from data_shards.sources.readers.wfdb import header_file, open_wfdb
@@ -82,14 +82,14 @@ def read_signal(source: Source, where: str, part: Part) -> Signal:
 
 def _opened(source: Source, array: str | None) -> AbstractContextManager[Recording]:
     if isinstance(source, bytes):
-        begin = source[:12]
+        begin, size = source[:12], len(source)
     elif source.suffix in (".hea", ".dat") or (not source.is_file() and header_file(source).is_file()):
         return open_wfdb(source)
     else:
         if source.is_dir():
             raise SignalError("it is a folder")
         with source.open("rb") as stream:
-            begin = stream.read(12)
+            begin, size = stream.read(12), source.stat().st_size
     if not begin:
         raise SignalError("it is empty (0 bytes)")
     if begin.startswith(b"\x93NUMPY"):
@@ -103,6 +103,7 @@ def _opened(source: Source, array: str | None) -> AbstractContextManager[Recordi
     if film_format(begin) is not None:
         return open_film_sound(source)
     if begin.startswith(_SOUND):
+        check_riff(begin, size)
         return open_sound(source)
     raise SignalError(
         "it is neither a sound (.wav, .flac, .ogg, .mp3, ...) nor a film nor a WFDB record (.hea), nor an EDF, HDF5 or "

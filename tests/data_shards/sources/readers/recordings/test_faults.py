@@ -61,8 +61,9 @@ def npz(**members: bytes) -> bytes:
         (b"a,b\n1,2\n", "it is neither a sound (.wav, .flac, .ogg, .mp3, ...) nor a film nor a WFDB record (.hea)"),
         (b"#EXTM3U\n/etc/passwd\n", "it is neither a sound"),
         (b"ffconcat version 1.0\nfile /etc/passwd\n", "it is neither a sound"),
-        (b"RIFF\x10\0\0\0WAVEjunk", "it is no sound file that can be decoded ("),
+        (b"RIFF\x08\0\0\0WAVEjunk", "it is no sound file that can be decoded ("),
         (wav(np.zeros(0)), "it holds no samples"),
+        (wav()[:-100], "it is cut short: it says that it has 16,044 bytes, and 15,944 are there"),
         (b"fLaC" + bytes(40), "it is no sound file that can be decoded ("),
         (b"OggS" + bytes(40), "it is no sound file that can be decoded ("),
         (b"\0\0\0\x18ftypmp42" + bytes(40), "it is a damaged film ("),
@@ -199,7 +200,7 @@ def test_films_that_are_broken_or_have_no_sound(tmp_path: Path) -> None:
         assert len(list(film_frames(whole, "key"))) > 4
         for cut in (20, 60, 200, len(whole) // 2):
             with pytest.raises(
-                ValueError, match=r"^it is a damaged film \(|^it has no |^no picture of it|^it is cut short: it says"
+                ValueError, match=r"^it is a damaged film \(|^it has no |^no picture of it|^it is cut short: it says "
             ):
                 list(film_frames(whole[:cut], "key"))
             refused(whole[:cut], "it ")
