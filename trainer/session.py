@@ -234,4 +234,4 @@ def _task_loss(config: RunConfig, task: TaskSpec, statistics: SplitStatistics) -
     counts = statistics.tasks[task.name].counts if task.name in statistics.tasks else ()
     if config.training.class_weighting == "balanced" and task.kind in ("binary", "multiclass") and all(counts):
         weight = [sum(counts) / (len(counts) * count) for count in counts]
-    return TaskLoss(task, weight, target_scale(statistics, task)[1])
+    return TaskLoss(task, weight, target_scale(statistics, task)[1], config.training.focal)

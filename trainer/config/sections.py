@@ -169,6 +169,12 @@ class HeadConfig(Section):
         "the training part (alike too where training.class_weighting=balanced). Numbers start at their mean, survival "
         "at its life table",
     )
+    members: int = Field(
+        1,
+        ge=1,
+        description="heads of a task that share most weights: each learns for itself, and the mean of their "
+        "probabilities is answered; 1 = one plain head",
+    )
 
 
 class ModelConfig(Section):
@@ -290,6 +296,12 @@ class TrainingConfig(Section):
     )
     class_weighting: Literal["none", "balanced"] = Field(
         "none", description="balanced: classes weigh inversely to their frequency in the training part"
+    )
+    focal: float = Field(
+        0.0,
+        ge=0,
+        description="power of the focal loss of classes and labels: a record that is answered well counts little, "
+        "(1 - p) to this power; 0 = all count alike. It changes probabilities: fit a temperature before they are used",
     )
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop", description="a step whose gradient is not finite: end the run with its records, or skip the step"

@@ -275,7 +275,7 @@ class FlopCounter:
     def _heads(self) -> float:
         dim = self.config.dim
         inputs = dim * (self.config.latents if self.config.pooling == "attention" else 1)
-        return sum(2 * 2 * dim * (inputs + logits) for logits in self.tasks.values())
+        return self.config.head.members * sum(2 * 2 * dim * (inputs + logits) for logits in self.tasks.values())
 
 
 def parameter_counts(shapes: dict[str, tuple[int, ...]], top_k: int) -> dict[str, int]:

@@ -17,7 +17,7 @@ class Fused:
     for this rank's share only (as balance losses); `experts` are weights of prompt experts (B, K) by site, NaN for
     records without the site's modality; `empty` names terms of `losses` that no record of any rank had something for,
     whose value is 0; `measures` are numbers (B,) of each record, NaN for none, whose means are
-    metrics.
+    metrics; `members` are logits (K, B, C) of a task's head of several members, each of which learns for itself.
     """
 
     logits: dict[str, Tensor]
@@ -27,3 +27,4 @@ class Fused:
     experts: dict[str, Tensor] = field(default_factory=dict)
     measures: dict[str, Tensor] = field(default_factory=dict)
     empty: frozenset[str] = frozenset()
+    members: dict[str, Tensor] = field(default_factory=dict)

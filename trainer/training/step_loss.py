@@ -9,6 +9,7 @@ from torch import Tensor
 
 from data_shards import Batch
 from parallel import RoutingStats, balance_losses
+from trainer.models.layers.heads import TaskLoss
 from trainer.models.output import Fused
 from trainer.session import Session
 
@@ -41,7 +42,7 @@ def step_loss(
     learned = False
     total = torch.zeros((), device=session.device)
     for task in session.tasks:
-        value = session.losses[task.name](output.logits[task.name], batch.targets[task.name])
+        value = task_loss(session.losses[task.name], output, task.name, batch.targets[task.name])
         mean = value / counts[task.name]
         weight = session.config.training.task_weight(task.name)
         total = total + weight * mean * world * micro
@@ -64,3 +65,12 @@ def step_loss(
     if learned or (not session.tasks and not output.empty):
         parts["loss"] = task_total + sum(terms[name] for name in extra if name in terms)
     return total, parts
+
+
+def task_loss(loss: TaskLoss, output: Fused, task: str, target_Bt: Tensor) -> Tensor:
+    """Sum over labelled records; of a head of several members the mean of theirs."""
+    members_KBC = output.members.get(task)
+    if members_KBC is None:
+        return loss(output.logits[task], target_Bt)  # type: ignore[no-any-return]
+    members = len(members_KBC)
+    return loss(members_KBC.flatten(0, 1), target_Bt.repeat(members, 1)) / members  # type: ignore[no-any-return]

@@ -101,7 +101,10 @@ def activations(counter: FlopCounter, features: list[float], width: int, cpu: bo
     tokens, row = counter.count_tokens(values), config.dim * width
     latents = config.latents if config.pooling == "attention" else 1
     pooled = tokens * ((3 if config.pooling == "attention" else 2) * row + 8 * latents)
-    heads = values["records"] * (2 * latents * row + 6 * row * len(counter.tasks))
+    members, several = config.head.members, config.head.members > 1
+    # Of several members also what each scales: the pooled vector, and what the shared layer gives.
+    head = 6 * row + several * (2 * latents * row + 4 * row)
+    heads = values["records"] * (2 * latents * row + members * head * len(counter.tasks))
     return Activations(
         encoders=_encoders(counter, values, width),
         block=_block(counter, values, width, cpu),

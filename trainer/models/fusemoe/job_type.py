@@ -24,7 +24,7 @@ class FuseMoEJob(JobType):
     spreads_experts = True
     no_decay = (
         *("bias", "w3", "phase", "frequency", "missing.weight", "modality.weight", "bin.weight", "position"),
-        *("empty.weight", "table.weight"),
+        *("empty.weight", "table.weight", "scale_in", "scale_out", "shift"),
     )
 
     def sized(self, config: RunConfig, schema: DatasetSchema, statistics: SplitStatistics) -> RunConfig:

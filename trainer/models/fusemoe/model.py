@@ -22,6 +22,7 @@ from trainer.config.sections import ModelConfig
 from trainer.models.encoders.build import build_encoder
 from trainer.models.encoders.layout import Encoder, GroupLayout, PresentPairs, group_layout_of
 from trainer.models.fusemoe.block import FusionBlock, Pooling
+from trainer.models.fusemoe.members import Members
 from trainer.models.fusemoe.moment import MomentEmbedding, longest_horizon
 from trainer.models.layers.embedding import Embedding
 from trainer.models.layers.heads import Head, answer_scale
@@ -97,7 +98,11 @@ class FuseMoE(nn.Module):
         self.heads = nn.ModuleDict()
         for task in [task for task in schema.tasks if task.name in tasks]:
             about = answer_scale(statistics, task, config.head.start, balanced)
-            self.heads[task.name] = Head(task, self.pooling.width, 2 * config.dim, config.dropout, *about)
+            sizes = (self.pooling.width, 2 * config.dim, config.dropout)
+            several = config.head.members > 1
+            self.heads[task.name] = (
+                Members(task, config.head.members, *sizes, *about) if several else Head(task, *sizes, *about)
+            )
 
     def forward(self, batch: Batch) -> Fused:
         return self.fuse(*self.embed(batch))
@@ -109,7 +114,13 @@ class FuseMoE(nn.Module):
             x_ND, stats = self._block(block, x_ND, layout)
             routing.append(stats)
         pooled_BX = self.pooling(x_ND, layout)
-        return Fused({name: head(pooled_BX) for name, head in self.heads.items()}, routing, pooled_BX)
+        logits, members = {}, {}
+        for name, head in self.heads.items():
+            logits[name] = head(pooled_BX)
+            if isinstance(head, Members):
+                members[name] = logits[name]
+                logits[name] = head.together(members[name])
+        return Fused(logits, routing, pooled_BX, members=members)
 
     def _block(self, block: nn.Module, x_ND: Tensor, layout: TokenLayout) -> tuple[Tensor, RoutingStats]:
         """One fusion block. Every rank recomputes every block, in the same order, so collectives in it stay matched."""

@@ -54,11 +54,15 @@ class TaskLoss(nn.Module):
         task: of any kind but survival, whose loss is `hazard.HazardLoss`.
         class_weight: C weights (multi-class), or 2 weights of the classes 0 and 1 (binary); None = all 1.
         scale: standard deviation of the targets (regression); the loss is in units of it.
+        focal: power γ of the focal loss (Lin et al. 2017): what is answered with probability p for the true class
+            counts (1 - p)^γ times. 0 = the likelihood alone. Of classes and labels.
     """
 
-    def __init__(self, task: TaskSpec, class_weight: list[float] | None, scale: list[float]) -> None:
+    def __init__(
+        self, task: TaskSpec, class_weight: list[float] | None, scale: list[float], focal: float = 0.0
+    ) -> None:
         super().__init__()
-        self.kind = task.kind
+        self.kind, self.focal = task.kind, focal
         self.weight = Constant(torch.tensor(class_weight)) if class_weight is not None else None
         self.scale = Constant(torch.tensor(scale))
 
@@ -83,11 +87,20 @@ class TaskLoss(nn.Module):
         if self.kind == "multiclass":
             weight = self.weight() if self.weight is not None else None
             chosen_B = target_Bt[:, 0].long()
-            return functional.cross_entropy(logits_BC, chosen_B, weight=weight, reduction="none")[:, None]
+            loss_Bt = functional.cross_entropy(logits_BC, chosen_B, weight=weight, reduction="none")[:, None]
+            if not self.focal:
+                return loss_Bt
+            return loss_Bt * self._doubt(functional.cross_entropy(logits_BC, chosen_B, reduction="none")[:, None])
         loss_Bt = functional.binary_cross_entropy_with_logits(logits_BC, target_Bt, reduction="none")
+        if self.focal:
+            loss_Bt = loss_Bt * self._doubt(loss_Bt)
         if self.weight is not None:
             loss_Bt = loss_Bt * self.weight()[target_Bt.long()]
         return loss_Bt
+
+    def _doubt(self, nats_Bt: Tensor) -> Tensor:
+        """(1 - p)^γ of -log p; never quite 0, where a power below 1 would have no slope."""
+        return (-torch.expm1(-nats_Bt)).clamp_min(1e-6) ** self.focal
 
 
 def target_scale(statistics: SplitStatistics, task: TaskSpec) -> tuple[list[float], list[float]]:

@@ -86,3 +86,26 @@ def test_of_a_head_that_starts_at_zero_the_answers_are_those_of_its_network() ->
     head = Head(BINARY, 8, 8, 0.0, [0.0], [1.0])
     x_BX = torch.randn(4, 8)
     assert not head.scaled and torch.equal(head(x_BX), head.network(x_BX))
+
+
+def test_focal_loss_by_hand() -> None:
+    """With p for the true class: -(1 - p)^γ log p, class weights beside it; γ = 0 is the likelihood, bit for bit."""
+    logits, target = torch.tensor([[2.0], [-1.0], [0.5]]), torch.tensor([[1.0], [1.0], [0.0]])
+    p = [1 / (1 + math.exp(-2)), 1 / (1 + math.exp(1)), 1 - 1 / (1 + math.exp(-0.5))]
+    focal = [(1 - own) ** 1.5 * -math.log(own) for own in p]
+    assert TaskLoss(BINARY, None, [1.0], 1.5).of_each(logits, target).tolist() == pytest.approx(focal, rel=1e-5)
+    weighted = TaskLoss(BINARY, [1.0, 3.0], [1.0], 1.5).of_each(logits, target).tolist()
+    assert weighted == pytest.approx([3 * focal[0], 3 * focal[1], focal[2]], rel=1e-5)
+    logits, target = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[2.0]])
+    chance = math.exp(-1) / (math.e + 1 + math.exp(-1))
+    got = TaskLoss(KIND, [1.0, 1.0, 2.0], [1.0], 2.0).of_each(logits, target).tolist()
+    assert got == pytest.approx([2 * (1 - chance) ** 2 * -math.log(chance)], rel=1e-5)
+    for task in (BINARY, KIND, LABELS):
+        logits, target = torch.randn(5, task.dim), torch.tensor([[1.0], [0.0], [1.0], [math.nan], [0.0]])
+        target = target.repeat(1, 2) if task is LABELS else target
+        assert torch.equal(
+            TaskLoss(task, None, [1.0], 0.0)(logits, target), TaskLoss(task, None, [1.0])(logits, target)
+        )
+    sure = torch.tensor([[40.0]], requires_grad=True)
+    TaskLoss(BINARY, None, [1.0], 0.5)(sure, torch.tensor([[1.0]])).backward()
+    assert sure.grad is not None and torch.isfinite(sure.grad).all()
