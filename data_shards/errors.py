@@ -30,6 +30,10 @@ class YamlError(ValueError):
     """A YAML file cannot be read, or says one thing twice."""
 
 
+class JobError(ValueError):
+    """A place holds what another job has begun, and what this one was asked for cannot go on there."""
+
+
 class LeaseHeldError(ValueError):
     """Somebody else owns the name: who, since when, and what to do. Nothing has been written."""
 

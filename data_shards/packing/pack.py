@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from data_shards.errors import LeaseDoubtError, LeaseLostError
@@ -23,10 +24,10 @@ from data_shards.shards.storage import Storage
 if TYPE_CHECKING:
     from data_shards.sources.base import Source
 
-# What packing writes beside the manifest
+# What is written beside a manifest, `done` while it is not there yet
 _OWN = re.compile(
     r"shard-\d+-[0-9a-f]{12}\.(tar|index)|(shards|chunks|sketches|vocabulary)-[0-9a-f]{12}\.parquet"
-    r"|manifest-\d+-[0-9a-f]{12}\.json"
+    r"|(manifest|done)-\d+-[0-9a-f]{12}\.json"
 )
 
 
@@ -63,14 +64,12 @@ def pack(
         OSError: the bytes could not be stored.
     """
     begin = time.perf_counter()
-    storage = Storage(out_url, storage_options)
-    if storage.scheme in ("http", "https"):
-        raise ValueError(f"{storage.url} can only be read; pack into a folder or an object store")
-    _refuse_packed(storage, overwrite)
+    storage = writable(out_url, storage_options)
+    refuse_packed(storage, overwrite)
     what, advice = f"packing of {source.schema.name}", "pack into another place (--out)"
     with take(storage.url, what, advice, lease_s=lease_s, options=storage_options) as lease:
         # Again: another one may have finished between the look and the lease.
-        _refuse_packed(storage, overwrite)
+        refuse_packed(storage, overwrite)
         manifest = _write(source, storage, lease, workers, overwrite, (shard_bytes, chunk_records, chunk_bytes))
     return {
         "url": storage.url,
@@ -88,7 +87,16 @@ def pack(
     }
 
 
-def _refuse_packed(storage: Storage, overwrite: bool) -> None:
+def writable(out_url: str, options: dict[str, Any] | None) -> Storage:
+    """The folder of a new data set; ValueError if nothing can be written there."""
+    storage = Storage(out_url, options)
+    if storage.scheme in ("http", "https"):
+        raise ValueError(f"{storage.url} can only be read; pack into a folder or an object store")
+    return storage
+
+
+def refuse_packed(storage: Storage, overwrite: bool) -> None:
+    """Raise ValueError if a data set is there that is not to be replaced."""
     if not overwrite and storage.exists(FILE):
         raise ValueError(
             f"{storage.url} already holds a packed data set; choose another folder, or overwrite it (--overwrite)"
@@ -120,11 +128,7 @@ def _write(
             writer.add(unit)
         # The manifest last: until it is there, readers see the old data set, or none.
         manifest, head = writer.finish(source.report, vocabularies)
-        lease.confirm()
-        if overwrite:
-            storage.write(FILE, head)
-        else:
-            storage.create(FILE, head)
+        commit(storage, head, lease, overwrite)
     except BaseException as error:
         left = _discard(writer, lease, old)
         if isinstance(error, OSError):
@@ -132,8 +136,17 @@ def _write(
             raise OSError(f"packing into {storage.url} stopped, {kept}: {error}") from error
         raise
     # Nothing names these files any more.
-    _remove_replaced(storage, old, writer.written)
+    remove_replaced(storage, old, writer.written)
     return manifest
+
+
+def commit(storage: Storage, head: bytes, lease: Lease, overwrite: bool) -> None:
+    """Write the manifest: from now on there is a data set."""
+    lease.confirm()
+    if overwrite:
+        storage.write(FILE, head)
+    else:
+        storage.create(FILE, head)
 
 
 def _discard(writer: ShardSetWriter, lease: Lease, keep: set[str]) -> list[str]:
@@ -145,8 +158,8 @@ def _discard(writer: ShardSetWriter, lease: Lease, keep: set[str]) -> list[str]:
     return writer.discard(keep)
 
 
-def _remove_replaced(storage: Storage, old: set[str], written: list[str]) -> None:
-    """Files of the data set that this one replaced; only names that a pack writes."""
+def remove_replaced(storage: Storage, old: set[str], written: Collection[str]) -> None:
+    """Remove files of the data set that this one replaced; only names that a pack writes."""
     for name in old - set(written):
         if _OWN.fullmatch(name):
             storage.delete(name)

@@ -1,6 +1,6 @@
 """Cuts encoded records into chunks and shards, writes them, and collects what the manifest says about them.
 
-Shapes: n records of a shard, k chunks of it, C (split, part) columns known so far.
+Shapes: n records of a shard, k chunks of it, M modalities.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 
 from data_shards.lease.lease import Guard
 from data_shards.packing.encode import Encoded, Unit
+from data_shards.packing.sealed import Sealed, seal, tables_of_sealed
 from data_shards.records.arrays import Limits
 from data_shards.records.schema import RAGGED, DatasetSchema
 from data_shards.records.statistics import Accumulator
 from data_shards.records.vocabulary import Vocabulary
-from data_shards.shards.contents.chunks import ChunkTable
-from data_shards.shards.contents.shards import IndexFile, Shard
 from data_shards.shards.head import Head, head_bytes, opened, table_file, tables_of
-from data_shards.shards.index import NO_PART, ShardIndex, dump_index
-from data_shards.shards.manifest import LENGTHS, Lineage, Manifest, TableFile
+from data_shards.shards.index import NO_PART, ShardIndex
+from data_shards.shards.lineage import Lineage
+from data_shards.shards.manifest import LENGTHS, Manifest, TableFile
 from data_shards.shards.storage import Storage
 from data_shards.shards.tar import ShardBuilder
 
@@ -34,20 +34,6 @@ class _OpenShard:
     builder: ShardBuilder = field(default_factory=ShardBuilder)
     rows: list[tuple[Encoded, int]] = field(default_factory=list)
     bounds: list[tuple[int, int]] = field(default_factory=list)  # (first row, start byte) of each chunk
-
-
-@dataclass
-class _ClosedShard:
-    """A shard that is written: its entry without its chunks, and those."""
-
-    name: str
-    bytes: int
-    sha256: str
-    records: int
-    index: IndexFile
-    chunks_k5: np.ndarray  # offset, length, records, CRC-32, samples
-    parts_kC: np.ndarray
-    samples_kC: np.ndarray
 
 
 class ShardSetWriter:
@@ -71,7 +57,7 @@ class ShardSetWriter:
         self._guard = guard
         self.written: list[str] = []
         self._open = _OpenShard()
-        self._closed: list[_ClosedShard] = []
+        self._closed: list[Sealed] = []
         self._columns: dict[tuple[str, str], int] = {}
         self._statistics: dict[str, Accumulator] = {}
         self._notes: Counter[str] = Counter()
@@ -125,8 +111,6 @@ class ShardSetWriter:
         for row, (record, _) in enumerate(shard.rows):
             for split, part in record.splits.items():
                 parts_nS[row, splits.index(split)] = self._columns[split, part]
-        digest = hashlib.sha256(data).hexdigest()
-        stem = f"shard-{len(self._closed):05d}-{digest[:12]}"
         moments_n = np.array([record.samples for record, _ in shard.rows], np.int32)
         index = ShardIndex(
             np.array([start for _, start in shard.rows]),
@@ -142,13 +126,12 @@ class ShardSetWriter:
             np.concatenate([record.times_K for record, _ in shard.rows]),
             np.concatenate([record.knots_X for record, _ in shard.rows]),
         )
-        table = dump_index(index)
+        first_k, start_k = np.array(shard.bounds, np.int64).T
+        sealed, files = seal(len(self._closed), data, end, index, first_k, start_k, len(self._columns))
         self._guard.confirm()
-        self._write(f"{stem}.tar", data)
-        self._write(f"{stem}.index", table)
-        file = IndexFile(f"{stem}.index", len(table), hashlib.sha256(table).hexdigest())
-        chunks = _chunks(shard, data, end, parts_nS, moments_n, len(self._columns))
-        self._closed.append(_ClosedShard(f"{stem}.tar", len(data), digest, len(shard.rows), file, *chunks))
+        for name, content in files.items():
+            self._write(name, content)
+        self._closed.append(sealed)
 
     def _write(self, name: str, data: bytes) -> None:
         self.written.append(name)
@@ -166,7 +149,7 @@ class ShardSetWriter:
             self._close()
         if not self._closed:
             raise ValueError(f"source {self.schema.name} gave no record; nothing to pack")
-        shards, chunks = self._tables()
+        shards, chunks = tables_of_sealed(self._closed, len(self._columns), self.schema.has_moments)
         splits: dict[str, dict[str, int]] = {}
         for (split, part), c in sorted(self._columns.items()):
             splits.setdefault(split, {})[part] = int(chunks.parts_KC[:, c].sum())
@@ -197,24 +180,6 @@ class ShardSetWriter:
         text = head_bytes(head)
         return opened(head, hashlib.sha256(text).hexdigest(), shards, chunks, self.storage), text
 
-    def _tables(self) -> tuple[tuple[Shard, ...], ChunkTable]:
-        """All shards and chunks; of columns that came up later, early shards hold nothing."""
-        width = len(self._columns)
-
-        def whole(pieces: list[np.ndarray]) -> np.ndarray:
-            return np.concatenate([np.pad(piece, ((0, 0), (0, width - piece.shape[1]))) for piece in pieces])
-
-        offset_K, length_K, records_K, crc32_K, total_K = np.concatenate([s.chunks_k5 for s in self._closed]).T
-        parts_KC = whole([shard.parts_kC for shard in self._closed])
-        samples = (whole([shard.samples_kC for shard in self._closed]), total_K) if self.schema.has_moments else None
-        counts_S = np.array([len(shard.chunks_k5) for shard in self._closed])
-        chunks = ChunkTable.of(counts_S, offset_K, length_K, records_K, crc32_K, parts_KC, samples)
-        shards = [
-            Shard(own.name, own.bytes, own.sha256, own.records, own.index, chunks.of_shard(number))
-            for number, own in enumerate(self._closed)
-        ]
-        return tuple(shards), chunks
-
     def _with_lengths(self, report: dict[str, Any]) -> dict[str, Any]:
         """The report with real lengths of what may be of any length. Raises ValueError: it has such an entry itself."""
         if LENGTHS in report:
@@ -236,22 +201,3 @@ class ShardSetWriter:
             except OSError:
                 left.append(name)
         return sorted(left)
-
-
-def _chunks(
-    shard: _OpenShard, data: bytes, end: int, parts_nS: np.ndarray, moments_n: np.ndarray, columns: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows [k, 5] of a shard's chunks; records and samples [k, C] of each (split, part) column in them."""
-    first_k, start_k = np.array(shard.bounds, np.int64).T
-    records_k = np.diff(first_k, append=len(shard.rows))
-    length_k = np.diff(start_k, append=end)
-    view = memoryview(data)
-    crc32_k = [zlib.crc32(view[start : start + length]) for start, length in zip(start_k, length_k, strict=True)]
-    samples_k = np.add.reduceat(moments_n, first_k, dtype=np.int64)
-    chunk_n = np.repeat(np.arange(len(first_k)), records_k)
-    parts_kC, samples_kC = (np.zeros((len(first_k), columns), np.int32) for _ in range(2))
-    for part_n in parts_nS.T:
-        there_n = part_n != NO_PART
-        np.add.at(parts_kC, (chunk_n[there_n], part_n[there_n]), 1)
-        np.add.at(samples_kC, (chunk_n[there_n], part_n[there_n]), moments_n[there_n])
-    return np.stack((start_k, length_k, records_k, crc32_k, samples_k), axis=1).astype(np.int64), parts_kC, samples_kC

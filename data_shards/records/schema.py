@@ -86,6 +86,8 @@ class ModalitySpec:
         valued: codes may have a value each.
         codes: how many numbers the codes have, with the two reserved ones; 0 until the vocabulary is known.
         vocabulary: SHA-256 of the vocabulary, in hexadecimal; empty until it is known.
+        encoder: of a vector that a pretrained encoder made, the encoder's digest; empty for all others.
+        tokens: how many tokens such a vector holds, one after the other; 0: it is the encoder's one pooled vector.
         description: for people.
 
     Raises:
@@ -111,6 +113,8 @@ class ModalitySpec:
     valued: bool = False
     codes: int = 0
     vocabulary: str = ""
+    encoder: str = ""
+    tokens: int = 0
 
     _LATER: ClassVar[dict[str, Any]] = {
         "timed": False,
@@ -118,6 +122,8 @@ class ModalitySpec:
         "valued": False,
         "codes": 0,
         "vocabulary": "",
+        "encoder": "",
+        "tokens": 0,
     }
 
     @model_serializer(mode="wrap")
@@ -161,6 +167,10 @@ class ModalitySpec:
             raise ValueError(f"{where}: max_length {self.max_length} must be positive")
         self._check_objects(where)
         self._check_codes(where)
+        if (self.encoder or self.tokens) and (self.kind != "vector" or not self.encoder or self.tokens < 0):
+            raise ValueError(f"{where}: encoder and tokens are for vectors that an encoder made")
+        if self.tokens and self.shape[0] % self.tokens:
+            raise ValueError(f"{where}: {self.shape[0]} features are not {self.tokens} tokens of one width")
 
     def _check_objects(self, where: str) -> None:
         if self.timed and self.kind == "series":
@@ -201,7 +211,9 @@ class ModalitySpec:
     def group(self) -> str:
         """The batch group that carries this modality (see ``group_layout``)."""
         kind = f"{TIMED}{self.kind}" if self.timed else self.kind
-        return f"{kind}/{'x'.join(map(str, self.shape))}" if self.shape else kind
+        group = f"{kind}/{'x'.join(map(str, self.shape))}" if self.shape else kind
+        # What an encoder has said of one modality is read by a layer of its own.
+        return f"{group}/{self.name}" if self.encoder else group
 
 
 @dataclass(frozen=True)
@@ -395,7 +407,8 @@ def group_layout(schema: DatasetSchema) -> dict[str, list[int]]:
     """Batch groups of a schema: group id -> modality numbers, ascending.
 
     ``series``, ``text`` and ``codes`` hold all modalities of their kind; fixed shapes get one group per distinct shape:
-    ``vector/F``, ``image/CxHxW``, ``waveform/C``. Timed modalities are apart from the others: ``timed_text``, ...
+    ``vector/F``, ``image/CxHxW``, ``waveform/C``. Timed modalities are apart from the others: ``timed_text``, ... So is
+    each vector that an encoder made: ``vector/F/NAME``.
     """
     layout: dict[str, list[int]] = {}
     for number, modality in enumerate(schema.modalities):

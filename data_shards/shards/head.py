@@ -19,7 +19,8 @@ from data_shards.records.schema import DatasetSchema
 from data_shards.records.statistics import Accumulator, SplitStatistics
 from data_shards.shards.contents.chunks import ChunkTable
 from data_shards.shards.contents.shards import Shard
-from data_shards.shards.manifest import FORMAT, Lineage, Manifest, TableFile, damaged
+from data_shards.shards.lineage import Lineage
+from data_shards.shards.manifest import FORMAT, Manifest, TableFile, damaged
 from data_shards.shards.storage import Storage
 from data_shards.shards.tables import dump_chunks, dump_shards, dump_sketches, load_shards
 

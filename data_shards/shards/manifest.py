@@ -20,6 +20,7 @@ from data_shards.records.statistics import SplitStatistics
 from data_shards.records.vocabulary import Vocabulary
 from data_shards.shards.contents.chunks import MAX_CHUNK_BYTES, ChunkTable
 from data_shards.shards.contents.shards import Shard, ShardList
+from data_shards.shards.lineage import Lineage
 from data_shards.shards.storage import NAME, Storage
 
 FILE = "manifest.json"
@@ -44,19 +45,6 @@ class TableFile:
     bytes: int
     sha256: str
     rows: int
-
-
-@dataclass(frozen=True)
-class Lineage:
-    """Which version of a growing data set this is.
-
-    Attributes:
-        number: 1 for a data set as it was packed. parent: digest of the version that it was made from.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    number: int = 1
-    parent: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
