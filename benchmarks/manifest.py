@@ -35,7 +35,8 @@ from data_shards.records.statistics import Accumulator
 from data_shards.shards.contents.chunks import ChunkTable
 from data_shards.shards.contents.shards import ShardList
 from data_shards.shards.head import Head, head_bytes, tables_of
-from data_shards.shards.manifest import FILE, Lineage
+from data_shards.shards.lineage import Lineage
+from data_shards.shards.manifest import FILE
 
 RECORDS = 64  # of a chunk
 BATCHES = (4_096, 32_768, 131_072)
