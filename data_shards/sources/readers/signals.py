@@ -66,7 +66,7 @@ def fit_signal(
     values_LC, units = signal.values_LC, signal.units
     if signal.names and not isinstance(leads, int):
         order = lead_order(signal.names, leads, where)
-        values_LC, units = values_LC[:, order], tuple(units[place] for place in order)
+        values_LC, units = values_LC[:, order], tuple(units[place] for place in order) if units else ()
     if rate is None and signal.rate is not None:
         notes[f"waveforms_at_{signal.rate:g}_per_second"] += 1
     scale_C = _scales(units, unit, where, notes)

@@ -63,6 +63,8 @@ def open_film(source: Source) -> Iterator[Any]:
                 yield film
     except (av.error.FFmpegError, EOFError, MemoryError) as error:
         raise SignalError(f"it is a damaged film ({in_words(error)})") from error
+    except OSError as error:
+        raise SignalError(f"it cannot be read: {error.strerror or in_words(error)}") from error
 
 
 def decoded(film: Any, stream: Any) -> Iterator[Any]:
