@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from data_shards.errors import JobError
@@ -22,17 +22,13 @@ _FILE = re.compile(r"done-(\d{5,})-([0-9a-f]{12})\.json")
 
 @dataclass(frozen=True)
 class Entry:
-    """Names, lengths and digests of a shard and its index."""
+    """Names, lengths and digests of a shard and its index, and what was counted while it was made."""
 
     name: str
     bytes: int
     sha256: str
     index: IndexFile
-
-    @staticmethod
-    def of(sealed: Sealed) -> Entry:
-        """Of a shard that is written."""
-        return Entry(sealed.name, sealed.bytes, sealed.sha256, sealed.index)
+    notes: dict[str, int]
 
 
 class Journal:
@@ -48,10 +44,10 @@ class Journal:
     def _name(self, number: int) -> str:
         return f"done-{number:05d}-{self.job}.json"
 
-    def add(self, number: int, sealed: Sealed) -> None:
+    def add(self, number: int, sealed: Sealed, notes: dict[str, int]) -> None:
         """A shard is complete: both of its files are stored."""
-        entry = {"name": sealed.name, "bytes": sealed.bytes, "sha256": sealed.sha256, "index": vars(sealed.index)}
-        self.storage.write(self._name(number), json.dumps(entry, sort_keys=True).encode())
+        entry = Entry(sealed.name, sealed.bytes, sealed.sha256, sealed.index, notes)
+        self.storage.write(self._name(number), json.dumps(asdict(entry), sort_keys=True).encode())
 
     def entries(self, shards: int) -> dict[int, Entry]:
         """Number -> complete shard. An entry that says nothing legal counts as none: its shard is made again."""
@@ -78,10 +74,10 @@ class Journal:
 def _parsed(text: bytes) -> Entry | None:
     try:
         table: Mapping[str, Any] = json.loads(text)
-        entry = Entry(table["name"], table["bytes"], table["sha256"], IndexFile(**table["index"]))
-        sizes = (entry.bytes, entry.index.bytes)
+        entry = Entry(**{**table, "index": IndexFile(**table["index"])})
+        sizes = (entry.bytes, entry.index.bytes, *entry.notes.values())
         names = (entry.name, entry.index.name)
-        legal = all(type(size) is int and size > 0 for size in sizes) and all(NAME.fullmatch(name) for name in names)
-    except (ValueError, TypeError, KeyError):
+        legal = all(type(size) is int and size >= 0 for size in sizes) and all(NAME.fullmatch(name) for name in names)
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
     return entry if legal else None

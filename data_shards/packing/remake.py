@@ -8,6 +8,7 @@ behind those. Keys, splits, groups, labels, moments, times and vocabularies stay
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from data_shards.shards.manifest import LENGTHS, Manifest, read_table_file
 from data_shards.shards.opening import MAX_BYTES
 from data_shards.shards.storage import Storage
 
+NOTES = "notes"  # entry of `Manifest.source`
+
 
 class Made:
     """All shards so far. Their statistics are added up in the order of the shards, and none is kept."""
@@ -31,6 +34,7 @@ class Made:
     def __init__(self) -> None:
         self.sealed: dict[int, Sealed] = {}
         self.statistics: dict[str, Accumulator] = {}
+        self.notes: Counter[str] = Counter()
         self.fresh = self.again = 0
         self._waiting: dict[int, dict[str, Accumulator]] = {}
         self._next = 0
@@ -38,6 +42,7 @@ class Made:
     def add(self, remade: Remade) -> None:
         """Take in one shard; they come in any order."""
         self.sealed[remade.number] = remade.sealed
+        self.notes.update(remade.notes)
         self.fresh += remade.fresh
         self.again += remade.again
         self._waiting[remade.number] = remade.statistics
@@ -98,7 +103,7 @@ def remake(
             if remade.fresh:
                 # Workers may write shards of equal content under equal names; only the owner says that one counts.
                 lease.confirm()
-                journal.add(remade.number, remade.sealed)
+                journal.add(remade.number, remade.sealed, remade.notes)
             made.add(remade)
             told(remade)
         return _write_head(manifest, storage, schema, lineage, made, lease, overwrite), made
@@ -121,7 +126,7 @@ def _write_head(
         files[file.name] = read_table_file(old.storage, file)
     head = Head(
         schema=schema,
-        source=_source(old, schema),
+        source=_source(old, schema, made.notes),
         records=old.records,
         samples=int(chunks.total_K.sum()),
         observations=old.observations,
@@ -148,9 +153,10 @@ def _write_head(
     return manifest
 
 
-def _source(old: Manifest, schema: DatasetSchema) -> dict[str, Any]:
-    """The report of the original's source, with lengths of what still has some."""
+def _source(old: Manifest, schema: DatasetSchema, notes: Counter[str]) -> dict[str, Any]:
+    """The report of the original's source, with what was counted here, and lengths of what still has some."""
     ragged = {spec.name for spec in schema.modalities if spec.kind in RAGGED}
     lengths = {name: own for name, own in (old.lengths or {}).items() if name in ragged}
     source = {key: value for key, value in old.source.items() if key != LENGTHS}
+    source[NOTES] = {**old.source.get(NOTES, {}), **dict(sorted(notes.items()))}
     return {**source, LENGTHS: lengths} if lengths else source

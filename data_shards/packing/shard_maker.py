@@ -32,7 +32,8 @@ from data_shards.shards.tar import BLOCK, ShardBuilder
 
 logger = logging.getLogger(__name__)
 
-Change = Callable[[Sequence[Columns]], list[Columns]]
+Change = Callable[[Sequence[Columns]], tuple[list[Columns], dict[str, int]]]
+"""All records of a shard -> the same as they will be, and what was counted."""
 Task = tuple[int, Entry | None]
 """Number of a shard, and what an earlier run has noted of it."""
 
@@ -42,6 +43,7 @@ class Remade:
     """A shard of the new data set.
 
     Attributes:
+        notes: what was counted while it was made.
         fresh: whether it was made now, not found complete.
         again: whether it had been noted as complete, and its files were damaged.
     """
@@ -49,6 +51,7 @@ class Remade:
     number: int
     sealed: Sealed
     statistics: dict[str, Accumulator]
+    notes: dict[str, int]
     fresh: bool
     again: bool
 
@@ -58,7 +61,7 @@ class ShardMaker:
 
     Args:
         manifest: the data set that is read. schema: of the new one. storage: where it is written.
-        change: all records of a shard, as they will be: equal records give equal bytes, whoever asks.
+        change: equal records give equal bytes, whoever asks.
     """
 
     def __init__(self, manifest: Manifest, schema: DatasetSchema, storage: Storage, change: Change) -> None:
@@ -71,20 +74,20 @@ class ShardMaker:
         if entry is not None:
             try:
                 data, index = self._stored(number, entry)
-                return self._remade(number, data, index, fresh=False, again=False)[0]
+                return self._remade(number, data, index, entry.notes, fresh=False, again=False)[0]
             except (OSError, EOFError, RecordError) as error:
                 logger.warning("shard %s was complete and is damaged (%s): it is made again", entry.name, error)
-        data, index = self._make(number)
-        remade, files = self._remade(number, data, index, fresh=True, again=entry is not None)
+        data, index, notes = self._make(number)
+        remade, files = self._remade(number, data, index, notes, fresh=True, again=entry is not None)
         for name, content in files.items():
             self.storage.write(name, content)
         return remade
 
-    def _make(self, number: int) -> tuple[bytes, ShardIndex]:
-        """The archive and its index, from the records of the shard that it is made from."""
+    def _make(self, number: int) -> tuple[bytes, ShardIndex, dict[str, int]]:
+        """The archive, its index and what was counted, from the records of the shard that it is made from."""
         old = read_index(self.manifest, number)
         records, metadata = self._records(number, old)
-        changed = self.change(records)
+        changed, notes = self.change(records)
         builder, payloads, starts = ShardBuilder(), list[bytes](), list[int]()
         for columns, about in zip(changed, metadata, strict=True):
             payload = encode_columns(columns, self.schema, about)
@@ -104,7 +107,7 @@ class ShardMaker:
             lengths_nM=np.stack([columns.lengths(self.schema) for columns in changed]),
             objects_nM=np.stack([columns.objects(count) for columns in changed]),
         )
-        return builder.finish(), index
+        return builder.finish(), index, notes
 
     def _records(self, number: int, index: ShardIndex) -> tuple[list[Columns], list[dict[str, str]]]:
         """All records of a shard, whole, and the metadata of their members. Raises ShardError."""
@@ -142,7 +145,7 @@ class ShardMaker:
         return data, load_index(table, self.manifest.shards[number].records, *sizes)
 
     def _remade(
-        self, number: int, data: bytes, index: ShardIndex, fresh: bool, again: bool
+        self, number: int, data: bytes, index: ShardIndex, notes: dict[str, int], fresh: bool, again: bool
     ) -> tuple[Remade, dict[str, bytes]]:
         """What is known of a shard, from its bytes: the same whether they were just made or found."""
         first_k = np.cumsum([0, *(chunk.records for chunk in self.manifest.shards[number].chunks)])[:-1]
@@ -161,7 +164,7 @@ class ShardMaker:
             self.decoder.columns(view[start : start + size], key)
             for start, size, key in zip(index.start_n.tolist(), index.size_n.tolist(), index.keys, strict=True)
         ]
-        return Remade(number, sealed, self._statistics(records, index, first_k), fresh, again), files
+        return Remade(number, sealed, self._statistics(records, index, first_k), notes, fresh, again), files
 
     def _statistics(self, records: list[Columns], index: ShardIndex, first_k: np.ndarray) -> dict[str, Accumulator]:
         """Split -> statistics of its training records in this shard, chunk by chunk."""

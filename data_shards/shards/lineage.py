@@ -19,7 +19,7 @@ class Embedded:
     Attributes:
         digest: of the encoder, as in `ModalitySpec.encoder`.
         source: folder or name that it was loaded from.
-        tokens, dtype: how it was asked, as a recipe says it: ``pooled`` or a number; type of numbers it computed in.
+        tokens, dtype, max_tokens, max_seconds: how it was asked, as in a recipe's `model.encoders`.
         was: the modality of the data set that was embedded. of: digest of that data set.
     """
 
@@ -28,6 +28,8 @@ class Embedded:
     source: str
     tokens: int | Literal["pooled"]
     dtype: str
+    max_tokens: int | None
+    max_seconds: float | None
     was: ModalitySpec
     of: str
 

@@ -112,11 +112,13 @@ class Change:
     def __init__(self, schema: DatasetSchema, names: Sequence[str], broken: int | None = None) -> None:
         self.schema, self.own, self.broken, self.calls = schema, [schema.numbers[name] for name in names], broken, 0
 
-    def __call__(self, found: Sequence[Columns]) -> list[Columns]:
+    def __call__(self, found: Sequence[Columns]) -> tuple[list[Columns], dict[str, int]]:
         self.calls += 1
         if self.broken is not None and self.calls > self.broken:
             raise KeyboardInterrupt
-        return [as_vectors(own, self.schema, self._vectors(own)) for own in found]
+        vectors = [self._vectors(own) for own in found]
+        made = [as_vectors(own, self.schema, vector) for own, vector in zip(found, vectors, strict=True)]
+        return made, {"made": sum(len(rows) for vector in vectors for rows in vector.values())}
 
     def _vectors(self, columns: Columns) -> dict[int, np.ndarray]:
         found: dict[int, np.ndarray] = {}

@@ -52,7 +52,9 @@ def make(
 
     was = {name: old.schema.modalities[old.schema.numbers[name]] for name in names}
     lineage = Lineage(
-        embedded={n: Embedded("e" * 64, "E", "pooled", "float32", own, old.digest) for n, own in was.items()}
+        embedded={
+            n: Embedded("e" * 64, "E", "pooled", "float32", None, None, own, old.digest) for n, own in was.items()
+        }
     )
     return remake(old, str(out), schema, lineage, job, run, "embedding", **options)
 
@@ -94,7 +96,11 @@ def test_what_is_no_vector_stays_bit_by_bit(tmp_path: Path) -> None:
     ]
     assert (new.chunks.parts_KC == old.chunks.parts_KC).all() and (new.chunks.samples_KC == old.chunks.samples_KC).all()
     assert new.vocabularies == old.vocabularies and new.vocabulary("drugs") == old.vocabulary("drugs")
-    assert new.source == {**old.source, "lengths": {n: v for n, v in old.lengths.items() if n != "notes"}}
+    assert old.lengths is not None and old.lineage == Lineage()
+    assert new.source["lengths"] == {n: v for n, v in old.lengths.items() if n != "notes"}
+    notes = sum(int(np.maximum(0, read_index(old, n).objects_nM[:, 1]).sum()) for n in range(len(old.shards)))
+    assert new.source["notes"] == {**old.source["notes"], "made": notes} and notes > 20
+    assert {**new.source, "lengths": 0, "notes": 0} == {**old.source, "lengths": 0, "notes": 0}
     for number in range(len(old.shards)):
         one, two = read_index(old, number), read_index(new, number)
         assert one.keys == two.keys
