@@ -20,6 +20,7 @@ from data_shards.config import MixtureEntry
 from data_shards.sources import SOURCES, source_class
 from data_shards.sources.tables import mapping as table_mapping
 from data_shards.sources.tables import modalities as table_modalities
+from trainer.config.encoders import PretrainedConfig
 from trainer.config.errors import section_of, takes_what
 from trainer.config.run_config import RunConfig
 
@@ -53,6 +54,8 @@ def rows(model: type[BaseModel], prefix: str) -> list[str]:
 def _takes(field: FieldInfo) -> str:
     if field.annotation == dict[str, MixtureEntry]:
         return "a mapping of names to data sets, see below"
+    if field.annotation == dict[str, PretrainedConfig]:
+        return "a mapping of modalities to encoders, see below"
     bounds = []
     for rule in field.metadata:
         for sign, name in (("≥", "ge"), (">", "gt"), ("≤", "le"), ("<", "lt")):
@@ -78,7 +81,11 @@ def _text(words: str) -> str:
 def recipe_keys() -> str:
     """The page of recipe keys."""
     parts = [HEAD]
-    for name, model in [*sections(RunConfig), ("data.mixture.NAME", MixtureEntry)]:
+    for name, model in [
+        *sections(RunConfig),
+        ("data.mixture.NAME", MixtureEntry),
+        ("model.encoders.NAME", PretrainedConfig),
+    ]:
         about = _text(inspect.getdoc(model) or "").replace("`RunConfig`", "run")
         table = rows(model, name)
         parts.append(f"\n## {name or 'The run'}\n\n{about}\n")

@@ -28,7 +28,7 @@ from data_shards.yaml_file import read_yaml, to_yaml
 from launch.versions import ROOT
 from trainer.config.errors import RecipeError, unknown_key, validation_sentence
 from trainer.config.run_config import RunConfig
-from trainer.config.sections import Section
+from trainer.config.section import Section
 
 SPACES = ROOT / "launch" / "spaces"
 

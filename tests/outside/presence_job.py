@@ -19,7 +19,7 @@ from data_shards import Batch, DatasetSchema, TaskSpec
 from data_shards.records.statistics import SplitStatistics
 from parallel import Dispatcher
 from trainer.config.run_config import RunConfig
-from trainer.config.sections import Section
+from trainer.config.section import Section
 from trainer.models.job_type import JobType, RecordCost
 from trainer.models.output import Fused
 

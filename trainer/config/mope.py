@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.config.sections import Probability, Section
+from trainer.config.section import Section
+from trainer.config.sections import Probability
 
 Method = Literal["head", "static", "mapped", "dynamic", "mope_no_static", "mope", "lora", "full", "late_fusion"]
 Family = Literal[

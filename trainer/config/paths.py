@@ -61,6 +61,8 @@ def absolute_paths(config: RunConfig, root: Path) -> RunConfig:
         config.evaluation.checkpoint = _read("evaluation.checkpoint", absolute_url, checkpoint, root)
     if config.mope is not None:
         _settle_towers(config.mope, root)
+    for name, encoder in config.model.encoders.items():
+        encoder.source = _read(f"model.encoders.{name}.source", _place_or_name, encoder.source, root)
     if config.data.cache_dir:
         config.data.cache_dir = str(_read("data.cache_dir", absolute_path, config.data.cache_dir, root))
     storage, tracking = config.training.storage, config.tracking

@@ -15,12 +15,12 @@ from parallel.mesh import MeshSpec
 from trainer.config.errors import RecipeError
 from trainer.config.job_types import EVALUATE, FUSEMOE, find_job_type
 from trainer.config.mope import MopeConfig
+from trainer.config.section import Section
 from trainer.config.sections import (
     ClusterConfig,
     EvaluationConfig,
     ModelConfig,
     OptimConfig,
-    Section,
     TrackingConfig,
     TrainingConfig,
 )

@@ -10,18 +10,14 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from parallel.config import SPREAD_ABOVE, MoEConfig
+from trainer.config.encoders import PretrainedConfig
 from trainer.config.job_types import FUSEMOE
+from trainer.config.section import Section
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A section refuses keys it does not know and checks values again when they are assigned."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, coerce_numbers_to_str=True)
 
 
 class SeriesEncoderConfig(Section):
@@ -216,6 +212,9 @@ class ModelConfig(Section):
     objects: ObjectsConfig = Field(default_factory=ObjectsConfig, description="timed objects")
     codes: CodesConfig = Field(default_factory=CodesConfig, description="codes")
     head: HeadConfig = Field(default_factory=HeadConfig, description="heads")
+    encoders: dict[str, PretrainedConfig] = Field(
+        default_factory=dict, description="pretrained encoders, by the name of the modality that each reads"
+    )
     moe: MoEConfig = Field(default_factory=MoEConfig, description="experts, gate, router and balance losses")
 
     @model_validator(mode="after")

@@ -26,7 +26,7 @@ from trainer.checkpoints.find import open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.config.run_config import RunConfig
 from trainer.models.job_type import job_type
-from trainer.models.pretrained.backbone import check_backbone
+from trainer.models.pretrained.loading.backbone import check_backbone
 
 FORMAT = "fleximoe-model-1"
 

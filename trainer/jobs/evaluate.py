@@ -26,7 +26,7 @@ from trainer.evaluation.part import evaluate_part, part_results, predict
 from trainer.metrics.main_metric import by_rate, task_curves
 from trainer.metrics.predictions import Predictions
 from trainer.metrics.temperature import fit_temperatures, scaled, write_temperatures
-from trainer.models.pretrained.backbone import check_backbone
+from trainer.models.pretrained.loading.backbone import check_backbone
 from trainer.run_folder import MISSING_CURVE, MISSING_FIGURE, put_file, stored_run_id
 from trainer.run_lease import held_results
 from trainer.session import Session, build_session

@@ -8,7 +8,7 @@ from data_shards.loading.mixture import Mixture
 from data_shards.yaml_file import to_yaml
 from trainer.checkpoints.checkpoint import Checkpoint
 from trainer.models.flops import parameter_counts, parameter_share
-from trainer.models.pretrained.backbone import backbone_of
+from trainer.models.pretrained.loading.backbone import backbone_of
 from trainer.run_folder import CONFIG, RECIPE, REQUIREMENTS
 from trainer.session import Session
 from trainer.tracking.tracker import Tracker

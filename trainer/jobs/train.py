@@ -29,7 +29,7 @@ from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config.run_config import RunConfig
 from trainer.jobs.origin import lineage, log_origin, model_size
 from trainer.models.job_type import job_type
-from trainer.models.pretrained.backbone import backbone_of, check_backbone
+from trainer.models.pretrained.loading.backbone import backbone_of, check_backbone
 from trainer.run_folder import RESULT, remove, stored_run_id
 from trainer.session import Session, build_session
 from trainer.tracking.create import create_tracker

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from trainer.config.job_types import FUSEMOE, find_job_type
 from trainer.config.run_config import RunConfig
-from trainer.config.sections import Section
+from trainer.config.section import Section
 
 if TYPE_CHECKING:
     from torch import nn

@@ -19,7 +19,7 @@ from trainer.checkpoints.pieces import CheckpointError
 from trainer.config.job_types import FUSEMOE
 from trainer.config.sections import ModelConfig
 from trainer.models.encoders.build import declared_positions
-from trainer.models.pretrained.backbone import BackboneError, digest_of
+from trainer.models.pretrained.loading.backbone import BackboneError, digest_of
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from trainer.models.mope.host.streams import Pairs, StreamStates, pairs_of, stat
 from trainer.models.mope.prompts.importance import Importance
 from trainer.models.mope.prompts.probe_heads import probe_heads
 from trainer.models.output import Fused
-from trainer.models.pretrained.backbone import FrozenBackbone, keep_out_of_checkpoints
-from trainer.models.pretrained.lora import add_lora
+from trainer.models.pretrained.loading.backbone import FrozenBackbone, keep_out_of_checkpoints
+from trainer.models.pretrained.loading.lora import add_lora
 
 
 class PromptedFuseMoE(FrozenBackbone):

@@ -30,13 +30,13 @@ from trainer.models.mope.towers.roles import check_shape, modality_of, roles_of
 from trainer.models.mope.towers.sites import Flow
 from trainer.models.mope.towers.tower import Tower, load_tower
 from trainer.models.output import Fused
-from trainer.models.pretrained.backbone import (
+from trainer.models.pretrained.loading.backbone import (
     BackboneError,
     FrozenBackbone,
     digest_of,
     keep_out_of_checkpoints,
 )
-from trainer.models.pretrained.lora import add_lora
+from trainer.models.pretrained.loading.lora import add_lora
 
 
 class TowerModel(FrozenBackbone):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from data_shards import DatasetSchema, ModalitySpec
 from trainer.config.mope import MopeConfig
 from trainer.models.mope.towers.tower import Tower
-from trainer.models.pretrained.backbone import BackboneError
+from trainer.models.pretrained.loading.backbone import BackboneError
 
 
 def roles_of(config: MopeConfig, towers: list[str], pretraining: bool) -> tuple[list[str], list[str]]:

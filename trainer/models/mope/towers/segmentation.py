@@ -28,7 +28,7 @@ from trainer.models.mope.towers.model import TowerModel
 from trainer.models.mope.towers.sites import Flow
 from trainer.models.mope.towers.tower import Tower
 from trainer.models.output import Fused
-from trainer.models.pretrained.backbone import BackboneError
+from trainer.models.pretrained.loading.backbone import BackboneError
 
 UNLABELLED = 255
 CHANNELS_OF_A_GROUP = 4

@@ -16,10 +16,10 @@ from trainer.models.layers.embedding import make_embeddings_exact
 from trainer.models.layers.ragged import pick_rows
 from trainer.models.layers.standardise import Constant
 from trainer.models.mope.towers.sites import KINDS, PICTURES, Site, find_sites, pooled, register_attention
-from trainer.models.pretrained.backbone import BackboneError
-from trainer.models.pretrained.library import from_pretrained
-from trainer.models.pretrained.sources import Asked, Loaded, load_source, random_model
-from trainer.models.pretrained.tokenizers import Tokenizer, tokenizer_of
+from trainer.models.pretrained.loading.backbone import BackboneError
+from trainer.models.pretrained.loading.library import from_pretrained
+from trainer.models.pretrained.loading.sources import Asked, Loaded, load_source, random_model
+from trainer.models.pretrained.loading.tokenizers import Tokenizer, tokenizer_of
 
 
 class Tower(nn.Module):

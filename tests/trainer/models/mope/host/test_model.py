@@ -32,7 +32,7 @@ from trainer.models.mope.host.context import ContextBuilder
 from trainer.models.mope.host.model import PromptedFuseMoE
 from trainer.models.mope.host.prompts import PromptReader
 from trainer.models.mope.host.streams import Pairs, pairs_of
-from trainer.models.pretrained.backbone import digest_of
+from trainer.models.pretrained.loading.backbone import digest_of
 
 MODALITIES = len(SCHEMA.modalities)
 ATTENTIONS = ("joint", "per_modality", "factorized")

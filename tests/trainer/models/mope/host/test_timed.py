@@ -15,7 +15,7 @@ from trainer.config.mope import MopeConfig
 from trainer.models.mope.host.backbone import Host
 from trainer.models.mope.host.model import PromptedFuseMoE
 from trainer.models.mope.host.streams import pairs_of
-from trainer.models.pretrained.backbone import digest_of
+from trainer.models.pretrained.loading.backbone import digest_of
 
 RECORDS = records_of(6, seed=2)
 SECTION: dict[str, Any] = {

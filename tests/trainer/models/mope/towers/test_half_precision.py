@@ -18,7 +18,7 @@ from trainer.config.mope import TowerConfig
 from trainer.config.run_config import RunConfig
 from trainer.jobs.job import run
 from trainer.models.mope.towers.tower import load_tower
-from trainer.models.pretrained.backbone import BackboneError
+from trainer.models.pretrained.loading.backbone import BackboneError
 
 SOURCES = {"image": "vit", "text": "bert"}
 

@@ -18,7 +18,7 @@ from trainer.models.mope.prompts.prompted_attention import prompted_attention
 from trainer.models.mope.prompts.router import Router, orthonormal_keys, routing_entropy
 from trainer.models.mope.towers.model import TowerModel
 from trainer.models.mope.towers.sites import Flow
-from trainer.models.pretrained.backbone import BackboneError
+from trainer.models.pretrained.loading.backbone import BackboneError
 
 PAIRS = [
     ("vit", "bert"),

@@ -6,7 +6,7 @@ import pytest
 
 from data_shards import DatasetSchema, ModalitySpec
 from trainer.models.mope.towers.roles import modality_of
-from trainer.models.pretrained.backbone import BackboneError
+from trainer.models.pretrained.loading.backbone import BackboneError
 
 TITLE = ModalitySpec("title", "text")
 NOTES = ModalitySpec("notes", "text", timed=True, horizon=1.0)

@@ -21,7 +21,7 @@ from trainer.checkpoints.evaluation_recipe import evaluation_config
 from trainer.checkpoints.find import open_checkpoint
 from trainer.config.run_config import RunConfig
 from trainer.models.mope.towers.segmentation import UNLABELLED, PromptedSegmenter, agreement, mask_loss
-from trainer.models.pretrained.backbone import BackboneError
+from trainer.models.pretrained.loading.backbone import BackboneError
 
 MARKED = DatasetSchema(
     "marked", (*SCHEMA.modalities, ModalitySpec("mask", "image", shape=(1, SIDE, SIDE), dtype="uint8"))

@@ -13,7 +13,7 @@ import torch
 from tests.trainer.towers import FAMILIES, SCHEMA, SIDE, STATISTICS, batch, model, section
 from trainer.config.mope import MopeConfig, TowerConfig
 from trainer.models.mope.towers.tower import load_tower
-from trainer.models.pretrained.backbone import BackboneError, digest_of
+from trainer.models.pretrained.loading.backbone import BackboneError, digest_of
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "blue", "shape", "[MASK]"]
 

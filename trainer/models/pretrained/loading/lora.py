@@ -1,4 +1,4 @@
-"""LoRA on the queries and values of a tower, through `peft`: what prompts are compared with at equal size."""
+"""LoRA, low-rank changes of frozen weights, through `peft`: on the attention of towers, and in pretrained encoders."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence
 
 from torch import nn
+
+from trainer.models.pretrained.loading.backbone import BackboneError
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +32,6 @@ def add_lora(models: Sequence[nn.Module], rank: int, match: int | None) -> int:
     Raises:
         ValueError: peft is not installed, or a model has no linear attention projection.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ValueError("mope.method=lora needs peft: pip install 'fleximoe[hf]'") from error
     each = sum(lora_sizes(model) for model in models)
     if not each:
         raise ValueError(
@@ -44,5 +42,27 @@ def add_lora(models: Sequence[nn.Module], rank: int, match: int | None) -> int:
         rank = max(1, round(match / each))
         logger.info("LoRA of rank %d trains %d parameters, for %d asked", rank, rank * each, match)
     for model in models:
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(TARGETS)), model)
+        _inject(model, rank, TARGETS, "mope.method=lora")
     return rank
+
+
+def add_lora_to(model: nn.Module, rank: int, targets: tuple[str, ...], label: str) -> None:
+    """Add LoRA to the layers of a frozen model whose names end so, in place.
+
+    Raises:
+        BackboneError: peft is not installed, or the family has no such layers.
+    """
+    if not targets:
+        raise BackboneError(f"{label}: train=lora is not known for models of this type: set train to none or all")
+    try:
+        _inject(model, rank, targets, f"{label}: train=lora")
+    except ValueError as error:
+        raise BackboneError(str(error)) from error
+
+
+def _inject(model: nn.Module, rank: int, targets: tuple[str, ...], what: str) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ValueError(f"{what} needs peft: pip install 'fleximoe[hf]'") from error
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets)), model)

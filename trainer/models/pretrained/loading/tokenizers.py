@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from trainer.models.pretrained.backbone import BackboneError
+from trainer.models.pretrained.loading.backbone import BackboneError
 
 PAD, START, END, FIRST_BYTE = 0, 1, 2, 3
 VOCABULARY = 256 + FIRST_BYTE

@@ -25,8 +25,9 @@ from trainer.checkpoints.find import open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.config.job_types import TOWER
 from trainer.config.mope import TowerConfig
-from trainer.models.pretrained.backbone import BackboneError
-from trainer.models.pretrained.library import from_pretrained, preprocessing
+from trainer.models.pretrained.loading.backbone import BackboneError
+from trainer.models.pretrained.loading.families import FAMILIES
+from trainer.models.pretrained.loading.library import from_pretrained, preprocessing
 from trainer.run_folder import CHECKPOINTS
 
 CLIP_PART = {"image": "clip_vision_model", "text": "clip_text_model"}
@@ -122,11 +123,12 @@ def _from_hub(asked: Asked, source: str, weights: bool) -> Loaded:
             f"{asked.label}: {source} is quantised, and its weights are no plain numbers: give the model that it was "
             "made from"
         )
+    attention = asked.attention if family not in FAMILIES or FAMILIES[family].plain else None
     if not weights:
         part = getattr(settings, {"image": "vision_config", "text": "text_config"}.get(asked.kind, ""), settings)
-        return Loaded(_from_config(part, asked.attention), family, shapes_only=True)
+        return Loaded(_from_config(part, attention), family, shapes_only=True)
     kind = getattr(transformers, CLASSES.get(family, "AutoModel"))
-    loaded = Loaded(from_pretrained("model", asked.label, source, kind, asked.attention), family)
+    loaded = Loaded(from_pretrained("model", asked.label, source, kind, attention), family)
     if asked.kind == "text":
         loaded.tokenizer = from_pretrained("tokenizer", asked.label, source)
         return loaded

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from trainer.models.pretrained.backbone import BackboneError
+from trainer.models.pretrained.loading.backbone import BackboneError
 
 # Parts that models for other purposes leave out, and that nothing here reads.
 UNREAD = ("pooler", "masked_spec_embed", "mask_token")
