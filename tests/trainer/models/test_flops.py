@@ -106,6 +106,8 @@ def test_devices() -> None:
 @pytest.mark.parametrize("attention", ["per_modality", "joint", "factorized"])
 def test_count_of_timed_objects_is_what_torch_counts(way: str, attention: str) -> None:
     changes = {"model__objects__irregularity": way, "model__codes__irregularity": way, "model__attention": attention}
+    if way == "utde":
+        changes |= {"model__image__network": "convolutions", "model__waveform__network": "convolutions"}
     model = timed_batch.build(**WIDE, **changes)
     batch = timed_batch.batch_of(timed_batch.records_of(12, most=8))
     counter = FlopCounter(timed_batch.SCHEMA, {"died": 1, "days": 1}, model.config, attention)

@@ -180,6 +180,23 @@ def test_sizes() -> None:
         WaveformEncoderConfig(kernel=4)
 
 
+def test_a_recipe_that_names_nothing_new_has_the_weights_of_before() -> None:
+    """So checkpoints of before are read by the recipe that they keep."""
+    both = {
+        "waveform": encoder_of([ModalitySpec("w", "waveform", shape=(CHANNELS,), rate=100.0)]),
+        "image": encoder_of([ModalitySpec("p", "image", shape=(3, 8, 8), dtype="float32")]),
+    }
+    found = {kind: {name: tuple(p.shape) for name, p in encoder.named_parameters()} for kind, encoder in both.items()}
+    layers = {"network.second.weight": (1, 64, 32), "network.second.bias": (1, 32), "network.first.bias": (1, 64)}
+    assert found == {
+        "waveform": {
+            **layers, "network.first.weight": (1, 32, 64), "position_TD": (8, 32), "length.weight": (1, 16, 32),
+            "length.bias": (1, 32),
+        },
+        "image": {**layers, "network.first.weight": (1, 48, 64), "position_TD": (4, 32)},
+    }  # fmt: skip
+
+
 PICTURES = (2, 12, 8)
 
 
