@@ -103,7 +103,7 @@ def activations(counter: FlopCounter, features: list[float], width: int, cpu: bo
     pooled = tokens * ((3 if config.pooling == "attention" else 2) * row + 8 * latents)
     members, several = config.head.members, config.head.members > 1
     # Of several members also what each scales: the pooled vector, and what the shared layer gives.
-    head = 6 * row + several * (2 * latents * row + 4 * row)
+    head = 6 * row + several * (latents + 2) * row
     heads = values["records"] * (2 * latents * row + members * head * len(counter.tasks))
     return Activations(
         encoders=_encoders(counter, values, width),
@@ -183,8 +183,7 @@ def _series(counter: FlopCounter, indices: list[int], values: dict[str, float], 
     widest = max(counter.schema.modalities[index].width for index in indices)
     total = rows * 16.0
     if series.statistics == "token":
-        # What is projected; and all tokens together once more.
-        total += pairs * (widest * INPUTS + (config.bins + 1) * config.dim) * width
+        total += pairs * widest * INPUTS * width
     if series.irregularity != "mtand":
         total += rows * widest * 5 * series.kernel * width
     if series.irregularity != "imputation":

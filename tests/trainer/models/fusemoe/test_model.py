@@ -11,6 +11,7 @@ import torch
 from data_shards import Batch
 from data_shards.shards.manifest import Manifest
 from parallel import balance_losses
+from parallel.moe.segments import Segments
 from tests.trainer.models.tiny_model import batch_of, build
 from trainer.models.encoders.series import TimeEmbedding, mtand_reference
 from trainer.models.layers.attention import attend_ragged, attend_spans, attention_reference
@@ -151,7 +152,9 @@ def test_time_attention_is_the_papers_formula(manifest: Manifest) -> None:
     group: Any = batch.groups["series"]
     pair_O = torch.repeat_interleave(torch.arange(group.pairs), group.offsets.diff())
     time_O, value_O = group.times_O / 10, group.values_O
-    got = encoder._attend(value_O, time_O, pair_O * encoder.widest + group.channels_O, group.pairs)
+    segment_O = pair_O * encoder.widest + group.channels_O
+    by_feature = Segments.of(segment_O, group.pairs * encoder.widest, ascending=True)
+    got = encoder._attend(value_O, time_O, by_feature, group.pairs)
     got = got.view(group.pairs, encoder.tokens, encoder.widest, -1)
     embed: TimeEmbedding = encoder.time
     now_TK = embed(torch.arange(1, encoder.tokens + 1) / encoder.tokens)
