@@ -116,13 +116,21 @@ def pack(
     from launch.api.data import pack as pack_data
     from launch.api.errors import speaking
 
-    guided = {"tasks": tasks, "modalities": modalities, "key": key, "group": group, "split": split, "name": name}
-    settings: dict[str, Any] = {"workers": workers, "shard_mb": shard_mb, "overwrite": overwrite}
-    return speaking(pack_data)(source, out, frames, schema=schema, options=options, **settings, **guided)
+    guided: dict[str, Any] = {
+        "tasks": tasks,
+        "modalities": modalities,
+        "key": key,
+        "group": group,
+        "split": split,
+        "name": name,
+    }
+    guided |= {"workers": workers, "shard_mb": shard_mb, "overwrite": overwrite}
+    return speaking(pack_data)(source, out, frames, schema=schema, options=options, **guided)
 
 
 def fit(
-    data: Data | str | PathLike[str] | None,
+    data: Data | str | PathLike[str] | None = None,
+    /,
     recipe: str | PathLike[str] | Mapping[str, Any] | None = None,
     *,
     progress: bool = True,
@@ -139,7 +147,7 @@ def fit(
         recipe: name of a shipped one, a YAML file, or a dict like one; None: the defaults (docs/recipe_keys.md).
         progress: show how far it is. debug: show stack traces, and what libraries log.
         overrides: sections of the recipe, `training={"epochs": 5}, model={"moe": {"experts": 16}}, name="wide"`;
-            `**{"training.epochs": 5}` is the same.
+            `**{"training.epochs": 5}` is the same. `data=` as a dict is the section of that name.
 
     Raises:
         InputError: a recipe that is wrong or does not fit the data. RunError: the run failed, was stopped, or another

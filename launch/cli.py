@@ -6,11 +6,12 @@ Exit codes: 0 done, 1 the run failed, 2 wrong usage or a wrong recipe, 128 + n s
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import typer
 
 from launch.errors import exit_code, one_sentence
-from launch.verbs import checkpoint, cluster, compare, data, init, jobs, machine, plan, predict, runs, sweep, train
+from launch.verbs import checkpoint, cluster, compare, data, jobs, machine, plan, predict, sweep, train
 
 HELP = """Train multimodal mixture-of-experts models on records with missing modalities and irregular times.
 
@@ -22,15 +23,23 @@ Pack data once, look at it, train a recipe, evaluate what came out:
     python -m launch train digits
     python -m launch evaluate runs/NAME --drop image
 
+Installed, the same is called `fleximoe`: `fleximoe init FOLDER` drafts a mapping and a recipe from your tables, and
+`fleximoe --install-completion` teaches the shell its verbs.
+
 Tables and log lines go to stderr. The last line on stdout is one JSON object, for scripts; `inspect` prints
 its tables there, and with --json the object.
 """
 
 app = typer.Typer(
-    help=HELP, no_args_is_help=True, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False
+    help=HELP,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    # A shell completes commands, and `python -m launch` is none.
+    add_completion=Path(sys.argv[0]).stem == "fleximoe",
+    pretty_exceptions_enable=False,
 )
 # In the order in which --help shows them.
-for verbs in (init, data, train, predict, runs, compare, sweep, plan, jobs, machine):
+for verbs in (data, train, predict, compare, sweep, plan, jobs, machine):
     app.add_typer(verbs.app)
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(checkpoint.app, name="checkpoint")

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from tests.test_layout import ROOMS, ROOT, Source, house, imports, sources
+from tests.test_layout import ROOF, ROOMS, ROOT, Source, house, imports, sources
 
 BESIDE = ("tests", "benchmarks", "docs")  # what no user needs may come with the extra `test`
 # Module -> the distribution that brings it, where the two bear different names.
@@ -34,7 +34,7 @@ def plain(requirement: str) -> str:
 
 def undeclared(files: list[Source], declared: set[str]) -> list[str]:
     """Imports of what is neither Python's, nor ours, nor of a declared distribution."""
-    known = {*sys.stdlib_module_names, *ROOMS, *BESIDE}
+    known = {*sys.stdlib_module_names, ROOF, *ROOMS, *BESIDE}
     return [
         f"{name}:{line} imports {package}, which pyproject.toml does not declare"
         for name, tree in files

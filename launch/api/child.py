@@ -1,7 +1,8 @@
-"""A run in a process of its own, so that this one keeps no process group, no Ray and no engine, and can be interrupted."""
+"""A run in a process of its own: this one keeps no process group, no Ray and no engine, and can be interrupted."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -28,7 +29,10 @@ def run_apart(config: RunConfig, progress: bool = True, debug: bool = False) -> 
     Raises:
         InputError, RunError: with the sentence of the run.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
     with tempfile.TemporaryFile() as said, show_progress(progress) as shown:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "launch.api.work"],
@@ -42,8 +46,9 @@ def run_apart(config: RunConfig, progress: bool = True, debug: bool = False) -> 
         )
         assert process.stdin is not None and process.stdout is not None
         try:
-            process.stdin.write(json.dumps({"config": config.model_dump(mode="json"), "debug": debug}) + "\n")
-            process.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # it has ended already, and said why
+                process.stdin.write(json.dumps({"config": config.model_dump(mode="json"), "debug": debug}) + "\n")
+                process.stdin.flush()
             answer = None
             while answer is None:
                 try:
@@ -55,7 +60,7 @@ def run_apart(config: RunConfig, progress: bool = True, debug: bool = False) -> 
                     process.stdin.close()
             process.wait()
         finally:
-            if not process.stdin.closed:
+            with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
             if process.poll() is None:
                 process.terminate()

@@ -12,7 +12,6 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from data_shards import pack as pack_into
-from data_shards.packing.pack import LEASE_S
 from data_shards.paths import absolute_url
 from data_shards.records.record import Record
 from data_shards.records.schema import DatasetSchema
@@ -59,7 +58,11 @@ class Data:
         facts = self.summary()
         guesses = "".join(f"<li>{escape(guess)}</li>" for guess in self.guesses)
         head = f"<p><b>{escape(facts['name'])}</b>, {facts['records']:,} records, {escape(self.url)}</p>"
-        return head + table(MODALITY_COLUMNS, modality_table(facts)) + (f"<p>guessed:</p><ul>{guesses}</ul>" * bool(guesses))
+        return (
+            head
+            + table(MODALITY_COLUMNS, modality_table(facts))
+            + (f"<p>guessed:</p><ul>{guesses}</ul>" * bool(guesses))
+        )
 
 
 class InMemory(Source):
@@ -88,7 +91,9 @@ class InMemory(Source):
 
 def _checked(record: Any, number: int) -> Record:
     if not isinstance(record, Record):
-        raise UsageError(f"element {number} of the records is a {type(record).__name__}, and a fleximoe.Record is wanted")
+        raise UsageError(
+            f"element {number} of the records is a {type(record).__name__}, and a fleximoe.Record is wanted"
+        )
     return record
 
 
@@ -110,9 +115,7 @@ def pack(
     place = absolute_url(str(out))
     with _scratch(bool(frames)) as scratch:
         made, guesses = _source(source, place, frames, schema, dict(options or {}), scratch, guided)
-        report = pack_into(
-            made, place, workers=workers, shard_bytes=shard_mb << 20, overwrite=overwrite, lease_s=LEASE_S
-        )
+        report = pack_into(made, place, workers=workers, shard_bytes=shard_mb << 20, overwrite=overwrite)
     return Data(place, report, guesses)
 
 
@@ -137,7 +140,9 @@ def _source(
         raise UsageError(f"{said[0]}= is for data frames; there is none (records=DATA_FRAME)")
     if frames:
         if schema is not None or options:
-            raise UsageError("schema= and options= are for records and sources; of data frames say modalities= and tasks=")
+            raise UsageError(
+                "schema= and options= are for records and sources; of data frames say modalities= and tasks="
+            )
         name = guided.pop("name") or PurePath(place).name or "data"
         path, draft = frames_mapping(frames, Path(scratch), name, **guided)
         return make_source("tables", {"path": str(path)}), draft.said()
@@ -151,7 +156,9 @@ def _source(
     if hasattr(source, "columns") or hasattr(source, "__arrow_c_stream__"):
         raise UsageError("a data frame is given by name: pack(records=DATA_FRAME, tasks='COLUMN', out=...)")
     if not isinstance(source, Iterable):
-        raise UsageError("nothing to pack: give a source by name, a mapping file, records with a schema, or data frames")
+        raise UsageError(
+            "nothing to pack: give a source by name, a mapping file, records with a schema, or data frames"
+        )
     if schema is None:
         raise UsageError("records need schema=: the DatasetSchema that says which modalities and tasks there are")
     return InMemory(schema, source), []

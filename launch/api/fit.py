@@ -14,9 +14,11 @@ from launch.api.data import Data
 from launch.api.run import Run
 from launch.cluster.environment import settle_paths
 from launch.errors import UsageError
+from launch.runs.checks import check
 from launch.runs.train import refuse_stopped
 from trainer.config.recipe import load_recipe, recipe_of
-from trainer.config.run_config import RunConfig, check_parallel
+from trainer.config.run_config import RunConfig
+from trainer.models.job_type import job_type
 
 # As for `evaluate` and `predict`: one process, unless the call asks for more.
 ONE = ["parallel.workers=1", "parallel.expert_parallel=1"]
@@ -24,8 +26,10 @@ ONE = ["parallel.workers=1", "parallel.expert_parallel=1"]
 
 def fit(data: Any, recipe: Any, progress: bool, debug: bool, overrides: Mapping[str, Any]) -> Run:
     """See `fleximoe.fit`."""
+    if data is None and not isinstance(overrides.get("data", {}), Mapping):
+        data, overrides = overrides["data"], {key: own for key, own in overrides.items() if key != "data"}
     config = settle_paths(recipe_for(data, recipe, overrides))
-    check_parallel(config)
+    check(job_type(config.job).resolve(config))  # what is refused needs no process
     result = run_apart(config, progress, debug)
     refuse_stopped(config, result)
     return Run(config.run_dir)

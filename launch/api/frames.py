@@ -104,6 +104,7 @@ def frames_mapping(
     tables = write_frames(frames, folder)
     known = {name: file_of(name) for name in frames}
     doubts = []
+    key = key or _index_name(frames[RECORDS])
     if key is None and not has_key(tables[0], tables[1:]):
         if len(tables) > 1:
             raise UsageError(
@@ -129,6 +130,13 @@ def frames_mapping(
     path = folder / "mapping.yaml"
     path.write_text(mapping_text(draft), encoding="utf-8")
     return path, draft
+
+
+def _index_name(frame: Any) -> str | None:
+    """The name of an index that names rows."""
+    index = getattr(frame, "index", None)
+    named = isinstance(getattr(index, "name", None), str) and getattr(index, "is_unique", False)
+    return str(index.name) if index is not None and named else None
 
 
 def numbered(table: Table, folder: Path) -> Table:

@@ -1,8 +1,9 @@
-"""Records that a model has not seen, packed as those that it was trained on: by the mapping, or the schema, of these."""
+"""Records that a model has not seen, packed as those that it was trained on: by their mapping, or their schema."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 
 from data_shards import open_manifest
@@ -17,6 +19,7 @@ from data_shards import pack as pack_into
 from data_shards.records.record import Record
 from data_shards.shards.manifest import Manifest
 from data_shards.sources.base import Source
+from data_shards.sources.readers.cells import Cells
 from data_shards.sources.tables.columns import wanted_columns
 from data_shards.sources.tables.mapping import Mapping as TableMapping
 from data_shards.yaml_file import to_yaml
@@ -24,6 +27,8 @@ from launch.api.data import Data, InMemory
 from launch.api.frames import RECORDS, file_of, set_folder, to_arrow
 from launch.datasets.pack import make_source
 from launch.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 PART = "test"  # of all new records
 
@@ -41,7 +46,9 @@ def packed_for(url: str, data: Any, frames: Mapping[str, Any]) -> Iterator[str]:
     """
     if isinstance(data, str | Path | Data):
         if frames:
-            raise UsageError(f"data frames ({', '.join(frames)}) belong to a frame of records, and {data} is packed data")
+            raise UsageError(
+                f"data frames ({', '.join(frames)}) belong to a frame of records, and {data} is packed data"
+            )
         yield str(data)
         return
     with TemporaryDirectory(prefix="fleximoe-new-") as folder:
@@ -55,7 +62,9 @@ def _source(manifest: Manifest, data: Any, frames: Mapping[str, Any], folder: Pa
     records = [data] if isinstance(data, Record) else data
     if isinstance(records, Sequence) and records and all(isinstance(record, Record) for record in records):
         made = InMemory(manifest.schema, records)
-        made.vocabularies = {m.name: manifest.vocabulary(m.name) for m in manifest.schema.modalities if m.kind == "codes"}
+        made.vocabularies = {
+            m.name: manifest.vocabulary(m.name) for m in manifest.schema.modalities if m.kind == "codes"
+        }
         return made
     given = {RECORDS: data, **frames}
     mapping = (manifest.source or {}).get("mapping")
@@ -71,6 +80,8 @@ def _source(manifest: Manifest, data: Any, frames: Mapping[str, Any], folder: Pa
 def _of_frames(mapping: Mapping[str, Any], manifest: Manifest, given: set[str]) -> dict[str, Any]:
     """The mapping of the training data, with frames for files, one part, and the vocabularies that were learned."""
     tree: dict[str, Any] = json.loads(json.dumps(mapping))
+    # The order of modalities is part of a schema, and not of what a manifest says in JSON.
+    tree["modalities"] = {name: tree["modalities"][name] for name in manifest.schema.modality_names}
     home = tree["records"]["file"]
     stems = {home: RECORDS}
     for section in [*tree["modalities"].values(), *tree.get("tasks", {}).values()]:
@@ -85,7 +96,7 @@ def _of_frames(mapping: Mapping[str, Any], manifest: Manifest, given: set[str]) 
         raise UsageError(
             f"{unknown[0]}= is none of the tables that the model was trained on; these are {', '.join(stems.values())}"
         )
-    for name, section in tree["modalities"].items():
+    for section in tree["modalities"].values():
         if section["kind"] == "codes":
             section["vocabulary"] = manifest.url
     tree["records"]["file"] = file_of(RECORDS)
@@ -93,6 +104,23 @@ def _of_frames(mapping: Mapping[str, Any], manifest: Manifest, given: set[str]) 
     tree["split"] = {"shares": {PART: 1.0}}
     set_folder(tree["modalities"])
     return tree
+
+
+def _asked_for(table: pa.Table, link: str, home: pa.Table, key: str, name: str) -> pa.Table:
+    """Rows of the records that are predicted; that there are others is said."""
+    if link not in table.column_names or not len(table):
+        return table
+    cells, keys = (
+        Cells().convert(own[column].combine_chunks(), column, "text") for own, column in ((table, link), (home, key))
+    )
+    known = pc.is_in(cells, value_set=keys)
+    kept = table.filter(known)
+    if len(kept) < len(table):
+        logger.warning(
+            "%d of the %d rows of %s are of none of these records (column %r)",
+            len(table) - len(kept), len(table), name, link,
+        )  # fmt: skip
+    return kept
 
 
 def _written(tree: dict[str, Any], given: Mapping[str, Any], folder: Path) -> Path:
@@ -119,6 +147,10 @@ def _written(tree: dict[str, Any], given: Mapping[str, Any], folder: Path) -> Pa
         for column in columns:
             if (file, column) in labels and column not in tables[name].column_names:
                 tables[name] = tables[name].append_column(column, pa.nulls(len(tables[name])))
+    for (file, link), _ in wanted_columns(mapping).items():
+        name = file.removesuffix(".parquet")
+        if name != RECORDS:
+            tables[name] = _asked_for(tables[name], link, home, key, name)
     for name, table in tables.items():
         pa.parquet.write_table(table, folder / file_of(name))
     path = folder / "mapping.yaml"

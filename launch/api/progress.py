@@ -1,4 +1,4 @@
-"""How far a run is: one line that changes in a notebook, a bar on a terminal, plain lines elsewhere. Never on stdout."""
+"""How far a run is: a line that changes in a notebook, a bar on a terminal, plain lines elsewhere; never on stdout."""
 
 from __future__ import annotations
 

@@ -87,8 +87,9 @@ class Run:
         """What the model says of each record, or of each moment of one: the columns that `predict` writes.
 
         Args:
-            data: packed data (`Data`, a folder or URL); a data frame with a row a record and the columns of the training
-                data, whose labels and key may be left out; one `Record` or a list of them; None: the training data.
+            data: packed data (`Data`, a folder or URL); a data frame with a row a record and the columns of the
+                training data, without labels or key if need be; one `Record` or a list of them; None: the training
+                data.
             part: only this part of packed data, e.g. "test".
             calibrated: divide logits by the temperatures that `evaluate(temperature=True)` has fitted.
             frames: the other tables, under the names that they had when the training data were packed (of a mapping
@@ -128,7 +129,9 @@ class Run:
 
         section = open_checkpoint(self.url).meta["config"]["data"]
         if section.get("mixture"):
-            raise UsageError(f"{self.name} was trained on a mixture: pack the records, and give the URL of one data set")
+            raise UsageError(
+                f"{self.name} was trained on a mixture: pack the records, and give the URL of one data set"
+            )
         return str(section["url"])
 
     @speaking
@@ -163,10 +166,14 @@ class Run:
     def _evaluate(
         self, part: str, drop: str | Sequence[str], data: str | Data | None, progress: bool, **wishes: bool
     ) -> dict[str, Any]:
+        from data_shards import open_data
+        from launch.runs.checks import check
         from launch.runs.train import evaluation_of
 
         hidden = [drop] if isinstance(drop, str) else list(drop)
-        config = evaluation_of(self.url, None if data is None else str(data), part, hidden, **wishes)
+        config = evaluation_of(self.url, None if data is None else str(data), part, hidden, (), **wishes)
+        check(config)  # what is refused needs no process
+        open_data(config.data).column(config.data.split, part)
         return run_apart(config, progress)
 
     @speaking
@@ -182,7 +189,7 @@ class Run:
 
 def open_run(run: str, storage: str, mlflow: str | None) -> Run:
     """See `fleximoe.open_run`."""
-    word = str(run)
+    word, storage = str(run), str(storage)
     places = [absolute_url(word)]
     if is_relative(word) and "/" not in word:
         places.append(f"{absolute_url(storage).rstrip('/')}/{word}")

@@ -38,8 +38,8 @@ CURVE = ("metric", "hidden", "share", "mean", "smallest", "largest")
 def curve_frame(curve: Mapping[str, Any]) -> pd.DataFrame:
     """What `evaluate --missing-curve` prints, of all tasks: one row a share of what is hidden, or a modality.
 
-    Columns: `metric`; `hidden`: what is, in words, or `without MODALITY`; `share` of it; `mean`, `smallest` and `largest`
-    value over the draws. The first row of a metric hides nothing.
+    Columns: `metric`; `hidden`: what is, in words, or `without MODALITY`; `share` of it; `mean`, `smallest` and
+    `largest` value over the draws. The first row of a metric hides nothing.
     """
     rows: list[tuple[Any, ...]] = []
     for task in task_curves(dict(curve)):

@@ -1,6 +1,6 @@
 """The process that a run of the Python interface works in: `python -m launch.api.work`, started by `launch.api.child`.
 
-One JSON object a line. In: the run. Out: what it logs, then its result or what went wrong. When stdin is closed, because
+One JSON object a line. In: the run. Out: what it logs, then its result or what went wrong. When stdin is closed, as
 whoever started it wants an end or has ended itself, a run writes a checkpoint and returns, as for SIGTERM.
 """
 
@@ -60,7 +60,9 @@ class _Relay(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self.send({"log": record.getMessage(), "level": record.levelno, "progress": getattr(record, "progress", None)})
+            self.send(
+                {"log": record.getMessage(), "level": record.levelno, "progress": getattr(record, "progress", None)}
+            )
         except Exception:
             self.handleError(record)
 

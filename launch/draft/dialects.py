@@ -45,7 +45,9 @@ def likely_dialect(paths: Sequence[Path]) -> tuple[Dialect, str]:
         if any(_DECIMAL.match(cell) for cell in cells):
             said["decimal"] = ","
     for form, pattern in _DATES:
-        found = [cell for cell in cells if re.fullmatch(r"[\d./: ]+", cell) and re.search(r"[./]\d{1,2}[./]\d{4}", cell)]
+        found = [
+            cell for cell in cells if re.fullmatch(r"[\d./: ]+", cell) and re.search(r"[./]\d{1,2}[./]\d{4}", cell)
+        ]
         if found and all(re.fullmatch(pattern, cell) for cell in found):
             said["date"] = form
             break

@@ -73,7 +73,9 @@ def guess_mapping(
     for empty in [name for name in ("split", "tasks") if not draft.tree[name]]:
         del draft.tree[empty]
     if not draft.tree["modalities"]:
-        raise ValueError("nothing is left that could be a modality: " + "; ".join(draft.left_out or ["no other column"]))
+        raise ValueError(
+            "nothing is left that could be a modality: " + "; ".join(draft.left_out or ["no other column"])
+        )
     return draft
 
 

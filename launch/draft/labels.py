@@ -15,7 +15,9 @@ _LABEL = re.compile(
     re.I,
 )
 # Of two words the one that is asked for.
-_YES = re.compile(r"^(?:y|t|true|yes|pos|positive|died|dead|expired|death|event|sick|ill|abnormal|malignant|case|spam)$", re.I)
+_YES = re.compile(
+    r"^(?:y|t|true|yes|pos|positive|died|dead|expired|death|event|sick|ill|abnormal|malignant|case|spam)$", re.I
+)
 MOST_CLASSES = 50  # whole numbers of more different values are amounts
 
 

@@ -15,7 +15,9 @@ from launch.draft.draft import Draft
 from launch.draft.profile import Column, Table
 
 _KEY = re.compile(r"(?:^|_)(?:id|key|uid|uuid|no|nr|index|number)$|id$", re.I)
-_GROUP = re.compile(r"(?:^|_)(?:patient|subject|person|participant|user|speaker|customer|client|animal)(?:_?(?:id|no|nr))?$", re.I)
+_GROUP = re.compile(
+    r"(?:^|_)(?:patient|subject|person|participant|user|speaker|customer|client|animal)(?:_?(?:id|no|nr))?$", re.I
+)
 _TIME = re.compile(
     r"(?:^|_)(?:time|date|datetime|timestamp|ts|when|at|t|hours?|minutes?|seconds?|days?|offset|charttime|storetime"
     r"|written|given|taken|measured|recorded|observed)(?:$|_)|time$|date$|_(?:at|on)$",
@@ -80,7 +82,9 @@ def find_home(tables: Sequence[Table], key: str | None, records: str | None, dra
 def has_key(table: Table, others: Sequence[Table]) -> bool:
     """Whether a column names records beyond doubt: it is called a key, or other tables refer to it."""
     return any(
-        column.unique and _can_name(column) and (_KEY.search(column.name) or any(_leads_to(o, column.name, table) for o in others))
+        column.unique
+        and _can_name(column)
+        and (_KEY.search(column.name) or any(_leads_to(o, column.name, table) for o in others))
         for column in table.columns.values()
     )
 
@@ -121,7 +125,9 @@ def find_link(table: Table, home: Home) -> str | None:
         for name, column in table.columns.items()
         if name not in same and (column.whole or column.kind == "text") and column.longest <= 90
     ]
-    best = max(((_share_among(table, name, home.keys), name == home.key, name) for name in [*same, *others]), default=None)
+    best = max(
+        ((_share_among(table, name, home.keys), name == home.key, name) for name in [*same, *others]), default=None
+    )
     return best[2] if best is not None and best[0] >= 0.5 else None
 
 
@@ -144,7 +150,9 @@ def group_column(home: Home, given: str | None) -> str | None:
 def part_column(columns: Iterable[Column]) -> str | None:
     """The column that says to which part a record belongs."""
     for column in columns:
-        known = column.words is not None and column.kind == "text" and column.words and set(column.words) <= PARTS.keys()
+        known = (
+            column.words is not None and column.kind == "text" and column.words and set(column.words) <= PARTS.keys()
+        )
         if known and (_PART.search(column.name) or {PARTS[w] or w for w in column.words or ()} >= {"train", "test"}):
             return column.name
     return None

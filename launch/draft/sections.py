@@ -12,7 +12,10 @@ from launch.draft.profile import Column, Table
 from launch.draft.roles import Home, find_link, find_origin, time_column, time_unit, unknown_rows
 
 _VALUE = ("value", "valuenum", "val", "result", "amount", "measurement", "reading", "dose", "quantity")
-_CHANNEL = ("channel", "variable", "name", "item", "itemid", "label", "what", "parameter", "feature", "test", "kind", "type", "signal", "measurement")  # fmt: skip
+_CHANNEL = (
+    "channel", "variable", "name", "item", "itemid", "label", "what", "parameter", "feature", "test", "kind", "type",
+    "signal", "measurement",
+)  # fmt: skip
 _LONG = 20  # characters: with blanks in it, such cells are sentences
 _DAYS_FROM = 24 * 60  # hours; where events are farther from time 0 on average, they are counted in days
 _SIDE = 224  # most pixels of a side that a picture is drafted with
@@ -107,7 +110,10 @@ def _timed(table: Table, columns: list[Column], base: dict[str, Any], draft: Dra
         if column.is_path:
             _picture(column, base, draft, folder, stem if not used else f"{stem}_{column.name}")
         elif _is_text(column):
-            draft.add(stem if not used else f"{stem}_{column.name}", {"kind": "text", **base, "column": column.name, **_long(column)})
+            draft.add(
+                stem if not used else f"{stem}_{column.name}",
+                {"kind": "text", **base, "column": column.name, **_long(column)},
+            )
         elif column.kind == "text" and not used:
             name = draft.add(stem, {"kind": "codes", **base, "column": column.name})
             draft.doubt(f"modalities.{name}", f"codes: each row is a symbol, {column.name!r}, at its time")
@@ -154,14 +160,19 @@ def _plain(table: Table, columns: list[Column], base: dict[str, Any], draft: Dra
         if empty:
             draft.doubt(f"modalities.{name}", "an empty cell becomes 0, and a further feature says so")
     if categories:
-        draft.add(f"{prefix}categories" if numbers or not stem else stem, {"kind": "codes", **base, "columns": [c.name for c in categories]})
+        draft.add(
+            f"{prefix}categories" if numbers or not stem else stem,
+            {"kind": "codes", **base, "columns": [c.name for c in categories]},
+        )
     for column in rest:
         if column.is_path or column.kind == "picture":
             _picture(column, base, draft, folder, f"{prefix}{column.name}")
         elif _is_text(column):
             draft.add(f"{prefix}{column.name}", {"kind": "text", **base, "column": column.name, **_long(column)})
         elif column.kind == "numbers" and len(column.sizes) == 1:
-            draft.add(f"{prefix}{column.name}", {"kind": "vector", **base, "column": column.name, "size": min(column.sizes)})
+            draft.add(
+                f"{prefix}{column.name}", {"kind": "vector", **base, "column": column.name, "size": min(column.sizes)}
+            )
         else:
             _leave(table, [column], draft, _why(column))
 
@@ -209,4 +220,6 @@ def _picture(column: Column, base: dict[str, Any], draft: Draft, folder: Path, n
     width, height = (min(side, _SIDE) for side in size)
     section = {"kind": "image", **base, "column": column.name, "channels": channels, "height": height, "width": width}
     own = draft.add(name, {**section, "resize": True})
-    draft.doubt(f"modalities.{own}", f"height, width: the first one has {size[0]} x {size[1]} pixels; others are resized")
+    draft.doubt(
+        f"modalities.{own}", f"height, width: the first one has {size[0]} x {size[1]} pixels; others are resized"
+    )

@@ -128,7 +128,9 @@ def _alive(run_dir: str) -> str | None:
 
 def _tracked(run: TrackedRun) -> Listed:
     metric, value = _main(dict(run.metrics))
-    mixture = ", ".join(sorted(v for k, v in run.params.items() if k.startswith("data.mixture.") and k.endswith(".url")))
+    mixture = ", ".join(
+        sorted(v for k, v in run.params.items() if k.startswith("data.mixture.") and k.endswith(".url"))
+    )
     data = run.params.get("data.url") or mixture
     state = _STATES.get(run.status, run.status.lower())
     return Listed(run.name, state, data, metric, value, None, run.started_ms / 1000, "", run.id)

@@ -1,4 +1,4 @@
-"""The verbs `pack` and `inspect`."""
+"""The verbs `init`, `pack` and `inspect`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,38 @@ from typing import Annotated
 
 import typer
 
-from launch.verbs.options import Debug
+from launch.verbs.options import Debug, source_names
 
 app = typer.Typer(rich_markup_mode=None)
 
 
 @app.command()
+def init(
+    folder: Annotated[str, typer.Argument(help="Folder with tables: CSV, Parquet or JSON lines.")],
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="Folder for both files; default: FOLDER.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a first mapping and recipe from a folder of tables: types, times and keys are guessed.
+
+    Every guess that should be looked at is marked in the mapping with `# sure?`.
+
+    \b
+    fleximoe init ward/
+    fleximoe pack tables --source ward/mapping.yaml --out data/ward
+    fleximoe train ward/recipe.yaml
+    """
+    from launch.draft.init import draft_folder
+
+    draft_folder(folder, out, overwrite)
+
+
+@app.command()
 def pack(
-    source: Annotated[str, typer.Argument(help="Where records come from: digits, physionet2012, tables, ...")],
+    source: Annotated[
+        str,
+        typer.Argument(help="Where records come from: digits, physionet2012, tables, ...", autocompletion=source_names),
+    ],
     out: Annotated[str, typer.Option(help="Folder or URL (s3://, gs://, ...) of the new data set.")],
     folder: Annotated[
         str | None,

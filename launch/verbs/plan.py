@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from launch.verbs.options import Debug, Overrides
+from launch.verbs.options import Debug, Overrides, Recipe
 
 app = typer.Typer(rich_markup_mode=None)
 
 
 @app.command()
 def plan(
-    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe (launch/recipes), or a YAML file.")],
+    recipe: Recipe,
     overrides: Overrides = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Devices; default: parallel.workers.")] = None,
     gpu: Annotated[str, typer.Option(help="Kind, e.g. h200, a100, l40s, or cpu (measured here).")] = "h100",

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from launch.verbs.options import Debug, Overrides
+from launch.verbs.options import Debug, Overrides, Recipe
 
 app = typer.Typer(rich_markup_mode=None)
 
 
 @app.command()
 def sweep(
-    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe (launch/recipes), or a YAML file.")],
+    recipe: Recipe,
     space: Annotated[str, typer.Argument(help="Name of a shipped space (launch/spaces), or a YAML file.")],
     overrides: Overrides = None,
     debug: Debug = False,

@@ -72,7 +72,7 @@ def batches(file: Path, columns: Mapping[str, str], cells: Cells | None = None) 
 
 
 def stored(file: Path, names: Sequence[str], cells: Cells | None = None) -> Iterator[pa.RecordBatch]:
-    """Some columns of a file, piece by piece, as the file has them: text of CSV, types of Parquet. Raises ValueError."""
+    """Some columns of a file, piece by piece, as the file has them: CSV as text, Parquet typed. Raises ValueError."""
     yield from _raw(file, list(names), _partitions(file), cells or Cells())
 
 
