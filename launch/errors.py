@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from data_shards.errors import LeaseHeldError, PathError
+from data_shards.errors import JobError, LeaseHeldError, PathError
 from trainer.config.errors import RecipeError
 
 
@@ -22,7 +22,7 @@ class RunFailedError(RuntimeError):
 
 def exit_code(error: BaseException) -> int:
     """2 for what the user can correct on the command line or in the recipe, 128 + signal if stopped, else 1."""
-    if isinstance(error, UsageError | RecipeError | PathError | LeaseHeldError):
+    if isinstance(error, UsageError | RecipeError | PathError | LeaseHeldError | JobError):
         return 2
     if isinstance(error, KeyboardInterrupt):
         return 128 + (error.args[0] if error.args else signal.SIGINT)
