@@ -58,6 +58,7 @@ class Mimic4Options(SourceOptions):
         description="codes of the modality drugs: of what was given (hosp/emar, icu/inputevents), of what was ordered "
         "(hosp/prescriptions), of all of these that are there, or none",
     )
+    procedures: bool = Field(True, description="codes of icu/procedureevents are the modality procedures")
     history: bool = Field(
         True,
         description="diagnoses and procedures of admissions that ended before the stay are the modality history",

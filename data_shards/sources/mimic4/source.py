@@ -95,7 +95,8 @@ class Mimic4(Source):
         for name in COHORT_TABLES:
             find_table(self.folder, name)
         past = HISTORY if options.history else ()
-        names = (*SERIES, *STUDIES, *DRUG_TABLES[options.drugs], *TIMED_CODES["procedures"], *past)
+        procedures = TIMED_CODES["procedures"] if options.procedures else ()
+        names = (*SERIES, *STUDIES, *DRUG_TABLES[options.drugs], *procedures, *past)
         self.events = event_tables(self.folder, names)
         self.labels = item_labels(self.folder)
         self.studies = Studies(self.folder, options)

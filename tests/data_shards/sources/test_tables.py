@@ -347,7 +347,7 @@ def test_places_in_a_mapping_start_from_its_folder_and_follow_the_one_rule(tmp_p
     assert records["a"].values["photo"].tolist() == [[[7, 7], [7, 7]]] and "photo" not in records["b"].values
     assert [records[key].splits for key in "ab"] == [{"default": "train"}, {"default": "test"}]
     report = source.report(Counter())
-    assert report["options"] == {"path": "~/maps/mapping.yaml", "scratch": "~"}, "as it was typed"
+    assert report["options"] == {"path": "~/maps/mapping.yaml", "mapping": None, "scratch": "~"}, "as typed"
     assert Path(source._temporary.name).parent == home
     (home / "maps" / "mapping.yaml").write_text(yaml.safe_dump(mapping | {"records": {"file": "s3://b/x", "key": "k"}}))
     with pytest.raises(PathError, match="'s3://b/x' is a URL"):
