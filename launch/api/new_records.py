@@ -88,7 +88,7 @@ def _of_frames(mapping: Mapping[str, Any], manifest: Manifest, given: set[str]) 
         file = section.get("file", home)
         stems.setdefault(file, Path(file.split("*")[0].rstrip("/")).name.split(".")[0] or file)
         if "file" in section:
-            section["file"] = file_of(stems[file])
+            section |= {"file": file_of(stems[file]), "unknown_keys": "skip"}  # there may be no row; see `_asked_for`
         if section.get("kind") == "codes":
             section.pop("max_codes", None), section.pop("min_count", None)
     unknown = sorted(given - set(stems.values()))

@@ -66,11 +66,13 @@ def spill(
         cells: how cells are read.
 
     Raises:
-        ValueError: a row without key or, unless ``skip``, with an unknown one; or a table that matches no record.
+        ValueError: a row without key or, unless ``skip``, with an unknown one; or a table that matches no record,
+            unless it has no row and ``skip`` says that this is fine.
     """
-    made, writer, count, matched = Spill(out, cells=cells or Cells()), None, 0, 0
+    made, writer, count, matched, rows = Spill(out, cells=cells or Cells()), None, 0, 0, 0
     with pa.OSFile(str(out), "wb") as sink:
         for buffer in _buffers(files, {**columns, key: "text"}, made.cells, keep):
+            rows += len(buffer)
             record = _record_numbers(buffer, key, keys, files, skip, made.notes)
             table = pa.table({"record": record, **{name: buffer[name] for name in columns}})
             table = table.filter(record.is_valid()).combine_chunks()
@@ -88,7 +90,7 @@ def spill(
             writer.close()
     made.notes |= {f"words_read_as_empty.{name}": n for name, n in made.cells.swallowed.items() if n}
     made.notes |= {f"numbers_replaced.{name}": n for name, n in made.cells.replaced.items() if n}
-    if not matched and keep is None:
+    if not matched and keep is None and (rows or not skip):
         raise ValueError(f"{files[0]}: no row belongs to a record of the records' file; is {key!r} the right column?")
     return made
 
