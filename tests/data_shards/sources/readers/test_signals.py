@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_shards.sources.readers.signals import Signal, fit_signal
-from data_shards.sources.readers.wfdb import read_wfdb
+from data_shards.sources.readers.wfdb import open_wfdb, read_wfdb
 
 # Samples of two signals, interleaved: extremes, zero, small ones, and the number that means no value
 GAPS = {"16": -32768, "61": -32768, "160": -32768, "32": -(2**31), "24": -(2**23), "80": -128, "212": -2048}
@@ -134,3 +134,14 @@ def test_whole_numbers_are_stored_as_they_are_or_refused() -> None:
         fitted(np.array([[16_777_217]]), 1, own_rate=None, **nothing)
     with pytest.raises(ValueError, match="is more than float32 can hold; scale the samples"):
         fitted(np.array([[1e300]]), 1, own_rate=None, **nothing)
+
+
+@pytest.mark.parametrize("kind", list(GAPS))
+def test_a_stretch_of_every_format(tmp_path: Path, kind: str) -> None:
+    """Of three signals, so that formats that pair samples begin in the middle of a pair."""
+    counts = np.arange(33).reshape(11, 3) - 16
+    lines = "".join(f"r.dat {kind} 1 0 0 0 0 0 {name}\n" for name in "abc")
+    path = lay(tmp_path, f"r 3 100 11\n{lines}", r=encoded(kind, counts.reshape(-1).tolist()))
+    for first, end in ((0, 11), (1, 4), (4, 7), (10, 11)):
+        with open_wfdb(path) as record:
+            np.testing.assert_array_equal(record.read(first, end, [2, 0]), counts[first:end, [2, 0]])
