@@ -59,6 +59,22 @@ def test_commands_of_a_page_run_one_after_the_other(page: str, tmp_path: Path) -
         assert done.returncode == 0, f"{block['text']}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
 
+def test_snippets_of_python_run_one_after_the_other(tmp_path: Path) -> None:
+    """As in a notebook: one process, an empty folder."""
+    snippets = re.findall(
+        r"<!-- python -->\n```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text("utf-8"), re.S
+    )
+    assert len(snippets) == 3
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
+    env = {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    code = "\n".join(snippets)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=480
+    )
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert "tasks.died: binary: two classes" in done.stdout
+
+
 def test_errors_in_the_docs_are_what_the_program_says() -> None:
     """Every quoted message, between its <placeholders>, is text of the code."""
     code = " ".join(

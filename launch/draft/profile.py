@@ -20,7 +20,7 @@ from data_shards.sources.readers.table_files import batches, column_names, store
 MOST_WORDS = 5000  # different cells of a column that are remembered
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 # In this order: the first that every cell can be read as. Text that holds numbers is numbers.
-_TRIED = ("number", "date", "elapsed", "numbers", "text", "picture")
+_TRIED = ("number", "date", "elapsed", "numbers", "text", "file")
 _CANNOT = (CellError, pa.ArrowInvalid, pa.ArrowNotImplementedError)
 
 
@@ -30,7 +30,7 @@ class Column:
 
     Attributes:
         kind: as which the reader can read every cell: number, date, elapsed (a duration), numbers (lists), text,
-            picture (bytes); "" where it can read them as nothing.
+            file (bytes); "" where it can read them as nothing.
         whole: all of its numbers are. empty: cells without content. words: cell -> how often, None if there are too
             many different ones (or cells that are no text). unique: no cell is there twice, and none is empty.
         longest, spaced: of text, the longest cell and the share of cells with a blank. low, high: of numbers.

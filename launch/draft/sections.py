@@ -165,7 +165,7 @@ def _plain(table: Table, columns: list[Column], base: dict[str, Any], draft: Dra
             {"kind": "codes", **base, "columns": [c.name for c in categories]},
         )
     for column in rest:
-        if column.is_path or column.kind == "picture":
+        if column.is_path or column.kind == "file":
             _picture(column, base, draft, folder, f"{prefix}{column.name}")
         elif _is_text(column):
             draft.add(f"{prefix}{column.name}", {"kind": "text", **base, "column": column.name, **_long(column)})
@@ -207,7 +207,7 @@ def _long(column: Column) -> dict[str, Any]:
 
 def _picture(column: Column, base: dict[str, Any], draft: Draft, folder: Path, name: str) -> None:
     """Pictures by path; their size is that of the first one, at most _SIDE."""
-    if column.kind == "picture":
+    if column.kind == "file":
         size, channels = (64, 64), 3
     else:
         path = folder / next(iter(column.words or {}))

@@ -51,8 +51,9 @@ class Listed:
 def show_runs(storage: str, uri: str | None) -> None:
     """A table, and the same as one JSON line. Raises UnknownRunError: an MLflow that was named cannot be read."""
     listed = list_runs(storage, uri)
-    rows = [(r.name, r.state, r.data, _score(r), _size(r.bytes), age_words(r.started), r.place or r.id) for r in listed]
-    columns = ("run", "state", "data", "main metric", "size", "age", "where")
+    # What lies in no folder here has no size.
+    rows = [(r.name, r.state, r.data, _score(r), _size(r.bytes), age_words(r.started)) for r in listed]
+    columns = ("run", "state", "data", "main metric", "size", "age")
     print_table(f"runs of {absolute_url(storage)}", columns, rows)
     print_json_line({"runs": [asdict(run) for run in listed]})
 
@@ -151,11 +152,11 @@ def _data(section: Mapping[str, Any]) -> str:
 
 
 def _score(run: Listed) -> str:
-    return "" if run.metric is None or run.value is None else f"{run.metric} {run.value:.4f}"
+    return "" if run.metric is None or run.value is None else f"{run.metric.removeprefix('test/')} {run.value:.4f}"
 
 
 def _size(number: int | None) -> str:
-    return "" if number is None else f"{number / 2**20:,.1f} MiB"
+    return "MLflow" if number is None else f"{number / 2**20:,.1f} MiB"
 
 
 def age_words(started: float | None, now: float | None = None) -> str:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from launch.cli import main
-from tests.launch.commands import environment, last_json, python
+from tests.launch.commands import ROOT, environment, last_json, python
 
 
 @pytest.fixture
@@ -45,10 +45,10 @@ def test_help_teaches_and_loads_nothing_heavy():
     assert "python -m launch train digits" in done.stdout and "one JSON" in done.stdout
 
 
-@pytest.mark.parametrize("verb", ["pack", "inspect", "train", "evaluate"])
+@pytest.mark.parametrize("verb", ["init", "pack", "inspect", "train", "evaluate", "runs"])
 def test_help_of_every_verb_shows_an_example_or_says_what_it_takes(cli, verb):
     code, out, _ = cli(verb, "--help")
-    assert code == 0 and ("python -m launch" in out or "Folder or URL" in out)
+    assert code == 0 and ("python -m launch" in out or "fleximoe" in out or "Folder or URL" in out)
 
 
 def test_pack_prints_its_report_as_the_last_line(packed):
@@ -146,6 +146,38 @@ def test_job_tags_name_submission_and_metadata(monkeypatch):
     assert job_tags() == {"ray.submission_id": "s1", "ray.metadata.team": "icu"}
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
     assert job_tags() == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("r", ["runs"]),
+        ("in", ["init", "inspect"]),
+        ("train di", ["digits"]),
+        ("pack easy", ["easy_vqa"]),
+        ("x", []),
+    ],
+)
+def test_a_shell_completes_verbs_recipes_and_sources(tmp_path, line, offered):
+    command = tmp_path / "fleximoe"
+    command.write_text("from launch.cli import main\nmain()\n")
+    asked = {
+        "_FLEXIMOE_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"fleximoe {line}",
+        "COMP_CWORD": str(len(line.split())),
+    }
+    done = python(str(command), env=environment(**asked, PYTHONPATH=str(ROOT)))
+    assert done.stdout.split() == offered, done.stderr
+
+
+def test_completion_is_installed_for_the_command_only(tmp_path):
+    command = tmp_path / "fleximoe"
+    command.write_text("from launch.cli import main\nmain()\n")
+    env = environment(PYTHONPATH=str(ROOT), HOME=str(tmp_path))
+    done = python(str(command), "--install-completion", "bash", env=env)
+    assert done.returncode == 0 and "fleximoe" in (tmp_path / ".bashrc").read_text()
+    assert "_FLEXIMOE_COMPLETE=complete_bash" in (tmp_path / ".bash_completions" / "fleximoe.sh").read_text()
+    assert "No such option: --install-completion" in python("-m", "launch", "--install-completion").stderr
 
 
 def test_results_with_numbers_that_json_lacks(capsys):
