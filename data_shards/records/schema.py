@@ -211,9 +211,7 @@ class ModalitySpec:
     def group(self) -> str:
         """The batch group that carries this modality (see ``group_layout``)."""
         kind = f"{TIMED}{self.kind}" if self.timed else self.kind
-        group = f"{kind}/{'x'.join(map(str, self.shape))}" if self.shape else kind
-        # What an encoder has said of one modality is read by a layer of its own.
-        return f"{group}/{self.name}" if self.encoder else group
+        return f"{kind}/{'x'.join(map(str, self.shape))}" if self.shape else kind
 
 
 @dataclass(frozen=True)
@@ -407,8 +405,7 @@ def group_layout(schema: DatasetSchema) -> dict[str, list[int]]:
     """Batch groups of a schema: group id -> modality numbers, ascending.
 
     ``series``, ``text`` and ``codes`` hold all modalities of their kind; fixed shapes get one group per distinct shape:
-    ``vector/F``, ``image/CxHxW``, ``waveform/C``. Timed modalities are apart from the others: ``timed_text``, ... So is
-    each vector that an encoder made: ``vector/F/NAME``.
+    ``vector/F``, ``image/CxHxW``, ``waveform/C``. Timed modalities are apart from the others: ``timed_text``, ...
     """
     layout: dict[str, list[int]] = {}
     for number, modality in enumerate(schema.modalities):

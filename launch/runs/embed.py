@@ -1,7 +1,7 @@
 """The verb `embed`: pretrained encoders over a packed data set, once for all runs.
 
-One process, or several over Ray, CPU or GPU. Workers make whole shards; what they find does not depend on how many they
-are. Whoever is stopped leaves complete shards, and the same command goes on behind those (`data_shards.packing.remake`).
+One process, or several over Ray, CPU or GPU. Workers make whole shards, the same ones however many they are. Whoever is
+stopped leaves complete shards, and the same command goes on behind those (`data_shards.packing.remake`).
 """
 
 from __future__ import annotations

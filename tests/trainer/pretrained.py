@@ -67,7 +67,7 @@ def save_encoder(folder: Path, family: str, seed: int = 1, **changes: Any) -> Pa
         AutoConfig.for_model(family.removesuffix("-layer"), **{**FAMILIES[family], **changes})
     ).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(0.3 / parameter.std().clamp_min(0.02))
             else:

@@ -144,8 +144,8 @@ class Embedder:
             for row, own_NF in enumerate(np.split(value_NF, ends)):
                 if not np.isfinite(own_NF).all():
                     raise ValueError(
-                        f"record {records[row].key}: the encoder of {spec.name} says NaN or infinity about an object of "
-                        "it: look at the encoder, or try dtype=float32"
+                        f"record {records[row].key}: the encoder of {spec.name} says NaN or infinity about one of its "
+                        "objects: look at the encoder, or try dtype=float32"
                     )
                 found[row][number] = own_NF
             notes[f"embedded.{spec.name}"] += len(value_NF)

@@ -30,7 +30,7 @@ SCHEMA = DatasetSchema(
     (TaskSpec("death", "binary"), TaskSpec("stay", "regression", dim=1)),
 )
 MOMENTS = replace(SCHEMA, tasks=(TaskSpec("death", "binary", timed=True, time_unit="hours"),))
-WORDS = ("red", "blue", "pain", "none", "älter", "of", "chest")
+WORDS = ("red", "blue", "green", "shape", "älter", "round", "small")
 
 
 def text(rng: np.random.Generator) -> str:

@@ -222,4 +222,3 @@ def test_lineage_says_what_it_was_and_other_data_say_nothing(tmp_path: Path) -> 
     assert (found.was, found.of, found.digest) == (SCHEMA.modalities[1], old.digest, "e" * 64)
     spec = new.schema.modalities[1]
     assert (spec.kind, spec.timed, spec.max_objects, spec.horizon, spec.encoder) == ("vector", True, 3, 48.0, "e" * 64)
-    assert spec.group == "timed_vector/3/notes" and new.schema.modalities[7].group == "timed_vector/2"
