@@ -41,6 +41,7 @@ def test_the_square_is_where_it_was_at_that_time(tmp_path: Path, name: str, code
     ], "between two pictures the earlier one is seen, and times are those since the start of the stretch"  # fmt: skip
     assert seen(film, Fraction("0.9"), Fraction("0.9")) == [(0.0, 18, 16), (0.9, 36, 16), (1.8, 54, 16)]
     assert seen(film, Fraction(100)) == [(0.0, 0, 16)]
+    assert seen(film, Fraction("2.75")) == [(0.0, 0, 16), (2.75, 54, 16)], "the last one is seen until the film ends"
     keys = seen(film, "key")
     assert [key[:2] for key in keys] == [(n, 20 * n) for n in range(3)] or len(keys) == 28
     inner = [key[1:] for key in keys if 1 <= key[0] < 2.0]
