@@ -144,22 +144,33 @@ def test_an_interrupted_fit_leaves_a_checkpoint_and_the_same_call_goes_on(data, 
     assert finished.state == "finished" and taken == list(range(1, steps + 4))
 
 
-@pytest.mark.long
-@pytest.mark.ray
-def test_runs_in_mlflow_are_compared_and_workers_are_asked_of_ray(data, tmp_path, monkeypatch):
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working folder without an MLflow anywhere else."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+@pytest.mark.long
+def test_runs_in_mlflow_are_compared(data, folder):
     made = []
-    for name, seed, workers in (("one", 0, 1), ("two", 1, 2)):
-        settings = {**SMALL, "tracking": {"flush_seconds": 1}, "parallel": {"workers": workers}}
-        settings["training"] = {**SMALL["training"], "seed": seed}
+    for name, seed in (("one", 0), ("two", 1)):
+        settings = {**SMALL, "tracking": {"flush_seconds": 1}, "training": {**SMALL["training"], "seed": seed}}
         made.append(fleximoe.fit(data, **settings, name=name, progress=False))
-    assert made[1].recipe["parallel"]["workers"] == 2
     found = fleximoe.compare(made)
     assert found.metric == "test/auroc" and found.table["runs"].unique().tolist() == [2]
     mean = found.table[found.table["metric"] == "test/auroc"]["mean"].iloc[0]
     assert mean == pytest.approx((made[0].metrics["test/auroc"] + made[1].metrics["test/auroc"]) / 2)
     found.save("report.html")
-    assert "<html" in (tmp_path / "report.html").read_text() and "<table>" in found._repr_html_()
-    by_id = fleximoe.open_run(made[0].mlflow_id)
-    assert by_id.url == made[0].url
+    assert "<html" in (folder / "report.html").read_text() and "<table>" in found._repr_html_()
+    assert fleximoe.open_run(made[0].mlflow_id).url == fleximoe.open_run("one").url == made[0].url
+
+
+@pytest.mark.long
+@pytest.mark.ray
+def test_workers_are_asked_of_ray(data, folder, run):
+    call = {**SMALL, "parallel": {"workers": 2}, "name": "two"}
+    two = fleximoe.fit(data, **call, progress=False)
+    assert two.recipe["parallel"]["workers"] == 2 and two.state == "finished"
+    assert two.metrics["test/loss"] == pytest.approx(run.metrics["test/loss"], abs=1e-3)
