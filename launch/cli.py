@@ -11,15 +11,16 @@ from pathlib import Path
 import typer
 
 from launch.errors import exit_code, one_sentence
-from launch.verbs import checkpoint, cluster, compare, data, embed, jobs, machine, plan, predict, sweep, train
+from launch.verbs import baseline, checkpoint, cluster, compare, data, embed, jobs, machine, plan, predict, sweep, train
 
 HELP = """Train multimodal mixture-of-experts models on records with missing modalities and irregular times.
 
-Pack data once, look at it, train a recipe, evaluate what came out:
+Pack data once, look at it, see what simple models reach, train a recipe, evaluate what came out:
 
 \b
     python -m launch pack digits --out data/digits
     python -m launch inspect data/digits
+    python -m launch baseline data/digits
     python -m launch train digits
     python -m launch evaluate runs/NAME --drop image
 
@@ -39,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # In the order in which --help shows them.
-for verbs in (data, embed, train, predict, compare, sweep, plan, jobs, machine):
+for verbs in (data, embed, baseline, train, predict, compare, sweep, plan, jobs, machine):
     app.add_typer(verbs.app)
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(checkpoint.app, name="checkpoint")

@@ -42,7 +42,7 @@ FLOORS = {
         ("jobs",),
         ("training",),
         ("evaluation",),
-        ("session", "inference"),
+        ("session", "inference", "baseline"),
         ("models",),
         ("figures",),
         ("metrics",),

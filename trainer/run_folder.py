@@ -20,6 +20,8 @@ RESULT = "result.json"  # what the command printed as its last line: `Result`
 CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"  # a folder, and the stem of the two files in it
 TEMPERATURE = "temperature.json"
+BASELINE = "baseline.json"  # of a baseline: what it is, and beside it its arrays
+BASELINE_ARRAYS = "baseline.safetensors"
 SPOOL = "mlflow_spool"  # what MLflow could not take yet
 # Written by the job, and artifacts of its MLflow run.
 CONFIG = "config.json"

@@ -1,0 +1,1 @@
+"""Boosted trees and a linear model on whole-record statistics: what anybody should see before training."""

@@ -1,0 +1,1 @@
+"""What learns from rows of numbers, and how it is kept."""
