@@ -58,7 +58,7 @@ FLOORS = {
         ("pretrained",),
         ("job_type", "gpu_limits"),
         ("flops",),
-        ("object_flops",),
+        ("object_flops", "encoder_groups"),
         ("convolutions", "numbers"),
         ("layers", "output"),
     ),

@@ -185,6 +185,7 @@ def _engine(
         precision=parallel.precision,
         clip=optim.clip or 0.0,
         accumulation=config.training.accumulation,
+        lr_of=partial(job.learning_rate, config),
     )
 
 

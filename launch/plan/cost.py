@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from launch.plan.memory import Kept, StageSize, fullest_moment, stage_sizes
 from launch.plan.overlap import exposed_seconds
 from parallel import LocalDispatcher, MeshSpec, MoEConfig
 from trainer.config.run_config import RunConfig
+from trainer.models.encoders.own.pretrained import encoder_costs, frozen_bytes
 from trainer.models.flops import FORWARD_AND_BACKWARD, FlopCounter, parameter_counts
 from trainer.models.fusemoe.activations import activations, expected_features
 from trainer.models.fusemoe.job_type import FuseMoEJob
@@ -126,19 +128,21 @@ class CostModel:
         names = config.training.tasks or list(schema.task_names)
         attention = resolve_attention(config.model, len(schema.modalities))
         self.tasks = names
-        self.counter = FlopCounter(schema, {name: schema.task(name).dim for name in names}, config.model, attention)
-        self.features = expected_features(self.counter, statistics, config.training.batch_size)
         self._ranks: dict[int, _RankModel] = {}
+        own = encoder_costs(self.rank(1).model) if config.model.encoders else {}
+        logits = {name: schema.task(name).dim for name in names}
+        self.counter = FlopCounter(schema, logits, config.model, attention, own)
+        self.features = expected_features(self.counter, statistics, config.training.batch_size)
 
     def rank(self, expert_parallel: int) -> _RankModel:
         """What a rank's model is, from the model itself built without memory."""
         if expert_parallel not in self._ranks:
             with torch.device("meta"):
-                model = FuseMoE(self.schema, self.tasks, self.statistics, self.config.model, _Place(expert_parallel), 0)
+                place = _Place(expert_parallel)
+                model = FuseMoE(self.schema, self.tasks, self.statistics, self.config.model, place, 0, weights=False)
             shapes = {name: p.shape for name, p in model.named_parameters()}
-            self._ranks[expert_parallel] = _RankModel(
-                model, shapes, stage_sizes(model, FuseMoEJob.no_decay), table_sizes(model), gpu_limits(model)
-            )
+            stages = stage_sizes(model, FuseMoEJob.no_decay, partial(FuseMoEJob().learning_rate, self.config))
+            self._ranks[expert_parallel] = _RankModel(model, shapes, stages, table_sizes(model), gpu_limits(model))
         return self._ranks[expert_parallel]
 
     def refuse(self, layout: Layout) -> None:
@@ -193,6 +197,7 @@ class CostModel:
         moment = fullest_moment(stages, self.kept(layout), *sizes, cpu=cpu, rows=rows)
         return {
             "replicated_parameters": replicated * self.width,
+            "frozen_parameters": frozen_bytes(self.rank(degree).model),
             "expert_parameters": expert * self.width,
             "master_weights": shard * 4,
             "moments": shard * 8,
@@ -263,7 +268,8 @@ class CostModel:
         passes = FORWARD_AND_BACKWARD + (1 if layout.activation_checkpointing else 0)
         parts = self.counter.forward_flops(self.features)
         expert_flops = passes * parts["experts"] / layout.world
-        dense_flops = passes * (sum(parts.values()) - parts["experts"]) / layout.world
+        dense_flops = passes * (sum(parts.values()) - parts["experts"] - parts["pretrained"])
+        dense_flops = (dense_flops + self.counter.pretrained_step(self.features)) / layout.world
         # Expert weights are read forward and backward and their gradient is written, once a micro-batch.
         weights = FORWARD_AND_BACKWARD * memory["expert_parameters"] * micro / device.memory_rate
         experts = max(expert_flops / (reached * GROUPED_SHARE), weights)

@@ -10,7 +10,7 @@ larger, and every moment of the backward pass is looked at.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -25,14 +25,15 @@ from trainer.models.job_type import exempt_from_decay
 
 @dataclass(frozen=True)
 class StageSize:
-    """Elements of one stage on a rank: (expert?, decayed?) -> elements, unpadded; each is an optimizer group."""
+    """Elements of one stage on a rank: (expert?, decayed?, learning rate) -> elements, unpadded; each is an optimizer
+    group."""
 
-    groups: dict[tuple[bool, bool], int]
+    groups: dict[tuple[bool, bool, float], int]
 
     def reductions(self, world: int, degree: int) -> list[tuple[int, int]]:
         """(elements of the buffer, elements that this rank owns of it) of each collective."""
         found: dict[bool, tuple[int, int]] = {}
-        for (expert, _), size in self.groups.items():
+        for (expert, *_), size in self.groups.items():
             sharers = world // degree if expert else world
             whole = padded_group(size, sharers)
             before = found.get(expert, (0, 0))
@@ -42,16 +43,22 @@ class StageSize:
     def elements(self, world: int, degree: int, experts: bool) -> int:
         """Padded elements of the dense parameters, or of the experts."""
         sharers = world // degree if experts else world
-        return sum(padded_group(size, sharers) for (expert, _), size in self.groups.items() if expert == experts)
+        return sum(padded_group(size, sharers) for (expert, *_), size in self.groups.items() if expert == experts)
 
 
-def stage_sizes(model: nn.Module, no_decay: tuple[str, ...]) -> list[StageSize]:
-    """Of a rank's model, which may be one without memory, in the order of the forward pass."""
+def stage_sizes(
+    model: nn.Module, no_decay: tuple[str, ...], lr_of: Callable[[str], float | None] = lambda name: None
+) -> list[StageSize]:
+    """Of a rank's model, which may be one without memory, in the order of the forward pass.
+
+    Args:
+        no_decay, lr_of: as the type of job has them.
+    """
     found = []
     for stage in stages_of(model):
-        groups: dict[tuple[bool, bool], int] = {}
+        groups: dict[tuple[bool, bool, float], int] = {}
         for name, parameter in stage.parameters:
-            key = (is_expert(name), not exempt_from_decay(no_decay, name, parameter))
+            key = (is_expert(name), not exempt_from_decay(no_decay, name, parameter), lr_of(name) or 0.0)
             groups[key] = groups.get(key, 0) + parameter.numel()
         found.append(StageSize(groups))
     return found

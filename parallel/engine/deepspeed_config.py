@@ -18,20 +18,28 @@ def group_name(spec: MeshSpec) -> str:
 
 
 def parameter_groups(
-    stages: list[Stage], spec: MeshSpec, weight_decay: float, no_decay: Callable[[str, nn.Parameter], bool]
+    stages: list[Stage],
+    spec: MeshSpec,
+    weight_decay: float,
+    no_decay: Callable[[str, nn.Parameter], bool],
+    lr_of: Callable[[str], float | None] = lambda name: None,
 ) -> list[dict[str, Any]]:
-    """Up to four optimizer groups a stage: dense and expert parameters, with and without weight decay.
+    """Up to four optimizer groups a stage: dense and expert parameters, with and without weight decay; and as many for
+    each learning rate that `lr_of` gives to parameters by their names.
 
     ZeRO gives every rank a slice of every group, so one reduce-scatter brings a stage's gradients to their owners.
     """
-    groups: dict[tuple[int, bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[int, float, bool, bool], list[nn.Parameter]] = {}
     for number, stage in enumerate(stages):
         for name, parameter in stage.parameters:
             expert = getattr(parameter, "allreduce", True) is False
-            groups.setdefault((number, expert, not no_decay(name, parameter)), []).append(parameter)
+            # The base rate, which is none of its own, comes first.
+            groups.setdefault((number, lr_of(name) or 0.0, expert, not no_decay(name, parameter)), []).append(parameter)
     result: list[dict[str, Any]] = []
-    for (_, expert, decayed), parameters in sorted(groups.items()):
-        group = {"params": parameters, "weight_decay": weight_decay if decayed else 0.0}
+    for (_, lr, expert, decayed), parameters in sorted(groups.items()):
+        group: dict[str, Any] = {"params": parameters, "weight_decay": weight_decay if decayed else 0.0}
+        if lr:
+            group["lr"] = lr
         marks = {"name": group_name(spec), "moe": True} if expert else {"name": "dense"}
         result.append(group | marks)
     return result

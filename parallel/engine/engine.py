@@ -126,6 +126,7 @@ class Engine:
         zero_stage: 1 or 2. With 2 gradients are reduced in every micro-batch and kept sharded between them.
         clip: largest global gradient norm; 0 = no clipping.
         accumulation: micro-batches of a step.
+        lr_of: (name) -> base learning rate of a parameter; None = `lr`. Rows of spread tables have `lr`.
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class Engine:
         precision: Precision = "fp32",
         clip: float = 0.0,
         accumulation: int = 1,
+        lr_of: Callable[[str], float | None] = lambda name: None,
     ) -> None:
         # First, as it can still say the parameter's name.
         refuse_scalars(model)
@@ -163,12 +165,12 @@ class Engine:
         for module in stages[-1].modules:
             module.register_forward_hook(self._remember_output)
         # After `_adopt`, whose marks tell experts from dense parameters.
-        groups = parameter_groups(stages, mesh.spec, weight_decay, no_decay)
+        groups = parameter_groups(stages, mesh.spec, weight_decay, no_decay, lr_of)
         # Before the optimizer exists, whose first parameter group would import torch's compiler.
         keep_compiler_out()
         keep_old_names_quiet()
         optimizer = AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
-        self._base_lr = lr
+        self._base_lr = self._lr = lr
         with warnings.catch_warnings(), self._tables.unseen():
             warnings.simplefilter("ignore")
             # Collective: copies of a parameter are made equal by a broadcast, and a group is made.
@@ -181,6 +183,7 @@ class Engine:
         # After `initialize`, so that groups which DeepSpeed has made are among them.
         _limit_waiting(mesh.timeout_s)
         self._zero = self._engine.optimizer
+        self._base_lrs = [group["lr"] for group in self._zero.param_groups]
         # Both before the first pass: they change what `initialize` has set up.
         internals.take_over(self._zero, self._tables.gradients)
         internals.create_moments(self._zero)
@@ -247,7 +250,7 @@ class Engine:
         self._engine.step()
         accepted = not self._zero.overflow
         # By all that ZeRO's update goes by: the same norm, rate and decision.
-        self._tables.finish(accepted, self.grad_norm, self._zero.param_groups[0]["lr"])
+        self._tables.finish(accepted, self.grad_norm, self._lr)
         self._memory.forget() if accepted else self._memory.restore()
         return accepted
 
@@ -257,8 +260,9 @@ class Engine:
 
     def set_lr_factor(self, factor: float) -> None:
         """Learning rate of every group = base rate * factor."""
-        for group in self._zero.param_groups:
-            group["lr"] = self._base_lr * factor
+        for group, base in zip(self._zero.param_groups, self._base_lrs, strict=True):
+            group["lr"] = base * factor
+        self._lr = self._base_lr * factor
 
     def close(self) -> None:
         """Release DeepSpeed's references to the model."""

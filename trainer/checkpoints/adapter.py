@@ -35,6 +35,7 @@ KEPT = (
     "parameters",
     "buffers",
     "backbone",
+    "encoders",
 )
 
 

@@ -26,7 +26,7 @@ from trainer.checkpoints.find import open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.config.run_config import RunConfig
 from trainer.models.job_type import job_type
-from trainer.models.pretrained.loading.backbone import check_backbone
+from trainer.models.pretrained.lineage import check_frozen
 
 FORMAT = "fleximoe-model-1"
 
@@ -44,7 +44,17 @@ def export_model(checkpoint_url: str, out_url: str) -> dict[str, Any]:
         raise CheckpointError(f"{checkpoint.path} {problem}")
     weights = checkpoint_weights(checkpoint)
     data = safetensors.torch.save(weights, metadata={"format": FORMAT})
-    keys = ("config", "schema", "statistics", "schema_digest", "data_digest", "mlflow_run_id", "step", "backbone")
+    keys = (
+        "config",
+        "schema",
+        "statistics",
+        "schema_digest",
+        "data_digest",
+        "mlflow_run_id",
+        "step",
+        "backbone",
+        "encoders",
+    )
     about = {"format": FORMAT, "checkpoint": checkpoint.url, **{key: checkpoint.meta.get(key) for key in keys}}
     fs, root = fsspec.url_to_fs(out_url)
     with take(out_url, "export of a model", "export to another folder") as lease:
@@ -118,7 +128,7 @@ def _filled(config: RunConfig, about: dict[str, Any], weights: dict[str, Tensor]
         torch.manual_seed(config.training.seed)
         statistics = statistics_from_json(about["statistics"])
         model = job.build(job.resolve(config), schema, tasks, statistics, LocalDispatcher())
-    check_backbone(where, about.get("backbone"), model)
+    check_frozen(where, about, model)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     expected = {name for name in model.state_dict() if name not in parameters}  # buffers
     expected |= {name for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -26,7 +26,7 @@ from trainer.evaluation.part import evaluate_part, part_results, predict
 from trainer.metrics.main_metric import by_rate, task_curves
 from trainer.metrics.predictions import Predictions
 from trainer.metrics.temperature import fit_temperatures, scaled, write_temperatures
-from trainer.models.pretrained.loading.backbone import check_backbone
+from trainer.models.pretrained.lineage import check_frozen
 from trainer.run_folder import MISSING_CURVE, MISSING_FIGURE, put_file, stored_run_id
 from trainer.run_lease import held_results
 from trainer.session import Session, build_session
@@ -61,7 +61,7 @@ def _evaluate(config: RunConfig, context: Context, checkpoint: Checkpoint, guard
     statistics = statistics_from_json(checkpoint.meta["statistics"])
     session = build_session(config, context, manifest, schema, statistics, filled=True)
     session.guard = guard
-    check_backbone(checkpoint.path, checkpoint.meta.get("backbone"), session.engine.module)
+    check_frozen(checkpoint.path, checkpoint.meta, session.engine.module)
     load_engine(checkpoint, session.engine, moments=False)
     check_filled(session.engine.module)
     try:

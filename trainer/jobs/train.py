@@ -29,7 +29,8 @@ from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config.run_config import RunConfig
 from trainer.jobs.origin import lineage, log_origin, model_size
 from trainer.models.job_type import job_type
-from trainer.models.pretrained.loading.backbone import backbone_of, check_backbone
+from trainer.models.pretrained.lineage import check_frozen, encoders_of
+from trainer.models.pretrained.loading.backbone import backbone_of
 from trainer.run_folder import RESULT, remove, stored_run_id
 from trainer.session import Session, build_session
 from trainer.tracking.create import create_tracker
@@ -169,7 +170,7 @@ def _restore(session: Session, paths: list[str]) -> Checkpoint | None:
 
 def _belongs(session: Session, checkpoint: Checkpoint) -> None:
     """Raises ForeignCheckpointError, ValueError: the run has other data, another split, backbone or ranking."""
-    check_backbone(checkpoint.path, checkpoint.meta.get("backbone"), session.engine.module)
+    check_frozen(checkpoint.path, checkpoint.meta, session.engine.module)
     if checkpoint.meta["data_digest"] != session.manifest.digest:
         raise ForeignCheckpointError(
             f"run {session.config.name} was trained on data with digest {checkpoint.meta['data_digest'][:12]}, and "
@@ -215,6 +216,7 @@ def describe_run(session: Session, run_id: str | None) -> dict[str, Any]:
         "data_digest": session.manifest.digest,
         "mlflow_run_id": run_id,
         "backbone": backbone_of(session.engine.module),
+        "encoders": encoders_of(session.engine.module),
     }
 
 

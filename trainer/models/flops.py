@@ -16,13 +16,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from data_shards import Batch, DatasetSchema, ModalitySpec, group_layout
+from data_shards import Batch, DatasetSchema, ModalitySpec
 from trainer.config.sections import ModelConfig
 from trainer.models.convolutions.sizes import SignalSizes, picture_flops
+from trainer.models.encoder_groups import OWN, cut_group, cuts_of, encoder_layout
 from trainer.models.layers.token_layout import even_bins, grid_bins
 from trainer.models.numbers.series_statistics import INPUTS
 from trainer.models.numbers.steps import STEPS
-from trainer.models.object_flops import ExpectedTokens, Objects, count_objects, over_time_flops
+from trainer.models.object_flops import EncoderCost, ExpectedTokens, Objects, count_objects, over_time_flops
 
 FORWARD_AND_BACKWARD = 3
 
@@ -35,42 +36,51 @@ class FlopCounter:
     between them; `positions` are byte groups of all texts and `text_squares` the sum of their squared numbers per text;
     `squares` is the sum of squared lengths of the sequences that attend across modalities (samples, or bins of a
     sample). Groups of codes also have `codes`, and timed groups `tokens`, and `within`, the sum of pairs' squared
-    numbers of them.
+    numbers of them. Encoders of `model.encoders` have `own` positions, and the sum of their squared numbers,
+    `own_squares`.
 
     Args:
         schema: of the data. tasks: logits of each task that has a head. config: of the model.
         attention: the resolved kind (per_modality, joint or factorized).
+        own: what the encoders of `model.encoders` ask for, by the name of their group.
     """
 
     schema: DatasetSchema
     tasks: dict[str, int]
     config: ModelConfig
     attention: str
+    own: dict[str, EncoderCost] = field(default_factory=dict)
     features: tuple[str, ...] = field(init=False)
     tokens: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.layout = group_layout(self.schema)
+        self.layout = encoder_layout(self.schema, self.config.encoders)
+        groups = {name for name in self.layout if name.startswith(OWN)}
+        assert groups == set(self.own), f"costs of {sorted(self.own)} are given, and the recipe has {sorted(groups)}"
         self.tokens = {name: self._tokens(name) for name in self.layout}
         pairs = tuple(f"pairs/{name}" for name in self.layout)
         patches = tuple(f"patches/{name}" for name in self.layout if self._kind(name) == "waveform")
+        own = tuple(f"{what}/{name}" for name in self.own for what in ("own", "own_squares"))
         self.objects = {name: self._objects(name) for name in self.layout if self._spec(name).timed}
         codes = tuple(f"codes/{name}" for name in self.layout if self._kind(name) == "codes")
         timed = tuple(f"{what}/{name}" for name in self.objects for what in ("tokens", "within"))
         always = ("indicators", "events", "positions", "text_squares", "squares")
-        self.features = ("records", *pairs, *patches, *codes, *timed, *always)
+        self.features = ("records", *pairs, *patches, *own, *codes, *timed, *always)
         self._bins_MT = self._tokens_by_bin()
 
     def measure(self, batch: Batch) -> Tensor:
         """Features (X,) of a batch, float64, on its device and without waiting for it."""
         present_BM = batch.present_BM.double()
-        number = {f"pairs/{name}": float(group.pairs) for name, group in batch.groups.items()}
+        cuts = cuts_of(batch.on_host(), self.schema, self.layout)
+        groups: dict[str, Any] = {name: cut_group(batch.groups[cut.group], cut) for name, cut in cuts.items()}
+        number = {f"pairs/{name}": float(group.pairs) for name, group in groups.items()}
         number["records"] = float(len(batch))
-        number["indicators"] = len(batch) * len(self.schema.modalities) - sum(g.pairs for g in batch.groups.values())
+        number["indicators"] = len(batch) * len(self.schema.modalities) - sum(g.pairs for g in groups.values())
         number["indicators"] *= self.config.missing_embedding
         absent_BM = batch.absent()
         counted = {
-            name: count_objects(objects, batch, self.schema, self.config.bins) for name, objects in self.objects.items()
+            name: count_objects(objects, batch, groups[name], self.schema, self.config.bins)
+            for name, objects in self.objects.items()
         }
         where = [own.where_BT for own in counted.values()]
         tensors: dict[str, Tensor] = {"squares": self._squares(present_BM, absent_BM.double(), where)}
@@ -78,7 +88,9 @@ class FlopCounter:
         tensors |= {f"within/{name}": own.squares for name, own in counted.items()}
         if batch.known_BM is not None or counted:
             tensors["indicators"] = absent_BM.sum() * self.config.missing_embedding
-        groups: dict[str, Any] = batch.groups
+        for name, cost in self.own.items():
+            own_P = cost.positions(lengths_of(groups[name]))
+            tensors |= {f"own/{name}": own_P.sum(), f"own_squares/{name}": own_P.square().sum()}
         if "series" in groups:
             number["events"] = float(len(groups["series"].values_O))
         for name in groups:
@@ -98,7 +110,7 @@ class FlopCounter:
         return features_X
 
     def forward_flops(self, features_X: Tensor | list[float]) -> dict[str, float]:
-        """FLOPs of a forward pass by part (encoders, attention, router, experts, heads) for these features."""
+        """FLOPs of a forward pass by part (encoders, pretrained, attention, router, experts, heads)."""
         values = dict(zip(self.features, torch.as_tensor(features_X).tolist(), strict=True))
         tokens = self.count_tokens(values)
         encoded = tokens - values["indicators"]
@@ -107,6 +119,7 @@ class FlopCounter:
         decisions = self.count_decisions(values)
         return {
             "encoders": sum(self._encoder(name, values) + self._over_time(name, values) for name in self.layout),
+            "pretrained": sum(self.pretrained_flops(name, values) for name in self.own),
             "attention": layers * self._attention(values, tokens, encoded),
             "router": layers * decisions * 2 * dim * moe.experts * (2 if moe.noise else 1),
             "experts": layers * tokens * 2 * dim * experts,
@@ -115,7 +128,18 @@ class FlopCounter:
 
     def step_flops(self, features_X: Tensor | list[float]) -> float:
         """FLOPs of forward and backward."""
-        return FORWARD_AND_BACKWARD * sum(self.forward_flops(features_X).values())
+        parts = self.forward_flops(features_X)
+        return FORWARD_AND_BACKWARD * (sum(parts.values()) - parts["pretrained"]) + self.pretrained_step(features_X)
+
+    def pretrained_flops(self, name: str, values: dict[str, float]) -> float:
+        """Of a forward pass of an encoder of `model.encoders`."""
+        cost = self.own[name]
+        return cost.forward_flops(values[f"pairs/{name}"], values[f"own/{name}"], values[f"own_squares/{name}"])
+
+    def pretrained_step(self, features_X: Tensor | list[float]) -> float:
+        """FLOPs of forward and backward of these encoders: what is frozen has no backward pass."""
+        values = dict(zip(self.features, torch.as_tensor(features_X).tolist(), strict=True))
+        return sum(cost.passes * self.pretrained_flops(name, values) for name, cost in self.own.items())
 
     def count_tokens(self, values: dict[str, float]) -> float:
         """Tokens that the fusion blocks see."""
@@ -151,6 +175,8 @@ class FlopCounter:
     def _tokens(self, name: str) -> int:
         """Of a pair, or of an object."""
         spec, config = self._spec(name), self.config
+        if name in self.own:
+            return self.own[name].tokens
         match spec.kind:
             case "series":
                 return config.bins + (config.series.statistics == "token")
@@ -166,7 +192,8 @@ class FlopCounter:
                 return 1 if spec.timed else config.codes.tokens
 
     def _kind(self, name: str) -> str:
-        return self._spec(name).kind
+        """Of the encoder: a modality's own is of none."""
+        return "own" if name in self.own else self._spec(name).kind
 
     def _tokens_by_bin(self) -> Tensor:
         """(M, T): tokens of each modality without times in each bin, as `token_layout` places them."""
@@ -226,7 +253,9 @@ class FlopCounter:
     def _encoder(self, name: str, values: dict[str, float]) -> float:
         spec, config, dim = self._spec(name), self.config, self.config.dim
         pairs, number = values[f"pairs/{name}"], self.tokens[name]
-        match spec.kind:
+        match self._kind(name):
+            case "own":
+                return pairs * self.own[name].projection(dim)
             case "vector":
                 inputs = spec.width * (STEPS if config.vector.numbers == "piecewise" else 1)
                 return pairs * 2 * (inputs * 2 * dim + 2 * dim * number * dim)
@@ -246,6 +275,7 @@ class FlopCounter:
                 return values[f"codes/{name}"] * (valued * 8 * dim + (not spec.timed) * 2 * dim * dim)
             case "series":
                 return self._series(name, pairs, values["events"])
+        raise AssertionError(f"no count for {name}")
 
     def _over_time(self, name: str, values: dict[str, float]) -> float:
         if name not in self.objects:
@@ -276,6 +306,11 @@ class FlopCounter:
         dim = self.config.dim
         inputs = dim * (self.config.latents if self.config.pooling == "attention" else 1)
         return self.config.head.members * sum(2 * 2 * dim * (inputs + logits) for logits in self.tasks.values())
+
+
+def lengths_of(group: Any) -> Tensor:
+    """(P,) bytes or samples of each object; 0 where all are alike."""
+    return group.offsets.diff() if hasattr(group, "offsets") else torch.zeros_like(group.modality_P)
 
 
 def parameter_counts(shapes: dict[str, tuple[int, ...]], top_k: int) -> dict[str, int]:

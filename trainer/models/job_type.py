@@ -111,6 +111,10 @@ class JobType(ABC):
         Raises ValueError where recipe and data do not fit.
         """
 
+    def learning_rate(self, config: RunConfig, name: str) -> float | None:
+        """Peak learning rate of the parameter of this name; None = `optim.lr`."""
+        return None
+
     @abstractmethod
     def counter(self, config: RunConfig, schema: DatasetSchema, tasks: list[TaskSpec], model: Any) -> Counter:
         """Counts the arithmetic of the model's batches."""

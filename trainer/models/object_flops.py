@@ -72,9 +72,8 @@ class ExpectedTokens:
         return ExpectedTokens(mean_M, variance_M, bin_M)
 
 
-def count_objects(objects: Objects, batch: Batch, schema: DatasetSchema, bins: int) -> Counted:
-    """Of the objects of a batch, float64, on its device; nobody waits for it."""
-    group: Any = batch.groups[objects.name]
+def count_objects(objects: Objects, batch: Batch, group: Any, schema: DatasetSchema, bins: int) -> Counted:
+    """Of the objects of a batch that an encoder's group has, float64, on its device; nobody waits for it."""
     present_BG = batch.present_BM[:, objects.indices]
     if objects.on_grid:
         pairs_B = present_BG.double().sum(1)
@@ -103,6 +102,45 @@ def _count(index_O: Tensor, size: int) -> Tensor:
     """float64 [size]: how often each number is there. Whole numbers add up alike in any order."""
     ones_O = torch.ones_like(index_O, dtype=torch.float64)
     return torch.zeros(size, dtype=torch.float64, device=index_O.device).index_add_(0, index_O, ones_O)
+
+
+@dataclass(frozen=True)
+class EncoderCost:
+    """What an object asks of an encoder that is its modality's own.
+
+    A text or signal of so many bytes or samples has length / `stride` + `extra` positions, but no more than `longest`;
+    a picture has one. Arithmetic and what is kept for the backward pass are polynomials of positions.
+
+    Attributes:
+        tokens, width: that an object becomes. flops: of a forward pass; kept: elements; each once, for a position, and
+            for its square.
+        passes: forward passes that a step is worth: 1 of what is frozen, 3 of what is trained.
+    """
+
+    tokens: int
+    width: int
+    flops: tuple[float, float, float]
+    kept: tuple[float, float, float]
+    passes: int
+    stride: float = 1.0
+    extra: float = 1.0
+    longest: float = 1.0
+
+    def positions(self, length_P: Tensor) -> Tensor:
+        """(P,) float64 of objects of these lengths."""
+        return (length_P.double() / self.stride + self.extra).clamp_max(self.longest)
+
+    def projection(self, dim: int) -> float:
+        """FLOPs of bringing an object's tokens to the model's width."""
+        return 2.0 * self.tokens * self.width * dim
+
+    def forward_flops(self, objects: float, positions: float, squares: float) -> float:
+        """Of so many objects, which have so many positions in all."""
+        return sum(k * n for k, n in zip(self.flops, (objects, positions, squares), strict=True))
+
+    def kept_elements(self, objects: float, positions: float, squares: float) -> float:
+        """For the backward pass."""
+        return sum(k * n for k, n in zip(self.kept, (objects, positions, squares), strict=True))
 
 
 def over_time_flops(objects: Objects, config: ModelConfig, number: float, rows: float) -> float:

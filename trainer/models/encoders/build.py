@@ -20,6 +20,7 @@ from trainer.models.encoders.grid_over_time import GridOverTime
 from trainer.models.encoders.image import ImageEncoder
 from trainer.models.encoders.layout import Encoder
 from trainer.models.encoders.over_time import OverTime
+from trainer.models.encoders.own.pretrained import own_encoder
 from trainer.models.encoders.series import SeriesEncoder
 from trainer.models.encoders.text import TextEncoder
 from trainer.models.encoders.timed import TimedEncoder
@@ -39,19 +40,31 @@ def build_encoder(
     config: ModelConfig,
     dispatcher: Dispatcher,
     seed: int,
+    weights: bool = True,
 ) -> Encoder:
-    """The encoder of one batch group (its modalities' numbers in `indices`).
+    """The encoder of one encoder group (its modalities' numbers in `indices`).
 
     Args:
         dispatcher, seed: of the model; large tables are spread over its ranks, and drawn by row.
+        weights: False = of pretrained encoders shapes are enough.
 
     Raises:
+        BackboneError: a pretrained encoder cannot be had, or does not fit.
         ValueError: times without horizon, codes without vocabulary, or a shape that the recipe's patch does not divide.
     """
     specs = [schema.modalities[index] for index in indices]
+    if specs[0].kind in ("codes", "series") and specs[0].name in config.encoders:
+        raise ValueError(
+            f"model.encoders.{specs[0].name}: pretrained encoders read texts, pictures and waveforms, and modality "
+            f"{specs[0].name} is of kind {specs[0].kind}: leave it out"
+        )
     if specs[0].kind == "codes":
         return _codes_encoder(specs, statistics, config, dispatcher, seed)
-    encoder = _object_encoder(specs, statistics, config)
+    encoder: Encoder
+    if specs[0].name in config.encoders:
+        encoder = own_encoder(specs[0], config.encoders[specs[0].name], config.dim, weights)
+    else:
+        encoder = _object_encoder(specs, statistics, config)
     if not specs[0].timed:
         return encoder
     horizon = [_horizon(spec) for spec in specs]
@@ -120,7 +133,7 @@ def sized(config: ModelConfig, schema: DatasetSchema, statistics: SplitStatistic
 
     Other data that the model later meets may be longer: the sizes of its parameters never follow them.
     """
-    texts = [statistics.modalities[spec.name].max[0] for spec in schema.modalities if spec.kind == "text"]
+    texts = [statistics.modalities[spec.name].max[0] for spec in _byte_texts(schema, config)]
     if not texts or config.text.positions is not None:
         return config
     positions = max(1, math.ceil(max(texts) / config.text.stride))
@@ -135,6 +148,11 @@ def _scale(specs: list[ModalitySpec], statistics: SplitStatistics, config: Model
 
 def _normal_scores(specs: list[ModalitySpec], statistics: SplitStatistics) -> NormalScores:
     return NormalScores({spec.name: statistics.modalities[spec.name] for spec in specs})
+
+
+def _byte_texts(schema: DatasetSchema, config: ModelConfig) -> list[ModalitySpec]:
+    """Texts without a pretrained encoder."""
+    return [spec for spec in schema.modalities if spec.kind == "text" and spec.name not in config.encoders]
 
 
 def _standardiser(specs: list[ModalitySpec], statistics: SplitStatistics, clip: float) -> Standardiser:

@@ -18,6 +18,7 @@ from trainer.models.object_flops import ExpectedTokens, Objects
 def expected_features(counter: FlopCounter, statistics: SplitStatistics, records: int) -> list[float]:
     """Mean features of a batch of `records`, modalities taken as present independently of each other."""
     modalities, tables = counter.schema.modalities, statistics.modalities
+    own_of = {counter.layout[name][0]: name for name in counter.own}
     presence_M = torch.tensor(
         [tables[spec.name].present / max(1, statistics.records) for spec in modalities], dtype=torch.float64
     )
@@ -29,7 +30,10 @@ def expected_features(counter: FlopCounter, statistics: SplitStatistics, records
         for index in indices:
             spec = modalities[index]
             there, (number, spread) = records * float(presence_M[index]), objects_of(tables[spec.name])
-            _add_lengths(counter, values, spec, tables[spec.name], there, number)
+            if index in own_of:
+                _add_positions(counter, values, own_of[index], tables[spec.name], there * number)
+            else:
+                _add_lengths(counter, values, spec, tables[spec.name], there, number)
             if spec.kind == "codes":
                 values[f"codes/{name}"] += there * number
             if name in counter.objects:
@@ -52,6 +56,19 @@ def expected_features(counter: FlopCounter, statistics: SplitStatistics, records
 def objects_of(table: ModalityStatistics) -> tuple[float, float]:
     """Mean and deviation of the number of objects, or of codes, where the modality is present; 1 where none is kept."""
     return (1.0, 0.0) if table.objects is None else (table.objects.mean, table.objects.std)
+
+
+def _add_positions(
+    counter: FlopCounter, values: dict[str, float], name: str, table: ModalityStatistics, objects: float
+) -> None:
+    """Positions of so many objects in an encoder of `model.encoders`, as if all were of average length."""
+    kind = counter.schema.modalities[counter.layout[name][0]].kind
+    length = table.mean[0] if kind == "text" else 0.0
+    if kind == "waveform":
+        length = table.count[0] / max(1, table.present) / objects_of(table)[0]
+    positions = float(counter.own[name].positions(torch.tensor([length], dtype=torch.float64)))
+    values[f"own/{name}"] += objects * positions
+    values[f"own_squares/{name}"] += objects * positions**2
 
 
 def _add_lengths(
@@ -159,6 +176,10 @@ def _encoder(counter: FlopCounter, name: str, indices: list[int], values: dict[s
     config, dim = counter.config, counter.config.dim
     spec, pairs = counter.schema.modalities[indices[0]], values[f"pairs/{name}"]
     rows = pairs * counter.tokens[name]
+    if name in counter.own:
+        cost = counter.own[name]
+        inside = cost.kept_elements(pairs, values[f"own/{name}"], values[f"own_squares/{name}"])
+        return inside * width + rows * (2 * cost.width * width + 8)
     if spec.kind == "codes":
         return _codes(counter, name, indices, values, width)
     match spec.kind:

@@ -50,12 +50,19 @@ class FuseMoEJob(JobType):
         from trainer.models.fusemoe.model import FuseMoE
 
         balanced = config.training.class_weighting == "balanced"
-        return FuseMoE(schema, tasks, statistics, config.model, dispatcher, config.training.seed, balanced)
+        return FuseMoE(schema, tasks, statistics, config.model, dispatcher, config.training.seed, balanced, weights)
+
+    def learning_rate(self, config: RunConfig, name: str) -> float | None:
+        from trainer.models.encoders.own.pretrained import own_learning_rate
+
+        return own_learning_rate(config.model.encoders, name)
 
     def counter(self, config: RunConfig, schema: DatasetSchema, tasks: list[TaskSpec], model: Any) -> FlopCounter:
+        from trainer.models.encoders.own.pretrained import encoder_costs
         from trainer.models.flops import FlopCounter
 
-        return FlopCounter(schema, {task.name: task.dim for task in tasks}, config.model, model.attention)
+        logits, own = {task.name: task.dim for task in tasks}, encoder_costs(model)
+        return FlopCounter(schema, logits, config.model, model.attention, own)
 
     def token_weights(self, config: RunConfig, schema: DatasetSchema, model: Any) -> TokenWeights:
         from trainer.models.fusemoe.token_weights import token_weights

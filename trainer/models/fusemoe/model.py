@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from data_shards import Batch, DatasetSchema, group_layout
+from data_shards import Batch, DatasetSchema, Group
 from data_shards.records.statistics import SplitStatistics
 from parallel import Dispatcher, RoutingStats
 from parallel.moe.kept import recomputed
 from trainer.config.sections import ModelConfig
+from trainer.models.encoder_groups import Cut, cut_group, cuts_of, encoder_layout, module_name
 from trainer.models.encoders.build import build_encoder
 from trainer.models.encoders.layout import Encoder, GroupLayout, PresentPairs, group_layout_of
 from trainer.models.fusemoe.block import FusionBlock, Pooling
@@ -35,8 +36,9 @@ FACTORIZED_ABOVE = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """Where everything of a batch lies: within each encoder group, and as tokens."""
+    """Where everything of a batch lies: which rows each encoder group has of it, within the group, and as tokens."""
 
+    cuts: dict[str, Cut]
     groups: dict[str, GroupLayout]
     tokens: TokenLayout
 
@@ -51,6 +53,7 @@ class FuseMoE(nn.Module):
             the ranks over which large tables are spread.
         seed: of the initial weights of experts and tables, which are drawn per global expert and row.
         balanced: whether classes weigh inversely to their frequency.
+        weights: False = of pretrained encoders shapes are enough.
     """
 
     def __init__(
@@ -62,16 +65,17 @@ class FuseMoE(nn.Module):
         dispatcher: Dispatcher,
         seed: int,
         balanced: bool = False,
+        weights: bool = True,
     ) -> None:
         super().__init__()
         modalities = len(schema.modalities)
         self.config, self.bins = config, config.bins
         self.recompute = False  # compute blocks again in the backward pass instead of keeping their activations
         self.attention = resolve_attention(config, modalities)
-        self.layout = group_layout(schema)
+        self.schema, self.layout = schema, encoder_layout(schema, config.encoders)
         self.encoders = nn.ModuleDict(
             {
-                _safe(name): build_encoder(indices, schema, statistics, config, dispatcher, seed)
+                module_name(name): build_encoder(indices, schema, statistics, config, dispatcher, seed, weights)
                 for name, indices in self.layout.items()
             }
         )
@@ -141,8 +145,9 @@ class FuseMoE(nn.Module):
         """What the host must know of a batch on the CPU; everything after it is the device's."""
         block_of_M = torch.tensor(self._block_of_M, device="cpu")
         layouts, encoded = {}, []
+        cuts = cuts_of(batch, self.schema, self.layout)
         for name, indices in self.layout.items():
-            group, encoder = batch.groups[name], self._encoder(name)
+            group, encoder = self._group(batch, cuts[name]), self.encoder(name)
             present = PresentPairs.of(batch, indices) if encoder.timed else None
             block_P = block_of_M[group.modality_P]
             layouts[name] = found = group_layout_of(encoder, group, block_P, len(indices), present)
@@ -152,7 +157,7 @@ class FuseMoE(nn.Module):
             sample_X, modality_X = batch.absent().nonzero(as_tuple=True)
             absent = (sample_X, modality_X)
         # Rows in the order of `embed`: the groups' one after the other, indicators behind them.
-        return Plan(layouts, token_layout(encoded, absent, len(batch.present_BM), self.bins, self.attention))
+        return Plan(cuts, layouts, token_layout(encoded, absent, len(batch.present_BM), self.bins, self.attention))
 
     def embed(self, batch: Batch) -> tuple[Tensor, TokenLayout]:
         """Tokens of what is present, then one indicator per absent modality if the model has them."""
@@ -160,7 +165,7 @@ class FuseMoE(nn.Module):
         tokens, layout = [], plan.tokens
         for name in self.layout:
             # (P, T, D), or, of what stands at times, the tokens of all pairs, (N, D).
-            found = self._encoder(name)(batch.groups[name], plan.groups[name])
+            found = self.encoder(name)(self._group(batch, plan.cuts[name]), plan.groups[name])
             tokens.append(found.to(self.modality.weight.dtype).flatten(0, -2))
         if self.missing is not None:
             tokens.append(self.missing(layout.modality_N[layout.encoded :]))
@@ -170,8 +175,12 @@ class FuseMoE(nn.Module):
             x_ND = x_ND + self.moment(batch.moment_B, layout.sample_N)
         return x_ND, layout
 
-    def _encoder(self, name: str) -> Encoder:
-        return self.encoders[_safe(name)]  # type: ignore[return-value]
+    def _group(self, batch: Batch, cut: Cut) -> Group:
+        return cut_group(batch.groups[cut.group], cut)
+
+    def encoder(self, name: str) -> Encoder:
+        """Of the encoder group of this name."""
+        return self.encoders[module_name(name)]  # type: ignore[return-value]
 
 
 def resolve_attention(config: ModelConfig, modalities: int) -> str:
@@ -179,8 +188,3 @@ def resolve_attention(config: ModelConfig, modalities: int) -> str:
     if config.attention != "auto":
         return config.attention
     return "factorized" if modalities > FACTORIZED_ABOVE else "joint"
-
-
-def _safe(name: str) -> str:
-    """Group ids contain slashes and sizes (`image/1x8x8`); module names must not contain dots."""
-    return name.replace("/", "_").replace(".", "_")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from data_shards import TokenWeights
-from trainer.models.flops import FlopCounter
+from trainer.models.flops import FORWARD_AND_BACKWARD, FlopCounter
 from trainer.models.object_flops import over_time_flops
 
 
@@ -26,9 +26,10 @@ def token_weights(counter: FlopCounter) -> TokenWeights:
     for name, indices in counter.layout.items():
         token = _token_flops(counter, name)
         unit_M[indices] = (_flops(counter, _unit(counter, name))["encoders"] - fixed) / token
+        once = _pretrained(counter, name, unit_M, token)
         objects = counter.objects.get(name)
         if objects is None:
-            present_M[indices] = counter.tokens[name]
+            present_M[indices] = counter.tokens[name] + once
             continue
         # A pair whose objects stand for themselves is one token if it has none.
         empty_M[indices] = 0.0 if objects.on_grid else 1.0
@@ -39,13 +40,26 @@ def token_weights(counter: FlopCounter) -> TokenWeights:
             each = over_time_flops(objects, counter.config, 1.0, 0.0) - over_time_flops(objects, counter.config, 0, 0)
             each /= token
         if not codes:
-            object_M[indices] = each
+            object_M[indices] = each + once
         elif not objects.on_grid:
             unit_M[indices] += 1.0
     absent_M = np.full(number, float(counter.config.missing_embedding))
     if not counter.objects:
         return TokenWeights(present_M, absent_M, unit_M)
     return TokenWeights(present_M, absent_M, unit_M, object_M, empty_M)
+
+
+def _pretrained(counter: FlopCounter, name: str, unit_M: np.ndarray, token: float) -> float:
+    """Tokens that an object of a pretrained encoder is worth; what a byte or sample is, goes into `unit_M`.
+
+    A step of what is frozen is a forward pass, and of a token three.
+    """
+    cost = counter.own.get(name)
+    if cost is None:
+        return 0.0
+    share = cost.passes / FORWARD_AND_BACKWARD / token
+    unit_M[counter.layout[name]] = share * cost.forward_flops(0.0, 1 / cost.stride, 0.0)
+    return share * cost.forward_flops(1.0, cost.extra, 0.0)
 
 
 def _token_flops(counter: FlopCounter, name: str) -> float:
@@ -57,6 +71,8 @@ def _token_flops(counter: FlopCounter, name: str) -> float:
 
 def _unit(counter: FlopCounter, name: str) -> dict[str, float]:
     """Features of one event, code, byte or sample of a modality of this group."""
+    if name in counter.own:
+        return {}
     match counter.schema.modalities[counter.layout[name][0]].kind:
         case "series":
             return {"events": 1.0}

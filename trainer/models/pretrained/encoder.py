@@ -74,7 +74,7 @@ class PretrainedEncoder(nn.Module):
     """(group, looked) -> (P, N, D) float32.
 
     Attributes:
-        kind: text, image or waveform. width: D. tokens: N. digest: SHA-256 over configuration, weights, tokenizer and
+        modality, kind: what it reads. width: D. tokens: N. digest: SHA-256 over configuration, weights, tokenizer and
             preprocessing; None without weights. cut: objects so far that were longer than what is read of one.
 
     Args:
@@ -84,6 +84,7 @@ class PretrainedEncoder(nn.Module):
     def __init__(self, asked: Asked, loaded: Loaded, config: PretrainedConfig) -> None:
         super().__init__()
         self.label, self.kind, self.family = asked.label, asked.kind, FAMILIES[loaded.family]
+        self.modality = asked.key.removeprefix("model.encoders.")
         self.name, self.config, self.tokens, self.run_id = loaded.family, config, config.count, loaded.run_id
         self.cut, self.seen = 0, 0
         self.model: Any = loaded.model
@@ -193,6 +194,15 @@ class PretrainedEncoder(nn.Module):
     @abstractmethod
     def _hidden(self, group: Any, chunk: Chunk) -> Tensor:
         """(P, L, D) hidden states."""
+
+    @abstractmethod
+    def example(self, positions: int) -> dict[str, Tensor]:
+        """Inputs of one object of so many positions, without memory, for what is to be counted."""
+
+    @property
+    def lengths(self) -> tuple[float, float, int]:
+        """Bytes or samples of a position, positions beside, and the most that there are."""
+        return 1.0, 1.0, 1
 
     def _finished(self, token_PND: Tensor) -> Tensor:
         """What the family does behind its pooling."""

@@ -14,23 +14,17 @@ from trainer.models.pretrained.pictures import PretrainedPictures
 from trainer.models.pretrained.sounds import PretrainedSpectrogram, PretrainedSpeech
 from trainer.models.pretrained.texts import PretrainedTexts
 
-KINDS = ("text", "image", "waveform")
-
 
 def load_encoder(spec: ModalitySpec, config: PretrainedConfig, weights: bool = True) -> PretrainedEncoder:
-    """The encoder that `model.encoders.NAME` asks for; without `weights`, of its source only the configuration is read.
+    """The encoder that `model.encoders.NAME` asks for, of a text, picture or waveform.
 
+    Without `weights`, of its source only the configuration is read.
     The model that is built around it is drawn as if it were not there.
 
     Raises:
         BackboneError: it cannot be had, or does not fit the modality; one sentence.
     """
     label, key = f"encoder of {spec.name}", f"model.encoders.{spec.name}"
-    if spec.kind not in KINDS:
-        raise BackboneError(
-            f"{key}: pretrained encoders read texts, pictures and waveforms, and modality {spec.name} is of kind "
-            f"{spec.kind}: leave it out"
-        )
     try:
         attention = register_attention()
     except ImportError as error:

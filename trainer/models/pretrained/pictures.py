@@ -17,7 +17,7 @@ from torch.nn import functional
 from data_shards import ImageGroup, ModalitySpec
 from trainer.config.encoders import PretrainedConfig
 from trainer.models.layers.standardise import Constant
-from trainer.models.pretrained.cost import forward_flops
+from trainer.models.pretrained.cost import pass_cost
 from trainer.models.pretrained.encoder import Chunk, PretrainedEncoder
 from trainer.models.pretrained.loading.backbone import BackboneError
 from trainer.models.pretrained.loading.families import TIMM
@@ -79,7 +79,7 @@ class PretrainedPictures(PretrainedEncoder):
     def _cells(self, spec: ModalitySpec) -> tuple[int, int]:
         """Height and width of what the model gives."""
         try:
-            _, shape = forward_flops(self.model.config, {"pixel_values": (1, self.channels, *self.side)})
+            _, _, shape = pass_cost(self.model, self.example(1))
         except (RuntimeError, ValueError) as error:
             raise BackboneError(
                 f"{self.label} cannot take pictures of {self.side[0]} x {self.side[1]} pixels, which modality "
@@ -93,6 +93,9 @@ class PretrainedPictures(PretrainedEncoder):
         height, width = self.side[0] // shrunk, self.side[1] // shrunk
         assert height * width + self.family.leading == shape[1], f"{shape} are not {height} x {width} cells"
         return height, width
+
+    def example(self, positions: int) -> dict[str, Tensor]:
+        return {"pixel_values": torch.ones(1, self.channels, *self.side, device="meta")}
 
     def _objects(self, group: ImageGroup) -> Sequence[tuple[int, Tensor]]:
         return list(enumerate(group.values_PCHW))

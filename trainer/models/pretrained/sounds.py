@@ -10,6 +10,7 @@ Shapes: P signals, S samples, F frames, M mel bands, L hidden states.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from trainer.models.pretrained.mel import WINDOW, LogMel
 from trainer.models.pretrained.reading import stretches, stretches_of_all
 
 INT16 = 1 / 32_768
+MOST_SAMPLES = 1 << 24
 
 
 class PretrainedSounds(PretrainedEncoder):
@@ -99,6 +101,19 @@ class PretrainedSpeech(PretrainedSounds):
             samples = (samples - kernel) // stride + 1
         return samples
 
+    @property
+    def lengths(self) -> tuple[float, float, int]:
+        hop = math.prod(self.strides)
+        most = MOST_SAMPLES if self.longest is None else self.longest
+        return float(hop), 0.0, max(1, self.frames(max(most, self.shortest)))
+
+    def example(self, positions: int) -> dict[str, Tensor]:
+        samples = self.shortest + (positions - 1) * math.prod(self.strides)
+        if self.norm is not None:
+            self.norm.frames_P = torch.ones(1, dtype=torch.int64, device="meta")
+        whole_PS = torch.ones(1, samples, dtype=torch.int64, device="meta")
+        return {"input_values": torch.ones(1, samples, device="meta"), "attention_mask": whole_PS}
+
     def _prepared(self, signal_S: Tensor) -> Tensor:
         if self.facts.get("do_normalize", True) and len(signal_S):
             value_S = signal_S.double()
@@ -154,6 +169,9 @@ class PretrainedSpectrogram(PretrainedSounds):
         self.bands = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
         self.times = (config.max_length - config.patch_size) // config.time_stride + 1
         self.mel = LogMel(self.facts, int(config.num_mel_bins), self.most)
+
+    def example(self, positions: int) -> dict[str, Tensor]:
+        return {"input_values": torch.ones(1, self.most, int(self.model.config.num_mel_bins), device="meta")}
 
     def _longest(self) -> int | None:
         own = self.mel.samples(self.most)

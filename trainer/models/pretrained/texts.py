@@ -20,6 +20,7 @@ from trainer.models.pretrained.loading.tokenizers import Tokenizer, longest_text
 from trainer.models.pretrained.reading import stretches_of_all
 
 MOST_TOKENS = 1 << 20
+BYTES_OF_A_TOKEN, MARKS = 4.0, 2.0  # of English text; first and last token: for estimates only
 
 
 class PretrainedTexts(PretrainedEncoder):
@@ -29,10 +30,19 @@ class PretrainedTexts(PretrainedEncoder):
         self.tokenizer: Tokenizer | None = None
         super().__init__(asked, loaded, config)
         self.longest = min(config.max_tokens or MOST_TOKENS, longest_text(self.model.config))
+        self.word_pieces = loaded.run_id is None
         if not loaded.shapes_only:
             settings, size = self.model.config, "give a model with its tokenizer"
             self.tokenizer = tokenizer_of(loaded.tokenizer, settings, self.longest, asked.label, "", size)
             self.longest = self.tokenizer.longest
+
+    @property
+    def lengths(self) -> tuple[float, float, int]:
+        return BYTES_OF_A_TOKEN if self.word_pieces else 1.0, MARKS, self.longest
+
+    def example(self, positions: int) -> dict[str, Tensor]:
+        ones_PL = torch.ones(1, positions, dtype=torch.int64, device="meta")
+        return {"input_ids": ones_PL, "attention_mask": ones_PL}
 
     def _objects(self, group: TextGroup) -> Sequence[bytes]:
         ends, data = group.offsets.tolist(), group.bytes_O.numpy().tobytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from data_shards import DatasetSchema
 from data_shards.records.statistics import SplitStatistics
+from trainer.models.encoders.own.pretrained import encoder_costs
 from trainer.models.flops import FlopCounter
 from trainer.models.fusemoe.activations import activation_elements, expected_features
 from trainer.models.mope.host.model import PromptedFuseMoE
@@ -13,7 +14,7 @@ def kept_elements(model: PromptedFuseMoE, schema: DatasetSchema, statistics: Spl
     """Elements of one record of average presence and length."""
     if not (model.trained or model.config.prompts or model.config.method == "lora"):
         return 0.0  # nothing below the head is asked for a gradient
-    counter = FlopCounter(schema, {}, model.architecture, model.backbone.attention)
+    counter = FlopCounter(schema, {}, model.architecture, model.backbone.attention, encoder_costs(model.backbone))
     features = expected_features(counter, statistics, 1)
     block, outside = activation_elements(counter, features)
     values = dict(zip(counter.features, features, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,14 @@ from trainer.models.pretrained.loading.backbone import BackboneError, digest_of
 
 @dataclass(frozen=True)
 class Host:
-    """Weights by logical name (all experts in global order), without the heads of the host's own tasks."""
+    """Weights by logical name (all experts in global order), without the heads of the host's own tasks; what its
+    pretrained encoders were."""
 
     weights: dict[str, Tensor]
     statistics: SplitStatistics
     digest: str
     run_id: str | None
+    encoders: dict[str, Any]
 
     def put_into(self, model: nn.Module) -> None:
         """Load the weights; of the experts and the rows of large tables, those that this rank holds."""
@@ -42,7 +45,8 @@ class Host:
                     local[full] = local[full][ids.start : ids.stop]
         for name, table in spread_tables(model).items():
             local[name] = local[name][table.ids.start : table.ids.stop]
-        missing = set(dict(model.named_parameters())) - set(local)
+        # What was frozen in the host comes from where the host had it.
+        missing = {name for name, parameter in model.named_parameters() if parameter.requires_grad} - set(local)
         if missing:
             raise BackboneError(f"the host's checkpoint has no weight {sorted(missing)[0]}")
         model.load_state_dict(local, strict=False)
@@ -73,15 +77,16 @@ def load_host(url: str, schema: DatasetSchema, weights: bool = True) -> Host:
         # The weights know modalities and channels by their numbers.
         raise BackboneError(f"data set {schema.name} has the modalities of host {checkpoint.path} in another order")
     statistics = statistics_from_json(checkpoint.meta["statistics"])
+    encoders = checkpoint.meta.get("encoders") or {}
     if not weights:
         shapes = {name: torch.empty(size, device="meta") for name, size in checkpoint.meta["parameters"].items()}
-        return Host(_without_heads(shapes), statistics, "", checkpoint.run_id)
+        return Host(_without_heads(shapes), statistics, "", checkpoint.run_id, encoders)
     try:
         found = checkpoint_weights(checkpoint)
     except CheckpointError as error:
         raise BackboneError(f"mope.host: {error}") from error
     kept = _without_heads(found)
-    return Host(kept, statistics, digest_of(kept), checkpoint.run_id)
+    return Host(kept, statistics, digest_of(kept), checkpoint.run_id, encoders)
 
 
 def in_order_of_host(url: str, schema: DatasetSchema) -> DatasetSchema:

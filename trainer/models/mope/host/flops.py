@@ -6,6 +6,7 @@ from torch import Tensor
 
 from data_shards import DatasetSchema
 from data_shards.records.statistics import SplitStatistics
+from trainer.models.encoders.own.pretrained import encoder_costs
 from trainer.models.flops import FORWARD_AND_BACKWARD, FlopCounter
 from trainer.models.fusemoe.activations import expected_features
 from trainer.models.mope.host.model import PromptedFuseMoE
@@ -22,7 +23,8 @@ class FrozenFlops(FlopCounter):
 def host_counter(model: PromptedFuseMoE, schema: DatasetSchema, heads: dict[str, int]) -> FlopCounter:
     """The counter of a prompted host; `heads` are logits by task."""
     kind = FlopCounter if model.trained else FrozenFlops
-    return kind(schema, heads, model.architecture, model.backbone.attention)
+    own = encoder_costs(model.backbone)
+    return kind(schema, heads, model.architecture, model.backbone.attention, own)
 
 
 def expected_flops(

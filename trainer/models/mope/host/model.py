@@ -32,6 +32,7 @@ from trainer.models.mope.host.streams import Pairs, StreamStates, pairs_of, stat
 from trainer.models.mope.prompts.importance import Importance
 from trainer.models.mope.prompts.probe_heads import probe_heads
 from trainer.models.output import Fused
+from trainer.models.pretrained.lineage import check_frozen
 from trainer.models.pretrained.loading.backbone import FrozenBackbone, keep_out_of_checkpoints
 from trainer.models.pretrained.loading.lora import add_lora
 
@@ -61,14 +62,19 @@ class PromptedFuseMoE(FrozenBackbone):
         super().__init__()
         self.config, self.seed, self.architecture = config, seed, architecture
         with undrawn():
-            self.backbone = FuseMoE(schema, [], host.statistics, architecture, dispatcher, seed)
+            real = bool(host.digest)
+            self.backbone = FuseMoE(schema, [], host.statistics, architecture, dispatcher, seed, weights=real)
+        if real:
+            check_frozen("mope.host", {"encoders": host.encoders}, self.backbone)
         host.put_into(self.backbone)
         check_filled(self.backbone)
         self.backbone_digest, self._runs = host.digest, [host.run_id] if host.run_id else []
         self.trained = config.method == "full"
         if not self.trained:
             keep_out_of_checkpoints(self.backbone)
-        self.backbone.requires_grad_(self.trained)
+        for parameter in self.backbone.parameters():
+            # What the host had frozen stays so.
+            parameter.requires_grad_(self.trained and parameter.requires_grad)
         if config.method == "lora":
             add_lora([block.attention for block in self.backbone.blocks], config.lora_rank, config.lora_match)  # type: ignore[misc]
         modalities, dim = len(schema.modalities), architecture.dim

@@ -48,18 +48,6 @@ def backbone_of(model: nn.Module) -> dict[str, Any] | None:
     return model.describe_backbone()
 
 
-def check_backbone(where: str, stored: dict[str, Any] | None, model: nn.Module) -> None:
-    """Raise ValueError if what `where` holds was trained on another backbone than the model's."""
-    own = backbone_of(model)
-    if stored is None or own is None or stored["digest"] == own["digest"]:
-        return
-    raise ValueError(
-        f"{where} was trained on a backbone with digest {stored['digest'][:12]}, and the one that was loaded has "
-        f"{own['digest'][:12]}: give the backbone that it was trained on (mope.host, or mope.image.source and "
-        "mope.text.source)"
-    )
-
-
 class BackboneError(ValueError):
     """A backbone is missing, cannot be loaded, or is another one than it should be. The text is one sentence."""
 

@@ -1,0 +1,1 @@
+"""Encoders that are one modality's own."""
