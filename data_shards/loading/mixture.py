@@ -19,6 +19,7 @@ from typing import Any
 from data_shards.config import DataConfig
 from data_shards.records.schema import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.records.statistics import SplitStatistics
+from data_shards.shards.lineage import Embedded
 from data_shards.shards.manifest import Manifest
 
 
@@ -64,6 +65,11 @@ class Mixture:
         modalities: list[ModalitySpec] = [spec for member in members for spec in member.schema.modalities]
         tasks: list[TaskSpec] = [task for member in members for task in member.schema.tasks]
         self.schema = DatasetSchema("-".join(m.name for m in members)[:64], tuple(modalities), tuple(tasks))
+
+    @property
+    def embedded(self) -> dict[str, Embedded]:
+        """What vectors that pretrained encoders have made were before, under the mixture's names."""
+        return {f"{m.name}-{name}": own for m in self.members for name, own in m.manifest.embedded.items()}
 
     @property
     def url(self) -> str:

@@ -20,7 +20,7 @@ from data_shards.records.statistics import SplitStatistics
 from data_shards.records.vocabulary import Vocabulary
 from data_shards.shards.contents.chunks import MAX_CHUNK_BYTES, ChunkTable
 from data_shards.shards.contents.shards import Shard, ShardList
-from data_shards.shards.lineage import Lineage
+from data_shards.shards.lineage import Embedded, Lineage
 from data_shards.shards.storage import NAME, Storage
 
 FILE = "manifest.json"
@@ -86,6 +86,11 @@ class Manifest:
     def url(self) -> str:
         """Where the data set was opened."""
         return self.storage.url
+
+    @property
+    def embedded(self) -> dict[str, Embedded]:
+        """Modality -> what it was, of the vectors that pretrained encoders have made."""
+        return {} if self.lineage is None else self.lineage.embedded
 
     @property
     def in_memory(self) -> bool:

@@ -73,7 +73,6 @@ def embed_data(
     encoders = load_encoders(manifest, configs)
     schema = embedded_schema(manifest.schema, encoders)
     said, job = embedded_from(manifest.schema, manifest.digest, encoders)
-    before = manifest.lineage.embedded if manifest.lineage is not None else {}
     work = Work(manifest.url, manifest.digest, absolute_url(out), configs)
     logger.info("embedding %s of %s into %s", ", ".join(configs), manifest.url, work.out)
 
@@ -83,7 +82,7 @@ def embed_data(
         return map(_here(work, manifest, encoders), tasks)
 
     progress = Progress(manifest.records)
-    lineage = Lineage(embedded={**before, **said})
+    lineage = Lineage(embedded={**manifest.embedded, **said})
     new, made = remake(
         manifest, work.out, schema, lineage, job, run, "embedding",
         told=progress.hear, overwrite=overwrite, lease_s=lease_s,
@@ -117,14 +116,7 @@ def embed_data(
 
 def asked_for(encode: Sequence[str], options: Sequence[str]) -> dict[str, PretrainedConfig]:
     """Modality -> encoder, from ``NAME=SOURCE`` and ``NAME.KEY=VALUE``. Raises UsageError."""
-    found: dict[str, dict[str, Any]] = {}
-    for text in encode:
-        name, equals, source = text.partition("=")
-        if not equals or not name or not source:
-            raise UsageError(f"--encode {text!r}: write MODALITY=FOLDER, or MODALITY=NAME of the Hugging Face hub")
-        if name in found:
-            raise UsageError(f"--encode {name} is given twice")
-        found[name] = {"source": _place(source)}
+    found: dict[str, dict[str, Any]] = {name: {"source": source} for name, source in sources_of(encode).items()}
     for text in options:
         path, equals, value = text.partition("=")
         name, dot, key = path.rpartition(".")
@@ -139,6 +131,19 @@ def asked_for(encode: Sequence[str], options: Sequence[str]) -> dict[str, Pretra
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"-o {'.'.join(map(str, first['loc'][:1]))}: {first['msg']}") from error
+
+
+def sources_of(encode: Sequence[str]) -> dict[str, str]:
+    """Modality -> source, from ``NAME=SOURCE``. Raises UsageError."""
+    found: dict[str, str] = {}
+    for text in encode:
+        name, equals, source = text.partition("=")
+        if not equals or not name or not source:
+            raise UsageError(f"--encode {text!r}: write MODALITY=FOLDER, or MODALITY=NAME of the Hugging Face hub")
+        if name in found:
+            raise UsageError(f"--encode {name} is given twice")
+        found[name] = _place(source)
+    return found
 
 
 def _place(source: str) -> str:

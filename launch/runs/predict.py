@@ -23,6 +23,7 @@ from launch.cluster.environment import prepare_for_ray, settle_paths
 from launch.errors import RunFailedError, UsageError
 from launch.output.tables import print_json_line
 from launch.runs.checks import check
+from launch.runs.embed import sources_of
 from trainer.config.recipe import apply_overrides
 from trainer.config.run_config import RunConfig
 
@@ -42,6 +43,7 @@ def predict_records(
     part: str | None,
     explain: bool,
     calibrated: bool,
+    encode: Sequence[str],
     overrides: Sequence[str],
     overwrite: bool,
     debug: bool,
@@ -75,7 +77,7 @@ def predict_into(
     fs, path = fsspec.url_to_fs(out)
     if fs.exists(path) and not overwrite:
         raise UsageError(f"{out} exists: give another name, or --overwrite")
-    request = _request(config, opened, member, part, explain, calibrated)
+    request = _request(config, opened, member, part, explain, calibrated, sources_of(encode))
     rows = _on_ray(config, request, debug) if config.parallel.workers > 1 else _here(request, opened)
     found: Counter[str] = Counter()
     _, skipped = write_whole(_counted(rows, found), out)
@@ -102,22 +104,30 @@ def _config(checkpoint: Checkpoint, data: str | None, overrides: Sequence[str]) 
 
 
 def _request(
-    config: RunConfig, checkpoint: Checkpoint, member: str, part: str | None, explain: bool, calibrated: bool
+    config: RunConfig,
+    checkpoint: Checkpoint,
+    member: str,
+    part: str | None,
+    explain: bool,
+    calibrated: bool,
+    sources: dict[str, str],
 ) -> Request:
     from data_shards import open_manifest
-    from trainer.inference.request import Request, model_tasks
+    from trainer.inference.request import Request, model_tasks, needed_encoders
     from trainer.metrics.calibration import has_temperature
     from trainer.metrics.temperature import read_temperatures
 
     temperatures = read_temperatures(checkpoint) if calibrated else {}
-    tasks = model_tasks(checkpoint, open_manifest(config.data.url, config.data.storage_options), member)
+    manifest = open_manifest(config.data.url, config.data.storage_options)
+    tasks = model_tasks(checkpoint, manifest, member)
+    encoders = needed_encoders(checkpoint, manifest.schema, member, sources)
     without = [task.name for task in tasks if has_temperature(task) and task.name not in temperatures]
     if calibrated and without:
         raise UsageError(
             f"{checkpoint.url} has no temperature for {', '.join(without)}: part val had no label of it when "
             "temperatures were fitted; predict without --calibrated"
         )
-    return Request(config, part, member, explain, temperatures)
+    return Request(config, part, member, explain, temperatures, encoders)
 
 
 def _here(request: Request, checkpoint: Checkpoint) -> Rows:

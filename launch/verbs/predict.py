@@ -29,6 +29,13 @@ def predict(
     calibrated: Annotated[
         bool, typer.Option("--calibrated", help="Divide logits by the temperatures of `evaluate --temperature`.")
     ] = False,
+    encode: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODALITY=SOURCE",
+            help="Of a model of embedded data, for original data: where the encoder is now; default: where it was.",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -42,4 +49,4 @@ def predict(
     """
     from launch.runs.predict import predict_records
 
-    predict_records(checkpoint, data, out, part, explain, calibrated, overrides or [], overwrite, debug)
+    predict_records(checkpoint, data, out, part, explain, calibrated, encode or [], overrides or [], overwrite, debug)

@@ -26,6 +26,7 @@ FORMAT = "fleximoe-adapter-1"
 KEPT = (
     "config",
     "schema",
+    "embedded",
     "statistics",
     "schema_digest",
     "data_digest",

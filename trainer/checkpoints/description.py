@@ -11,8 +11,10 @@ from pydantic import TypeAdapter
 
 from data_shards import DatasetSchema, ModalitySpec, TaskSpec
 from data_shards.records.statistics import SplitStatistics
+from data_shards.shards.lineage import Embedded
 
 _STATISTICS = TypeAdapter(SplitStatistics)
+_EMBEDDED = TypeAdapter(dict[str, Embedded])
 _WAVEFORMS = re.compile(r"(.*\bencoders\.waveform_[^.]+)\.position_TD")
 
 
@@ -25,6 +27,17 @@ def statistics_to_json(statistics: SplitStatistics) -> dict[str, Any]:
 def statistics_from_json(value: dict[str, Any]) -> SplitStatistics:
     """Inverse of `statistics_to_json`."""
     return _STATISTICS.validate_python(value)
+
+
+def embedded_to_json(embedded: dict[str, Embedded]) -> dict[str, Any]:
+    """Modality -> what it was before a pretrained encoder made vectors of it, as a checkpoint stores it."""
+    stored: dict[str, Any] = _EMBEDDED.dump_python(embedded, mode="json")
+    return stored
+
+
+def embedded_from_json(value: dict[str, Any] | None) -> dict[str, Embedded]:
+    """Inverse of `embedded_to_json`; of checkpoints without it nothing was embedded."""
+    return _EMBEDDED.validate_python(value or {})
 
 
 def schema_difference(expected: DatasetSchema, found: DatasetSchema, tasks: bool = True) -> str | None:
@@ -45,12 +58,33 @@ def schema_difference(expected: DatasetSchema, found: DatasetSchema, tasks: bool
         found_by_name = {item.name: item for item in after}
         for old in before:
             new = asdict(_in_order_of(old, found_by_name[old.name]))
+            if problem := _other_encoder(old, found_by_name[old.name]):
+                return problem
             if new.get("kind") == asdict(old).get("kind") == "codes" and new["vocabulary"] != asdict(old)["vocabulary"]:
                 return _other_vocabulary(old, found_by_name[old.name])
             for field, value in asdict(old).items():
                 if field not in ("description", "max_length") and new[field] != value:
                     return f"{kind} {old.name}: {field} is {new[field]!r}, the model was trained with {value!r}"
     return None
+
+
+def _other_encoder(old: ModalitySpec | TaskSpec, new: ModalitySpec | TaskSpec) -> str | None:
+    if not isinstance(old, ModalitySpec) or not isinstance(new, ModalitySpec) or old.encoder == new.encoder:
+        return None
+    if not new.encoder:
+        return (
+            f"modality {old.name} is {new.kind} here, and the model was trained on vectors that encoder "
+            f"{old.encoder[:12]} made of it: embed these data with that one (python -m launch embed)"
+        )
+    if not old.encoder:
+        return (
+            f"modality {old.name} was embedded here, by encoder {new.encoder[:12]}, and the model reads the "
+            f"{old.kind} itself: give it the data that were embedded"
+        )
+    return (
+        f"modality {old.name} was embedded by another encoder ({new.encoder[:12]}) than the model was trained with "
+        f"({old.encoder[:12]}): embed the original data with that one"
+    )
 
 
 def _other_vocabulary(old: ModalitySpec | TaskSpec, new: ModalitySpec | TaskSpec) -> str:

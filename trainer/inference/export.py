@@ -47,6 +47,7 @@ def export_model(checkpoint_url: str, out_url: str) -> dict[str, Any]:
     keys = (
         "config",
         "schema",
+        "embedded",
         "statistics",
         "schema_digest",
         "data_digest",

@@ -20,10 +20,11 @@ from data_shards.loading.collate import Collator
 from data_shards.loading.schema_map import place_of
 from data_shards.shards.reader import Reader
 from trainer.checkpoints.checkpoint import Checkpoint
+from trainer.inference.embedder import Embedder
 from trainer.inference.explain import check_explainable, explain
 from trainer.inference.explain_objects import explain_objects, has_objects, object_columns
 from trainer.inference.export import checkpoint_model
-from trainer.inference.request import Request, checkpoint_schema, model_tasks
+from trainer.inference.request import Request, checkpoint_schema, load_needed, model_tasks
 from trainer.metrics.prediction_table import predictions_table
 from trainer.metrics.predictions import Predictions
 
@@ -56,7 +57,8 @@ class Predictor:
         checkpoint: the one that `request` names, opened.
 
     Raises:
-        CheckpointError: data with other modalities. ManifestError: no such data.
+        CheckpointError: data with other modalities, or an encoder that they need is not the one.
+        ManifestError: no such data.
     """
 
     def __init__(self, request: Request, checkpoint: Checkpoint, device: torch.device | str = "cpu") -> None:
@@ -68,7 +70,11 @@ class Predictor:
         if request.explain:
             check_explainable(self.model)
         self._reader = Reader(self.manifest, data, request.part)
-        self._place = place_of(self.manifest.schema, schema, request.member)
+        encoders = load_needed(checkpoint, self.manifest.schema, request)
+        own = {name: encoder.to(self.device) for name, encoder in encoders.items()}
+        self._embedder = Embedder(self.manifest.schema, own, self.device) if own else None
+        read = self.manifest.schema if self._embedder is None else self._embedder.schema
+        self._place = place_of(read, schema, request.member)
         self._schema, self._collate = schema, Collator(schema)
         self._names = dict(zip(self._place.numbers.tolist(), self.manifest.schema.modality_names, strict=True))
         self._vocabularies = {
@@ -95,6 +101,8 @@ class Predictor:
             stop = min(start + self.request.batch_size, stretch.stop)
             records, numbers, lost = self._reader.read(*self._order.take(start, stop))
             skipped.update(lost)
+            if self._embedder is not None and records:
+                records, _ = self._embedder(records)
             batch = self._collate([self._place.put(r) for r in records], numbers, self._place.known(len(records)))
             with torch.no_grad():
                 tables.append(self._rows(batch.to(self.device)))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from data_shards import DatasetSchema, TaskSpec, open_manifest
+from data_shards.shards.lineage import Embedded
 from data_shards.shards.manifest import Manifest
 from trainer.checkpoints.checkpoint import Checkpoint
-from trainer.checkpoints.description import schema_difference
+from trainer.checkpoints.description import embedded_from_json, schema_difference
 from trainer.checkpoints.pieces import CheckpointError
+from trainer.config.encoders import PretrainedConfig
 from trainer.config.run_config import RunConfig
+from trainer.models.pretrained.encoder import PretrainedEncoder
+from trainer.models.pretrained.load import load_encoder
+from trainer.models.pretrained.loading.backbone import BackboneError
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,7 @@ class Request:
         member: which data set of a mixture that is; empty for models of one data set.
         part: of the split in `data`; None = every record of the data set.
         temperatures: task -> number that its logits are divided by; tasks that are not named are left as they are.
+        encoders: modality of the data -> the pretrained encoder that makes vectors of it, as the model was trained on.
     """
 
     config: RunConfig
@@ -29,6 +36,7 @@ class Request:
     member: str = ""
     explain: bool = False
     temperatures: dict[str, float] = field(default_factory=dict)
+    encoders: dict[str, PretrainedConfig] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> str:
@@ -53,7 +61,7 @@ def model_tasks(checkpoint: Checkpoint, manifest: Manifest, member: str = "") ->
     Raises CheckpointError if it was trained on other modalities.
     """
     schema = checkpoint_schema(checkpoint)
-    difference = schema_difference(_own_part(schema, member), manifest.schema, tasks=False)
+    difference = _difference(checkpoint, manifest.schema, member)
     if difference:
         raise CheckpointError(f"{manifest.url} does not fit checkpoint {checkpoint.path}: {difference}")
     tasks = [schema.task(name) for name in checkpoint.meta["config"]["training"]["tasks"] or schema.task_names]
@@ -79,8 +87,8 @@ def choose_data(config: RunConfig, checkpoint: Checkpoint, url: str | None) -> t
             f"{checkpoint.path} was trained on a mixture, and predictions are made of one data set at a time: give "
             f"{places}, or new data with the modalities of one of them"
         )
-    schema, found = checkpoint_schema(checkpoint), open_manifest(url, config.data.storage_options).schema
-    differences = {name: schema_difference(_own_part(schema, name), found, tasks=False) for name in mixture}
+    found = open_manifest(url, config.data.storage_options).schema
+    differences = {name: _difference(checkpoint, found, name) for name in mixture}
     fitting = [name for name, difference in differences.items() if difference is None]
     named = [name for name in fitting if mixture[name].url == url]
     if not fitting:
@@ -94,6 +102,69 @@ def choose_data(config: RunConfig, checkpoint: Checkpoint, url: str | None) -> t
     member = (named or fitting)[0]
     data = config.data.model_copy(update={"url": url, "split": mixture[member].split, "mixture": {}})
     return config.model_copy(update={"data": data}), member
+
+
+def needed_encoders(
+    checkpoint: Checkpoint, schema: DatasetSchema, member: str, given: Mapping[str, str]
+) -> dict[str, PretrainedConfig]:
+    """Modality -> the encoder that must run before the model, where data hold what it was trained on vectors of.
+
+    Args:
+        schema: of the data. given: modality -> folder or name of its encoder; else it is where it was.
+
+    Raises CheckpointError: an encoder is given for a modality that needs none.
+    """
+    was = _unembedded(checkpoint, schema, member)
+    for name in given:
+        if name not in was:
+            needed = f"those that do are {', '.join(was)}" if was else "none of the data does"
+            raise CheckpointError(f"--encode {name}: this modality needs no encoder; {needed}")
+    return {
+        name: PretrainedConfig(
+            source=given.get(name, own.source),
+            tokens=own.tokens,
+            dtype=own.dtype,  # type: ignore[arg-type]
+            max_tokens=own.max_tokens,
+            max_seconds=own.max_seconds,
+        )
+        for name, own in was.items()
+    }
+
+
+def load_needed(checkpoint: Checkpoint, schema: DatasetSchema, request: Request) -> dict[str, PretrainedEncoder]:
+    """Modality -> its encoder. Raises CheckpointError: it cannot be had, or is another one than was trained with."""
+    found, was = {}, _unembedded(checkpoint, schema, request.member)
+    for name, config in request.encoders.items():
+        wanted = was[name].digest
+        advice = (
+            f"the model reads vectors that encoder {wanted[:12]} ({was[name].source}) made of {name}: give its folder "
+            f"with --encode {name}=FOLDER"
+        )
+        try:
+            encoder = load_encoder(schema.modalities[schema.numbers[name]], config)
+        except BackboneError as error:
+            raise CheckpointError(f"{error}; {advice}") from error
+        if encoder.digest != wanted:
+            raise CheckpointError(f"{config.source} is another encoder ({str(encoder.digest)[:12]}); {advice}")
+        found[name] = encoder.eval()
+    return found
+
+
+def _unembedded(checkpoint: Checkpoint, schema: DatasetSchema, member: str) -> dict[str, Embedded]:
+    """Modality of the data -> what the model's vectors were, for each that the data hold as it was."""
+    prefix = f"{member}-" if member else ""
+    every = embedded_from_json(checkpoint.meta.get("embedded"))
+    own = {name.removeprefix(prefix): found for name, found in every.items() if name.startswith(prefix)}
+    raw = {spec.name for spec in schema.modalities if not spec.encoder and spec.kind != "vector"}
+    return {name: found for name, found in own.items() if name in raw}
+
+
+def _difference(checkpoint: Checkpoint, found: DatasetSchema, member: str) -> str | None:
+    """As `schema_difference`, of data that may hold what an encoder is to make vectors of first."""
+    was = _unembedded(checkpoint, found, member)
+    own = _own_part(checkpoint_schema(checkpoint), member)
+    specs = [was[spec.name].was if spec.name in was else spec for spec in own.modalities]
+    return schema_difference(replace(own, modalities=tuple(specs)), found, tasks=False)
 
 
 def _own_part(schema: DatasetSchema, member: str) -> DatasetSchema:

@@ -21,7 +21,7 @@ from data_shards.records.statistics import SplitStatistics
 from parallel import init_distributed
 from parallel.moe.initial import check_filled
 from trainer.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from trainer.checkpoints.description import statistics_to_json
+from trainer.checkpoints.description import embedded_to_json, statistics_to_json
 from trainer.checkpoints.find import committed_paths
 from trainer.checkpoints.pieces import CheckpointError, ForeignCheckpointError
 from trainer.checkpoints.restore import load_engine, restore
@@ -214,6 +214,7 @@ def describe_run(session: Session, run_id: str | None) -> dict[str, Any]:
         "schema_digest": session.schema.digest(),
         "statistics": statistics_to_json(session.statistics),
         "data_digest": session.manifest.digest,
+        "embedded": embedded_to_json(session.manifest.embedded),
         "mlflow_run_id": run_id,
         "backbone": backbone_of(session.engine.module),
         "encoders": encoders_of(session.engine.module),
