@@ -49,7 +49,8 @@ def predict_records(
     debug: bool,
 ) -> None:
     """Predict, write `out`, print what was done as the last line. Raises as `predict_into`."""
-    print_json_line(predict_into(checkpoint, data, out, part, explain, calibrated, overrides, overwrite, debug))
+    done = predict_into(checkpoint, data, out, part, explain, calibrated, overrides, overwrite, debug, encode)
+    print_json_line(done)
 
 
 def predict_into(
@@ -62,6 +63,7 @@ def predict_into(
     overrides: Sequence[str] = (),
     overwrite: bool = False,
     debug: bool = False,
+    encode: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Predict and write `out`; returns what was done.
 
