@@ -46,7 +46,7 @@ def test_every_importer_has_a_recipe_that_trains(tmp_path: Path) -> None:
     alone = ("parallel.workers=1", "parallel.expert_parallel=1")
     recipes = [name for name in RECIPES if name != "icu_mimic4"]
     trees = [small(name, packed(name, tmp_path), tmp_path, *alone).model_dump(mode="json") for name in recipes]
-    for name, result in zip(recipes, run_ranks(_in_turn, 1, trees)[0], strict=True):
+    for name, result in zip(recipes, run_ranks(_in_turn, 1, trees, timeout_s=600)[0], strict=True):
         assert (result["status"], result["step"]) == ("finished", 2), name
         assert np.isfinite(result["metrics"]["test/loss"]), name
 
