@@ -77,6 +77,33 @@ def test_count_is_what_torch_counts(manifest: Manifest, changes: dict[str, Any])
     assert counter.count_tokens(dict(zip(counter.features, features.tolist(), strict=True))) == len(x_ND)
 
 
+def test_what_small_parts_add_is_what_torch_counts(manifest: Manifest) -> None:
+    """The token of whole series, steps of features, members of heads: within a hundredth nobody would see them."""
+    tasks = {task.name: task.dim for task in manifest.schema.tasks}
+    batch = None
+    found: dict[str, list[tuple[int, float]]] = {"encoders": [], "heads": []}
+    for changes in ({}, {"model__series__statistics": "token"}, {"model__vector__numbers": "piecewise"}):
+        run = config(manifest.url, Path("unused"), **changes)
+        model = FuseMoE(manifest.schema, list(tasks), manifest.statistics["default"], run.model, LocalDispatcher(), 0)
+        batch = batch or next(StepLoader(manifest, run.data, "train", 16, 0, 1).steps(0)).micro_batches[0]
+        counter = FlopCounter(manifest.schema, tasks, run.model, "joint")
+        with FlopCounterMode(display=False, custom_mapping=KERNELS) as seen, torch.no_grad():
+            model.embed(batch)
+        found["encoders"].append((seen.get_total_flops(), counter.forward_flops(counter.measure(batch))["encoders"]))
+    for members in (1, 5):
+        run = config(manifest.url, Path("unused"), model__head__members=members)
+        model = FuseMoE(manifest.schema, list(tasks), manifest.statistics["default"], run.model, LocalDispatcher(), 0)
+        counter = FlopCounter(manifest.schema, tasks, run.model, "joint")
+        pooled_BX = torch.zeros(len(batch), model.pooling.width)  # type: ignore[arg-type]
+        with FlopCounterMode(display=False) as seen, torch.no_grad():
+            for head in model.heads.values():
+                head(pooled_BX)
+        found["heads"].append((seen.get_total_flops(), counter.forward_flops(counter.measure(batch))["heads"]))  # type: ignore[arg-type]
+    for (torch_before, before), *others in found.values():
+        for torch_after, after in others:
+            assert after - before == torch_after - torch_before > 0
+
+
 def test_backward_is_twice_forward(manifest: Manifest) -> None:
     run = config(manifest.url, Path("unused"), **WIDE)
     tasks = {task.name: task.dim for task in manifest.schema.tasks}
