@@ -31,7 +31,8 @@ NOTES = "notes"  # entry of `Manifest.source`
 class Made:
     """All shards so far. Their statistics are added up in the order of the shards, and none is kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, schema: DatasetSchema) -> None:
+        self.schema = schema
         self.sealed: dict[int, Sealed] = {}
         self.statistics: dict[str, Accumulator] = {}
         self.notes: Counter[str] = Counter()
@@ -48,10 +49,8 @@ class Made:
         self._waiting[remade.number] = remade.statistics
         while self._next in self._waiting:
             for split, accumulator in self._waiting.pop(self._next).items():
-                if split in self.statistics:
-                    self.statistics[split].merge(accumulator)
-                else:
-                    self.statistics[split] = accumulator
+                # Into one that is its own: what has come from another process cannot be written to.
+                self.statistics.setdefault(split, Accumulator(self.schema)).merge(accumulator)
             self._next += 1
 
     def in_order(self) -> list[Sealed]:
@@ -98,7 +97,7 @@ def remake(
         if not overwrite:
             journal.refuse_others(what)
         done = journal.entries(len(manifest.shards))
-        made = Made()
+        made = Made(schema)
         for remade in run([(number, done.get(number)) for number in range(len(manifest.shards))]):
             if remade.fresh:
                 # Workers may write shards of equal content under equal names; only the owner says that one counts.

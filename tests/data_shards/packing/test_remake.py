@@ -148,6 +148,26 @@ def test_it_does_not_depend_on_who_made_what_nor_on_stops(tmp_path: Path) -> Non
     assert files(tmp_path / "once") == files(tmp_path / "backwards") == files(tmp_path / "stopped")
 
 
+def test_shards_from_other_processes_cannot_be_written_to_and_need_not(tmp_path: Path) -> None:
+    old = packed(tmp_path / "old")
+    schema = embedded(old.schema, NAMES)
+
+    def run(tasks: Sequence[Task]) -> Iterator[Remade]:
+        for remade in map(ShardMaker(old, schema, Storage(str(tmp_path / "far")), Change(old.schema, NAMES)), tasks):
+            for accumulator in remade.statistics.values():
+                frozen = [accumulator.present, *accumulator.class_counts]
+                for distribution in accumulator.distributions:
+                    frozen += [*vars(distribution.moments).values(), *vars(distribution.sketch).values()]
+                for array in frozen:
+                    if isinstance(array, np.ndarray):
+                        array.flags.writeable = False
+            yield remade
+
+    far, _ = remake(old, str(tmp_path / "far"), schema, Lineage(), JOB, run, "embedding")
+    near, _ = make(old, tmp_path / "near")
+    assert far.statistics == near.statistics and far.sketches == near.sketches
+
+
 def test_a_complete_shard_that_was_damaged_since_is_made_again(tmp_path: Path) -> None:
     old = packed(tmp_path / "old")
     new, _ = make(old, tmp_path / "once")
