@@ -78,6 +78,7 @@ def inspect_data(url: str, as_json: bool, html: str | None) -> None:
         console.print(f"[bold red]look at this:[/] {escape(warning)}", highlight=False)
     if not facts["groups_known"]:
         console.print("no record names a group (e.g. its patient), so whether one is in two parts was not looked at")
+    console.print(f"what simple models reach on it: python -m launch baseline {facts['url']}", highlight=False)
 
 
 def _print_patterns(facts: dict[str, Any], console: Console) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from data_shards import TaskSpec
 from trainer.baseline.learners.forest import Forest
 from trainer.baseline.learners.linear import Linear
-from trainer.baseline.learners.problem import Array, Constant, Learned, Periods, Problem, Scorer
+from trainer.baseline.learners.problem import Array, Constant, Kind, Learned, Periods, Problem, Scorer
 
 Pair = tuple[Problem, Problem]  # to learn from, and to choose by
 Learner = Callable[[Sequence[Pair]], list[Learned]]
@@ -157,12 +157,12 @@ def _pairs(
         periods = Periods.of(task.edges, known[0][1])
         model.base_K = tuple(periods.base_K.tolist())
         return [(periods.problem(*known[0]), periods.problem(*known[1]))]
-    columns = [tuple(_labelled(*part, number) for part in (train, val)) for number in range(train[1].shape[1])]
+    columns = [(_labelled(*train, number), _labelled(*val, number)) for number in range(train[1].shape[1])]
     if task.kind == "multiclass":
         return [_class_pair(model, *columns[0], notes)]
     if task.kind == "regression":
         return [_number_pair(model, *column) for column in columns]
-    return [tuple(Problem("binary", *part) for part in column) for column in columns]  # type: ignore[misc]
+    return [(Problem("binary", *own), Problem("binary", *other)) for own, other in columns]
 
 
 def _labelled(x_BX: np.ndarray, target_Bt: np.ndarray, number: int) -> tuple[np.ndarray, Array]:
@@ -181,7 +181,7 @@ def _class_pair(
             f"{model.task.name}: {int((~known_B).sum())} validation samples are of classes that training has not, and "
             "choose nothing"
         )
-    kind = "binary" if len(seen) == 2 else "classes"
+    kind: Kind = "binary" if len(seen) == 2 else "classes"
     own = Problem(kind, train[0], np.searchsorted(seen, train[1]).astype(np.float64))
     return own, Problem(kind, val[0][known_B], np.searchsorted(seen, val[1][known_B]).astype(np.float64))
 
@@ -189,4 +189,5 @@ def _class_pair(
 def _number_pair(model: TaskModel, train: tuple[np.ndarray, Array], val: tuple[np.ndarray, Array]) -> Pair:
     mean, std = (float(train[1].mean()), float(train[1].std()) or 1.0) if len(train[1]) else (0.0, 1.0)
     model.scale.append((mean, std))
-    return tuple(Problem("number", x, (y - mean) / std) for x, y in (train, val))  # type: ignore[return-value]
+    own, other = (Problem("number", x, (y - mean) / std) for x, y in (train, val))
+    return own, other
