@@ -28,6 +28,7 @@ from trainer.checkpoints.restore import load_engine, restore
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config.run_config import RunConfig
 from trainer.jobs.origin import lineage, log_origin, model_size
+from trainer.models.encoders.own.embedded import with_embedded
 from trainer.models.job_type import job_type
 from trainer.models.pretrained.lineage import check_frozen, encoders_of
 from trainer.models.pretrained.loading.backbone import backbone_of
@@ -55,6 +56,7 @@ def train(config: RunConfig, context: Context, tags: dict[str, str], guard: Guar
     manifest = open_data(config.data)
     schema = job_type(config.model_job).schema(config, manifest.schema)
     statistics = statistics_in(_statistics(manifest, config), manifest.schema, schema)
+    config = with_embedded(config, schema, manifest.embedded)
     config = job_type(config.job).sized(config, schema, statistics)
     init_distributed(context.device, config.parallel.timeout_s)
     # The same list on every rank: whether there is something to continue from decides how the model is made.

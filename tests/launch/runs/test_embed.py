@@ -143,17 +143,17 @@ def test_workers_over_ray_make_the_same_bytes_also_when_one_dies_and_the_driver_
     options = ["--out", str(place / "two_workers"), "-o", "scan.tokens=4", "--workers", "2"]
     arguments = ["embed", str(place / "data"), *(word for own in encode(place) for word in ("--encode", own)), *options]
     command = [sys.executable, "-m", "launch", *arguments]
-    first = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    first = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     out = place / "two_workers"
     os.kill(a_worker_below(first.pid), signal.SIGKILL)
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while not list(out.glob("done-*.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
     first.kill()
-    first.communicate(timeout=60)
+    first.wait(timeout=60)
     complete = len(list(out.glob("done-*.json")))
     assert complete > 0 and not (out / "manifest.json").exists()
-    line = last_json(python("-m", "launch", *arguments))
+    line = last_json(python("-m", "launch", *arguments, timeout=900))
     assert line["workers"] == 2 and line["made"] + complete == line["shards"] and line["made_again"] == 0
     there = {name: data for name, data in files(out).items() if not name.startswith(".")}
     assert there == files(once)
@@ -163,7 +163,7 @@ def a_worker_below(pid: int) -> int:
     """Wait for a Ray actor that embeds; its process id."""
     import psutil
 
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         for process in psutil.process_iter(["pid", "cmdline"]):
             line = " ".join(process.info["cmdline"] or [])
