@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_shards import open_data
 from launch.errors import UsageError
 from launch.output.tables import people, print_json_line, print_table
 from launch.plan.cost import CostModel
@@ -14,6 +15,7 @@ from launch.plan.replicated import plan_replicated, show_replicated
 from launch.plan.statistics import data_statistics
 from trainer.config.paths import absolute_paths
 from trainer.config.recipe import load_recipe
+from trainer.models.encoders.own.embedded import with_embedded
 from trainer.models.job_type import job_type
 from trainer.worker.devices import find_device, measured_device
 
@@ -33,6 +35,8 @@ def plan_recipe(
     head = {"recipe": recipe, "gpu": device.name, "data": source}
     count = gpus or config.parallel.workers
     job = job_type(config.job)
+    if schema is None:
+        config = with_embedded(config, described, open_data(config.data).embedded)
     config = job.sized(config, described, statistics)
     if job.spreads_experts:
         result = head | make_plan(config, CostModel(config, described, statistics, device), count)

@@ -10,12 +10,9 @@ import numpy as np
 import pytest
 
 from data_shards import open_manifest, pack
-from data_shards.packing.remake import remake
-from data_shards.packing.shard_maker import ShardMaker
-from data_shards.shards.lineage import Lineage
-from data_shards.shards.storage import Storage
 from tests.data_shards.build import ListSource
 from tests.data_shards.packing.remade import SCHEMA, records
+from tests.trainer.inference.embedding import embed
 from tests.trainer.inference.test_predictor import request_for, whole
 from tests.trainer.jobs.test_train import job
 from tests.trainer.pretrained import save_encoder
@@ -23,35 +20,10 @@ from tests.trainer.tiny import config
 from trainer.checkpoints.description import embedded_from_json, schema_difference
 from trainer.checkpoints.find import open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
-from trainer.config.encoders import PretrainedConfig
-from trainer.inference.embedder import Embedder, embedded_from
 from trainer.inference.request import needed_encoders
-from trainer.models.pretrained.load import load_encoder
 
 pytestmark = pytest.mark.together
-NAMES = ("notes", "face")
 SMALL = {"training__epochs": 1, "model__image__patch": 4, "training__tasks": ["death"]}
-
-
-def embedded(folder: Path, sources: dict[str, Path], out: str) -> None:
-    """`folder`/data with these encoders, as `embed` makes it."""
-    old = open_manifest(str(folder / "data"))
-    encoders = {
-        name: load_encoder(old.schema.modalities[old.schema.numbers[name]], PretrainedConfig(source=str(source))).eval()
-        for name, source in sources.items()
-    }
-    embedder = Embedder(old.schema, encoders)
-    said, of = embedded_from(old.schema, old.digest, encoders)
-    maker = ShardMaker(old, embedder.schema, Storage(str(folder / out)), embedder)
-    remake(
-        old,
-        str(folder / out),
-        embedder.schema,
-        Lineage(embedded=said),
-        of,
-        lambda tasks: map(maker, tasks),
-        "embedding",
-    )
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +33,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     pack(ListSource(SCHEMA, records(48)), str(folder / "data"), chunk_records=8, shard_bytes=20_000)
     sources = {"notes": save_encoder(folder / "bert", "bert"), "face": save_encoder(folder / "vit", "vit")}
     save_encoder(folder / "other", "bert", seed=2)
-    embedded(folder, sources, "vectors")
-    embedded(folder, {**sources, "notes": folder / "other"}, "other_vectors")
+    embed(folder / "data", folder / "vectors", sources)
+    embed(folder / "data", folder / "other_vectors", {**sources, "notes": folder / "other"})
     job(1, config(str(folder / "vectors"), folder, **SMALL))
     return folder, folder / "run"
 
