@@ -114,8 +114,9 @@ def group_of(kind: str, made: list[Any]) -> Group:
     rows = torch.arange(len(made))
     modality = torch.zeros(len(made), dtype=torch.int64)
     if kind == "image":
-        return ImageGroup(modality, rows, torch.stack(made))
+        none = torch.zeros(0, 3, SIDE, SIDE, dtype=torch.uint8)
+        return ImageGroup(modality, rows, torch.stack(made) if made else none)
     ends = torch.tensor([0, *np.cumsum([len(one) for one in made])])
     if kind == "text":
-        return TextGroup(modality, rows, ends, torch.frombuffer(bytearray(b"".join(made)), dtype=torch.uint8))
-    return WaveformGroup(modality, rows, ends, torch.cat(made)[:, None])
+        return TextGroup(modality, rows, ends, torch.from_numpy(np.frombuffer(b"".join(made), np.uint8).copy()))
+    return WaveformGroup(modality, rows, ends, torch.cat([torch.zeros(0), *made])[:, None])

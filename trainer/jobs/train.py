@@ -30,7 +30,7 @@ from trainer.config.run_config import RunConfig
 from trainer.jobs.origin import lineage, log_origin, model_size
 from trainer.models.encoders.own.embedded import with_embedded
 from trainer.models.job_type import job_type
-from trainer.models.pretrained.lineage import check_frozen, encoders_of
+from trainer.models.pretrained.lineage import check_frozen, encoder_counts, encoders_of
 from trainer.models.pretrained.loading.backbone import backbone_of
 from trainer.run_folder import RESULT, remove, stored_run_id
 from trainer.session import Session, build_session
@@ -121,6 +121,8 @@ def _train(session: Session, tracker: Tracker, paths: list[str]) -> dict[str, An
         "samples": progress.samples_seen,
         "metrics": {},
     }
+    if counts := _encoder_counts(session):
+        result["encoders"] = counts
     # It goes on another time: no test, and nothing is handed on.
     if loop.stopped:
         return {**result, "checkpoint": writer.url(progress.step)}
@@ -134,6 +136,17 @@ def _train(session: Session, tracker: Tracker, paths: list[str]) -> dict[str, An
     look_inside(session, tracker)
     tracker.log_model(made.get("adapter", best.url), lineage(session, best), result["metrics"])
     return {**result, "checkpoint": best.url, **made}
+
+
+def _encoder_counts(session: Session) -> dict[str, dict[str, int]]:
+    """What pretrained encoders have read in this start of the run, over all ranks; what was cut is said. Collective."""
+    found = encoder_counts(session.engine.module)
+    for name, counts in found.items():
+        total = sum_over_ranks(torch.tensor(list(counts.values()), dtype=torch.int64)).tolist()
+        found[name] = dict(zip(counts, total, strict=True))
+        if found[name]["cut"] and session.context.rank == 0:
+            logger.warning("encoder of %s: %d of %d objects were cut", name, found[name]["cut"], found[name]["read"])
+    return found
 
 
 def _prepare(session: Session) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -33,6 +34,8 @@ from trainer.models.pretrained.loading.lora import add_lora_to
 from trainer.models.pretrained.loading.sources import Asked, Loaded
 
 POSITIONS = 1 << 14
+
+logger = logging.getLogger("fleximoe")
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,16 @@ class PretrainedEncoder(nn.Module):
         self.train()
 
     @property
+    def reads(self) -> str:
+        """How much of an object is read."""
+        return "all"
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Objects that were read so far, those of them that were cut, and those that had been kept and were not."""
+        return {"read": self.seen, "cut": self.cut, "kept": self.features.hits if self.features is not None else 0}
+
+    @property
     def frozen(self) -> bool:
         """Whether nothing of it is trained."""
         return self.config.train == "none"
@@ -134,8 +147,18 @@ class PretrainedEncoder(nn.Module):
         if self.features is not None:
             kept = self.features.look([self._content(one) for one in objects])
             places = kept.new
+        before = self.cut
         made = self._read([objects[place] for place in places])
         self.seen += len(made)
+        if self.cut and not before:
+            # Once; how many they were in all is said at the end of the run.
+            logger.warning(
+                "%s: %d of the first %d objects are longer than what it reads of one (%s); the rest of each is cut off",
+                self.label,
+                self.cut,
+                self.seen,
+                self.reads,
+            )
         order = sorted(range(len(made)), key=lambda row: self._length(made[row]))
         chunks = tuple(self._chunk([made[row] for row in rows]) for rows in self._together(made, order))
         order_P = inverse_P = None

@@ -19,6 +19,12 @@ def encoders_of(model: nn.Module) -> dict[str, dict[str, Any]]:
     return {encoder.modality: encoder.describe() for encoder in encoders}
 
 
+def encoder_counts(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Modality -> objects that its pretrained encoder has read, cut and known, of this rank."""
+    encoders = [module for module in model.modules() if isinstance(module, PretrainedEncoder)]
+    return {encoder.modality: encoder.counts for encoder in encoders}
+
+
 def check_frozen(where: str, about: Mapping[str, Any], model: nn.Module) -> None:
     """Raise ValueError if what `where` holds, and describes by `about`, was trained on other encoders, or on another
     backbone, than the model's."""

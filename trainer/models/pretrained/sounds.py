@@ -55,6 +55,11 @@ class PretrainedSounds(PretrainedEncoder):
             )
         self.longest = None if config.max_seconds is None else max(1, round(config.max_seconds * self.rate))
 
+    @property
+    def reads(self) -> str:
+        longest = self._longest()
+        return "all" if longest is None else f"{longest / self.rate:g} seconds"
+
     def _objects(self, group: WaveformGroup) -> Sequence[Tensor]:
         ends, samples_O = group.offsets.tolist(), group.values_OC[:, 0]
         return [samples_O[start:end] for start, end in itertools.pairwise(ends)]

@@ -37,6 +37,10 @@ class PretrainedTexts(PretrainedEncoder):
             self.longest = self.tokenizer.longest
 
     @property
+    def reads(self) -> str:
+        return f"{self.longest} tokens"
+
+    @property
     def lengths(self) -> tuple[float, float, int]:
         return BYTES_OF_A_TOKEN if self.word_pieces else 1.0, MARKS, self.longest
 
