@@ -14,6 +14,7 @@ from tests.data_shards.sources.importers import HOURS, PARTS, RECIPES, STAYS, ec
 from tests.data_shards.sources.mimic4.build import OFFICIAL_LEADS
 from tests.ranks import run_ranks
 from tests.trainer.jobs.test_train import FixedContext, job
+from tests.trainer.pretrained import save_encoder
 from trainer.config.recipe import load_recipe
 from trainer.config.run_config import RunConfig
 from trainer.jobs.job import run
@@ -24,6 +25,9 @@ SMALL = (
     "model.moe.hidden=16", "training.max_steps=2", "training.batch_size=8", "training.log_every=1",
     "tracking.mlflow=false",
 )  # fmt: skip
+
+
+ALONE = ("parallel.workers=1", "parallel.expert_parallel=1")
 
 
 def packed(recipe: str, folder: Path) -> str:
@@ -41,19 +45,26 @@ def _in_turn(rank: int, world: int, trees: list[dict[str, Any]]) -> list[dict[st
     return [run(RunConfig.of(tree), FixedContext(rank, world)) for tree in trees]
 
 
-@pytest.mark.slow
-def test_every_importer_has_a_recipe_that_trains(tmp_path: Path) -> None:
-    alone = ("parallel.workers=1", "parallel.expert_parallel=1")
-    recipes = [name for name in RECIPES if name != "icu_mimic4"]
-    trees = [small(name, packed(name, tmp_path), tmp_path, *alone).model_dump(mode="json") for name in recipes]
-    for name, result in zip(recipes, run_ranks(_in_turn, 1, trees, timeout_s=600)[0], strict=True):
-        assert (result["status"], result["step"]) == ("finished", 2), name
-        assert np.isfinite(result["metrics"]["test/loss"]), name
-
-
 @pytest.fixture(scope="module")
 def mimic(tmp_path_factory: pytest.TempPathFactory) -> str:
     return packed("icu_mimic4", tmp_path_factory.mktemp("mimic"))
+
+
+@pytest.mark.slow
+def test_every_importer_has_a_recipe_that_trains(mimic: str, tmp_path: Path) -> None:
+    recipes = [name for name in RECIPES if name != "icu_mimic4"]
+    runs = [small(name, packed(name, tmp_path), tmp_path, *ALONE) for name in recipes]
+    recipes.append("icu_mimic4_pretrained")
+    encoders = [
+        f"model.encoders.notes.source={save_encoder(tmp_path / 'bert', 'bert')}",
+        f"model.encoders.cxr.source={save_encoder(tmp_path / 'dinov2', 'dinov2', image_size=32)}",
+        "model.encoders.notes.max_tokens=16",
+    ]
+    runs.append(small("icu_mimic4_pretrained", mimic, tmp_path, *ALONE, *encoders))
+    trees = [run.model_dump(mode="json") for run in runs]
+    for name, result in zip(recipes, run_ranks(_in_turn, 1, trees, timeout_s=600)[0], strict=True):
+        assert (result["status"], result["step"]) == ("finished", 2), name
+        assert np.isfinite(result["metrics"]["test/loss"]), name
 
 
 def test_icu_mimic4_end_to_end_on_two_ranks(mimic: str, tmp_path: Path) -> None:

@@ -143,6 +143,12 @@ def test_an_admission_that_ends_after_the_stay_begins_is_no_history(tmp_path: Pa
     file.write_bytes(gzip.compress(later.replace("2181-01-01 00:00:01", "2181-01-01 00:00:00").encode()))
     records, _ = read("mimic4", {"path": str(folder)})
     assert "history" in records["stay-30000002"].values
+    # Its own admission, which a slip of the pen ends before the stay begins, is none either
+    own = "10000032,20000002,2181-01-01 00:00:00,2181-01-10 00:00:00"
+    assert own in later
+    file.write_bytes(gzip.compress(later.replace(own, own.replace("2181-01-10", "2181-01-01")).encode()))
+    records, _ = read("mimic4", {"path": str(folder)})
+    assert "history" not in records["stay-30000002"].values
 
 
 def test_the_labels_diagnoses_never_are_an_input(tmp_path: Path) -> None:
