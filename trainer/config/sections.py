@@ -56,13 +56,10 @@ class TextEncoderConfig(Section):
     )
 
 
-Network = Literal["patches", "convolutions"]
-
-
 class ImageEncoderConfig(Section):
     """Patches of one image, embedded by a small network; the fusion blocks attend over them."""
 
-    network: Network = Field(
+    network: Literal["patches", "convolutions"] = Field(
         "patches",
         description="how a patch becomes a token: patches = each by itself, by two layers; convolutions = by stages of "
         "residual convolutions that halve the picture until a row is a patch, and see what is around it",
@@ -74,32 +71,8 @@ class ImageEncoderConfig(Section):
 class WaveformEncoderConfig(Section):
     """Evenly sampled signals cut into patches of samples, embedded and averaged into a few tokens."""
 
-    front: Literal["raw", "logmel"] = Field(
-        "raw",
-        description="what is known of a patch: raw = its samples, logmel = the logarithm of the power in bands of "
-        "frequency around it, on the mel scale if the modality declares its rate",
-    )
-    network: Network = Field(
-        "patches",
-        description="patches = each patch by itself, by two layers; convolutions = residual convolutions over "
-        "patches, with stages that merge neighbours",
-    )
-    patch: int = Field(16, ge=1, description="samples in one patch; of logmel the step from frame to frame")
+    patch: int = Field(16, ge=1, description="samples in one patch")
     tokens: int = Field(8, ge=1, description="tokens made of one waveform, each an equal stretch of its own length")
-    window: int = Field(2, ge=1, description="patches in one frame of logmel")
-    bands: int = Field(24, ge=1, description="bands of logmel")
-    strides: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (2, 2), description="of convolutions: rows that each stage behind the first makes one"
-    )
-    layers: int = Field(1, ge=1, description="residual blocks of each stage of convolutions")
-    kernel: int = Field(3, ge=1, description="rows that a residual convolution looks at, an odd number")
-
-    @field_validator("kernel")
-    @classmethod
-    def _has_a_middle(cls, kernel: int) -> int:
-        if kernel % 2 == 0:
-            raise ValueError(f"model.waveform.kernel={kernel} has no row in its middle: take an odd number")
-        return kernel
 
 
 class VectorEncoderConfig(Section):

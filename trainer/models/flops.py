@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from data_shards import Batch, DatasetSchema, ModalitySpec
 from trainer.config.sections import ModelConfig
-from trainer.models.convolutions.sizes import SignalSizes, picture_flops
+from trainer.models.convolutions.sizes import picture_flops
 from trainer.models.encoder_groups import OWN, cut_group, cuts_of, encoder_layout
 from trainer.models.layers.token_layout import even_bins, grid_bins
 from trainer.models.numbers.series_statistics import INPUTS
@@ -32,8 +32,8 @@ FORWARD_AND_BACKWARD = 3
 class FlopCounter:
     """FLOPs of one model. Features are: records, pairs of each group, indicators, events, patches, positions, squares.
 
-    `pairs` are objects, where they have times. `patches` are of all signals of a group of waveforms, with the room
-    between them; `positions` are byte groups of all texts and `text_squares` the sum of their squared numbers per text;
+    `pairs` are objects, where they have times. `patches` are of all signals of a group of waveforms;
+    `positions` are byte groups of all texts and `text_squares` the sum of their squared numbers per text;
     `squares` is the sum of squared lengths of the sequences that attend across modalities (samples, or bins of a
     sample). Groups of codes also have `codes`, and timed groups `tokens`, and `within`, the sum of pairs' squared
     numbers of them. Encoders of `model.encoders` have `own` positions, and the sum of their squared numbers,
@@ -100,7 +100,7 @@ class FlopCounter:
                     tensors["positions"] = tensors.get("positions", 0) + length_P.sum()
                     tensors["text_squares"] = tensors.get("text_squares", 0) + length_P.square().sum()
                 case "waveform":
-                    tensors[f"patches/{name}"] = self.signals(name).patches(groups[name].offsets.diff()).sum()
+                    tensors[f"patches/{name}"] = -(-groups[name].offsets.diff() // self.config.waveform.patch).sum()
                 case "codes":
                     number[f"codes/{name}"] = float(len(groups[name].ids_O))
         known = torch.tensor([number.get(name, 0.0) for name in self.features], dtype=torch.float64)
@@ -164,10 +164,6 @@ class FlopCounter:
     def _objects(self, name: str) -> Objects:
         config = self.config.codes if self._kind(name) == "codes" else self.config.objects
         return Objects(name, self.layout[name], self.tokens[name], config.irregularity)
-
-    def signals(self, name: str) -> SignalSizes:
-        """How the signals of a group of waveforms lie in patches."""
-        return SignalSizes.of(self.config.waveform, self._spec(name).width, self.config.dim)
 
     def _spec(self, name: str) -> ModalitySpec:
         return self.schema.modalities[self.layout[name][0]]
@@ -262,8 +258,7 @@ class FlopCounter:
             case "image":
                 return pairs * number * picture_flops(config.image, spec.shape[0], dim)
             case "waveform":
-                rates = {self.schema.modalities[index].rate for index in self.layout[name]}
-                return self.signals(name).flops(values[f"patches/{name}"], pairs, len(rates))
+                return values[f"patches/{name}"] * 2 * 2 * dim * (spec.width * config.waveform.patch + dim)
             case "text":
                 # Of all texts: counted with the first group of them.
                 if name != next(other for other in self.layout if self._kind(other) == "text"):

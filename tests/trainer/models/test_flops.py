@@ -51,9 +51,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         {"model__moe__granularity": "bin", "model__moe__top_k": 3, "model__series__irregularity": "imputation"},
         {"model__moe__router": "per_modality", "model__moe__shared_expert_hidden": 48, "model__moe__noise": 0.0},
         {"model__text__layers": 2, "model__pooling": "mean", "model__vector__tokens": 2},
-        {"model__image__network": "convolutions", "model__image__layers": 2, "model__waveform__front": "logmel"},
-        {"model__waveform": {"network": "convolutions", "patch": 2, "strides": (3, 2), "layers": 2, "kernel": 5}},
-        {"model__waveform": {"network": "convolutions", "patch": 4, "front": "logmel", "window": 5, "bands": 7}},
+        {"model__image__network": "convolutions", "model__image__layers": 2},
         WHOLE,
         {**WHOLE, "model__attention": "factorized", "model__series__irregularity": "imputation", "model__bins": 5},
         {**WHOLE, "model__attention": "per_modality", "model__series__irregularity": "mtand"},
@@ -134,7 +132,7 @@ def test_devices() -> None:
 def test_count_of_timed_objects_is_what_torch_counts(way: str, attention: str) -> None:
     changes = {"model__objects__irregularity": way, "model__codes__irregularity": way, "model__attention": attention}
     if way == "utde":
-        changes |= {"model__image__network": "convolutions", "model__waveform__network": "convolutions"}
+        changes |= {"model__image__network": "convolutions"}
     model = timed_batch.build(**WIDE, **changes)
     batch = timed_batch.batch_of(timed_batch.records_of(12, most=8))
     counter = FlopCounter(timed_batch.SCHEMA, {"died": 1, "days": 1}, model.config, attention)

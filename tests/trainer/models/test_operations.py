@@ -86,11 +86,8 @@ def test_a_step_adds_nothing_by_index_and_asks_the_device_nothing(
     assert watch.waits["backward"] == 0
 
 
-@pytest.mark.parametrize("front", ["raw", "logmel"])
-def test_convolutions_add_nothing_by_index_and_ask_the_device_nothing(manifest: Manifest, front: str) -> None:
-    signals = {"network": "convolutions", "front": front, "patch": 2}
-    changes = {"model__waveform": signals, "model__image__network": "convolutions"}
-    model = build(manifest, **changes, model__dim=16, model__heads=2).bfloat16()
+def test_convolutions_add_nothing_by_index_and_ask_the_device_nothing(manifest: Manifest) -> None:
+    model = build(manifest, model__image__network="convolutions", model__dim=16, model__heads=2).bfloat16()
     watch = watched(model, batch_of(manifest))
     assert watch.kernels["forward"] > 100 and watch.kernels["backward"] > 100
     assert watch.low_precision_scatters() == []

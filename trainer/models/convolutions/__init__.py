@@ -1,1 +1,1 @@
-"""Convolutions over packed signals and grids of pictures, with parameters per modality."""
+"""Convolutions over pictures, with parameters per modality."""

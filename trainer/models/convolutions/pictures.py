@@ -14,26 +14,28 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainer.models.convolutions.sizes import SIDE
-from trainer.models.convolutions.stages import Level
+from trainer.models.layers.grouped_linear import Blocks
 
 
 @dataclass(frozen=True)
-class PictureLevel(Level):
-    """Rows of pictures, `height` x `width` each."""
+class PictureLevel:
+    """Rows of one stage, `height` x `width` of each picture; `blocks`: how many each modality has."""
 
+    blocks: Blocks
     height: int
     width: int
 
-    def neighbours(self, x_NW: Tensor, taps: int) -> Tensor:
+    def neighbours(self, x_NW: Tensor) -> Tensor:
+        """(N, K * W): the square of rows around each row, line by line, zeros beyond the picture's edges."""
         x_PhwW = x_NW.view(-1, self.height, self.width, x_NW.shape[1])
         edge = SIDE // 2
         wide = functional.pad(x_PhwW, (0, 0, edge, edge, edge, edge))
         shifts = [(down, right) for down in range(SIDE) for right in range(SIDE)]
         look = [wide[:, down : down + self.height, right : right + self.width] for down, right in shifts]
-        return torch.cat(look, dim=-1).view(len(x_NW), taps * x_NW.shape[1])
+        return torch.cat(look, dim=-1).view(len(x_NW), len(look) * x_NW.shape[1])
 
-    def merged(self, x_NW: Tensor, number: int) -> Tensor:
-        side = round(number**0.5)
+    def merged(self, x_NW: Tensor, side: int) -> Tensor:
+        """(N / side², side² * W): squares of rows as the next stage's rows."""
         return squares(x_NW.view(-1, self.height, self.width, x_NW.shape[1]), side)
 
 

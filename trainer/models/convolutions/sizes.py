@@ -1,8 +1,7 @@
-"""Sizes of convolutional encoders as numbers of the recipe: strides, widths, rows, arithmetic, activations.
+"""Sizes of convolutional encoders of pictures as numbers of the recipe: strides, widths, rows, arithmetic, activations.
 
-A network is a stem, which embeds patches of the input, and stages behind it. Each stage but the first merges `stride`
-neighbours (squares of them in a picture) into one row; each has residual blocks. Widths double from stage to stage up
-to the model's.
+A network is a stem, which embeds squares of pixels, and stages behind it. Each stage but the first merges squares of
+rows into one; each has residual blocks. Widths double from stage to stage up to the model's.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from trainer.config.sections import ImageEncoderConfig, WaveformEncoderConfig
+from trainer.config.sections import ImageEncoderConfig
 
 NARROWEST = 16  # channels of a stage, at least
 EXPANSION = 2  # hidden width of a residual block over its own
@@ -62,68 +59,6 @@ class StageSizes:
 def widths_of(dim: int, stages: int) -> tuple[int, ...]:
     """Width of each stage, the last as wide as the model."""
     return tuple(min(dim, max(NARROWEST, (dim >> (stages - 1 - number)) // 8 * 8)) for number in range(stages))
-
-
-@dataclass(frozen=True)
-class SignalSizes:
-    """How signals lie in patches of `patch` samples: each begins at a multiple of `stride` patches and has `gap` rows
-    of the last stage behind it, so that nothing looks into another signal. `window` patches are a frame of the
-    spectrogram (else 1), of `bands` bands for each of the `channels`."""
-
-    stages: StageSizes | None
-    channels: int
-    dim: int
-    tokens: int
-    patch: int
-    window: int
-    bands: int
-    stride: int
-    gap: int
-
-    @staticmethod
-    def of(config: WaveformEncoderConfig, channels: int, dim: int) -> SignalSizes:
-        """Of signals with as many channels."""
-        spectral = config.front == "logmel"
-        window, bands = (config.window, config.bands) if spectral else (1, 0)
-        stages, stride, reach = None, 1, 0
-        if config.network == "convolutions":
-            widths = widths_of(dim, 1 + len(config.strides))
-            inputs = channels * (bands or config.patch)
-            stages = StageSizes(inputs, widths, (1, *config.strides), config.kernel, config.layers)
-            stride, reach = stages.merged_in_all, config.kernel // 2
-        gap = max(reach, math.ceil((window // 2) / stride))
-        return SignalSizes(stages, channels, dim, config.tokens, config.patch, window, bands, stride, gap)
-
-    @property
-    def inputs(self) -> int:
-        """Features of a patch."""
-        return self.channels * (self.bands or self.patch)
-
-    def patches(self, samples: Tensor) -> Tensor:
-        """Patches that signals of so many samples take, with the room behind them."""
-        return (-(-samples // (self.patch * self.stride)) + self.gap) * self.stride
-
-    def expected_patches(self, samples: float, signals: float) -> float:
-        """Of so many samples in so many signals, whose lengths end anywhere in a row."""
-        row = self.patch * self.stride
-        return (samples + signals * (row - 1) / 2) / self.patch + signals * self.gap * self.stride
-
-    def flops(self, patches: float, pairs: float, rates: int) -> float:
-        """Forward, of so many patches; `rates` different ones are in the group."""
-        total = 0.0
-        if self.bands:
-            samples = self.patch * self.window
-            frequencies = samples // 2 + 1
-            total += patches * 2 * self.channels * frequencies * (2 * samples + self.bands * rates)
-        if self.stages is None:
-            return total + patches * 2 * 2 * self.dim * (self.inputs + self.dim)
-        return total + patches * self.stages.flops() + pairs * self.tokens * 2 * self.stages.widths[-1] * self.dim
-
-    def elements(self, patches: float, pairs: float) -> float:
-        """Numbers kept for the backward pass. Of a spectrogram none is: nothing before it learns."""
-        if self.stages is None:
-            return patches * (self.inputs + 5 * self.dim)
-        return patches * self.stages.elements() + pairs * self.tokens * self.stages.widths[-1]
 
 
 def merges_of(patch: int) -> tuple[int, ...]:

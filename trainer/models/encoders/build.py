@@ -92,8 +92,8 @@ def _object_encoder(specs: list[ModalitySpec], statistics: SplitStatistics, conf
         case "image":
             return ImageEncoder(first.shape, standardiser, config.image, dim, blocks)
         case "waveform":
-            rates = [spec.rate for spec in specs]
-            return WaveformEncoder(first.width, standardiser, config.waveform, dim, rates)
+            waveform = config.waveform
+            return WaveformEncoder(first.width, standardiser, waveform.patch, waveform.tokens, dim, blocks)
         case _:
             raise AssertionError(f"no encoder for {first.kind}")
 

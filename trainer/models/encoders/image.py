@@ -77,5 +77,5 @@ class PictureStages(nn.Module):
         levels, height, width = [], self.height, self.width
         for side in self.sides:
             height, width = height // side, width // side
-            levels.append(PictureLevel(pictures.times(height * width), None, height, width))
+            levels.append(PictureLevel(pictures.times(height * width), height, width))
         return self.output(self.stages(x_NX, levels), levels[-1].blocks)  # type: ignore[no-any-return]

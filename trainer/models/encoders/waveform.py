@@ -1,22 +1,20 @@
 """Regularly sampled signals -> a fixed number of tokens, one launch for all waveforms with as many channels.
 
-A signal is cut into patches of consecutive samples. Each is what its samples are (`raw`), or the power in bands of
-frequency around it (`logmel`), and is embedded by itself (`patches`) or by stages of residual convolutions that merge
-neighbours (`convolutions`). The patches of all signals lie back to back, so memory and time follow the samples that
-are there and not the length that was declared. The rows that a signal then has are shared out evenly to `tokens`
-stretches of it: each token is the mean of its stretch, or, where there are fewer rows than tokens, the nearest one. So
-a short signal has as many tokens as a long one, none of them empty, and is as visible to attention. What the stretches
-no longer tell, how long the signal is, is an input of its own. No parameter depends on a length.
+A signal is cut into patches of consecutive samples, each embedded by a small network. The patches of all signals lie
+back to back, so memory and time follow the samples that are there and not the length that was declared. A signal's
+own patches are then shared out evenly to `tokens` stretches of the signal: each token is the mean of its stretch, or,
+where there are fewer patches than tokens, the nearest patch. So a short signal has as many tokens as a long one, none
+of them empty, and is as visible to attention. What the stretches no longer tell, how long the signal is, is an input
+of its own. No parameter depends on a length.
 
 A signal without samples is present but empty: its tokens are their positions and the embedded length 0.
 
 Shape legend: P pairs (sample, modality), O samples of all signals, C channels, s samples a patch, N patches of all
-signals, R rows of all signals behind the last stage, T tokens, E (row, token) entries, D width.
+signals, T tokens, E (patch, token) entries, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,14 +22,9 @@ from torch import Tensor, nn
 
 from data_shards import WaveformGroup
 from parallel.moe.segments import Segments
-from trainer.config.sections import WaveformEncoderConfig
-from trainer.models.convolutions.signals import SignalLayout, SignalRows, own_rows
-from trainer.models.convolutions.sizes import SignalSizes
-from trainer.models.convolutions.spectrum import LogSpectrum
-from trainer.models.convolutions.stages import Stages
 from trainer.models.encoders.layout import Encoder, GroupLayout, PresentPairs
-from trainer.models.layers.grouped_linear import GroupedLinear, GroupedMLP
-from trainer.models.layers.ragged import offsets_to_ids, pick_rows
+from trainer.models.layers.grouped_linear import Blocks, GroupedLinear, GroupedMLP
+from trainer.models.layers.ragged import offsets_to_ids
 from trainer.models.layers.standardise import Standardiser
 
 # Periods of the embedded length, each half of the one before, in octaves: the longest spans every length, the shortest,
@@ -42,77 +35,51 @@ LENGTH_SCALE = 0.02  # of initial weights, as small as positions are
 
 
 @dataclass(frozen=True)
-class WaveformLayout:
-    """Where patches lie, and how many (row, token) entries there are."""
+class PatchLayout:
+    """Patches of each modality of the group, and how many (patch, token) entries there are."""
 
-    signals: SignalLayout
+    patches: Blocks
     entries: int
 
 
 class WaveformEncoder(Encoder):
-    """Packed (O, C) samples with offsets -> (P, T, D).
-
-    Args:
-        rates: samples per second of each modality of the group, None if it declares none.
-    """
+    """Packed (O, C) samples with offsets -> (P, T, D)."""
 
     def __init__(
-        self,
-        channels: int,
-        standardiser: Standardiser,
-        config: WaveformEncoderConfig,
-        dim: int,
-        rates: Sequence[float | None],
+        self, channels: int, standardiser: Standardiser, patch: int, tokens: int, dim: int, blocks: int
     ) -> None:
         super().__init__()
-        blocks = len(rates)
-        self.standardiser, self.patch, self.tokens = standardiser, config.patch, config.tokens
-        self.sizes = SignalSizes.of(config, channels, dim)
-        inputs = channels * config.patch
-        self.spectrum: LogSpectrum | None = None
-        if config.front == "logmel":
-            inputs = channels * config.bands
-            self.spectrum = LogSpectrum(config.patch, config.window, config.bands, channels, rates)
-        self.network: GroupedMLP | Stages
-        if self.sizes.stages is None:
-            self.network = GroupedMLP(blocks, inputs, 2 * dim, dim)
-        else:
-            self.network = Stages(blocks, self.sizes.stages)
-            self.output = GroupedLinear(blocks, self.sizes.stages.widths[-1], dim)
+        self.standardiser, self.patch, self.tokens = standardiser, patch, tokens
+        self.network = GroupedMLP(blocks, channels * patch, 2 * dim, dim)
         self.length = GroupedLinear(blocks, LENGTH_INPUTS, dim)
         nn.init.uniform_(self.length.weight, -LENGTH_SCALE, LENGTH_SCALE)
-        self.position_TD = nn.Parameter(torch.randn(self.tokens, dim) * 0.02)
+        self.position_TD = nn.Parameter(torch.randn(tokens, dim) * 0.02)
 
-    def lay_out(
-        self, group: WaveformGroup, block_P: Tensor, blocks: int, present: PresentPairs | None
-    ) -> WaveformLayout:
-        """Numbers of rows, from the lengths of the signals on the CPU."""
-        length_P = group.offsets.diff()
-        signals = SignalLayout.of(length_P, block_P, blocks, self.sizes)
-        return WaveformLayout(signals, entries_of(own_rows(length_P, self.sizes), self.tokens))
+    def lay_out(self, group: WaveformGroup, block_P: Tensor, blocks: int, present: PresentPairs | None) -> PatchLayout:
+        """Numbers of patches, from the lengths of the signals on the CPU."""
+        patches_P = -(-group.offsets.diff() // self.patch)
+        patches_M = torch.zeros(blocks, dtype=torch.int64).index_add_(0, block_P, patches_P)
+        return PatchLayout(Blocks.of(patches_M), entries_of(patches_P, self.tokens))
 
     def forward(self, group: WaveformGroup, layout: GroupLayout) -> Tensor:
         own = layout.own
-        assert isinstance(own, WaveformLayout)
+        assert isinstance(own, PatchLayout)
         length_P = group.offsets.diff()
-        rows = SignalRows.of(length_P, own.signals, self.sizes)
-        pair_O = offsets_to_ids(group.offsets, len(group.values_OC))
-        value_OC = self.standardiser(group.values_OC, layout.block_P[pair_O])
-        x_NX, blocks = rows.place(value_OC, pair_O, group.offsets), own.signals.levels[0]
-        if self.spectrum is not None:
-            x_NX = self.spectrum(x_NX, blocks.segments.segment_N)
-        if isinstance(self.network, Stages):
-            row_RD = self._own(self.network(x_NX, rows.levels()), rows)
-            mean_PTD = stretch_means(row_RD, rows.own_P, self.tokens, own.entries)
-            token_PTD = self.output(mean_PTD.flatten(0, 1), layout.tokens).unflatten(0, (-1, self.tokens))
-        else:
-            row_RD = self._own(self.network(x_NX, blocks), rows)
-            token_PTD = stretch_means(row_RD, rows.own_P, self.tokens, own.entries)
+        patches_P = -(-length_P // self.patch)
+        embedded_ND = self.network(self._patches(group, layout.block_P, patches_P, own.patches.rows), own.patches)
+        token_PTD = stretch_means(embedded_ND, patches_P, self.tokens, own.entries)
         return token_PTD + self.position_TD + self.length(length_features(length_P), layout.pairs)[:, None]
 
-    def _own(self, row_ND: Tensor, rows: SignalRows) -> Tensor:
-        """The rows that are of signals."""
-        return pick_rows(row_ND, rows.cells()) if self.sizes.gap else row_ND
+    def _patches(self, group: WaveformGroup, block_P: Tensor, patches_P: Tensor, patches: int) -> Tensor:
+        """(N, s * C) standardised samples; what a signal's last patch lacks is 0, its mean."""
+        samples, channels = group.values_OC.shape
+        pair_O = offsets_to_ids(group.offsets, samples)
+        value_OC = self.standardiser(group.values_OC, block_P[pair_O])
+        # Samples keep their order; each signal moves to the start of its first patch.
+        moved_P = (patches_P.cumsum(0) - patches_P) * self.patch - group.offsets[:-1]
+        cell_O = torch.arange(samples, device=pair_O.device) + moved_P[pair_O]
+        padded = value_OC.new_zeros(patches * self.patch, channels).index_copy(0, cell_O, value_OC)
+        return padded.view(-1, self.patch * channels)
 
 
 def length_features(length_P: Tensor) -> Tensor:

@@ -86,8 +86,9 @@ def _add_lengths(
         values["positions"] += there * number * length
         values["text_squares"] += there * number * (length**2 + (table.std[0] / stride) ** 2)
     if spec.kind == "waveform":
+        patch = counter.config.waveform.patch
         samples = table.count[0] / max(1, table.present)
-        values[f"patches/{spec.group}"] += there * counter.signals(spec.group).expected_patches(samples, number)
+        values[f"patches/{spec.group}"] += there * (samples + number * (patch - 1) / 2) / patch
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def _encoder(counter: FlopCounter, name: str, indices: list[int], values: dict[s
         case "image":
             return rows * picture_elements(config.image, spec.shape[0], dim) * width
         case "waveform":
-            return counter.signals(name).elements(values[f"patches/{name}"], pairs) * width
+            return values[f"patches/{name}"] * (spec.width * config.waveform.patch + 5 * dim) * width
 
 
 def _series(counter: FlopCounter, indices: list[int], values: dict[str, float], pairs: float, width: int) -> float:

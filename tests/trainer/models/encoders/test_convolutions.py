@@ -10,22 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data_shards import DatasetSchema, ImageGroup, ModalitySpec, TaskSpec, WaveformGroup
+from data_shards import DatasetSchema, ImageGroup, ModalitySpec, TaskSpec
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics
 from parallel import LocalDispatcher
-from tests.allocations import Allocations
-from trainer.config.sections import ModelConfig, WaveformEncoderConfig
+from trainer.config.sections import ModelConfig
 from trainer.models.convolutions.sizes import merges_of, widths_of
 from trainer.models.convolutions.stages import Stages
 from trainer.models.encoders.build import build_encoder
 from trainer.models.encoders.image import ImageEncoder, PictureStages
 from trainer.models.encoders.layout import Encoder, group_layout_of
-from trainer.models.encoders.waveform import WaveformEncoder, entries_of, length_features, stretch_means
 from trainer.models.layers.grouped_linear import GroupedLinear
 
-DIM, CHANNELS = 32, 2
-SIGNALS: dict[str, Any] = {"network": "convolutions", "patch": 2, "strides": [2, 3], "tokens": 3, "layers": 2}
-LENGTHS = (1, 2, 5, 11, 12, 13, 0, 24, 25, 60, 203)
+DIM = 32
 
 
 def encoder_of(specs: list[ModalitySpec], **sections: Any) -> Encoder:
@@ -41,29 +37,6 @@ def encoder_of(specs: list[ModalitySpec], **sections: Any) -> Encoder:
     for parameter in encoder.parameters():
         nn.init.normal_(parameter, std=0.3)
     return encoder
-
-
-def signal_encoder(rates: tuple[float | None, ...] = (None, None), **changes: Any) -> WaveformEncoder:
-    specs = [ModalitySpec(f"w{m}", "waveform", shape=(CHANNELS,), rate=rate) for m, rate in enumerate(rates)]
-    encoder = encoder_of(specs, waveform={**SIGNALS, **changes})
-    assert isinstance(encoder, WaveformEncoder)
-    return encoder
-
-
-def signals(*lengths: int, seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [2 * torch.randn(length, CHANNELS, generator=generator) for length in lengths]
-
-
-def encode(encoder: WaveformEncoder, *blocks: list[Tensor]) -> Tensor:
-    """(P, T, D) of the signals of each of two modalities, as a batch holds them."""
-    values = [value for block in blocks for value in block]
-    counts_M = torch.tensor([len(block) for block in blocks] + [0] * (2 - len(blocks)))
-    block_P = torch.repeat_interleave(torch.arange(2), counts_M)
-    offsets = torch.tensor([0, *(len(value) for value in values)]).cumsum(0)
-    joined_OC = torch.cat([torch.empty(0, CHANNELS), *values])
-    group = WaveformGroup(block_P, torch.arange(len(values)), offsets, joined_OC)
-    return encoder(group, group_layout_of(encoder, group, block_P, 2))  # type: ignore[no-any-return]
 
 
 def kernel_of(layer: GroupedLinear, block: int, taps: tuple[int, ...]) -> Tensor:
@@ -96,94 +69,17 @@ def stages_reference(
     return norm(x)
 
 
-def reference(encoder: WaveformEncoder, value_LC: Tensor, block: int, strides: tuple[int, ...], taps: int) -> Tensor:
-    """(T, D) of one signal."""
-    length, last = torch.tensor([len(value_LC)]), (encoder.output.weight[block], encoder.output.bias[block])
-    assert isinstance(encoder.network, Stages)
-    row_RW = torch.empty(0, encoder.output.inputs)
-    if len(value_LC):
-        scaled_1CL = ((value_LC - 0.5) / 2).clamp(-5, 5).T[None]
-        sides = (encoder.patch, *strides)
-        row_RW = stages_reference(encoder.network, scaled_1CL, block, sides, taps, functional.conv1d)[0].T
-    rows = torch.tensor([len(row_RW)])
-    mean_TW = stretch_means(row_RW, rows, encoder.tokens, entries_of(rows, encoder.tokens))[0]
-    own_TD = mean_TW @ last[0][: encoder.output.inputs] + last[1] + encoder.position_TD
-    return own_TD + length_features(length)[0] @ encoder.length.weight[block] + encoder.length.bias[block]
-
-
-@pytest.mark.parametrize(("strides", "kernel"), [((2, 3), 3), ((), 5), ((4,), 1), ((2, 2), 7)])
-def test_signals_are_torchs_convolutions_one_after_the_other(strides: tuple[int, ...], kernel: int) -> None:
-    encoder = signal_encoder(strides=strides, kernel=kernel)
-    blocks = signals(*LENGTHS), signals(*LENGTHS[::-1], seed=1)
-    found_PTD = encode(encoder, *blocks)
-    expected = [
-        reference(encoder, value, block, strides, kernel) for block, values in enumerate(blocks) for value in values
-    ]
-    torch.testing.assert_close(found_PTD, torch.stack(expected), rtol=1e-4, atol=2e-5)
-
-
-@pytest.mark.parametrize("front", ["raw", "logmel"])
-@pytest.mark.parametrize("network", ["patches", "convolutions"])
-def test_a_signal_is_the_same_whoever_is_beside_it(front: str, network: str) -> None:
-    encoder = signal_encoder((100.0, 500.0), front=front, network=network, patch=4, window=3, bands=5)
-    values, others = signals(5, 33, 0, 200), signals(1000, 7, seed=1)
-    # A loud neighbour would show.
-    together_PTD = encode(encoder, values, [value * 100 for value in others])
-    for number, value in enumerate(values):
-        torch.testing.assert_close(encode(encoder, [value])[0], together_PTD[number], rtol=0, atol=5e-6)
-    again_PTD = encode(encoder, values, [value * 100 for value in others])
-    assert torch.equal(again_PTD, together_PTD)
-    swapped_PTD = encode(encoder, values[::-1], [])
-    torch.testing.assert_close(swapped_PTD.flip(0), together_PTD[:4], rtol=0, atol=5e-6)
-
-
-@pytest.mark.parametrize("front", ["raw", "logmel"])
-@pytest.mark.parametrize("network", ["patches", "convolutions"])
-def test_no_signal_and_empty_signals(front: str, network: str) -> None:
-    encoder = signal_encoder(front=front, network=network, patch=4)
-    assert encode(encoder, []).shape == (0, 3, DIM)
-    empty_PTD = encode(encoder, signals(0, 0), signals(0, 9))
-    assert torch.isfinite(empty_PTD).all() and torch.equal(empty_PTD[0], empty_PTD[1])
-    encode(encoder, []).sum().backward()
-    assert all(torch.isfinite(p.grad).all() for p in encoder.parameters() if p.grad is not None)
-
-
-def test_gradients_are_those_of_torchs_convolutions() -> None:
-    encoder, values = signal_encoder(), [value.requires_grad_() for value in signals(9, 3, 40)]
-    weight_PTD = torch.randn(3, 3, DIM, generator=torch.Generator().manual_seed(1))
-    wanted = [*encoder.parameters(), *values]
-    mine = torch.autograd.grad((encode(encoder, values) * weight_PTD).sum(), wanted)
-    slow = torch.stack([reference(encoder, value, 0, (2, 3), 3) for value in values])
-    expected = torch.autograd.grad((slow * weight_PTD).sum(), wanted)
-    for found, own in zip(mine, expected, strict=True):
-        torch.testing.assert_close(found, own, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("lengths", [(600,) * 8, (60, 60, 60, 4380, 60, 60, 60, 60)], ids=["equal", "one is long"])
-def test_memory_follows_the_samples(lengths: tuple[int, ...]) -> None:
-    """The largest tensor is what a block looks at, of the samples that are there and the room between signals."""
-    encoder = signal_encoder()
-    with Allocations() as seen:
-        encode(encoder, signals(*lengths)).sum().backward()
-    stride = encoder.sizes.stride
-    patches = sum(-(-length // (2 * stride)) + 1 for length in lengths) * stride
-    looked_at = patches * 3 * 16
-    assert looked_at <= seen.largest <= 1.3 * looked_at
-
-
 def test_sizes() -> None:
     assert [merges_of(patch) for patch in (1, 2, 4, 6, 8, 16, 7)] == [
         (1,), (2,), (2, 2), (2, 3), (2, 2, 2), (4, 2, 2), (7,)
     ]  # fmt: skip
     assert [widths_of(dim, 3) for dim in (64, 32, 128, 8)] == [(16, 32, 64), (16, 16, 32), (32, 64, 128), (8, 8, 8)]
-    with pytest.raises(ValueError, match=r"model\.waveform\.kernel=4 has no row in its middle"):
-        WaveformEncoderConfig(kernel=4)
 
 
 def test_a_recipe_that_names_nothing_new_has_the_weights_of_before() -> None:
     """So checkpoints of before are read by the recipe that they keep."""
     both = {
-        "waveform": encoder_of([ModalitySpec("w", "waveform", shape=(CHANNELS,), rate=100.0)]),
+        "waveform": encoder_of([ModalitySpec("w", "waveform", shape=(2,), rate=100.0)]),
         "image": encoder_of([ModalitySpec("p", "image", shape=(3, 8, 8), dtype="float32")]),
     }
     found = {kind: {name: tuple(p.shape) for name, p in encoder.named_parameters()} for kind, encoder in both.items()}
