@@ -76,9 +76,11 @@ def check(module: str, words: list[str]) -> None:
         # A file is the reader's own recipe, not a shipped one.
         if recipe not in (None, "RECIPE") and not recipe.endswith(".yaml"):
             load_recipe(recipe, changes)
-        options = [option.split("=")[0] for option in given.get("option") or [] if option != "key=value"]
-        known = source_class(given["source"]).Options.model_fields if given.get("source", "NAME") != "NAME" else {}
-        unknown = [option for option in options if option not in known]
+        unknown = []
+        if "source" in given:
+            options = [option.split("=")[0] for option in given.get("option") or [] if option != "key=value"]
+            known = source_class(given["source"]).Options.model_fields if given["source"] != "NAME" else {}
+            unknown = [option for option in options if option not in known]
     if unknown:
         raise ValueError(f"unknown options {unknown}")
 

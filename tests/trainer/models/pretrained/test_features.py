@@ -247,7 +247,8 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     vit, speech = save_encoder(tmp_path / "vit", "vit"), save_encoder(tmp_path / "speech", "wav2vec2")
     bert, resnet = save_encoder(tmp_path / "bert", "bert"), save_encoder(tmp_path / "resnet", "resnet")
     assert said("vit", vit, shape=(2, 16, 16)) == (
-        "encoder of cxr takes pictures of 3 channels, and modality cxr has 2: pack it with 3, or with 1, which is taken "
+        "encoder of cxr takes pictures of 3 channels, and modality cxr has 2: pack it with 3, or with 1, which is "
+        "taken "
         "3 times"
     )
     assert (
