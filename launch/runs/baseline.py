@@ -35,26 +35,22 @@ def learn_baseline(data: str, split: str, family: str, overrides: Sequence[str])
     except ManifestError as error:
         raise ManifestError(f"{error}; data sets are made with python -m launch pack") from None
     name = f"baseline-{manifest.schema.name}-{split}-{datetime.now():%Y%m%d-%H%M%S}"
-    settled = settle_paths(apply_overrides(RunConfig(name=name, data=DataConfig(url=url, split=split)), overrides))
-    configs = {kind: _of_family(settled, kind) for kind in FAMILIES if family in (kind, "both")}
+    whole = apply_overrides(RunConfig(name=name, data=DataConfig(url=url, split=split)), overrides)
+    configs = {kind: _of_family(whole, kind) for kind in FAMILIES if family in (kind, "both")}
     if not configs:
         raise UsageError(f"there is no family {family}; there are {', '.join(FAMILIES)} and both")
     for config in configs.values():
         _refuse_taken(config)
     with _progress() as told:
-        tables = read_tables(manifest, settled.data, told)
+        tables = read_tables(manifest, whole.data, told)
     results = [run_baseline(config, manifest, tables, kind, source_tags()) for kind, config in configs.items()]
     _show(results)
-    print_json_line({"baselines": results, "data": url, "split": settled.data.split})
+    print_json_line({"baselines": results, "data": url, "split": whole.data.split})
 
 
 def _of_family(config: RunConfig, family: str) -> RunConfig:
-    """The run of one family: its name ends with it. Its own spool follows from its name."""
-    own = config.model_copy(deep=True)
-    own.name = f"{config.name}-{family}"
-    if own.tracking.spool is not None:
-        own.tracking.spool = own.tracking.spool.replace(f"/{config.name}", f"/{own.name}")
-    return own
+    """The run of one family, which its name ends with, with absolute paths."""
+    return settle_paths(config.model_copy(update={"name": f"{config.name}-{family}"}))
 
 
 def _refuse_taken(config: RunConfig) -> None:
