@@ -54,7 +54,7 @@ def test_commands_of_a_page_run_one_after_the_other(page: str, tmp_path: Path) -
             (tmp_path / block["name"]).write_text(block["text"])
             continue
         done = subprocess.run(
-            ["bash", "-e", "-c", block["text"]], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240
+            ["bash", "-e", "-c", block["text"]], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=480
         )
         assert done.returncode == 0, f"{block['text']}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 

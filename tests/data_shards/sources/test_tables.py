@@ -264,7 +264,7 @@ def test_memory_does_not_grow_with_the_table(tmp_path: Path) -> None:
 def test_a_waveform_file_with_objects_is_never_unpickled(tmp_path: Path) -> None:
     path = lay_tables(tmp_path)
     np.save(tmp_path / "one.npy", np.array([{"a": 1}], object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"one\.npy holds objects, not numbers; save one array"):
+    with pytest.raises(ValueError, match=r"one\.npy: it holds objects, not numbers; save one array"):
         read(path)
 
 

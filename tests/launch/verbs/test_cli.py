@@ -173,7 +173,9 @@ def test_a_shell_completes_verbs_recipes_and_sources(tmp_path, line, offered):
 def test_completion_is_installed_for_the_command_only(tmp_path):
     command = tmp_path / "fleximoe"
     command.write_text("from launch.cli import main\nmain()\n")
-    env = environment(PYTHONPATH=str(ROOT), HOME=str(tmp_path))
+    # The shell is given, as the one that a test is started from may be none.
+    given = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    env = environment(PYTHONPATH=str(ROOT), HOME=str(tmp_path), **given)
     done = python(str(command), "--install-completion", "bash", env=env)
     assert done.returncode == 0 and "fleximoe" in (tmp_path / ".bashrc").read_text()
     assert "_FLEXIMOE_COMPLETE=complete_bash" in (tmp_path / ".bash_completions" / "fleximoe.sh").read_text()

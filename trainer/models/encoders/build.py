@@ -29,6 +29,7 @@ from trainer.models.encoders.vector import VectorEncoder
 from trainer.models.encoders.waveform import WaveformEncoder
 from trainer.models.layers.standardise import Standardiser
 from trainer.models.numbers.scale import NormalScores
+from trainer.models.pretrained.load import no_encoder
 
 CODE_SCALE = 0.3  # of initial rows, as modalities' embeddings have it
 
@@ -54,10 +55,7 @@ def build_encoder(
     """
     specs = [schema.modalities[index] for index in indices]
     if specs[0].kind in ("codes", "series") and specs[0].name in config.encoders:
-        raise ValueError(
-            f"model.encoders.{specs[0].name}: pretrained encoders read texts, pictures and waveforms, and modality "
-            f"{specs[0].name} is of kind {specs[0].kind}: leave it out"
-        )
+        raise ValueError(no_encoder(specs[0]))
     if specs[0].kind == "codes":
         return _codes_encoder(specs, statistics, config, dispatcher, seed)
     encoder: Encoder

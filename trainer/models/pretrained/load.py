@@ -14,6 +14,8 @@ from trainer.models.pretrained.pictures import PretrainedPictures
 from trainer.models.pretrained.sounds import PretrainedSpectrogram, PretrainedSpeech
 from trainer.models.pretrained.texts import PretrainedTexts
 
+READ = ("text", "image", "waveform")
+
 
 def load_encoder(spec: ModalitySpec, config: PretrainedConfig, weights: bool = True) -> PretrainedEncoder:
     """The encoder that `model.encoders.NAME` asks for, of a text, picture or waveform.
@@ -24,6 +26,8 @@ def load_encoder(spec: ModalitySpec, config: PretrainedConfig, weights: bool = T
     Raises:
         BackboneError: it cannot be had, or does not fit the modality; one sentence.
     """
+    if spec.kind not in READ:
+        raise BackboneError(no_encoder(spec))
     label, key = f"encoder of {spec.name}", f"model.encoders.{spec.name}"
     try:
         attention = register_attention()
@@ -32,6 +36,14 @@ def load_encoder(spec: ModalitySpec, config: PretrainedConfig, weights: bool = T
     asked = Asked(label, key, spec.kind, families_of(spec.kind), attention)
     with torch.random.fork_rng(devices=[]):
         return _made(asked, load_source(asked, config.source, weights), config, spec)
+
+
+def no_encoder(spec: ModalitySpec) -> str:
+    """What is said of a modality that pretrained encoders do not read."""
+    return (
+        f"model.encoders.{spec.name}: pretrained encoders read texts, pictures and waveforms, and modality {spec.name} "
+        f"is of kind {spec.kind}: leave it out"
+    )
 
 
 def _made(asked: Asked, loaded: Loaded, config: PretrainedConfig, spec: ModalitySpec) -> PretrainedEncoder:

@@ -23,7 +23,7 @@ def _loaded(rank: int, world: int, weights: dict[str, np.ndarray]) -> tuple[dict
     mesh = create_mesh(ParallelConfig(workers=world, expert_parallel=2), Case().moe)
     net = Net(Case(), mesh.dispatcher(), seed=99)
     known = {name: torch.from_numpy(value) for name, value in weights.items()}
-    Host(known, SplitStatistics(1, {}, {}), "", None).put_into(net)
+    Host(known, SplitStatistics(1, {}, {}), "", None, {}).put_into(net)
     ids_O = torch.tensor([40, 0, 21])
     logits = net(ids_O if rank == 0 else ids_O[:0])[0]
     return {name: p.detach().numpy() for name, p in net.named_parameters()}, logits.tolist()

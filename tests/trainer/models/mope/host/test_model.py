@@ -81,7 +81,7 @@ def prompted(
     model = architecture(attention, **(host_changes or {}))
     host = FuseMoE(SCHEMA, [], STATISTICS, model, LocalDispatcher(), 0)
     weights = {name: value.clone() for name, value in host.state_dict().items()}
-    known = Host(weights, STATISTICS, digest_of(weights), None)
+    known = Host(weights, STATISTICS, digest_of(weights), None, {})
     made = PromptedFuseMoE(SCHEMA, ["kind"], STATISTICS, known, model, section(**changes), LocalDispatcher(), 0)
     with torch.no_grad():
         for block in made.blocks if opened else []:

@@ -34,7 +34,7 @@ def prompted(way: str, attention: str, opened: bool, **changes: Any) -> Prompted
     ways = {"model__objects__irregularity": way, "model__codes__irregularity": way, "model__moe__noise": 0.0}
     host = timed_batch.build(**ways, model__attention=attention)
     weights = {name: value.clone() for name, value in host.state_dict().items() if not name.startswith("heads.")}
-    known = Host(weights, statistics_of(SCHEMA), digest_of(weights), None)
+    known = Host(weights, statistics_of(SCHEMA), digest_of(weights), None, {})
     section = MopeConfig.model_validate(SECTION | changes)
     made = PromptedFuseMoE(SCHEMA, ["died"], known.statistics, known, host.config, section, LocalDispatcher(), 0)
     with torch.no_grad():
