@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data_shards import StepLoader, open_manifest, pack
-from tests.trainer.jobs.test_train import job, losses
+from tests.trainer.jobs.test_train import STEADY, job, losses
 from tests.trainer.tiny import Reordered, TinyOptions, config, packed, predictor_of
 from trainer.checkpoints.evaluation_recipe import evaluation_config
 from trainer.checkpoints.find import open_checkpoint
@@ -20,6 +20,7 @@ from trainer.inference.request import Request
 from trainer.metrics.prediction_table import read_predictions
 
 ALL: dict[str, Any] = {
+    **STEADY,
     "model__series__statistics": "token",
     "model__scale": "quantile",
     "model__vector__numbers": "piecewise",
