@@ -38,6 +38,7 @@ def entries(places: Path) -> dict[str, Any]:
     return {name: {"source": str(places / name), "tokens": TOKENS[name]} for name in FAMILIES}
 
 
+@pytest.mark.long
 def test_losses_are_those_of_the_encoder_inside(places: Path, tmp_path: Path) -> None:
     job(1, config(str(places / "data"), tmp_path / "inside", model__encoders=entries(places), **STEPS))
     job(1, config(str(places / "vectors"), tmp_path / "vectors", **STEPS))

@@ -97,6 +97,7 @@ def recipe(places: dict[str, Path], storage: Path, more: dict[str, Any] | None =
 EP = {"parallel__workers": 2, "parallel__expert_parallel": 2}
 
 
+@pytest.mark.long
 def test_a_stopped_run_continues_to_the_same_bits_and_is_evaluated_predicted_and_exported(
     places: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -130,6 +131,7 @@ def test_a_stopped_run_continues_to_the_same_bits_and_is_evaluated_predicted_and
     assert table.num_rows == 4 and np.isfinite(table["died.logits"].to_numpy()).all()
 
 
+@pytest.mark.long
 def test_world_and_degree_change_nothing(places: dict[str, Path], tmp_path: Path) -> None:
     steady: dict[str, Any] = {"model__dropout": 0.0, "model__moe__noise": 0.0}
     still = {"sound": {"train": "lora"}}  # what is trained as a whole has dropout
@@ -153,6 +155,7 @@ def test_a_run_does_not_go_on_with_another_encoder(places: dict[str, Path], tmp_
         job(1, recipe(places, tmp_path, {"notes": {"tokens": "pooled"}}))
 
 
+@pytest.mark.long
 def test_kept_features_change_no_bit_also_after_a_stop(places: dict[str, Path], tmp_path: Path) -> None:
     kept = {"notes": {"cache": True}, "sound": {"train": "none", "lr": None, "cache": True}}
     whole = recipe(places, tmp_path / "whole", kept, training__epochs=3)
@@ -165,6 +168,7 @@ def test_kept_features_change_no_bit_also_after_a_stop(places: dict[str, Path], 
     assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
 
 
+@pytest.mark.long
 def test_features_as_data_and_the_encoder_inside_give_the_same_losses(places: dict[str, Path], tmp_path: Path) -> None:
     """What `launch embed` writes, written here by hand: the picture's two vectors in the place of the picture."""
     from tests.trainer.pretrained import group_of
