@@ -50,7 +50,7 @@ class PlainPart:
         self.place = place_of(manifest.schema, schema)
         self.counts = manifest.counts(config.split, part)
         # What it is on a node, if its processes share it.
-        self._key = f"{manifest.digest} {config.split} {part}" if manifest.chunks.shared is not None else None
+        self._key = f"{manifest.digest} {(config.split, part)!r}" if manifest.chunks.shared is not None else None
         self._first = first_numbers(self.counts, self._key)
         self.samples = int(self._first[-1] + self.counts[-1]) if len(self.counts) else 0
         self.bounds = np.array([0, self.samples])

@@ -87,6 +87,7 @@ def _in_folders(storage: str) -> Iterator[Listed]:
     try:
         entries = fs.ls(root, detail=True)
     except FileNotFoundError:
+        logger.warning("%s does not exist (yet): no folder of runs is there", storage)
         return
     for entry in entries:
         path = entry["name"].rstrip("/")

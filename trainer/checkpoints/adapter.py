@@ -23,21 +23,9 @@ from trainer.checkpoints.pieces import CheckpointError, Reader, Wanted
 from trainer.run_folder import ADAPTER
 
 FORMAT = "fleximoe-adapter-1"
-KEPT = (
-    "config",
-    "schema",
-    "embedded",
-    "statistics",
-    "schema_digest",
-    "data_digest",
-    "mlflow_run_id",
-    "step",
-    "score",
-    "parameters",
-    "buffers",
-    "backbone",
-    "encoders",
-)
+ORIGIN = ("config", "schema", "embedded", "statistics", "schema_digest", "data_digest", "mlflow_run_id", "step")
+"""What a checkpoint's description says of where its weights come from, in whatever form they are handed on."""
+KEPT = (*ORIGIN, "score", "parameters", "buffers", "backbone", "encoders")
 
 
 def write_adapter(checkpoint: Checkpoint, url: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from data_shards.lease.lease import take
 from data_shards.paths import absolute_url
 from parallel import LocalDispatcher
 from parallel.moe.initial import check_filled, undrawn
+from trainer.checkpoints.adapter import ORIGIN
 from trainer.checkpoints.checkpoint import Checkpoint, checkpoint_weights
 from trainer.checkpoints.description import outdated, statistics_from_json
 from trainer.checkpoints.find import open_checkpoint
@@ -44,18 +45,7 @@ def export_model(checkpoint_url: str, out_url: str) -> dict[str, Any]:
         raise CheckpointError(f"{checkpoint.path} {problem}")
     weights = checkpoint_weights(checkpoint)
     data = safetensors.torch.save(weights, metadata={"format": FORMAT})
-    keys = (
-        "config",
-        "schema",
-        "embedded",
-        "statistics",
-        "schema_digest",
-        "data_digest",
-        "mlflow_run_id",
-        "step",
-        "backbone",
-        "encoders",
-    )
+    keys = (*ORIGIN, "backbone", "encoders")
     about = {"format": FORMAT, "checkpoint": checkpoint.url, **{key: checkpoint.meta.get(key) for key in keys}}
     fs, root = fsspec.url_to_fs(out_url)
     with take(out_url, "export of a model", "export to another folder") as lease:

@@ -23,9 +23,9 @@ def shared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tables, "SHARED_ABOVE", 0)
 
 
-def batches(url: str, workers: int) -> list[tuple[int, list[str]]]:
-    config = DataConfig(url=url, workers=workers, window_chunks=2, seed=3)
-    loader = StepLoader(open_manifest(url), config, "train", batch_size=7, rank=0, world=2)
+def batches(url: str, workers: int, part: str = "train", split: str = "default") -> list[tuple[int, list[str]]]:
+    config = DataConfig(url=url, split=split, workers=workers, window_chunks=2, seed=3)
+    loader = StepLoader(open_manifest(url), config, part, batch_size=7, rank=0, world=2)
     steps = [step for epoch in (0, 1) for step in loader.steps(epoch)]
     loader.close()
     return [(step.position.offset, [key for batch in step.micro_batches for key in batch.keys]) for step in steps]
@@ -36,6 +36,7 @@ def test_it_is_read_in_the_same_order(tmp_path: Path, monkeypatch: pytest.Monkey
     make_set(Path(url), 60)
     alone = open_manifest(url)
     expected = batches(url, 0)
+    others = {own: batches(url, 0, *own) for own in (("val", "default"), ("train", "other"))}
     assert sum(len(keys) for _, keys in expected) > 30
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(tables, "SHARED_ABOVE", 0)
@@ -48,6 +49,8 @@ def test_it_is_read_in_the_same_order(tmp_path: Path, monkeypatch: pytest.Monkey
     made = [path.name for path in next(tmp_path.glob("fleximoe-*")).iterdir()]
     # Tables, first numbers, and an order for each epoch.
     assert len(made) == 1 + 1 + 2 + 1 and "making.lock" in made
+    # Each part of each split has its own.
+    assert {own: batches(url, 0, *own) for own in others} == others and expected not in others.values()
 
 
 def test_only_a_place_travels_to_a_loaders_process(shared: None, tmp_path: Path) -> None:

@@ -59,6 +59,17 @@ def outside_layers(found: list[Found]) -> list[Found]:
     return [one for one in found if not one.where.startswith("parallel/moe/") or one.where.startswith(own)]
 
 
+def adds_and_asks_nothing(watch: Watch) -> None:
+    """No sum by index in low precision, none at all outside layers, no wait of the host outside them or backward."""
+    assert watch.kernels["forward"] > 100 and watch.kernels["backward"] > 100
+    assert watch.low_precision_scatters() == []
+    # A maximum is the same in any order.
+    outside = [found for found in outside_layers(watch.scatters) if found.phase == "forward"]
+    assert {found.name for found in outside} == {"scatter_reduce"}
+    assert outside_layers(watch.found_waits) == []
+    assert watch.waits["backward"] == 0
+
+
 @pytest.mark.parametrize("attention", ["per_modality", "joint", "factorized"])
 @pytest.mark.parametrize(
     ("router", "granularity", "pooling"),
@@ -77,24 +88,13 @@ def test_a_step_adds_nothing_by_index_and_asks_the_device_nothing(
     model = build(manifest, **changes, model__pooling=pooling, model__dim=16, model__heads=2).bfloat16()
     batch = batch_of(manifest)
     watch = watched(model, drop_modalities(batch, dropout, 1) if dropout else batch)
-    assert watch.kernels["forward"] > 100 and watch.kernels["backward"] > 100
-    assert watch.low_precision_scatters() == []
-    # A maximum is the same in any order.
-    outside = [found for found in outside_layers(watch.scatters) if found.phase == "forward"]
-    assert {found.name for found in outside} == {"scatter_reduce"}
-    assert outside_layers(watch.found_waits) == []
-    assert watch.waits["backward"] == 0
+    adds_and_asks_nothing(watch)
 
 
 def test_convolutions_add_nothing_by_index_and_ask_the_device_nothing(manifest: Manifest) -> None:
     model = build(manifest, model__image__network="convolutions", model__dim=16, model__heads=2).bfloat16()
     watch = watched(model, batch_of(manifest))
-    assert watch.kernels["forward"] > 100 and watch.kernels["backward"] > 100
-    assert watch.low_precision_scatters() == []
-    outside = [found for found in outside_layers(watch.scatters) if found.phase == "forward"]
-    assert {found.name for found in outside} == {"scatter_reduce"}
-    assert outside_layers(watch.found_waits) == []
-    assert watch.waits["backward"] == 0
+    adds_and_asks_nothing(watch)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
