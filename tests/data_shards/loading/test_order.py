@@ -57,7 +57,7 @@ def pairs(entries: tuple[np.ndarray, np.ndarray]) -> list[tuple[int, int]]:
     return list(zip(entries[0].tolist(), entries[1].tolist(), strict=True))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None)
 @given(COUNTS, st.integers(0, 2**40), st.integers(0, 1000), st.integers(1, 50), st.data())
 def test_pieces_of_any_size_are_the_slow_sequence(
     counts: list[int], seed: int, epoch: int, window: int, data: st.DataObject
@@ -73,7 +73,7 @@ def test_pieces_of_any_size_are_the_slow_sequence(
     assert sorted(taken) == [(chunk, i) for chunk, count in enumerate(counts) for i in range(count)]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None)
 @given(COUNTS, st.integers(0, 1000), st.integers(1, 5), st.booleans(), st.data())
 def test_the_numbers_of_a_step_are_its_entries_in_storage_order(
     counts: list[int], epoch: int, window: int, shuffle: bool, data: st.DataObject
@@ -87,7 +87,7 @@ def test_the_numbers_of_a_step_are_its_entries_in_storage_order(
     assert pairs(places(first_numbers(np.array(counts)), np.arange(len(everything)))) == everything
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None)
 @given(COUNTS, st.integers(0, 2**40), st.integers(1, 8), st.data())
 def test_exactly_once_through_stops_and_other_world_sizes(
     counts: list[int], seed: int, window: int, data: st.DataObject

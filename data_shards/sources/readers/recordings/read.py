@@ -210,6 +210,8 @@ def _check_length(values_LC: np.ndarray, first: int, end: int | None, rate: floa
             raise SignalError(_outside(part.start or 0.0, part.end, (first + there) / clock))
         raise SignalError(f"it is cut short: {there:,} samples are there, and {end - first:,} were to be read")
     if not there:
+        if part.start is not None and part.end is not None:
+            raise SignalError(f"no sample lies in the stretch from second {part.start:g} to {part.end:g}")
         if first:
             raise SignalError(f"the stretch from second {part.start or 0:g} on begins after its end")
         raise SignalError("it holds no samples")

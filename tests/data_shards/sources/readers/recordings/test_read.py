@@ -233,9 +233,11 @@ def by_a_loop(
     if last is None or (stop is not None and stop <= begin) or begin > time[len(values) - 1]:
         return None
     rows = [n for n in range(last) if time[n] >= begin]
+    if not rows:
+        return None  # the stretch lies between two samples
     picked = [[values[n][c] for c in (range(values.shape[1]) if chosen == "mix" else chosen)] for n in rows]
     cut = np.array([[sum(row) / len(row)] if chosen == "mix" else row for row in picked]).reshape(len(rows), -1)
-    return np.stack([slowly_resampled(channel, rate, wanted) for channel in cut.T], axis=1) if len(rows) else None
+    return np.stack([slowly_resampled(channel, rate, wanted) for channel in cut.T], axis=1)
 
 
 def slowly_resampled(values: np.ndarray, rate: float, wanted: float) -> np.ndarray:
