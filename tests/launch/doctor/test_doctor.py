@@ -44,6 +44,7 @@ def test_no_ray_is_fine_alone_and_a_failure_if_one_was_named(tmp_path):
         assert "127.0.0.1" in failure.text and failure.todo
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_closed_ray_is_looked_at_from_inside_by_a_job(head, place):

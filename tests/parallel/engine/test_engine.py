@@ -77,7 +77,11 @@ def reference(case: Case) -> dict[str, np.ndarray]:
     return train_reference(case)
 
 
-@pytest.mark.parametrize(("world", "case"), [(world, case) for world in WORLDS for case in cases_of(world)], ids=str)
+@pytest.mark.parametrize(
+    ("world", "case"),
+    [pytest.param(world, case, marks=[pytest.mark.long] * (world > 2)) for world in WORLDS for case in cases_of(world)],
+    ids=str,
+)
 def test_training_equals_one_process(world: int, case: Case) -> None:
     expected = reference(replace(case, expert_parallel=1, zero_stage=1))
     ranks = trained(world)[case]
@@ -134,7 +138,7 @@ def _train_bf16(rank: int, world: int, cases: list[Case]) -> list[tuple[list[flo
     return results
 
 
-@pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("world", [1, *(pytest.param(world, marks=pytest.mark.long) for world in (2, 4))])
 def test_bf16_follows_fp32(world: int) -> None:
     expected = reference(Case(accumulation=2, steps=20))
     for losses, norms in run_ranks(_train_bf16, world, bf16_cases(world))[0]:

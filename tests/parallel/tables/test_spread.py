@@ -215,6 +215,7 @@ def _with_and_without(rank: int, world: int, cases: list[Case]) -> list[Any]:
     return found
 
 
+@pytest.mark.long
 def test_a_refused_step_and_an_evaluation_change_no_bit_of_what_follows() -> None:
     cases = [Case(2, stage, p, a) for stage in (1, 2) for p in ("fp32", "bf16") for a in (1, 2)]
     for rank in run_ranks(_with_and_without, 2, cases):

@@ -42,6 +42,7 @@ def mixed(mixture: dict[str, Any], storage: Path, **changes: Any) -> RunConfig:
     return RunConfig.model_validate({**tree, "data": {"mixture": mixture}})
 
 
+@pytest.mark.long
 def test_a_stopped_mixture_continues_to_the_same_bits_and_evaluates(mixture: dict[str, Any], tmp_path: Path) -> None:
     layout: dict[str, Any] = {"parallel__workers": 2, "parallel__expert_parallel": 2, "model__modality_dropout": 0.3}
     whole = job(2, mixed(mixture, tmp_path / "whole", **layout))

@@ -38,6 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_moments(tmp_path_factory.mktemp("moments"), RECORDS).url
 
 
+@pytest.mark.long
 def test_a_run_of_moments_stopped_and_moved_sees_each_once_and_scores_both_ways(data: str, tmp_path: Path) -> None:
     whole, train, test = config(data, tmp_path / "whole", **STEADY), names(RECORDS), names(RECORDS, "test")
     first = job(1, whole)

@@ -44,6 +44,7 @@ def tracked(data, tmp_path, **changes):
     return config(data, tmp_path / "runs", **{**tracking, "training__epochs": 1, **changes})
 
 
+@pytest.mark.long
 def test_a_run_that_is_over_before_mlflow_has_started_is_there_with_every_point(data, tmp_path):
     first, second = results(tracked(data, tmp_path))
     assert first["run_id"] == second["run_id"] is not None and first["mlflow"] == second["mlflow"] == "complete"

@@ -55,6 +55,7 @@ def undisturbed(data, tmp_path_factory):
     return run_ranks(_run, 2, _tree(data, tmp_path_factory.mktemp("run")), None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("slow", ["commit", "metric"])
 def test_training_outlives_it_with_the_same_figures(data, undisturbed, tmp_path, slow):
     start = time.monotonic()

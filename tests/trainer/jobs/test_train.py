@@ -100,6 +100,7 @@ def test_a_stopped_run_continues_to_the_same_bits(data: str, tmp_path: Path) -> 
     assert job(2, broken)["metrics"] == whole["metrics"]
 
 
+@pytest.mark.long
 def test_a_finished_run_goes_on_when_it_is_given_more_epochs(data: str, tmp_path: Path) -> None:
     steady: dict[str, Any] = {"optim__schedule": "constant"}
     whole = job(1, config(data, tmp_path / "whole", **steady, training__epochs=3))
@@ -118,7 +119,9 @@ def test_a_checkpoint_is_written_when_a_rank_asks_for_one(data: str, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("world", "degree", "stage"), [(1, 1, 2), (2, 1, 1), (4, 4, 1), (4, 2, 2)], ids=lambda value: str(value)
+    ("world", "degree", "stage"),
+    [(1, 1, 2), (2, 1, 1), *(pytest.param(4, *rest, marks=pytest.mark.long) for rest in ((4, 1), (2, 2)))],
+    ids=str,
 )
 def test_a_run_continues_at_another_world_size(data: str, tmp_path: Path, world: int, degree: int, stage: int) -> None:
     saved = {**STEADY, "parallel__workers": 2, "parallel__expert_parallel": 2}

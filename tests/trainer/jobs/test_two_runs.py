@@ -65,6 +65,7 @@ def steps_logged(run: str) -> Counter[int]:
     return Counter(line["step"] for line in metric_lines(run) if "train/loss" in line.get("metrics", {}))
 
 
+@pytest.mark.long
 def test_two_processes_and_one_run(storage: str, tmp_path: Path) -> None:
     packed(tmp_path / "data")
     run = f"{storage}/run"

@@ -37,6 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return packed(tmp_path_factory.mktemp("tiny") / "data")
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_and_an_evaluation_draw_no_expert(data: str, tmp_path: Path) -> None:
     layout = {"parallel__workers": 2, "parallel__expert_parallel": 2}
     whole, drawn = counted(config(data, tmp_path / "whole", **layout))

@@ -56,6 +56,7 @@ def command(*words: object) -> dict[str, object]:
     return last_json(python("-m", *map(str, words), env=environment(PYTHONPATH=str(OUTSIDE))))
 
 
+@pytest.mark.long
 def test_it_trains_resumes_evaluates_predicts_and_is_planned(place: Path) -> None:
     recipe, names = place / "presence.yaml", ("train/loss", "train/grad_norm")
     whole = command("trainer", recipe, "name=whole")

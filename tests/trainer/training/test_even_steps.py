@@ -95,6 +95,7 @@ def test_ranks_with_shares_of_different_size_learn_the_same(tmp_path: Path, trai
     assert found["tokens"]["metrics"] == pytest.approx(found["records"]["metrics"], rel=1e-4)
 
 
+@pytest.mark.long
 def test_a_run_of_an_earlier_version_goes_on_with_the_same_global_batches(
     data: str, tmp_path: Path, train_keys: list[str]
 ) -> None:

@@ -81,6 +81,7 @@ def test_compile_says_what_is_missing(data: str, tmp_path: Path, monkeypatch: py
         run(config(data, tmp_path, training__compile=True), SingleContext("cpu"))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_compiled_parts_give_the_same_losses(data: str, tmp_path: Path) -> None:
     found = []

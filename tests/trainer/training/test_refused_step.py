@@ -44,6 +44,7 @@ def logged(storage: Path) -> dict[int, dict[str, float]]:
     return {line["step"]: line["metrics"] for line in lines if "train/grad_norm" in line.get("metrics", {})}
 
 
+@pytest.mark.long
 def test_a_run_goes_on_as_if_the_step_had_not_been(tmp_path: Path) -> None:
     data = packed(tmp_path / "data")
     settings: dict[str, Any] = {

@@ -158,6 +158,7 @@ def test_an_adapter_on_towers_predicts_and_says_why(vqa: str, tmp_path: Path) ->
         predicted(plain.run_dir, result, explain=True)
 
 
+@pytest.mark.long
 def test_expert_parallel_hosts_give_the_same_losses(icu: tuple[str, str], tmp_path: Path) -> None:
     steady = on_host(icu, tmp_path / "one", dropout=0.0, noise=0.0)
     steady.model.modality_dropout = 0.0

@@ -191,6 +191,7 @@ def recipe(data: str, storage: Path, **changes: Any) -> RunConfig:
     return changed(tree, changes)
 
 
+@pytest.mark.long
 def test_a_run_marks_pixels_stops_continues_and_is_evaluated_by_its_adapter(tmp_path: Path) -> None:
     """Two ranks, of which one has fewer records; packed from files of pictures and masks."""
     source = create_source("image_text", {"path": str(marked_folder(tmp_path / "files")), "mask": "mask", "size": SIDE})
