@@ -40,7 +40,9 @@ __all__ = [
     "Series",
     "Source",
     "TaskSpec",
+    "baseline",
     "compare",
+    "ensemble",
     "fit",
     "open_run",
     "pack",
@@ -190,3 +192,40 @@ def compare(
     from launch.api.errors import speaking
 
     return speaking(compare_all)(runs, experiment, metric, mlflow)
+
+
+def ensemble(
+    runs: Sequence[Run | str | PathLike[str]], *, blend: Run | str | PathLike[str] | None = None, **overrides: Any
+) -> Run:
+    """Several runs as one model: the mean of their chances, as a run that predicts and is compared like any other.
+
+    Args:
+        runs: runs or their folders, of one split of one data set; of a sweep's folder the seeds of its best variant.
+        blend: a baseline or another run that counts by a weight, chosen on validation for each task.
+        overrides: `name="five"`, `training={"storage": ...}`, `tracking={"mlflow": False}`.
+
+    Raises:
+        InputError: fewer than two members, members of other data, or a name that is taken.
+    """
+    from launch.api.errors import speaking
+    from launch.api.fit import ensemble as together
+
+    return speaking(together)(runs, blend, overrides)
+
+
+def baseline(
+    data: Data | str | PathLike[str], *, family: str = "trees", split: str = "default", **overrides: Any
+) -> Run:
+    """Boosted trees or a linear model on whole-record statistics: what a model has to beat.
+
+    Args:
+        data: what `pack` returned, or the folder or URL of packed data. family: "trees" or "linear".
+        overrides: as of `ensemble`.
+
+    Raises:
+        InputError: nothing to learn from, or a name that is taken.
+    """
+    from launch.api.errors import speaking
+    from launch.api.fit import baseline as learned
+
+    return speaking(learned)(data, family, split, overrides)

@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from launch.errors import exit_code, one_sentence
-from launch.verbs import baseline, checkpoint, cluster, compare, data, jobs, machine, plan, predict, sweep, train
+from launch.verbs import baseline, checkpoint, cluster, data, jobs, machine, plan, predict, runs, sweep, train
 
 HELP = """Train multimodal mixture-of-experts models on records with missing modalities and irregular times.
 
@@ -40,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # In the order in which --help shows them.
-for verbs in (data, baseline, train, predict, compare, sweep, plan, jobs, machine):
+for verbs in (data, baseline, train, predict, runs, sweep, plan, jobs, machine):
     app.add_typer(verbs.app)
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(checkpoint.app, name="checkpoint")

@@ -41,7 +41,7 @@ FLOORS = {
         ("__main__",),
         ("jobs",),
         ("training",),
-        ("evaluation",),
+        ("evaluation", "ensemble"),
         ("session", "inference", "baseline"),
         ("models",),
         ("figures",),

@@ -22,6 +22,7 @@ ADAPTER = "adapter"  # a folder, and the stem of the two files in it
 TEMPERATURE = "temperature.json"
 BASELINE = "baseline.json"  # of a baseline: what it is, and beside it its arrays
 BASELINE_ARRAYS = "baseline.safetensors"
+ENSEMBLE = "ensemble.json"  # of several runs as one model: which, and what each counts
 SPOOL = "mlflow_spool"  # what MLflow could not take yet
 # Written by the job, and artifacts of its MLflow run.
 CONFIG = "config.json"

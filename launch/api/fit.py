@@ -1,4 +1,4 @@
-"""A model fitted from Python: a recipe, what differs from it, and a process that trains."""
+"""Runs made from Python: a recipe, what differs from it, and a process that trains; an ensemble; a baseline."""
 
 from __future__ import annotations
 
@@ -33,6 +33,31 @@ def fit(data: Any, recipe: Any, progress: bool, debug: bool, overrides: Mapping[
     result = run_apart(config, progress, debug)
     refuse_stopped(config, result)
     return Run(config.run_dir)
+
+
+def ensemble(runs: Sequence[Any], blend: Any, overrides: Mapping[str, Any]) -> Run:
+    """See `fleximoe.ensemble`."""
+    from launch.runs.ensemble import make_ensemble
+
+    if isinstance(runs, str | Run):
+        raise UsageError("ensemble takes a list of runs: ensemble([first, second])")
+    changes = [f"{key}={text}" for key, text in flat(overrides)]
+    second = None if blend is None else str(blend)
+    return Run(make_ensemble([str(run) for run in runs], second, changes)["run_dir"])
+
+
+def baseline(data: Any, family: str, split: str, overrides: Mapping[str, Any]) -> Run:
+    """See `fleximoe.baseline`."""
+    from launch.runs.baseline import make_baselines
+    from trainer.baseline.learners.families import FAMILIES
+
+    if family not in FAMILIES:
+        raise UsageError(f"there is no family {family}; there are {' and '.join(FAMILIES)}")
+    url = place_of(data)
+    if url is None:
+        raise UsageError("nothing to learn from: give the packed data, what pack() returns or its folder")
+    (result,) = make_baselines(url, split, family, [f"{key}={text}" for key, text in flat(overrides)])
+    return Run(result["run_dir"])
 
 
 def recipe_for(data: Any, recipe: Any, overrides: Mapping[str, Any]) -> RunConfig:

@@ -125,8 +125,11 @@ class Run:
             return pd.read_parquet(out)
 
     def _trained_on(self) -> str:
+        from launch.runs.requests import Asked, request_of, without_checkpoint
         from trainer.checkpoints.find import open_checkpoint
 
+        if without_checkpoint(self.url):
+            return request_of(self.url, Asked())[0].data.url
         section = open_checkpoint(self.url).meta["config"]["data"]
         if section.get("mixture"):
             raise UsageError(
@@ -168,9 +171,13 @@ class Run:
     ) -> dict[str, Any]:
         from data_shards import open_data
         from launch.runs.checks import check
+        from launch.runs.ensemble import measure_together
+        from launch.runs.requests import without_checkpoint
         from launch.runs.train import evaluation_of
 
         hidden = [drop] if isinstance(drop, str) else list(drop)
+        if without_checkpoint(self.url):
+            return measure_together(self.url, None if data is None else str(data), part, hidden, (), **wishes)
         config = evaluation_of(self.url, None if data is None else str(data), part, hidden, (), **wishes)
         check(config)  # what is refused needs no process
         open_data(config.data).column(config.data.split, part)

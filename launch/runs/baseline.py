@@ -21,7 +21,14 @@ from trainer.worker.provenance import source_tags
 
 
 def learn_baseline(data: str, split: str, family: str, overrides: Sequence[str]) -> None:
-    """Learn the families that are asked for (`both`, or one); prints a table, then the result as one JSON line.
+    """As `make_baselines`; prints a table, then the result as one JSON line."""
+    results = make_baselines(data, split, family, overrides)
+    _show(results)
+    print_json_line({"baselines": results, "data": absolute_url(data), "split": split})
+
+
+def make_baselines(data: str, split: str, family: str, overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """Learn the families that are asked for (`both`, or one); returns the result of each.
 
     Raises:
         UsageError: the name is taken. ValueError: data that cannot be read, or that nothing can be learned from.
@@ -43,9 +50,7 @@ def learn_baseline(data: str, split: str, family: str, overrides: Sequence[str])
         _refuse_taken(config)
     with _progress() as told:
         tables = read_tables(manifest, whole.data, told)
-    results = [run_baseline(config, manifest, tables, kind, source_tags()) for kind, config in configs.items()]
-    _show(results)
-    print_json_line({"baselines": results, "data": url, "split": whole.data.split})
+    return [run_baseline(config, manifest, tables, kind, source_tags()) for kind, config in configs.items()]
 
 
 def _of_family(config: RunConfig, family: str) -> RunConfig:

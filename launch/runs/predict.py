@@ -19,19 +19,17 @@ import fsspec
 
 from data_shards.errors import skipped_words
 from data_shards.paths import absolute_url, is_local
-from launch.cluster.environment import prepare_for_ray, settle_paths
+from launch.cluster.environment import prepare_for_ray
 from launch.errors import RunFailedError, UsageError
 from launch.output.tables import print_json_line
-from launch.runs.checks import check
 from launch.runs.embed import sources_of
-from trainer.config.recipe import apply_overrides
+from launch.runs.requests import Asked, request_of
 from trainer.config.run_config import RunConfig
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from trainer.checkpoints.checkpoint import Checkpoint
-    from trainer.inference.request import Request
+    from trainer.ensemble.answers import AnyRequest
 
     Rows = Iterator[tuple[pa.Table, dict[str, int]]]
 
@@ -71,74 +69,33 @@ def predict_into(
         UsageError: `out` exists. RunFailedError: a worker failed for good. ValueError: wrong checkpoint or data.
     """
     started = time.perf_counter()
-    from trainer.checkpoints.find import open_checkpoint
-
-    out = absolute_url(out)
-    opened = open_checkpoint(absolute_url(checkpoint))
-    config, member = _config(opened, None if data is None else absolute_url(data), overrides)
+    out, checkpoint = absolute_url(out), absolute_url(checkpoint)
+    data = None if data is None else absolute_url(data)
+    asked = Asked(data, part, tuple(overrides), explain, calibrated, sources_of(encode))
+    config, request = request_of(checkpoint, asked)
     fs, path = fsspec.url_to_fs(out)
     if fs.exists(path) and not overwrite:
         raise UsageError(f"{out} exists: give another name, or --overwrite")
-    request = _request(config, opened, member, part, explain, calibrated, sources_of(encode))
-    rows = _on_ray(config, request, debug) if config.parallel.workers > 1 else _here(request, opened)
+    rows = _on_ray(config, request, part, debug) if config.parallel.workers > 1 else _here(request)
     found: Counter[str] = Counter()
     _, skipped = write_whole(_counted(rows, found), out)
     return {
         "out": out,
         **found,
         "skipped": dict(skipped),
-        "checkpoint": request.checkpoint,
+        "checkpoint": getattr(request, "checkpoint", checkpoint),
         "workers": config.parallel.workers,
         "seconds": round(time.perf_counter() - started, 2),
     }
 
 
-def _config(checkpoint: Checkpoint, data: str | None, overrides: Sequence[str]) -> tuple[RunConfig, str]:
-    from trainer.checkpoints.evaluation_recipe import evaluation_config
-    from trainer.inference.request import choose_data
-
-    mixture = checkpoint.meta["config"]["data"].get("mixture")
-    config = evaluation_config(checkpoint, None if mixture else data)
-    config = settle_paths(apply_overrides(config, ["parallel.workers=1", "parallel.expert_parallel=1", *overrides]))
-    config, member = choose_data(config, checkpoint, data)
-    check(config)
-    return config, member
-
-
-def _request(
-    config: RunConfig,
-    checkpoint: Checkpoint,
-    member: str,
-    part: str | None,
-    explain: bool,
-    calibrated: bool,
-    sources: dict[str, str],
-) -> Request:
-    from data_shards import open_manifest
-    from trainer.inference.request import Request, model_tasks, needed_encoders
-    from trainer.metrics.calibration import has_temperature
-    from trainer.metrics.temperature import read_temperatures
-
-    temperatures = read_temperatures(checkpoint) if calibrated else {}
-    manifest = open_manifest(config.data.url, config.data.storage_options)
-    tasks = model_tasks(checkpoint, manifest, member)
-    encoders = needed_encoders(checkpoint, manifest.schema, member, sources)
-    without = [task.name for task in tasks if has_temperature(task) and task.name not in temperatures]
-    if calibrated and without:
-        raise UsageError(
-            f"{checkpoint.url} has no temperature for {', '.join(without)}: part val had no label of it when "
-            "temperatures were fitted; predict without --calibrated"
-        )
-    return Request(config, part, member, explain, temperatures, encoders)
-
-
-def _here(request: Request, checkpoint: Checkpoint) -> Rows:
-    from trainer.inference.predictor import Predictor
+def _here(request: AnyRequest) -> Rows:
+    from trainer.ensemble.answers import open_answers
     from trainer.worker.context import default_device
 
-    predictor = Predictor(request, checkpoint, default_device(0))
-    for stretch in predictor.stretches():
-        yield predictor(stretch)
+    answers = open_answers(request, default_device(0))
+    for stretch in answers.stretches():
+        yield answers(stretch)
 
 
 def _counted(rows: Rows, found: Counter[str]) -> Rows:
@@ -151,7 +108,7 @@ def _counted(rows: Rows, found: Counter[str]) -> Rows:
         yield table, lost
 
 
-def _on_ray(config: RunConfig, request: Request, debug: bool) -> Rows:
+def _on_ray(config: RunConfig, request: AnyRequest, part: str | None, debug: bool) -> Rows:
     """Rows in the order of the data set. A worker that dies is started again, and its stretch with it."""
     prepare_for_ray(config)
     import ray
@@ -162,7 +119,7 @@ def _on_ray(config: RunConfig, request: Request, debug: bool) -> Rows:
     from trainer.inference.predictor import cut_stretches
 
     stretches = cut_stretches(
-        open_manifest(config.data.url, config.data.storage_options).counts(config.data.split, request.part)
+        open_manifest(config.data.url, config.data.storage_options).counts(config.data.split, part)
     )
     # Rows are yielded inside: this Ray lives until the last one is taken.
     with ray_session(config, debug):
@@ -184,21 +141,20 @@ def _on_ray(config: RunConfig, request: Request, debug: bool) -> Rows:
 
 
 class PredictWorker:
-    """A Ray actor around a predictor."""
+    """A Ray actor around what answers."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: AnyRequest) -> None:
         import torch
 
-        from trainer.checkpoints.find import open_checkpoint
-        from trainer.inference.predictor import Predictor
+        from trainer.ensemble.answers import open_answers
         from trainer.worker.context import default_device
 
         torch.set_num_threads(1)
-        self._predictor = Predictor(request, open_checkpoint(request.checkpoint), default_device(0))
+        self._answers = open_answers(request, default_device(0))
 
     def predict(self, stretch: Any) -> tuple[Any, dict[str, int]]:
         """Rows of one stretch."""
-        return self._predictor(stretch)
+        return self._answers(stretch)
 
 
 def write_whole(rows: Rows, url: str) -> tuple[int, Counter[str]]:

@@ -11,6 +11,8 @@ from launch.cluster.environment import prepare_for_ray, settle_paths
 from launch.errors import RunFailedError, UsageError
 from launch.output.tables import print_json_line, print_metrics, print_table
 from launch.runs.checks import check
+from launch.runs.ensemble import measure_together
+from launch.runs.requests import without_checkpoint
 from trainer.config.job_types import known_job_types
 from trainer.config.recipe import apply_overrides, load_recipe
 from trainer.config.run_config import RunConfig
@@ -54,6 +56,10 @@ def evaluate_run(
     if words and not drop:
         raise UsageError(f"unexpected {words[0]!r}: overrides are section.key=value, modalities follow --drop")
     changes = [word for word in overrides if "=" in word]
+    url = absolute_url(checkpoint)
+    if without_checkpoint(url):
+        print_json_line(measure_together(url, data, part, [*drop, *words], changes, **wishes))
+        return
     config = evaluation_of(checkpoint, data, part, [*drop, *words], changes, **wishes)
     _finish(config, run_here_or_on_ray(config, debug))
 

@@ -19,7 +19,7 @@ from launch.runs.checks import check
 from launch.sweep.definition import Sweep, claim, plan_sweep
 from launch.sweep.results import summarise
 from trainer.checkpoints.find import open_checkpoint
-from trainer.run_folder import SWEEP_RESULTS, stored_run_id
+from trainer.run_folder import SWEEP_RESULTS, stored_run_id, write_json
 from trainer.tracking.create import create_tracker
 from trainer.tracking.history import PARENT
 from trainer.tracking.mlflow_models import register_checkpoint
@@ -90,6 +90,7 @@ def _keep(sweep: Sweep, result: dict[str, Any], tracker: Tracker, parent: str | 
     """What a complete sweep leaves in MLflow; adds `registered` to the result."""
     result["registered"] = _register(sweep, result, parent)
     tracker.log_json(SWEEP_RESULTS, result)
+    write_json(sweep.config.run_dir, SWEEP_RESULTS, result)  # where `ensemble` finds it, with or without MLflow
     if result["best"]:
         tracker.log_metrics({f"best/{sweep.metric}": result["best"]["score"]}, 0)
 

@@ -93,10 +93,14 @@ def write_predictions(path: Path, tasks: list[TaskSpec], predictions: Prediction
 def read_predictions(path: Path) -> tuple[list[TaskSpec], Predictions]:
     """Inverse of `write_predictions`. Raises ValueError for a file that is none of ours."""
     try:
-        table = pyarrow.parquet.read_table(path)
-        tasks = _TASKS.validate_json(table.schema.metadata[META])
+        return predictions_of(pyarrow.parquet.read_table(path))
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no predictions: {error}") from None
+
+
+def predictions_of(table: pa.Table) -> tuple[list[TaskSpec], Predictions]:
+    """Inverse of `predictions_table`, without measures. Raises KeyError, TypeError, ValueError: it is none of ours."""
+    tasks = _TASKS.validate_json(table.schema.metadata[META])
     logits, targets = {}, {}
     for task in tasks:
         output = "value" if task.kind == "regression" else "logits"

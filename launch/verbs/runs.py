@@ -1,4 +1,4 @@
-"""The verbs `runs` and `compare`."""
+"""Verbs about runs that are there: `runs`, `compare`, `ensemble`."""
 
 from __future__ import annotations
 
@@ -59,3 +59,33 @@ def compare(
     from launch.compare.compare import compare_runs
 
     compare_runs(runs or [], experiment, metric, html, uri)
+
+
+@app.command()
+def ensemble(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN... [SECTION.KEY=VALUE]...",
+            help="Folders or URLs of runs, or of a sweep: the seeds of its best variant; then changes, e.g. name=five.",
+        ),
+    ],
+    blend: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="A baseline or another run that counts by a weight that validation chooses."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Several runs as one model: the mean of their chances, as a run that is predicted, evaluated and compared.
+
+    Runs count equally; a blend counts by a weight for each task, of 0, .05, ... 1, that is best on validation. All must
+    have learned from the same split of the same data. Members stay where they are.
+
+    \b
+    python -m launch ensemble runs/seed0 runs/seed1 runs/seed2 name=three
+    python -m launch ensemble runs/mysweep --blend runs/baseline-trees name=best
+    python -m launch predict runs/best --data data/new --out predictions.parquet
+    """
+    from launch.runs.ensemble import show_ensemble
+
+    show_ensemble(runs, blend)

@@ -1,0 +1,74 @@
+"""The mean of what models say, against its definition in chances."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from data_shards import TaskSpec
+from trainer.ensemble.choose import GRID, choose_weight
+from trainer.ensemble.combine import combined, mean_logits
+from trainer.metrics.predictions import Predictions
+from trainer.metrics.scores import task_metrics
+from trainer.metrics.survival import survival_at_edges
+
+WEIGHTS = (0.5, 0.3, 0.2)
+TASKS = {
+    "binary": (TaskSpec("a", "binary"), 1, torch.sigmoid),
+    "multilabel": (TaskSpec("a", "multilabel", classes=("x", "y", "z")), 3, torch.sigmoid),
+    "multiclass": (TaskSpec("a", "multiclass", classes=("x", "y", "z")), 3, lambda x: x.softmax(dim=1)),
+    "regression": (TaskSpec("a", "regression"), 2, lambda x: x),
+    "survival": (TaskSpec("a", "survival", edges=(1.0, 2.0, 5.0, 9.0), unit="days"), 4, survival_at_edges),
+}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_the_mean_is_of_chances(kind: str) -> None:
+    task, width, chances = TASKS[kind]
+    members = [3 * torch.randn(7, width, generator=torch.Generator().manual_seed(n)) for n in range(3)]
+    found = chances(mean_logits(task, members, WEIGHTS).double())
+    expected = sum(weight * chances(own.double()) for weight, own in zip(WEIGHTS, members, strict=True))
+    torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-6)
+    assert not torch.allclose(found, chances(sum(w * x for w, x in zip(WEIGHTS, members, strict=True)).double())) or (
+        kind == "regression"
+    ), "a mean of logits is another thing"
+
+
+def test_chances_near_nothing_are_not_cut() -> None:
+    task = TASKS["binary"][0]
+    low, high = (mean_logits(task, [torch.tensor([[x]]), torch.tensor([[x - 10]])], (0.5, 0.5)) for x in (-90.0, 90.0))
+    # Half of exp(-90), and, of the other, log(2 / (1 + exp(10)) ...): against 200 digits.
+    assert float(low) == pytest.approx(-90 - math.log(2) + math.log1p(math.exp(-10)), rel=1e-6)
+    assert float(high) == pytest.approx(80 + math.log(2) - math.log1p(math.exp(-10)), rel=1e-6)
+
+
+def test_one_member_that_counts_alone_is_itself() -> None:
+    members = [torch.randn(5, 1), torch.randn(5, 1)]
+    assert torch.equal(mean_logits(TASKS["binary"][0], members, (0.0, 1.0)), members[1])
+
+
+def _said(logits: torch.Tensor, target: torch.Tensor, first: int = 0) -> Predictions:
+    return Predictions(torch.arange(first, first + len(logits)), {"a": logits[:, None]}, {"a": target[:, None]})
+
+
+def test_members_that_read_other_samples_are_refused() -> None:
+    task, x = TASKS["binary"][0], torch.randn(4)
+    with pytest.raises(ValueError, match="members 1 and 2 did not read the same samples: 4 and 4"):
+        combined([task], [_said(x, x > 0), _said(x, x > 0, first=1)], {"a": (0.5, 0.5)})
+
+
+def test_the_weight_is_the_best_of_a_grid_and_nearest_to_one_half_among_equals() -> None:
+    task, draw = TASKS["binary"][0], torch.Generator().manual_seed(0)
+    truth = (torch.rand(400, generator=draw) < 0.4).float()
+    good, noise = 2 * truth + torch.randn(400, generator=draw), torch.randn(400, generator=draw)
+    choice = choose_weight(task, [_said(noise, truth), _said(-noise, truth)], _said(good, truth))
+    assert choice.metric == "val/auroc" and choice.scores.keys() == set(GRID)
+    equal = mean_logits(task, [noise[:, None], -noise[:, None]], (0.5, 0.5))
+    for weight in (0.0, 0.35, 1.0):
+        logits = mean_logits(task, [equal, good[:, None]], (1 - weight, weight))
+        assert choice.scores[weight] == task_metrics(task, logits, truth[:, None])["auroc"]
+    assert choice.scores[choice.weight] == max(choice.scores.values()) and choice.weight >= 0.5
+    same = choose_weight(task, [_said(good, truth)], _said(good, truth))
+    assert same.weight == 0.5
