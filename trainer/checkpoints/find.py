@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import fsspec
 
@@ -44,6 +45,12 @@ def _usable(run_dir: str) -> Iterator[Checkpoint]:
             yield read_checkpoint(fs, path)
         except CheckpointError as error:
             logger.warning("%s; it is passed over", error)
+
+
+def recorded_recipe(run_dir: str) -> dict[str, Any] | None:
+    """The recipe, as plain values, that a run's newest readable checkpoint keeps; None if there is none."""
+    newest = next(_usable(run_dir), None)
+    return newest.meta["config"] if newest else None
 
 
 def checkpoint_folders(fs: fsspec.AbstractFileSystem, root: str) -> list[str]:

@@ -105,6 +105,19 @@ def _with_section(job: str) -> type[RunConfig]:
     return create_model("RunConfig", __base__=RunConfig, **own)
 
 
+def as_recorded(config: RunConfig, recorded: Mapping[str, Any] | None) -> RunConfig:
+    """The recipe of a run that goes on, where it leaves open what earlier versions chose otherwise.
+
+    Args:
+        recorded: the recipe in the run's checkpoint. Without the key its pictures were read as patches.
+    """
+    if recorded is None or config.model.image.network is not None:
+        return config
+    network = recorded["model"].get("image", {}).get("network") or "patches"
+    image = config.model.image.model_copy(update={"network": network})
+    return config.model_copy(update={"model": config.model.model_copy(update={"image": image})})
+
+
 def check_parallel(config: RunConfig) -> None:
     """Raise RecipeError if numbers of workers, expert parallelism, experts and top_k do not fit each other."""
     parallel, moe = config.parallel, config.model.moe

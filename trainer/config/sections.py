@@ -59,10 +59,12 @@ class TextEncoderConfig(Section):
 class ImageEncoderConfig(Section):
     """Patches of one image, embedded by a small network; the fusion blocks attend over them."""
 
-    network: Literal["patches", "convolutions"] = Field(
-        "patches",
+    network: Literal["patches", "convolutions"] | None = Field(
+        None,
         description="how a patch becomes a token: patches = each by itself, by two layers; convolutions = by stages of "
-        "residual convolutions that halve the picture until a row is a patch, and see what is around it",
+        "residual convolutions that halve the picture until a row is a patch, and see what is around it; null = "
+        "convolutions in a new run whose pictures all have at least 3 x 3 pixels, else patches; a run that goes on "
+        "keeps its own",
     )
     patch: int = Field(4, ge=1, description="side of a square patch, in pixels; must divide height and width")
     layers: int = Field(1, ge=1, description="residual blocks of each stage of convolutions")

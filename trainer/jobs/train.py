@@ -22,11 +22,11 @@ from parallel import init_distributed
 from parallel.moe.initial import check_filled
 from trainer.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from trainer.checkpoints.description import embedded_to_json, statistics_to_json
-from trainer.checkpoints.find import committed_paths
+from trainer.checkpoints.find import committed_paths, recorded_recipe
 from trainer.checkpoints.pieces import CheckpointError, ForeignCheckpointError
 from trainer.checkpoints.restore import load_engine, restore
 from trainer.checkpoints.writer import CheckpointWriter
-from trainer.config.run_config import RunConfig
+from trainer.config.run_config import RunConfig, as_recorded
 from trainer.jobs.origin import lineage, log_origin, model_size
 from trainer.models.encoders.own.embedded import with_embedded
 from trainer.models.job_type import job_type
@@ -57,10 +57,12 @@ def train(config: RunConfig, context: Context, tags: dict[str, str], guard: Guar
     schema = job_type(config.model_job).schema(config, manifest.schema)
     statistics = statistics_in(_statistics(manifest, config), manifest.schema, schema)
     config = with_embedded(config, schema, manifest.embedded)
-    config = job_type(config.job).sized(config, schema, statistics)
     init_distributed(context.device, config.parallel.timeout_s)
     # The same list on every rank: whether there is something to continue from decides how the model is made.
     paths = broadcast_json(committed_paths(config.run_dir) if context.rank == 0 else None)
+    if paths and config.model.image.network is None:
+        config = as_recorded(config, broadcast_json(recorded_recipe(config.run_dir) if context.rank == 0 else None))
+    config = job_type(config.job).sized(config, schema, statistics)
     session = build_session(config, context, manifest, schema, statistics, filled=bool(paths))
     session.guard = guard
     check_preconditions(session)

@@ -16,9 +16,10 @@ from tests.trainer.tiny import SCHEMA, Tiny, TinyOptions, config
 from trainer.checkpoints.checkpoint import Checkpoint
 from trainer.checkpoints.description import outdated, schema_difference
 from trainer.checkpoints.evaluation_recipe import evaluation_config
-from trainer.checkpoints.find import open_checkpoint
+from trainer.checkpoints.find import committed_paths, open_checkpoint
 from trainer.checkpoints.listing import list_checkpoints
 from trainer.checkpoints.pieces import write_digested_json
+from trainer.config.run_config import RunConfig
 from trainer.inference.export import checkpoint_model, export_model, load_model
 from trainer.models.mope.host.backbone import host_architecture, load_host
 
@@ -129,6 +130,45 @@ def test_texts_of_an_earlier_version_keep_their_declared_positions(tmp_path: Pat
         job(1, stopped)
     stopped.model.text.positions = 6
     assert job(1, stopped)["metrics"]["test/loss"] == expected
+
+
+def test_pictures_of_earlier_runs_stay_patches_and_new_ones_are_read_by_convolutions(tmp_path: Path) -> None:
+    data, recipe = packed_as(tmp_path / "data", {"image", "vector"}), "model__image__network"
+    patches = config(data, tmp_path / "patches", **{recipe: "patches"})
+    expected = job(1, patches)["metrics"]["test/loss"]
+    stages = {name for name in shapes(config(data, tmp_path)) if ".stages." in name}
+    assert stages and not any(".stages." in name for name in shapes(patches))
+
+    def forget(meta: dict[str, Any]) -> None:
+        del meta["config"]["model"]["image"]["network"]
+
+    def leave(meta: dict[str, Any]) -> None:
+        assert meta["config"]["model"]["image"]["network"] == "patches"
+
+    for name, change in (("forgotten", forget), ("recorded", leave)):
+        stopped = config(data, tmp_path / name, **{recipe: "patches"})
+        job(1, stopped, stop_at=3)
+        rewritten(open_checkpoint(stopped.run_dir), change)
+        assert job(1, config(data, tmp_path / name))["metrics"]["test/loss"] == expected
+        checkpoint = open_checkpoint(stopped.run_dir)
+        assert checkpoint.meta["config"]["model"]["image"]["network"] == "patches"
+    old = rewritten(open_checkpoint(patches.run_dir), forget)
+    assert job(1, evaluation_config(old))["metrics"]["test/loss"] == expected
+    checkpoint_model(old)
+    # A new run is another one, and goes on as it began.
+    new = config(data, tmp_path / "new")
+    job(1, new, stop_at=3)
+    assert open_checkpoint(new.run_dir).meta["config"]["model"]["image"]["network"] == "convolutions"
+    assert stages <= set(open_checkpoint(new.run_dir).meta["parameters"])
+    assert job(1, new)["metrics"]["test/loss"] == job(1, config(data, tmp_path))["metrics"]["test/loss"] != expected
+
+
+def shapes(run: RunConfig) -> dict[str, Any]:
+    """Parameters of a new run's first checkpoint."""
+    if not committed_paths(run.run_dir):
+        job(1, run)
+    shapes: dict[str, Any] = open_checkpoint(run.run_dir).meta["parameters"]
+    return shapes
 
 
 def test_the_most_that_may_be_packed_is_no_difference_between_data_sets() -> None:

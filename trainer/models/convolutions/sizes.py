@@ -83,7 +83,7 @@ def picture_stages(config: ImageEncoderConfig, channels: int, dim: int) -> Stage
 
 def picture_flops(config: ImageEncoderConfig, channels: int, dim: int) -> float:
     """Forward, for each token."""
-    if config.network == "patches":
+    if config.network != "convolutions":
         return 2.0 * 2 * dim * (channels * config.patch**2 + dim)
     stages = picture_stages(config, channels, dim)
     return stages.merged_in_all * stages.flops() + 2 * stages.widths[-1] * dim
@@ -91,7 +91,7 @@ def picture_flops(config: ImageEncoderConfig, channels: int, dim: int) -> float:
 
 def picture_elements(config: ImageEncoderConfig, channels: int, dim: int) -> float:
     """Numbers kept for the backward pass, for each token."""
-    if config.network == "patches":
+    if config.network != "convolutions":
         return channels * config.patch**2 + 4.0 * dim
     stages = picture_stages(config, channels, dim)
     return stages.merged_in_all * stages.elements() + stages.widths[-1]

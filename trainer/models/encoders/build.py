@@ -15,6 +15,7 @@ from data_shards import DatasetSchema, ModalitySpec
 from data_shards.records.statistics import SplitStatistics
 from parallel import CodeTable, Dispatcher
 from trainer.config.sections import ModelConfig
+from trainer.models.convolutions.sizes import SIDE
 from trainer.models.encoders.codes import CodeEmbedding, CodesEncoder, TimedCodesEncoder
 from trainer.models.encoders.grid_over_time import GridOverTime
 from trainer.models.encoders.image import ImageEncoder
@@ -127,15 +128,21 @@ def declared_positions(specs: Iterable[ModalitySpec], config: ModelConfig) -> in
 
 
 def sized(config: ModelConfig, schema: DatasetSchema, statistics: SplitStatistics) -> ModelConfig:
-    """The architecture with the numbers that the training part decides, which a checkpoint then keeps in its recipe.
+    """The architecture with what the training part decides, which a checkpoint then keeps in its recipe.
 
-    Other data that the model later meets may be longer: the sizes of its parameters never follow them.
+    Other data that the model later meets may be longer: the sizes of its parameters never follow them. Pictures are
+    read by convolutions where they are large enough for one; what a recipe leaves open without this means patches, as
+    it did in checkpoints of before.
     """
-    texts = [statistics.modalities[spec.name].max[0] for spec in _byte_texts(schema, config)]
-    if not texts or config.text.positions is not None:
-        return config
-    positions = max(1, math.ceil(max(texts) / config.text.stride))
-    return config.model_copy(update={"text": config.text.model_copy(update={"positions": positions})})
+    text, image = config.text, config.image
+    texts = [statistics.modalities[spec.name].max[0] for spec in _from_nothing("text", schema, config)]
+    if texts and text.positions is None:
+        text = text.model_copy(update={"positions": max(1, math.ceil(max(texts) / text.stride))})
+    pictures = [spec.shape[1:] for spec in _from_nothing("image", schema, config)]
+    if pictures and image.network is None:
+        network = "convolutions" if min(map(min, pictures)) >= SIDE else "patches"
+        image = image.model_copy(update={"network": network})
+    return config.model_copy(update={"text": text, "image": image})
 
 
 def _scale(specs: list[ModalitySpec], statistics: SplitStatistics, config: ModelConfig) -> Standardiser | NormalScores:
@@ -148,9 +155,9 @@ def _normal_scores(specs: list[ModalitySpec], statistics: SplitStatistics) -> No
     return NormalScores({spec.name: statistics.modalities[spec.name] for spec in specs})
 
 
-def _byte_texts(schema: DatasetSchema, config: ModelConfig) -> list[ModalitySpec]:
-    """Texts without a pretrained encoder."""
-    return [spec for spec in schema.modalities if spec.kind == "text" and spec.name not in config.encoders]
+def _from_nothing(kind: str, schema: DatasetSchema, config: ModelConfig) -> list[ModalitySpec]:
+    """Modalities of this kind without a pretrained encoder."""
+    return [spec for spec in schema.modalities if spec.kind == kind and spec.name not in config.encoders]
 
 
 def _standardiser(specs: list[ModalitySpec], statistics: SplitStatistics, clip: float) -> Standardiser:

@@ -16,7 +16,7 @@ from parallel import LocalDispatcher
 from trainer.config.sections import ModelConfig
 from trainer.models.convolutions.sizes import merges_of, widths_of
 from trainer.models.convolutions.stages import Stages
-from trainer.models.encoders.build import build_encoder
+from trainer.models.encoders.build import build_encoder, sized
 from trainer.models.encoders.image import ImageEncoder, PictureStages
 from trainer.models.encoders.layout import Encoder, group_layout_of
 from trainer.models.layers.grouped_linear import GroupedLinear
@@ -91,6 +91,26 @@ def test_a_recipe_that_names_nothing_new_has_the_weights_of_before() -> None:
         },
         "image": {**layers, "network.first.weight": (1, 48, 64), "position_TD": (4, 32)},
     }  # fmt: skip
+
+
+def test_a_new_run_has_convolutions_where_pictures_are_large_enough_for_one() -> None:
+    """The other keys stay, and a named network is the one."""
+
+    def network(*sides: tuple[int, int], **image: Any) -> str | None:
+        specs = [ModalitySpec(f"p{m}", "image", shape=(1, *side)) for m, side in enumerate(sides)]
+        schema = DatasetSchema("d", (*specs, ModalitySpec("v", "vector", shape=(3,))), (TaskSpec("y", "binary"),))
+        config = ModelConfig.model_validate({"image": {"patch": 2, **image}, "encoders": encoders})
+        found = sized(config, schema, SplitStatistics(1, {}))
+        assert found.image.model_copy(update={"network": None}) == config.image.model_copy(update={"network": None})
+        return found.image.network
+
+    encoders: dict[str, Any] = {}
+    assert network((8, 8)) == network((4, 12), (64, 64)) == network((7, 9), patch=7) == "convolutions"
+    assert network((4, 2)) == network((8, 8), (2, 16)) == "patches"
+    assert network((8, 8), network="patches") == "patches" and network((2, 2), network="convolutions") == "convolutions"
+    assert network() is None
+    encoders["p0"] = {"source": "somewhere"}
+    assert network((8, 8)) is None and network((2, 2), (8, 8)) == "convolutions"
 
 
 PICTURES = (2, 12, 8)
