@@ -192,7 +192,7 @@ def recipe(own: Set, encoder: str, hidden: int, work: Path, fold: int, seed: int
 def parameters(config: RunConfig) -> int:
     """Numbers in the whole model."""
     manifest = open_manifest(config.data.url)
-    tasks = [task.name for task in manifest.schema.tasks]
+    tasks = config.training.tasks or [task.name for task in manifest.schema.tasks]
     statistics = manifest.statistics[config.data.split]
     model = FuseMoE(manifest.schema, tasks, statistics, config.model, LocalDispatcher(), 0)
     return sum(parameter.numel() for parameter in model.parameters())
