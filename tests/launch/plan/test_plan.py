@@ -215,6 +215,20 @@ def test_the_verb_prints_tables_and_one_json_line(manifest: Manifest, tmp_path: 
     assert "modelled" in answer.stderr
 
 
+def test_a_plan_has_the_network_of_pictures_that_a_new_run_would_have(manifest: Manifest, tmp_path: Path) -> None:
+    recipe, schema = tmp_path / "small.yaml", tmp_path / "schema.json"
+    recipe.write_text(json.dumps({"data": {"url": "nowhere"}, "model": {"dim": 16, "image": {"patch": 2}}}))
+    schema.write_text(manifest.schema.to_json())
+
+    def parameters(*words: str) -> float:
+        command = ["plan", str(recipe), *words, "--schema", str(schema), "--presence", "0.5", "--gpu", "a100"]
+        answer = CliRunner().invoke(app, command, catch_exceptions=False)
+        return float(json.loads(answer.stdout.splitlines()[-1])["bytes"]["replicated_parameters"])
+
+    assert parameters() == parameters("model.image.network=convolutions")
+    assert parameters() > parameters("model.image.network=patches")
+
+
 def test_the_layout_is_the_one_that_a_run_prints_and_groups_across_nodes_are_noted(manifest: Manifest) -> None:
     run = config("nowhere", Path("/nowhere"), parallel__workers=16, parallel__expert_parallel=4, model__moe__experts=8)
     model = cost_model(run, manifest)
