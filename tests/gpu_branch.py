@@ -194,13 +194,14 @@ class _Functions:
         for name in self.MAKERS:
             self._patches.enter_context(mock.patch.object(torch, name, self._made(getattr(torch, name))))
         self._patches.enter_context(mock.patch.object(F, "one_hot", self._silenced(F.one_hot)))
+        self._patches.enter_context(mock.patch.object(Tensor, "__setitem__", self._set(Tensor.__setitem__)))
 
     def stop(self) -> None:
         self._patches.close()
 
     def _counted(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            if (name == "to" and not _names_the_cpu(args[1:], kwargs)) or self.watch.is_on_host(args[0]):
+            if (name == "to" and not self._leaves(args[1:], kwargs)) or self.watch.is_on_host(args[0]):
                 return original(*args, **kwargs)
             self.watch.note_wait(name, 1)
             if name not in ("cpu", "to"):
@@ -208,6 +209,29 @@ class _Functions:
             copy = original(*args, **kwargs).clone()  # on a CPU it is the tensor itself, which is the device's here
             self.watch.put_on_host(copy)
             return copy
+
+        return call
+
+    @staticmethod
+    def _leaves(args: Any, kwargs: Any) -> bool:
+        """Whether `to` would leave the device. A library says `x.to(y.device)`, which is the device of both."""
+        by_object = not any(isinstance(given, str) for given in [*args, *kwargs.values()])
+        library = not Path(sys._getframe(2).f_code.co_filename).is_relative_to(ROOT)
+        return _names_the_cpu(args, kwargs) and not (by_object and library)
+
+    def _set(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """A number that is put where a mask is true is an argument of a kernel; at places, it is copied there first."""
+
+        def call(tensor: Tensor, key: Any, value: Any) -> None:
+            masked = isinstance(key, Tensor) and key.dtype == torch.bool
+            if isinstance(value, Tensor) or self.watch.is_on_host(tensor):
+                original(tensor, key, value)
+            elif masked:
+                tensor.masked_fill_(key.view(*key.shape, *[1] * (tensor.ndim - key.ndim)), value)
+            else:
+                places = any(isinstance(part, Tensor) for part in (key if isinstance(key, tuple) else (key,)))
+                self.watch.note_wait("__setitem__", int(places))
+                self._silenced(original)(tensor, key, value)
 
         return call
 

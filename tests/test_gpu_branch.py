@@ -35,6 +35,12 @@ from tests.gpu_branch import Watch, gpu_branch
         (0, lambda x, i: F.one_hot(i, 4)),
         (0, lambda x, i: x[i]),
         (0, lambda x, i: x.to(torch.float64)),
+        (1, lambda x, i: x.to(x.device)),
+        (0, lambda x, i: x.__setitem__(i > 1, 0)),
+        (0, lambda x, i: x.__setitem__(slice(1, 2), 0)),
+        (1, lambda x, i: x.__setitem__(i, 0)),
+        (1, lambda x, i: x.__setitem__((i, 0), 0)),
+        (1, lambda x, i: x.__setitem__(i > 1, x[:1].clone())),
         (0, lambda x, i: torch.nonzero_static(i, size=2)),
     ],
 )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -20,6 +23,7 @@ from tests.data_shards.packing.remade import SCHEMA, records
 from tests.launch.commands import ROOT, environment, last_json, python
 from tests.trainer.pretrained import save_encoder
 
+T = TypeVar("T")
 NAMES = ("notes", "title", "scan", "face")
 
 
@@ -142,15 +146,15 @@ def test_progress_counts_what_is_encoded_now():
 def test_workers_over_ray_make_the_same_bytes_also_when_one_dies_and_the_driver_does(place, once):
     options = ["--out", str(place / "two_workers"), "-o", "scan.tokens=4", "--workers", "2"]
     arguments = ["embed", str(place / "data"), *(word for own in encode(place) for word in ("--encode", own)), *options]
-    command = [sys.executable, "-m", "launch", *arguments]
-    first = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    out = place / "two_workers"
-    os.kill(a_worker_below(first.pid), signal.SIGKILL)
-    deadline = time.monotonic() + 600
-    while not list(out.glob("done-*.json")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    first.kill()
-    first.wait(timeout=60)
+    command, log, out = [sys.executable, "-m", "launch", *arguments], place / "first.log", place / "two_workers"
+    with log.open("w") as file:
+        first = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=file, stderr=file)
+        try:
+            os.kill(awaited(first, log, lambda: a_worker_below(first.pid), "a worker"), signal.SIGKILL)
+            awaited(first, log, lambda: list(out.glob("done-*.json")), "a complete shard")
+        finally:
+            first.kill()
+            first.wait(timeout=60)
     complete = len(list(out.glob("done-*.json")))
     assert complete > 0 and not (out / "manifest.json").exists()
     line = last_json(python("-m", "launch", *arguments, timeout=900))
@@ -159,15 +163,23 @@ def test_workers_over_ray_make_the_same_bytes_also_when_one_dies_and_the_driver_
     assert there == files(once)
 
 
-def a_worker_below(pid: int) -> int:
-    """Wait for a Ray actor that embeds; its process id."""
+def awaited(process: subprocess.Popen[bytes], log: Path, look: Callable[[], T], what: str) -> T:
+    """What `look` finds while the process lives. A process that has ended is not waited for: its log is shown."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        assert process.poll() is None, f"ended with {process.returncode} before {what} was there: {log.read_text()}"
+        time.sleep(0.02)
+    raise AssertionError(f"no {what}: {log.read_text()}")
+
+
+def a_worker_below(pid: int) -> int | None:
+    """Process id of a Ray actor that embeds."""
     import psutil
 
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline:
-        for process in psutil.process_iter(["pid", "cmdline"]):
-            line = " ".join(process.info["cmdline"] or [])
-            if line.startswith("ray::EmbedWorker") and pid in [parent.pid for parent in process.parents()]:
-                return int(process.info["pid"])
-        time.sleep(0.2)
-    raise AssertionError("no worker appeared")
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if " ".join(process.cmdline()).startswith("ray::EmbedWorker"):
+                return process.pid
+    return None

@@ -32,22 +32,28 @@ def pass_cost(model: nn.Module, inputs: dict[str, Any]) -> tuple[float, float, t
         RuntimeError, ValueError: the model cannot take them.
     """
     weights = {
-        name: value.detach().to("meta").requires_grad_(value.requires_grad)
+        name: _without_memory(value).requires_grad_(value.requires_grad)
         for name, value in [*model.named_parameters(), *model.named_buffers()]
     }
-    kept: dict[int, Any] = {}
+    kept: dict[int, torch.Tensor] = {}
     own = {id(value) for value in weights.values()}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in own and not isinstance(tensor, nn.Parameter):
-            kept[id(tensor.untyped_storage()._cdata)] = tensor
+            kept[tensor.untyped_storage()._cdata] = tensor  # held, so that no other one gets its address
         return tensor
 
     counter = FlopCounterMode(display=False)
     with torch.device("meta"), saved_tensors_hooks(pack, lambda tensor: tensor), counter:
         output = functional_call(model, weights, (), {**inputs, "return_dict": True})
-    elements = float(sum(tensor.numel() for tensor in kept.values()))
+    # Of a view all is kept that it is a view of.
+    elements = sum(tensor.untyped_storage().nbytes() / tensor.element_size() for tensor in kept.values())
     return float(counter.get_total_flops()), elements, tuple(output.last_hidden_state.shape)
+
+
+def _without_memory(value: torch.Tensor) -> torch.Tensor:
+    """On the meta device, numbers as float32 whatever they are kept in: inputs are, and what is counted is the same."""
+    return value.detach().to("meta", torch.float32 if value.is_floating_point() else value.dtype)
 
 
 def encoder_cost(encoder: PretrainedEncoder) -> EncoderCost:

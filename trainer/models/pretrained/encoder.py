@@ -25,11 +25,12 @@ from torch import Tensor, nn
 
 from parallel.moe.rows.permute import inverse_permutation, permute_rows
 from trainer.config.encoders import PretrainedConfig
-from trainer.models.layers.embedding import make_embeddings_exact
 from trainer.models.layers.staging import to_device
+from trainer.models.pretrained.exact import BatchNorm, make_exact
 from trainer.models.pretrained.features import Features, KeptRows
 from trainer.models.pretrained.loading.backbone import digest_of
 from trainer.models.pretrained.loading.families import FAMILIES, settle
+from trainer.models.pretrained.loading.library import UNREAD
 from trainer.models.pretrained.loading.lora import add_lora_to
 from trainer.models.pretrained.loading.sources import Asked, Loaded
 
@@ -94,7 +95,7 @@ class PretrainedEncoder(nn.Module):
         settle(self.model)
         self.width = width_of(self.model)
         self.digest = None if loaded.shapes_only else self._digest(loaded)
-        make_embeddings_exact(self.model)
+        make_exact(self.model)
         self._prepare()
         if config.train != "all":
             self.model.requires_grad_(False)
@@ -116,6 +117,13 @@ class PretrainedEncoder(nn.Module):
         return {"read": self.seen, "cut": self.cut, "kept": self.features.hits if self.features is not None else 0}
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What inputs must be: the type of the weights, but for those that nothing reads, which nothing moves."""
+        return next(
+            value.dtype for name, value in self.model.named_parameters() if not any(part in name for part in UNREAD)
+        )
+
+    @property
     def frozen(self) -> bool:
         """Whether nothing of it is trained."""
         return self.config.train == "none"
@@ -125,7 +133,7 @@ class PretrainedEncoder(nn.Module):
         super().train(mode)
         self.model.train(mode and self.config.train == "all")
         for module in self.model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, BatchNorm):
                 module.eval()
         return self
 
@@ -284,7 +292,7 @@ class PretrainedEncoder(nn.Module):
 def _in_precision(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast parameters, but for those of batch norms, which go with statistics."""
     for module in model.modules():
-        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if not isinstance(module, BatchNorm):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
 

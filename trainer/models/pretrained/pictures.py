@@ -128,8 +128,7 @@ class PretrainedPictures(PretrainedEncoder):
             pixel_PCHW = functional.interpolate(pixel_PCHW, self.side, mode=self.mode, antialias=True)
         if pixel_PCHW.shape[1] != self.channels:
             pixel_PCHW = pixel_PCHW.expand(-1, self.channels, -1, -1)
-        dtype = next(self.model.parameters()).dtype
-        pixel_PCHW = ((pixel_PCHW - self.mean()) * self.scale()).to(dtype)
+        pixel_PCHW = ((pixel_PCHW - self.mean()) * self.scale()).to(self.dtype)
         hidden: Tensor = self.model(pixel_values=pixel_PCHW, return_dict=True).last_hidden_state
         return hidden.flatten(2).transpose(1, 2) if self.family.maps else hidden
 

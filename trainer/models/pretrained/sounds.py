@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from data_shards import ModalitySpec, WaveformGroup
 from trainer.config.encoders import PretrainedConfig
 from trainer.models.pretrained.encoder import Chunk, PretrainedEncoder
+from trainer.models.pretrained.exact import ask_nothing_of_lengths
 from trainer.models.pretrained.loading.backbone import BackboneError
 from trainer.models.pretrained.loading.sources import Asked, Loaded
 from trainer.models.pretrained.mel import WINDOW, LogMel
@@ -99,6 +100,7 @@ class PretrainedSpeech(PretrainedSounds):
             norm.__class__ = OwnFramesNorm
             # Not as a module of its own: its weights are the model's.
             object.__setattr__(self, "norm", norm)
+        ask_nothing_of_lengths(self.model)
 
     def frames(self, samples: int, layers: int | None = None) -> int:
         """Frames after this many convolutions; None = all."""
@@ -143,7 +145,7 @@ class PretrainedSpeech(PretrainedSounds):
         frames_P = inputs.pop("frames")
         if self.norm is not None:
             self.norm.frames_P = frames_P
-        inputs["input_values"] = inputs["input_values"].to(next(self.model.parameters()).dtype)
+        inputs["input_values"] = inputs["input_values"].to(self.dtype)
         hidden_PLD: Tensor = self.model(**inputs, return_dict=True).last_hidden_state
         return hidden_PLD
 
@@ -201,6 +203,6 @@ class PretrainedSpectrogram(PretrainedSounds):
         return Chunk(len(made), {"input_values": torch.stack([picture for picture, _ in made])}, read_PNL)
 
     def _hidden(self, group: Any, chunk: Chunk) -> Tensor:
-        value_PFM = chunk.inputs["input_values"].to(next(self.model.parameters()).dtype)
+        value_PFM = chunk.inputs["input_values"].to(self.dtype)
         hidden_PLD: Tensor = self.model(input_values=value_PFM, return_dict=True).last_hidden_state
         return hidden_PLD

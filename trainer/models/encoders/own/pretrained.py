@@ -101,7 +101,7 @@ def own_learning_rate(configs: Mapping[str, PretrainedConfig], name: str) -> flo
 def frozen_bytes(model: nn.Module) -> int:
     """Of what is frozen of pretrained encoders, in the precision that each has."""
     return sum(
-        parameter.numel() * getattr(torch, module.config.dtype).itemsize
+        parameter.nbytes
         for module in model.modules()
         if isinstance(module, PretrainedEncoder)
         for parameter in module.parameters()
