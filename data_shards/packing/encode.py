@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,7 +70,7 @@ class UnitEncoder:
         schema, notes = self.schema, Counter[str]()
         decoder, records, train = Decoder(schema), list[Encoded](), dict[str, list[Columns]]()
         for record in self.source.read(unit, notes):
-            payload = encode_record(self._newest(record, notes), schema, self.vocabularies)
+            payload = encode_record(_counted(record, schema, notes), schema, self.vocabularies)
             # Reading back what was just written costs little and makes an unreadable shard impossible.
             columns = decoder.columns(payload, record.key)
             self._count_codes(columns, notes)
@@ -89,23 +88,6 @@ class UnitEncoder:
             statistics[split].add(columns_list)
         return Unit(records, notes, statistics)
 
-    @cached_property
-    def _most(self) -> dict[str, int]:
-        # What is newest depends on the moment, where there are some: then reading a sample leaves the others out.
-        specs = () if self.schema.has_moments else self.schema.modalities
-        return {spec.name: spec.max_objects for spec in specs if spec.max_objects}
-
-    def _newest(self, record: Record, notes: Counter[str]) -> Record:
-        """The record with no more objects than its modalities keep; those that are left out are counted."""
-        left = dict[str, Objects]()
-        for name, most in self._most.items():
-            value = record.values.get(name)
-            if isinstance(value, Objects) and len(value) > most:
-                left[name] = value.newest(most)
-                notes[f"older_objects_left_out.{name}"] += len(value) - most
-                notes[f"records_with_more_than_{most}_objects.{name}"] += 1
-        return replace(record, values={**record.values, **left}) if left else record
-
     def _count_codes(self, columns: Columns, notes: Counter[str]) -> None:
         """How many codes have no number of their own."""
         if not len(columns.code_ids_C):
@@ -115,3 +97,24 @@ class UnitEncoder:
             for number, count in enumerate(np.bincount(number_C[columns.code_ids_C == reserved]).tolist()):
                 if count:
                     notes[f"codes_{what}.{self.schema.modality_names[number]}"] += count
+
+
+def newest(record: Record, schema: DatasetSchema) -> tuple[Record, dict[str, int]]:
+    """The record with no more objects than its modalities keep; modality -> how many are left out."""
+    # What is newest depends on the moment, where there are some: then reading a sample leaves the others out.
+    specs = () if schema.has_moments else schema.modalities
+    kept, left = dict[str, Objects](), dict[str, int]()
+    for spec in specs:
+        value = record.values.get(spec.name)
+        if spec.max_objects and isinstance(value, Objects) and len(value) > spec.max_objects:
+            kept[spec.name], left[spec.name] = value.newest(spec.max_objects), len(value) - spec.max_objects
+    return (replace(record, values={**record.values, **kept}) if kept else record), left
+
+
+def _counted(record: Record, schema: DatasetSchema, notes: Counter[str]) -> Record:
+    """As `newest`; what is left out is counted."""
+    record, left = newest(record, schema)
+    for name, number in left.items():
+        notes[f"older_objects_left_out.{name}"] += number
+        notes[f"records_with_more_than_{schema.modalities[schema.numbers[name]].max_objects}_objects.{name}"] += 1
+    return record

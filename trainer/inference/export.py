@@ -2,11 +2,14 @@
 
 An export is a folder with `model.safetensors` (every parameter under its logical name, all experts in global order)
 and `model.json` (recipe, schema, statistics, tasks, where it comes from). `load_model` rebuilds the model from it.
+Beside them lie the vocabularies of modalities of codes, so that records can be read without the training data.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 import fsspec
@@ -15,9 +18,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from data_shards import DatasetSchema
+from data_shards import DatasetSchema, open_manifest
+from data_shards.errors import PathError
 from data_shards.lease.lease import take
 from data_shards.paths import absolute_url
+from data_shards.records.vocabulary import Vocabulary
 from parallel import LocalDispatcher
 from parallel.moe.initial import check_filled, undrawn
 from trainer.checkpoints.adapter import ORIGIN
@@ -30,6 +35,8 @@ from trainer.models.job_type import job_type
 from trainer.models.pretrained.lineage import check_frozen
 
 FORMAT = "fleximoe-model-1"
+
+logger = logging.getLogger(__name__)
 
 
 def export_model(checkpoint_url: str, out_url: str) -> dict[str, Any]:
@@ -47,10 +54,15 @@ def export_model(checkpoint_url: str, out_url: str) -> dict[str, Any]:
     data = safetensors.torch.save(weights, metadata={"format": FORMAT})
     keys = (*ORIGIN, "backbone", "encoders")
     about = {"format": FORMAT, "checkpoint": checkpoint.url, **{key: checkpoint.meta.get(key) for key in keys}}
+    vocabularies = _vocabularies(checkpoint)
+    about["vocabularies"] = {name: vocabulary.rows for name, vocabulary in vocabularies.items()}
     fs, root = fsspec.url_to_fs(out_url)
     with take(out_url, "export of a model", "export to another folder") as lease:
         fs.makedirs(root, exist_ok=True)
         fs.pipe_file(f"{root}/model.safetensors", data)
+        for name, vocabulary in vocabularies.items():
+            fs.makedirs(f"{root}/vocabularies", exist_ok=True)
+            fs.pipe_file(f"{root}/vocabularies/{name}.parquet", vocabulary.to_bytes())
         lease.confirm()
         fs.pipe_file(f"{root}/model.json", json.dumps(about, indent=1).encode())
     return {
@@ -71,6 +83,11 @@ def load_model(url: str, device: torch.device | str = "cpu") -> nn.Module:
         CheckpointError: not an export, or one whose parameters do not fit its own recipe.
         ValueError: the backbone is missing, or another one.
     """
+    return exported(url, device)[2]
+
+
+def exported(url: str, device: torch.device | str = "cpu") -> tuple[dict[str, Any], RunConfig, nn.Module]:
+    """What an export says of itself, its recipe, and its model as of `load_model`. Raises as that does."""
     fs, root = fsspec.url_to_fs(absolute_url(url))
     try:
         about = json.loads(fs.cat_file(f"{root}/model.json"))
@@ -79,7 +96,44 @@ def load_model(url: str, device: torch.device | str = "cpu") -> nn.Module:
         raise CheckpointError(f"{url} holds no exported model: make one with `checkpoint export`") from None
     if about.get("format") != FORMAT:
         raise CheckpointError(f"{url} has format {about.get('format')!r}; this version reads {FORMAT!r}")
-    return _filled(RunConfig.of(about["config"]), about, _tensors(data, url), url).to(device)
+    config = RunConfig.of(about["config"])
+    return about, config, _filled(config, about, _tensors(data, url), url).to(device)
+
+
+def exported_vocabularies(url: str, about: Mapping[str, Any]) -> dict[str, Vocabulary]:
+    """Modality of codes -> its vocabulary; none of an export that was made without the training data."""
+    fs, root = fsspec.url_to_fs(absolute_url(url))
+    return {
+        name: Vocabulary.from_bytes(fs.cat_file(f"{root}/vocabularies/{name}.parquet"), rows)
+        for name, rows in (about.get("vocabularies") or {}).items()
+    }
+
+
+def _vocabularies(checkpoint: Checkpoint) -> dict[str, Vocabulary]:
+    """Of the training data, if they are still where they were; a word about it if not."""
+    schema = DatasetSchema.from_json(json.dumps(checkpoint.meta["schema"]))
+    data = RunConfig.of(checkpoint.meta["config"]).data
+    wanted = {spec.name: spec.vocabulary for spec in schema.modalities if spec.kind == "codes"}
+    if not wanted or data.mixture:
+        return {}
+    try:
+        manifest = open_manifest(data.url, data.storage_options)
+        found = {name: manifest.vocabulary(name) for name in wanted}
+    except (PathError, OSError, ValueError, KeyError) as error:
+        logger.warning(
+            "the export has no vocabulary of %s, as %s cannot be read (%s): it takes no plain records with codes",
+            ", ".join(wanted), data.url, error,
+        )  # fmt: skip
+        return {}
+    other = [name for name, vocabulary in found.items() if vocabulary.digest != wanted[name]]
+    if other:
+        logger.warning(
+            "the export has no vocabularies, as %s holds another one of %s by now than the model was trained with: "
+            "it takes no plain records with codes",
+            data.url, ", ".join(other),
+        )  # fmt: skip
+        return {}
+    return found
 
 
 def _tensors(data: bytes, url: str) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ class Request:
         part: of the split in `data`; None = every record of the data set.
         temperatures: task -> number that its logits are divided by; tasks that are not named are left as they are.
         encoders: modality of the data -> the pretrained encoder that makes vectors of it, as the model was trained on.
+        embeddings: add the pooled vector of each record, and its tokens by modality.
     """
 
     config: RunConfig
@@ -37,6 +38,7 @@ class Request:
     explain: bool = False
     temperatures: dict[str, float] = field(default_factory=dict)
     encoders: dict[str, PretrainedConfig] = field(default_factory=dict)
+    embeddings: bool = False
 
     @property
     def checkpoint(self) -> str:

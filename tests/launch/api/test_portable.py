@@ -1,0 +1,62 @@
+"""An export takes records in plain form and says what `predict` says, whichever modalities are there."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fleximoe
+from trainer.inference.portable.model import PortableModel
+
+FIELDS: dict[str, Any] = {
+    "vitals": {
+        "times": [0.5, 1.0, 6.0, 12.0],
+        "channels": ["HR", "SpO2", "HR", "SpO2"],
+        "values": [80, 97, 80, 97],
+    },
+    "numbers": [41.0, 1.0],
+    "categories": ["sex=f"],
+    "notes": {"times": [4], "values": ["patient number 1 had a quiet night and eats well"]},
+}
+
+
+def patterns() -> list[dict[str, Any]]:
+    """All 15 ways to have some of the modalities."""
+    names = list(FIELDS)
+    chosen = [c for n in range(1, len(names) + 1) for c in itertools.combinations(names, n)]
+    return [{"key": "-".join(c), **{name: FIELDS[name] for name in c}} for c in chosen]
+
+
+@pytest.fixture(scope="module")
+def portable(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("portable") / "model"
+    run.export(out)
+    return PortableModel(str(out))
+
+
+def records() -> list[fleximoe.Record]:
+    series = fleximoe.Series(
+        np.array([0.5, 1.0, 6.0, 12.0], np.float32), np.array([0, 1, 0, 1]), np.array([80, 97, 80, 97], np.float32)
+    )
+    values = {
+        "vitals": series,
+        "numbers": np.array([41.0, 1.0], np.float32),
+        "categories": fleximoe.Codes(["sex=f"]),
+        "notes": fleximoe.Objects(np.array([4.0]), ["patient number 1 had a quiet night and eats well"]),
+    }
+    return [
+        fleximoe.Record(fields["key"], {name: values[name] for name in fields if name != "key"})
+        for fields in patterns()
+    ]
+
+
+def test_plain_records_are_predicted_as_records_whatever_is_missing(run, portable):
+    said = portable.predict(portable.records(patterns())).to_pandas()
+    wanted = run.predict(records())
+    assert said["key"].tolist() == wanted["key"].tolist() and len(said) == 15
+    np.testing.assert_allclose(said["died.logits"], wanted["died.logits"], atol=1e-5)
+    assert said["died.logits"].round(6).nunique() > 10 and said["record"].tolist() == list(range(15))
+    assert "died.target" not in said.columns

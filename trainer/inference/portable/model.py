@@ -1,0 +1,114 @@
+"""An exported model that takes records in their plain form (`portable.values`) and says what `predict` says of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from data_shards import DatasetSchema, Record
+from data_shards.loading.collate import Collator
+from data_shards.packing.encode import newest
+from data_shards.records.codec import encode_record
+from data_shards.records.columns import Columns, cut, samples_of
+from data_shards.records.decoder import Decoder
+from trainer.checkpoints.pieces import CheckpointError
+from trainer.inference.explain import check_explainable
+from trainer.inference.export import exported, exported_vocabularies
+from trainer.inference.portable.values import Fields, record_of
+from trainer.inference.rows import Rows
+from trainer.models.job_type import job_type
+
+BATCH = 64
+
+
+class PortableModel:
+    """A model of one data set, ready for records.
+
+    Args:
+        url: folder that `checkpoint export` wrote.
+
+    Raises:
+        CheckpointError: no export, a damaged one, or one of a mixture of data sets.
+    """
+
+    def __init__(self, url: str, device: torch.device | str = "cpu") -> None:
+        about, config, self.model = exported(url, device)
+        if config.data.mixture:
+            raise CheckpointError(
+                f"{url} was trained on a mixture of data sets, and plain records belong to none of them: use `predict`"
+            )
+        self.url, self.about, self.device = url, about, torch.device(device)
+        self.schema = DatasetSchema.from_json(json.dumps(about["schema"]))
+        self.tasks = job_type(config.model_job).tasks(config, self.schema)
+        self._vocabularies = exported_vocabularies(url, about)
+        self._decoder, self._collate = Decoder(self.schema), Collator(self.schema)
+
+    def records(self, given: Sequence[Fields]) -> list[Record]:
+        """Records from their plain form, those without a key called by their numbers. Raises ValueError."""
+        return [record_of(fields, self.schema, number) for number, fields in enumerate(given)]
+
+    def columns(self, record: Record) -> list[Columns]:
+        """The samples of a record as a batch is built from: one, or one a moment.
+
+        Raises:
+            ValueError: it does not fit the schema, or has codes whose vocabulary was not exported.
+        """
+        kept, _ = newest(record, self.schema)
+        stored = self._decoder.columns(encode_record(kept, self.schema, self._vocabularies), record.key)
+        return [cut(stored, self.schema, number) for number in range(samples_of(stored))]
+
+    def predict(self, records: Sequence[Record], explain: bool = False, embeddings: bool = False) -> pa.Table:
+        """The rows of `predict`, without labels: one a record, or one a moment; `record` is its place in the list.
+
+        Raises ValueError: see `columns`; a model that cannot be explained.
+        """
+        samples = [(own, number) for number, record in enumerate(records) for own in self.columns(record)]
+        tables = list(self._tables(samples, self._rows(explain, embeddings)))
+        if not tables:
+            raise ValueError("there is no record to predict")
+        table = pa.concat_tables(tables)
+        labels = [f"{task.name}.target" for task in self.tasks]
+        return table.drop_columns(labels)
+
+    def _tables(self, samples: Sequence[tuple[Columns, int]], rows: Rows) -> Iterator[pa.Table]:
+        for start in range(0, len(samples), BATCH):
+            part = samples[start : start + BATCH]
+            numbers = np.array([number for _, number in part], np.int64)
+            yield rows(self._collate([own for own, _ in part], numbers).to(self.device))
+
+    def _rows(self, explain: bool, embeddings: bool) -> Rows:
+        if explain:
+            check_explainable(self.model)
+        names, numbers = dict(enumerate(self.schema.modality_names)), self.schema.numbers
+        vocabularies = {numbers[name]: own for name, own in self._vocabularies.items()}
+        return Rows(self.model, self.schema, self.tasks, names, {}, explain, embeddings, vocabularies)
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """Modalities and tasks in JSON, for those who send records."""
+        from trainer.inference.portable.example import plain_form
+
+        modalities = [
+            {
+                "name": spec.name,
+                "kind": spec.kind,
+                "form": plain_form(spec),
+                "timed": spec.has_times,
+                "time_unit": spec.time_unit,
+                "channels": list(spec.channels),
+                "units": list(spec.units) or ([spec.unit] if spec.unit else []),
+                "shape": list(spec.shape),
+            }
+            for spec in self.schema.modalities
+        ]
+        tasks = [
+            {"name": t.name, "kind": t.kind, "classes": list(t.classes), "edges": list(t.edges), "unit": t.unit}
+            for t in self.tasks
+        ]
+        return {"data": self.schema.name, "step": self.about["step"], "modalities": modalities, "tasks": tasks}
