@@ -23,6 +23,8 @@ TEMPERATURE = "temperature.json"
 BASELINE = "baseline.json"  # of a baseline: what it is, and beside it its arrays
 BASELINE_ARRAYS = "baseline.safetensors"
 ENSEMBLE = "ensemble.json"  # of several runs as one model: which, and what each counts
+REGISTERED = "registered"  # the export that a version of a registered model is made of, with these two files:
+MLFLOW_CODE, MLFLOW_FORM = "mlflow_code.py", "mlflow_form.json"
 SPOOL = "mlflow_spool"  # what MLflow could not take yet
 # Written by the job, and artifacts of its MLflow run.
 CONFIG = "config.json"

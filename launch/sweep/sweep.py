@@ -19,7 +19,8 @@ from launch.runs.checks import check
 from launch.sweep.definition import Sweep, claim, plan_sweep
 from launch.sweep.results import summarise
 from trainer.checkpoints.find import open_checkpoint
-from trainer.run_folder import SWEEP_RESULTS, stored_run_id, write_json
+from trainer.inference.portable.registered import write_registered
+from trainer.run_folder import REGISTERED, SWEEP_RESULTS, stored_run_id, write_json
 from trainer.tracking.create import create_tracker
 from trainer.tracking.history import PARENT
 from trainer.tracking.mlflow_models import register_checkpoint
@@ -106,7 +107,8 @@ def _register(sweep: Sweep, result: dict[str, Any], parent: str | None) -> str |
     about = {"uri": best["checkpoint"], "parent_run": parent or "", sweep.metric: str(best["score"])}
     digest = open_checkpoint(best["checkpoint"]).meta["data_digest"]
     about |= {"variant": best["variant"], "seed": str(best["seed"]), "data.digest": digest}
-    return register_checkpoint(sweep.config.tracking, sweep.config.name, best["run_id"], about)
+    export = write_registered(best["checkpoint"], f"{sweep.config.run_dir}/{REGISTERED}")
+    return register_checkpoint(sweep.config.tracking, sweep.config.name, best["run_id"], about, export)
 
 
 def _print(sweep: Sweep, result: dict[str, Any]) -> None:

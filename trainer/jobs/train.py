@@ -32,7 +32,7 @@ from trainer.models.encoders.own.embedded import with_embedded
 from trainer.models.job_type import job_type
 from trainer.models.pretrained.lineage import check_frozen, encoder_counts, encoders_of
 from trainer.models.pretrained.loading.backbone import backbone_of
-from trainer.run_folder import RESULT, remove, stored_run_id
+from trainer.run_folder import REGISTERED, RESULT, remove, stored_run_id
 from trainer.session import Session, build_session
 from trainer.tracking.create import create_tracker
 from trainer.tracking.tracker import FINISH_SECONDS, Tracker
@@ -136,8 +136,20 @@ def _train(session: Session, tracker: Tracker, paths: list[str]) -> dict[str, An
     result["metrics"] = test_best(session, tracker, progress.step, loop.routing_total)
     made = save_adapter(session, tracker, best)
     look_inside(session, tracker)
-    tracker.log_model(made.get("adapter", best.url), lineage(session, best), result["metrics"])
+    export = _registered(session, best)
+    tracker.log_model(made.get("adapter", best.url), lineage(session, best), result["metrics"], export)
     return {**result, "checkpoint": best.url, **made}
+
+
+def _registered(session: Session, best: Checkpoint) -> str | None:
+    """The folder of the model that a registered version holds, of rank 0; None where none is registered."""
+    config = session.config
+    if session.context.rank or config.tracking.register_as is None or not config.tracking.mlflow:
+        return None
+    from trainer.inference.portable.registered import write_registered
+
+    session.guard.confirm()
+    return write_registered(best.url, f"{config.run_dir}/{REGISTERED}")
 
 
 def _encoder_counts(session: Session) -> dict[str, dict[str, int]]:

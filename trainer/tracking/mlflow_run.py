@@ -281,7 +281,16 @@ class RunStore:
             case "dataset":
                 self._log_dataset(client, run_id, first)
             case "model":
-                log_model(client, self._batches, run_id, self._run_name, first, self._tags, self._config.register_as)
+                log_model(
+                    client,
+                    self._batches,
+                    run_id,
+                    self._run_name,
+                    first,
+                    self._tags,
+                    self._config.register_as,
+                    self.remarks,
+                )
             case "restart":
                 self._logged_steps |= self._sent_steps
             case "status":

@@ -5,7 +5,7 @@ They wait in a queue, and as JSON in a spool, where a later version of this code
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -42,11 +42,14 @@ class Dataset(TypedDict):
 
 
 class Model(TypedDict):
+    """What a run has made: where its checkpoint is, and, where a version is registered, a folder MLflow can use."""
+
     op: Literal["model"]
     uri: str
     about: dict[str, str]
     metrics: dict[str, float]
     time: int
+    export: NotRequired[str]
 
 
 class Tags(TypedDict):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from data_shards.errors import LeaseDoubtError, LeaseLostError
-from trainer.tracking.operations import Operation, Status
+from trainer.tracking.operations import Model, Operation, Status
 
 logger = logging.getLogger(__name__)
 
@@ -103,9 +103,16 @@ class Tracker:
         """The data used, and for what (`training`, `evaluation`); the digest is the manifest's."""
         self._log({"op": "dataset", "name": name, "url": url, "digest": digest, "context": context, "time": _now_ms()})
 
-    def log_model(self, uri: str, about: Mapping[str, str], metrics: Mapping[str, float]) -> None:
-        """The run's result: where its checkpoint is, what it comes from, and how good it is."""
-        self._log({"op": "model", "uri": uri, "about": dict(about), "metrics": dict(metrics), "time": _now_ms()})
+    def log_model(
+        self, uri: str, about: Mapping[str, str], metrics: Mapping[str, float], export: str | None = None
+    ) -> None:
+        """The run's result: where its checkpoint is, what it comes from, and how good it is.
+
+        Args:
+            export: folder of a model that MLflow can load, for the version that is registered; it stays.
+        """
+        told: Model = {"op": "model", "uri": uri, "about": dict(about), "metrics": dict(metrics), "time": _now_ms()}
+        self._log({**told, "export": export} if export else told)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """What may change later: attempts, notes, links."""

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 
@@ -17,9 +18,11 @@ from data_shards.packing.encode import newest
 from data_shards.records.codec import encode_record
 from data_shards.records.columns import Columns, cut, samples_of
 from data_shards.records.decoder import Decoder
+from trainer.checkpoints.description import statistics_from_json
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.inference.explain import check_explainable
 from trainer.inference.export import exported, exported_vocabularies
+from trainer.inference.portable.example import example_record, plain_form
 from trainer.inference.portable.values import Fields, record_of
 from trainer.inference.rows import Rows
 from trainer.models.job_type import job_type
@@ -76,6 +79,17 @@ class PortableModel:
         labels = [f"{task.name}.target" for task in self.tasks]
         return table.drop_columns(labels)
 
+    def rows(self, given: Sequence[Fields], **wishes: bool) -> pd.DataFrame:
+        """As `predict`, of plain records, as a data frame whose lists are lists."""
+        table = self.predict(self.records(given), **wishes)
+        return pd.DataFrame({name: table[name].to_pylist() for name in table.column_names})
+
+    @cached_property
+    def example(self) -> dict[str, Any]:
+        """A made-up plain record (`portable.example`)."""
+        statistics = statistics_from_json(self.about["statistics"])
+        return example_record(self.schema, statistics, self._vocabularies)
+
     def _tables(self, samples: Sequence[tuple[Columns, int]], rows: Rows) -> Iterator[pa.Table]:
         for start in range(0, len(samples), BATCH):
             part = samples[start : start + BATCH]
@@ -92,8 +106,6 @@ class PortableModel:
     @cached_property
     def description(self) -> dict[str, Any]:
         """Modalities and tasks in JSON, for those who send records."""
-        from trainer.inference.portable.example import plain_form
-
         modalities = [
             {
                 "name": spec.name,
