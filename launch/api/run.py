@@ -98,7 +98,16 @@ class Run:
         Raises:
             InputError: data that do not fit the model. RunError: damaged bytes, a storage that is away.
         """
-        return self._predict(data, part, calibrated, False, frames)
+        return self._predict(data, part, frames, calibrated=calibrated)
+
+    @speaking
+    def embed(self, data: Any = None, *, part: str | None = None, **frames: Any) -> pd.DataFrame:
+        """What the model makes of each record before it answers: `embedding`, the pooled vector that its heads read,
+        and `tokens.MODALITY`, a list of vectors, None without the modality. Arguments as of `predict`.
+        """
+        found = self._predict(data, part, frames, embeddings=True)
+        about = [name for name in ("record", "key", "moment", "embedding") if name in found.columns]
+        return found[[*about, *(name for name in found.columns if name.startswith("tokens."))]]
 
     @speaking
     def explain(self, data: Any = None, *, part: str | None = None, **frames: Any) -> pd.DataFrame:
@@ -106,11 +115,9 @@ class Run:
 
         Each is hidden in turn; `share` is its part of the changes that this makes. Arguments as of `predict`.
         """
-        return reasons_frame(self._predict(data, part, False, True, frames))
+        return reasons_frame(self._predict(data, part, frames, explain=True))
 
-    def _predict(
-        self, data: Any, part: str | None, calibrated: bool, explain: bool, frames: Mapping[str, Any]
-    ) -> pd.DataFrame:
+    def _predict(self, data: Any, part: str | None, frames: Mapping[str, Any], **wishes: bool) -> pd.DataFrame:
         import pandas as pd
 
         from launch.api.new_records import packed_for
@@ -121,7 +128,7 @@ class Run:
         place = nullcontext(None) if data is None else packed_for(self._trained_on(), data, others)
         with place as url, tempfile.TemporaryDirectory(prefix="fleximoe-predicted-") as folder:
             out = f"{folder}/predicted.parquet"
-            predict_into(self.url, url, out, part, explain, calibrated)
+            predict_into(self.url, url, out, part, **wishes)
             return pd.read_parquet(out)
 
     def _trained_on(self) -> str:

@@ -45,9 +45,12 @@ def predict_records(
     overrides: Sequence[str],
     overwrite: bool,
     debug: bool,
+    embeddings: bool = False,
 ) -> None:
     """Predict, write `out`, print what was done as the last line. Raises as `predict_into`."""
-    done = predict_into(checkpoint, data, out, part, explain, calibrated, overrides, overwrite, debug, encode)
+    done = predict_into(
+        checkpoint, data, out, part, explain, calibrated, overrides, overwrite, debug, encode, embeddings
+    )
     print_json_line(done)
 
 
@@ -62,6 +65,7 @@ def predict_into(
     overwrite: bool = False,
     debug: bool = False,
     encode: Sequence[str] = (),
+    embeddings: bool = False,
 ) -> dict[str, Any]:
     """Predict and write `out`; returns what was done.
 
@@ -71,7 +75,7 @@ def predict_into(
     started = time.perf_counter()
     out, checkpoint = absolute_url(out), absolute_url(checkpoint)
     data = None if data is None else absolute_url(data)
-    asked = Asked(data, part, tuple(overrides), explain, calibrated, sources_of(encode))
+    asked = Asked(data, part, tuple(overrides), explain, calibrated, embeddings, sources_of(encode))
     config, request = request_of(checkpoint, asked)
     fs, path = fsspec.url_to_fs(out)
     if fs.exists(path) and not overwrite:

@@ -29,6 +29,7 @@ class Asked:
     overrides: tuple[str, ...] = ()
     explain: bool = False
     calibrated: bool = False
+    embeddings: bool = False
     sources: dict[str, str] = field(default_factory=dict)
 
 
@@ -86,7 +87,8 @@ def _baseline(url: str, asked: Asked) -> tuple[RunConfig, BaselineRequest]:
 
 
 def _plainly(url: str, what: str, asked: Asked) -> None:
-    for wanted, option in ((asked.explain, "--explain"), (asked.calibrated, "--calibrated")):
+    of_one = {"--explain": asked.explain, "--calibrated": asked.calibrated, "--embeddings": asked.embeddings}
+    for option, wanted in of_one.items():
         if wanted:
             raise UsageError(f"{url} is {what}, and {option} is of one trained model: give one of its members")
 
@@ -119,4 +121,4 @@ def _of_checkpoint(config: RunConfig, checkpoint: Checkpoint, member: str, asked
             f"{checkpoint.url} has no temperature for {', '.join(without)}: part val had no label of it when "
             "temperatures were fitted; predict without --calibrated"
         )
-    return Request(config, asked.part, member, asked.explain, temperatures, encoders)
+    return Request(config, asked.part, member, asked.explain, temperatures, encoders, asked.embeddings)

@@ -26,6 +26,9 @@ def predict(
         bool,
         typer.Option("--explain", help="Add what each prediction rests on: shares of modalities, objects, experts."),
     ] = False,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Add the pooled vector of each record, and its tokens by modality.")
+    ] = False,
     calibrated: Annotated[
         bool, typer.Option("--calibrated", help="Divide logits by the temperatures of `evaluate --temperature`.")
     ] = False,
@@ -49,4 +52,5 @@ def predict(
     """
     from launch.runs.predict import predict_records
 
-    predict_records(checkpoint, data, out, part, explain, calibrated, encode or [], overrides or [], overwrite, debug)
+    wishes = (encode or [], overrides or [], overwrite, debug, embeddings)
+    predict_records(checkpoint, data, out, part, explain, calibrated, *wishes)
