@@ -33,7 +33,7 @@ FLOORS = {
         ("verbs",),
         ("sweep", "api"),
         ("runs",),
-        ("doctor", "ray_train"),
+        ("doctor", "ray_train", "serving"),
         ("compare", "datasets", "draft", "plan", "cluster", "cluster_files", "mlflow_ui"),
         ("output", "errors", "versions"),
     ),

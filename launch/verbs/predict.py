@@ -1,4 +1,4 @@
-"""The verb `predict`."""
+"""The verbs `predict` and `serve`."""
 
 from __future__ import annotations
 
@@ -54,3 +54,38 @@ def predict(
 
     wishes = (encode or [], overrides or [], overwrite, debug, embeddings)
     predict_records(checkpoint, data, out, part, explain, calibrated, *wishes)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Folder or URL of a run, a checkpoint, or an export.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    replicas: Annotated[int, typer.Option(min=1, help="Copies of the model.")] = 1,
+    batch_ms: Annotated[float, typer.Option(min=0, help="Most that a request waits for others, in ms.")] = 5.0,
+    batch_records: Annotated[int, typer.Option(min=1, help="Records at which a batch waits no longer.")] = 64,
+    max_mb: Annotated[int, typer.Option(min=1, help="Most MiB of a request.")] = 16,
+    max_records: Annotated[int, typer.Option(min=1, help="Most records of a request.")] = 1000,
+    max_megapixels: Annotated[int, typer.Option(min=1, help="Most pixels of a request's pictures, in millions.")] = 50,
+    token_file: Annotated[str | None, typer.Option(help="File with the token; default: one is made.")] = None,
+    certificate: Annotated[str | None, typer.Option(help="Certificate of TLS, a PEM file.")] = None,
+    key: Annotated[str | None, typer.Option(help="Its key, a PEM file.")] = None,
+    export: Annotated[
+        str | None, typer.Option(help="Where a run's model is exported to first; default: a temporary folder.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Answer requests with predictions of a model: /predict, /explain, /schema, /healthz, /metrics. Ctrl-C ends it.
+
+    Needs the extra `serve`. Every request but /healthz brings the token.
+
+    \b
+    python -m launch serve runs/NAME
+    curl -H "Authorization: Bearer TOKEN" http://127.0.0.1:8000/schema
+    """
+    from launch.serving.limits import Limits
+    from launch.serving.start import Service, serve_until_stopped
+
+    limits = Limits(max_mb << 20, max_records, max_megapixels * 1_000_000)
+    ways = (replicas, batch_ms, batch_records, limits, token_file, certificate, key, export)
+    serve_until_stopped(Service(model, host, port, *ways), debug)

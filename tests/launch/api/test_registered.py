@@ -74,8 +74,7 @@ def test_nothing_of_it_is_a_pickle(registered, uri):
     files = {str(Path(at) / name).removeprefix(f"{folder}/") for at, _, names in os.walk(folder) for name in names}
     assert {"MLmodel", "mlflow_code.py", "artifacts/export/model.safetensors"} <= files
     assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".bin"))]
-    about = (folder / "MLmodel").read_text()
-    assert "model_code_path: mlflow_code.py" in about and "python_model: " not in about
+    assert "loader_module: mlflow.pyfunc.loaders.code_model" in (folder / "MLmodel").read_text()
     assert version.tags["uri"].startswith(f"{registered.url}/checkpoints/") and version.run_id == registered.mlflow_id
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -15,11 +16,13 @@ import torch
 from data_shards import DatasetSchema, Record
 from data_shards.loading.collate import Collator
 from data_shards.packing.encode import newest
+from data_shards.paths import absolute_url
 from data_shards.records.codec import encode_record
 from data_shards.records.columns import Columns, cut, samples_of
 from data_shards.records.decoder import Decoder
 from trainer.checkpoints.description import statistics_from_json
 from trainer.checkpoints.pieces import CheckpointError
+from trainer.config.run_config import RunConfig
 from trainer.inference.explain import check_explainable
 from trainer.inference.export import exported, exported_vocabularies
 from trainer.inference.portable.example import example_record, plain_form
@@ -72,6 +75,10 @@ class PortableModel:
         Raises ValueError: see `columns`; a model that cannot be explained.
         """
         samples = [(own, number) for number, record in enumerate(records) for own in self.columns(record)]
+        return self.said(samples, explain, embeddings)
+
+    def said(self, samples: Sequence[tuple[Columns, int]], explain: bool = False, embeddings: bool = False) -> pa.Table:
+        """As `predict`, of samples with the number of the record that each is of."""
         tables = list(self._tables(samples, self._rows(explain, embeddings)))
         if not tables:
             raise ValueError("there is no record to predict")
@@ -124,3 +131,9 @@ class PortableModel:
             for t in self.tasks
         ]
         return {"data": self.schema.name, "step": self.about["step"], "modalities": modalities, "tasks": tasks}
+
+
+def export_recipe(url: str) -> RunConfig:
+    """The recipe that an export was trained by, without loading its weights."""
+    fs, root = fsspec.url_to_fs(absolute_url(url))
+    return RunConfig.of(json.loads(fs.cat_file(f"{root}/model.json"))["config"])

@@ -1,0 +1,1 @@
+"""A model as a service: predictions over HTTP, by Ray Serve."""

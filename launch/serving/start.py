@@ -1,0 +1,165 @@
+"""The verb `serve`: a model of a run or an export on Ray Serve, until it is stopped."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from data_shards.paths import absolute_path, absolute_url
+from launch.cluster.environment import prepare_for_ray, ray_address
+from launch.errors import UsageError
+from launch.output.tables import people, print_json_line
+from launch.serving.limits import Limits
+from trainer.config.run_config import RunConfig
+
+logger = logging.getLogger(__name__)
+
+APP = "fleximoe"
+MOST_WAITING = 1_000  # requests of a replica; further ones are answered 503 at once
+
+
+@dataclass(frozen=True)
+class Service:
+    """What is served, where, and how.
+
+    Attributes:
+        model: folder or URL of a run, a checkpoint, or an export. export: where a run's model is written first; None:
+            a folder that ends with the command.
+        token: file with the token; None: one is made, and printed.
+        certificate, key: files of TLS; None: none.
+    """
+
+    model: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    replicas: int = 1
+    wait_ms: float = 5.0
+    batch_records: int = 64
+    limits: Limits = field(default_factory=Limits)
+    token: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    export: str | None = None
+
+
+def serve_until_stopped(service: Service, debug: bool = False) -> None:
+    """Serve; the last line of stdout says where, and with which token, once it answers. Ctrl-C ends it.
+
+    Raises:
+        UsageError: Ray Serve is not installed, a port is taken, or files do not fit. CheckpointError: no such model.
+    """
+    token = _token(service.token)
+    _check(service)
+    with _exported(service) as url:
+        config = _recipe(url, service.replicas)
+        prepare_for_ray(config)
+        try:
+            from ray import serve
+        except ImportError as error:
+            raise UsageError(f"serving needs an extra ({error}): pip install 'fleximoe[serve]'") from None
+        from launch.cluster.ray_session import gpus_wanted, ray_session
+
+        with ray_session(config, debug):
+            if ray_address(config) and service.replicas > 1 and url.startswith("/tmp"):
+                logger.warning("%s must be seen from every node: give --export URL of a storage that all see", url)
+            _deploy(serve, service, url, token, gpus_wanted(config), debug)
+            where = f"{'https' if service.certificate else 'http'}://{service.host}:{service.port}"
+            people.print(f"serving {service.model} at {where}; every request needs the token", markup=False)
+            print_json_line({"url": where, "token": token if service.token is None else None, "model": url})
+            try:
+                _wait()
+            finally:
+                serve.shutdown()
+
+
+def _deploy(serve: Any, service: Service, url: str, token: str, gpu: bool, debug: bool) -> None:
+    from launch.serving.replica import Replica
+
+    http: dict[str, Any] = {"host": service.host, "port": service.port}
+    if service.certificate:
+        http |= {"ssl_certfile": service.certificate, "ssl_keyfile": service.key}
+    level = "INFO" if debug else "ERROR"
+    serve.start(http_options=http, logging_config={"log_level": level, "enable_access_log": False})
+    deployment = serve.deployment(Replica).options(
+        num_replicas=service.replicas,
+        max_ongoing_requests=256,
+        max_queued_requests=MOST_WAITING,
+        ray_actor_options={"num_cpus": 0.5, "num_gpus": 1 if gpu else 0},
+    )
+    bound = deployment.bind(
+        url, token, service.limits, service.batch_records, service.wait_ms, "cuda" if gpu else "cpu"
+    )
+    serve.run(bound, name=APP, route_prefix="/")
+
+
+@contextmanager
+def _exported(service: Service) -> Iterator[str]:
+    """The export to serve: the given one, or one made of a run or a checkpoint."""
+    from trainer.inference.export import export_model
+
+    url = absolute_url(service.model)
+    fs, root = fsspec.url_to_fs(url)
+    if fs.exists(f"{root}/model.json"):
+        yield url
+        return
+    with tempfile.TemporaryDirectory(prefix="fleximoe-served-") as folder:
+        out = absolute_url(service.export) if service.export else f"{folder}/model"
+        export_model(url, out)
+        yield out
+
+
+def _recipe(url: str, replicas: int) -> RunConfig:
+    """The model's own recipe, for what it says of the cluster."""
+    from trainer.config.recipe import apply_overrides
+    from trainer.inference.portable.model import export_recipe
+
+    changes = [f"parallel.workers={replicas}", "parallel.expert_parallel=1", "cluster.cpus_per_worker=1"]
+    return apply_overrides(export_recipe(url), changes)
+
+
+def _token(file: str | None) -> str:
+    if file is None:
+        return secrets.token_urlsafe(32)
+    path = Path(absolute_path(file))
+    if not path.is_file():
+        raise UsageError(f"--token-file {path}: there is no such file")
+    token = path.read_text(encoding="utf-8").strip()
+    if len(token) < 16:
+        raise UsageError(f"--token-file {path} holds {len(token)} characters, and a token has at least 16")
+    return token
+
+
+def _check(service: Service) -> None:
+    """Raises UsageError for what would only fail in a replica, or silently."""
+    if (service.certificate is None) != (service.key is None):
+        raise UsageError("TLS needs two files: --certificate FILE and --key FILE")
+    for file in (service.certificate, service.key):
+        if file is not None and not Path(file).is_file():
+            raise UsageError(f"{file}: there is no such file")
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((service.host, service.port))
+        except OSError as error:
+            raise UsageError(
+                f"cannot listen on {service.host}:{service.port} ({error.strerror}): give another --port"
+            ) from None
+
+
+def _wait() -> None:
+    """Until SIGINT or SIGTERM."""
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    stopped.wait()
