@@ -59,10 +59,10 @@ class Best(NamedTuple):
     seconds: float
 
 
-def train(name: str, data: str, out: Path, variant: str, seed: int) -> Path:
-    """The folder of the run, which is made if it has not been finished."""
+def train(name: str, data: str, out: Path, variant: str, seed: int, split: str | None = None) -> Path:
+    """The folder of the run, which is made if it has not been finished. `split`: another than the recipe's."""
     recipe, changes = RECIPES[name]
-    run = f"{name}_{variant}_{seed}"
+    run = f"{name}_{variant}_{seed}" if split in (None, "split1", "default") else f"{name}_{variant}_{split}_{seed}"
     folder = out / run
     if (folder / "result.json").exists():
         return folder
@@ -76,6 +76,7 @@ def train(name: str, data: str, out: Path, variant: str, seed: int) -> Path:
         **{"tracking.mlflow": "false", "parallel.workers": "1", "parallel.expert_parallel": "1"},
         **changes,
         **VARIANTS[variant],
+        **({} if split is None else {"data.split": split}),
     }
     command = [sys.executable, "-m", "trainer", recipe, *(f"{key}={value}" for key, value in settings.items())]
     with (out / f"{run}.log").open("w", encoding="utf-8") as log:
