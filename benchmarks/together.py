@@ -96,10 +96,11 @@ def main() -> None:
                 ]
             rows.append(row)
     for what in ("trees", "single", "ensemble", "blend") if rows else ():
-        own = [
-            [statistics.mean(column) for column in zip(*means[f"{what} {metric}"], strict=True)] for metric in METRICS
-        ]
-        rows.append(["mean", what, *(cell for value, change in own for cell in (value, f"{change:+.4f}"))])
+        cells: list[object] = []
+        for metric in METRICS:
+            value, change = (statistics.mean(column) for column in zip(*means[f"{what} {metric}"], strict=True))
+            cells += [value, f"{change:+.4f}"]
+        rows.append(["mean", what, *cells])
     table(["split", "model", "auroc", "to trees", "auprc", "to trees"], rows)
 
 
