@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +164,7 @@ def test_what_is_trained_of_each_family(family: str, tmp_path: Path) -> None:
     assert full.digest == frozen.digest == lora.digest
 
 
-@pytest.mark.parametrize("family", ["bert", "vit", "resnet", "wav2vec2", "modernbert"])
+@pytest.mark.parametrize("family", ["bert", "vit", "swin", "convnext", "resnet", "wav2vec2", "modernbert"])
 def test_half_precision_files_and_frozen_weights(family: str, tmp_path: Path) -> None:
     from transformers import AutoModel
 
@@ -182,10 +184,14 @@ def test_half_precision_files_and_frozen_weights(family: str, tmp_path: Path) ->
     low = encoder_of(family, folder, dtype="bfloat16")
     found = read(low, made)
     plain = [plain_hidden(family, folder, one, dtype=torch.bfloat16).float() for one in made]
-    mean = family in ("resnet", "wav2vec2")
+    mean = family in ("swin", "resnet", "wav2vec2")
     expected = torch.stack([hidden.mean(0) if mean else hidden[0] for hidden in plain])[:, None]
     assert found.dtype == torch.float32 and float((found - expected).norm() / expected.norm()) < 0.02
     assert not close(found, read(encoder_of(family, folder), made))
+    # What is trained as a whole follows the model that it is in.
+    follows = encoder_of(family, folder, train="all").bfloat16().eval()
+    assert {p.dtype for p in follows.parameters() if p.requires_grad} == {torch.bfloat16}
+    assert float((read(follows, made) - expected).norm() / expected.norm()) < 0.02
 
 
 def test_what_was_said_is_kept_by_content_and_no_bit_changes(tmp_path: Path) -> None:
@@ -264,6 +270,15 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     assert "takes signals of one channel, and modality sound has 2" in said("wav2vec2", speech, shape=(2,))
     assert "is a model of type vit; those known here are bert, roberta" in said("bert", vit)
     assert "folder /no/where does not exist" in said("bert", Path("/no/where"))
+    if importlib.util.find_spec("timm") is None:
+        (tmp_path / "timm").mkdir()
+        facts = {"model_type": "timm_wrapper", "architecture": "densenet121", "num_classes": 0}
+        (tmp_path / "timm" / "config.json").write_text(json.dumps(facts))
+        assert re.search(
+            "^encoder of cxr: .*/timm needs a library that is not installed: .* requires the timm library .*"
+            "`pip install timm`.$",
+            said("vit", tmp_path / "timm"),
+        )
     for folder in (vit, speech):
         (folder / "preprocessor_config.json").unlink()
     assert "does not say how pixels are normalised" in said("vit", vit)

@@ -47,6 +47,9 @@ def from_pretrained(part: str, label: str, source: str, kind: Any = None, attent
                 found = (kind or AutoTokenizer).from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise BackboneError(_why_not(part, label, source, error)) from error
+    except ImportError as error:
+        # E.g. timm, with torchvision, of models that transformers only wraps.
+        raise BackboneError(f"{label}: {source} needs a library that is not installed: {_missing(error)}") from error
     if part != "model":
         return found
     model, info = found
@@ -98,6 +101,13 @@ def _ask_hub() -> None:
         get_session().head(constants.ENDPOINT, timeout=10)
     except Exception as error:  # which one depends on the HTTP client that the library has chosen
         raise ConnectionError(f"{constants.ENDPOINT} cannot be reached: {error}") from error
+
+
+def _missing(error: ImportError) -> str:
+    """What the library says is missing, in one line."""
+    return " ".join(str(error).split()).removesuffix(
+        " Please note that you may need to restart your runtime after installation."
+    )
 
 
 def _why_not(part: str, label: str, source: str, error: Exception) -> str:
