@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_shards.packing.units.encoded import Encoded, Summary, dump_records, summary_of
+from data_shards.records.arrays import Limits
 from data_shards.records.codec import encode_record
 from data_shards.records.columns import Columns, sample_times, timed_rows
 from data_shards.records.decoder import Decoder
@@ -23,36 +25,6 @@ if TYPE_CHECKING:
     from data_shards.sources.base import Source
 
 
-@dataclass
-class Encoded:
-    """One record ready to be written."""
-
-    key: str
-    payload: bytes
-    splits: dict[str, str]
-    lengths_M: np.ndarray
-    objects_M: np.ndarray
-    targets_KW: np.ndarray
-    observations: int
-    group: int = 0
-    times_K: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
-    knots_X: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
-
-    @property
-    def samples(self) -> int:
-        """How many samples it is."""
-        return len(self.targets_KW)
-
-
-@dataclass
-class Unit:
-    """What one work unit of a source gives."""
-
-    records: list[Encoded]
-    notes: Counter[str]
-    statistics: dict[str, Accumulator]
-
-
 @dataclass(frozen=True)
 class UnitEncoder:
     """Encodes units of a source.
@@ -65,12 +37,17 @@ class UnitEncoder:
     schema: DatasetSchema
     vocabularies: Mapping[str, Vocabulary]
 
-    def __call__(self, unit: Any) -> Unit:
-        """Raises ValueError for a record that does not fit the schema."""
+    def __call__(self, unit: Any, buffers: Sequence[bytes | memoryview] = ()) -> tuple[Summary, bytes]:
+        """What is known of the unit, and the buffer of its records.
+
+        Raises ValueError: a record that does not fit the schema, is too large, or has the key of another one.
+        """
         schema, notes = self.schema, Counter[str]()
         decoder, records, train = Decoder(schema), list[Encoded](), dict[str, list[Columns]]()
         for record in self.source.read(unit, notes):
             payload = encode_record(_counted(record, schema, notes), schema, self.vocabularies)
+            if len(payload) > Limits().member_bytes:
+                raise ValueError(f"record {record.key} has {len(payload)} bytes, at most {Limits().member_bytes}")
             # Reading back what was just written costs little and makes an unreadable shard impossible.
             columns = decoder.columns(payload, record.key)
             self._count_codes(columns, notes)
@@ -86,7 +63,8 @@ class UnitEncoder:
         statistics = {split: Accumulator(schema) for split in train}
         for split, columns_list in train.items():
             statistics[split].add(columns_list)
-        return Unit(records, notes, statistics)
+        _refuse_twice(records)
+        return summary_of(records, len(schema.modalities), notes, statistics), dump_records(records)
 
     def _count_codes(self, columns: Columns, notes: Counter[str]) -> None:
         """How many codes have no number of their own."""
@@ -118,3 +96,10 @@ def _counted(record: Record, schema: DatasetSchema, notes: Counter[str]) -> Reco
         notes[f"older_objects_left_out.{name}"] += number
         notes[f"records_with_more_than_{schema.modalities[schema.numbers[name]].max_objects}_objects.{name}"] += 1
     return record
+
+
+def _refuse_twice(records: Sequence[Encoded]) -> None:
+    """Raise ValueError if two records of a unit have one key; those of different units are compared at the end."""
+    for key, count in Counter(record.key for record in records).items():
+        if count > 1:
+            raise ValueError(f"record key {key!r} occurs twice; keys must be unique in the data set")

@@ -17,7 +17,7 @@ from data_shards.packing.sealed import Sealed
 from data_shards.shards.contents.shards import IndexFile
 from data_shards.shards.storage import NAME, Storage
 
-_FILE = re.compile(r"done-(\d{5,})-([0-9a-f]{12})\.json")
+_FILE = re.compile(r"done-(\d{5,})-([0-9a-f]{12})\.(json|shards|totals)")
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,16 @@ class Journal:
                     found[number] = entry
         return found
 
-    def refuse_others(self, what: str) -> None:
-        """Raise JobError if another job has begun to write here."""
-        others = {job[2] for job in map(_FILE.fullmatch, self.storage.names()) if job and job[2] != self.job}
-        if others:
-            raise JobError(
-                f"{self.storage.url} holds the beginning of another {what}, of other data or with other settings "
-                f"({', '.join(sorted(others))}, this one is {self.job}): end that one with its own command, choose "
-                "another place, or start anew (--overwrite)"
-            )
+
+def refuse_others(storage: Storage, job: str, what: str) -> None:
+    """Raise JobError if another job has begun to write here; of ``job`` the first digits count."""
+    others = {name[2] for name in map(_FILE.fullmatch, storage.names()) if name and name[2] != job[:12]}
+    if others:
+        raise JobError(
+            f"{storage.url} holds the beginning of another {what}, of other data or with other settings "
+            f"({', '.join(sorted(others))}, this one is {job[:12]}): end that one with its own command, choose "
+            "another place, or start anew (--overwrite)"
+        )
 
 
 def _parsed(text: bytes) -> Entry | None:

@@ -1,23 +1,34 @@
-"""Pack a source into shards. Records are read and encoded in parallel, shards are written in order, the manifest last.
+"""Pack a source into shards: encoded and written by any number of workers, the manifest last.
 
-The result does not depend on the number of processes: work units are merged in the source's order. On any error the
-files written so far are removed, and there is no manifest. The place belongs to one pack at a time (`lease/lease.py`);
-one that finds that it was followed by another removes nothing, for files of equal content have equal names.
+The result does not depend on who worked: where shards and chunks end is decided by the records' sizes in the source's
+order (`units/cutter.py`), and all numbers are added up in that order. A pack that is killed leaves complete shards and
+how far it was (`units/log.py`), and the same call goes on from there. On any other error what it wrote is removed, and
+there is no manifest; but what a log keeps stays when a storage or a worker fails. The place belongs to one pack at a
+time (`lease/lease.py`); one that finds that it was followed by another removes nothing, for files of equal content have
+equal names.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from data_shards.errors import LeaseDoubtError, LeaseLostError
 from data_shards.lease.lease import LEASE_S, Lease, take
 from data_shards.packing.encode import UnitEncoder
-from data_shards.packing.shard_writer import ShardSetWriter
+from data_shards.packing.finish import finish
+from data_shards.packing.units.crew import Crew, Here, Processes
+from data_shards.packing.units.cutter import Sizes
+from data_shards.packing.units.line import ENCODE, KEYS, WRITE, Line, Progress
+from data_shards.packing.units.log import EVERY_S, Log
+from data_shards.packing.units.shard import ShardWriter, StoredKeys
 from data_shards.packing.vocabularies import vocabularies_of, with_vocabularies
-from data_shards.packing.workers import in_order
+from data_shards.records.schema import DatasetSchema
 from data_shards.shards.manifest import FILE, Manifest
 from data_shards.shards.storage import Storage
 
@@ -27,8 +38,9 @@ if TYPE_CHECKING:
 # What is written beside a manifest, `done` while it is not there yet
 _OWN = re.compile(
     r"shard-\d+-[0-9a-f]{12}\.(tar|index)|(shards|chunks|sketches|vocabulary)-[0-9a-f]{12}\.parquet"
-    r"|(manifest|done)-\d+-[0-9a-f]{12}\.json"
+    r"|manifest-\d+-[0-9a-f]{12}\.json|done-\d+-[0-9a-f]{12}\.(json|shards|totals)"
 )
+Told = Callable[[Progress], None]
 
 
 def pack(
@@ -42,6 +54,9 @@ def pack(
     storage_options: dict[str, Any] | None = None,
     overwrite: bool = False,
     lease_s: float = LEASE_S,
+    crew: Crew | None = None,
+    told: Told = lambda progress: None,
+    log_s: float = EVERY_S,
 ) -> dict[str, Any]:
     """Write a data set and return a report.
 
@@ -53,13 +68,17 @@ def pack(
         chunk_records, chunk_bytes: a chunk is closed at either limit.
         overwrite: replace a data set that is already there.
         lease_s: seconds after which a pack that gives no sign of life may be followed by another one.
+        crew: who works, in place of processes of this machine. told: hears how far it is.
+        log_s: seconds after which what is complete is noted, for whoever goes on after a kill.
 
     Returns:
-        url, records, samples, observations, shards, chunks, bytes, seconds, digest, splits, vocabularies (modality ->
-        codes with a number of their own), source (the source's own report).
+        url, records, samples, observations, shards, shards_before (complete from an earlier attempt), chunks, bytes,
+        seconds, digest, splits, vocabularies (modality -> codes with a number of their own), source (the source's own
+        report).
 
     Raises:
         ValueError: a record that does not fit the schema, a key twice, no record at all, or a data set that is there.
+        JobError: the beginning of another pack is there, of other data or with other settings.
         LeaseHeldError: another pack is at work there. LeaseLostError: it has taken over.
         OSError: the bytes could not be stored.
     """
@@ -70,13 +89,16 @@ def pack(
     with take(storage.url, what, advice, lease_s=lease_s, options=storage_options) as lease:
         # Again: another one may have finished between the look and the lease.
         refuse_packed(storage, overwrite)
-        manifest = _write(source, storage, lease, workers, overwrite, (shard_bytes, chunk_records, chunk_bytes))
+        own = crew or (Processes(workers) if workers > 1 else Here())
+        packing = _Packing(source, storage, lease, overwrite, Sizes(shard_bytes, chunk_records, chunk_bytes), own)
+        manifest, before = packing.run(told, log_s)
     return {
         "url": storage.url,
         "records": manifest.records,
         "samples": int(manifest.chunks.total_K.sum()),
         "observations": manifest.observations,
         "shards": len(manifest.shards),
+        "shards_before": before,
         "chunks": len(manifest.chunks),
         "bytes": sum(shard.bytes + shard.index.bytes for shard in manifest.shards),
         "seconds": time.perf_counter() - begin,
@@ -114,30 +136,101 @@ def _learn_schema(source: Source) -> None:
             )
 
 
-def _write(
-    source: Source, storage: Storage, lease: Lease, workers: int, overwrite: bool, sizes: tuple[int, int, int]
-) -> Manifest:
-    """Shards and manifest of a place that is this process's own; sizes as the arguments of `pack`."""
-    _learn_schema(source)
-    vocabularies = vocabularies_of(source, workers)
-    schema = with_vocabularies(source.schema, vocabularies)
-    old = set(storage.names()) if overwrite else set()
-    writer = ShardSetWriter(storage, schema, *sizes, lease)
-    try:
-        for unit in in_order(UnitEncoder(source, schema, vocabularies), source.units(), workers):
-            writer.add(unit)
-        # The manifest last: until it is there, readers see the old data set, or none.
-        manifest, head = writer.finish(source.report, vocabularies)
-        commit(storage, head, lease, overwrite)
-    except BaseException as error:
-        left = _discard(writer, lease, old)
+@dataclass(frozen=True)
+class _Packing:
+    """A pack into a place that is this process's own."""
+
+    source: Source
+    storage: Storage
+    lease: Lease
+    overwrite: bool
+    sizes: Sizes
+    crew: Crew
+
+    def run(self, told: Told, log_s: float) -> tuple[Manifest, int]:
+        """The data set, and how many of its shards an earlier attempt had made."""
+        source, storage = self.source, self.storage
+        _learn_schema(source)
+        vocabularies = vocabularies_of(source, self.crew)
+        schema = with_vocabularies(source.schema, vocabularies)
+        log = Log(storage, schema, lambda: _job(source, schema, self.sizes), log_s)
+        old = set(storage.names()) if storage.exists(FILE) else set[str]()
+        if self.overwrite:
+            old = self._without_beginning(old)
+        begin = log.last()
+        works = {
+            ENCODE: UnitEncoder(source, schema, vocabularies),
+            WRITE: ShardWriter(storage),
+            KEYS: StoredKeys(storage, schema),
+        }
+        try:
+            with self.crew.team(works) as team:
+                line = Line(team, storage, schema, self.sizes, self.lease, log, told)
+                line.run(source.units(), begin)
+            manifest, head, files = finish(
+                storage, line.totals, line.sealed, source.report(line.totals.notes), vocabularies
+            )
+            self.lease.confirm()
+            for name, data in files.items():
+                storage.write(name, data)
+            # The manifest last: until it is there, readers see the old data set, or none.
+            commit(storage, head, self.lease, self.overwrite)
+        except BaseException as error:
+            self._give_up(error, old, log)
+            raise
+        # Nothing names any other file any more.
+        names = {name for own in line.sealed for name in (own.name, own.index.name)}
+        remove_replaced(storage, set(storage.names()), {*files, *names})
+        return manifest, line.before
+
+    def _without_beginning(self, old: set[str]) -> set[str]:
+        """Remove what an earlier attempt has noted, for everything is made anew. Returns what is left of ``old``."""
+        noted = {name for name in self.storage.names() if name.startswith("done-") and _own(name)}
+        for name in sorted(noted):
+            self.storage.delete(name)
+        return old - noted
+
+    def _give_up(self, error: BaseException, old: set[str], log: Log) -> None:
+        """Remove what was written and is worth nothing. Raises OSError, with what is left, for an OSError."""
+        # A record that is wrong will be packed from data that are no longer the same.
+        keep = log.files() if not isinstance(error, ValueError) else set()
+        left = self._discard(old | keep)
         if isinstance(error, OSError):
             kept = f"could not be removed: {', '.join(left)}" if left else "nothing was kept"
-            raise OSError(f"packing into {storage.url} stopped, {kept}: {error}") from error
-        raise
-    # Nothing names these files any more.
-    remove_replaced(storage, old, writer.written)
-    return manifest
+            if keep:
+                kept = f"{log.kept} shards are kept, and the same command goes on behind them"
+            raise OSError(f"packing into {self.storage.url} stopped, {kept}: {error}") from error
+
+    def _discard(self, keep: set[str]) -> list[str]:
+        """Remove all files of a pack but some, unless they may be another's by now; returns what is left."""
+        try:
+            names = {name for name in self.storage.names() if name not in keep and _own(name)}
+            self.lease.confirm()
+        except OSError:
+            return ["its files"]
+        except (LeaseLostError, LeaseDoubtError):
+            return sorted(names)
+        left = []
+        for name in sorted(names):
+            try:
+                self.storage.delete(name)
+            except OSError:
+                left.append(name)
+        return left
+
+
+def _job(source: Source, schema: DatasetSchema, sizes: Sizes) -> str | None:
+    """SHA-256 of what decides every byte of the result; None if nobody can tell."""
+    about = source.fingerprint()
+    if about is None:
+        return None
+    facts = [about, schema.digest(), asdict(sizes), len(source.units())]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _own(name: str) -> bool:
+    """Whether a pack writes files of this name."""
+    return bool(_OWN.fullmatch(name))
 
 
 def commit(storage: Storage, head: bytes, lease: Lease, overwrite: bool) -> None:
@@ -149,17 +242,9 @@ def commit(storage: Storage, head: bytes, lease: Lease, overwrite: bool) -> None
         storage.create(FILE, head)
 
 
-def _discard(writer: ShardSetWriter, lease: Lease, keep: set[str]) -> list[str]:
-    """Remove what was written, unless it may be another's by now; returns what is left."""
-    try:
-        lease.confirm()
-    except (LeaseLostError, LeaseDoubtError):
-        return sorted(set(writer.written) - keep)
-    return writer.discard(keep)
-
-
 def remove_replaced(storage: Storage, old: set[str], written: Collection[str]) -> None:
     """Remove files of the data set that this one replaced; only names that a pack writes."""
     for name in old - set(written):
-        if _OWN.fullmatch(name):
+        if _own(name):
             storage.delete(name)
+    storage.delete_unfinished(_own)

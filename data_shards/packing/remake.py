@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from data_shards.lease.lease import LEASE_S, Lease, take
-from data_shards.packing.journal import Journal
+from data_shards.packing.journal import Journal, refuse_others
 from data_shards.packing.pack import commit, refuse_packed, remove_replaced, writable
 from data_shards.packing.sealed import Sealed, tables_of_sealed
 from data_shards.packing.shard_maker import Remade, Task
@@ -95,7 +95,7 @@ def remake(
         # Again: another one may have finished between the look and the lease.
         refuse_packed(storage, overwrite)
         if not overwrite:
-            journal.refuse_others(what)
+            refuse_others(storage, job, what)
         done = journal.entries(len(manifest.shards))
         made = Made(schema)
         for remade in run([(number, done.get(number)) for number in range(len(manifest.shards))]):

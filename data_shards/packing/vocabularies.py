@@ -7,10 +7,11 @@ number; a code that only other parts have is unknown. The pass holds one count f
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from data_shards.packing.workers import in_order
+from data_shards.packing.units.crew import Buffer, Crew, in_order
 from data_shards.records.schema import DatasetSchema
 from data_shards.records.statistics import TRAIN
 from data_shards.records.vocabulary import MAX_SEEN, Vocabulary, VocabularyRule
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from data_shards.sources.base import Source
 
 
-def vocabularies_of(source: Source, workers: int) -> dict[str, Vocabulary]:
+def vocabularies_of(source: Source, crew: Crew) -> dict[str, Vocabulary]:
     """Modality -> vocabulary, of all modalities of codes; those that the source does not give are learned.
 
     Raises:
@@ -40,7 +41,7 @@ def vocabularies_of(source: Source, workers: int) -> dict[str, Vocabulary]:
     declared = [name for name in learned if own[name].vocabulary]
     if declared:
         raise ValueError(f"modality {declared[0]}: the schema names a vocabulary, and the source does not give it")
-    return given | (_learned(source, learned, workers) if learned else {})
+    return given | (_learned(source, learned, crew) if learned else {})
 
 
 def with_vocabularies(schema: DatasetSchema, vocabularies: dict[str, Vocabulary]) -> DatasetSchema:
@@ -61,7 +62,7 @@ class _Count:
     source: Source
     names: tuple[str, ...]
 
-    def __call__(self, unit: Any) -> dict[str, Counter[str]]:
+    def __call__(self, unit: Any, buffers: Sequence[Buffer] = ()) -> dict[str, Counter[str]]:
         found = {name: Counter[str]() for name in self.names}
         for splits, codes in self.source.codes(unit):
             if TRAIN in splits.values():
@@ -70,15 +71,16 @@ class _Count:
         return found
 
 
-def _learned(source: Source, names: tuple[str, ...], workers: int) -> dict[str, Vocabulary]:
+def _learned(source: Source, names: tuple[str, ...], crew: Crew) -> dict[str, Vocabulary]:
     totals = {name: Counter[str]() for name in names}
-    for found in in_order(_Count(source, names), source.units(), workers):
-        for name, counts in found.items():
-            totals[name].update(counts)
-            if len(totals[name]) > MAX_SEEN:
-                raise ValueError(
-                    f"modality {name}: the training part has more than {MAX_SEEN} different codes; they look like "
-                    "numbers or free text: pack them as another kind, or shorten them to what repeats"
-                )
+    with crew.team({"count": _Count(source, names)}) as team:
+        for found in in_order(team, "count", source.units()):
+            for name, counts in found.items():
+                totals[name].update(counts)
+                if len(totals[name]) > MAX_SEEN:
+                    raise ValueError(
+                        f"modality {name}: the training part has more than {MAX_SEEN} different codes; they look like "
+                        "numbers or free text: pack them as another kind, or shorten them to what repeats"
+                    )
     rules = source.vocabulary_rules
     return {name: Vocabulary.learned(totals[name], rules.get(name, VocabularyRule())) for name in names}

@@ -10,6 +10,7 @@ import ipaddress
 import os
 import random
 import re
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from data_shards.paths import absolute_url, split_scheme
 
 SCHEMES = ("file", "memory", "s3", "gs", "http", "https")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+-[0-9a-f]+\.tmp")
 _PIECE = 32 << 20
 T = TypeVar("T")
 
@@ -179,6 +181,13 @@ class Storage:
         except FileNotFoundError:
             return
 
+    def delete_unfinished(self, wanted: Callable[[str], bool]) -> None:
+        """Remove what killed processes have left of files that would have had certain names."""
+        for path in Path(self._open()[1]).glob(".*.tmp") if self.scheme == "file" else ():
+            name = _TEMPORARY.fullmatch(path.name)
+            if name and wanted(name["name"]):
+                path.unlink(missing_ok=True)
+
     def names(self) -> list[str]:
         """Names of the files in this folder, sorted; empty if the folder does not exist."""
         fs, root = self._open()
@@ -198,7 +207,7 @@ class Storage:
 
 def _write_local(path: Path, data: bytes, replace: bool = True) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")  # of hosts that share it, too
     try:
         with temporary.open("wb") as stream:
             view = memoryview(data)

@@ -1,4 +1,4 @@
-"""Tar framing: shards written with webdataset's writer, read by a strict reader that ends only at a legal place.
+"""Tar framing: shards written as webdataset's writer does, read by a strict reader that ends only at a legal place.
 
 ``tarfile`` (and thus webdataset) takes a damaged header in the middle of an archive for its end and says nothing. Here
 every header is checked, and the caller compares what it finds with the index.
@@ -7,6 +7,7 @@ every header is checked, and the caller compares what it finds with the index.
 from __future__ import annotations
 
 import io
+import tarfile
 from collections.abc import Iterator
 
 from data_shards.errors import RecordError
@@ -14,27 +15,32 @@ from data_shards.records.codec import SUFFIX
 
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
+_OWNER = "bigdata"
 
 
 class ShardBuilder:
-    """Collects one shard in memory; ``add`` returns where the member's payload lies."""
+    """Collects one shard in memory; ``add`` returns where the member's payload lies.
+
+    The bytes are those of webdataset's ``TarWriter`` with ``mtime=0``, whose import takes torch with it.
+    """
 
     def __init__(self) -> None:
-        from webdataset import TarWriter
-
         self._buffer = io.BytesIO()
-        # mtime=0: a float time stamp would cost a 1 KiB extended header per member and make shards differ by the clock.
-        self._writer = TarWriter(self._buffer, encoder=False, mtime=0)
+        # Streamed, as webdataset does: it ends at a multiple of 10,240 bytes
+        self._writer = tarfile.open(fileobj=self._buffer, mode="w|")  # noqa: SIM115 - `finish` closes it
 
     @property
     def size(self) -> int:
         """Bytes so far."""
-        return int(self._writer.tarstream.offset)
+        return int(self._writer.offset)
 
-    def add(self, key: str, payload: bytes) -> tuple[int, int]:
+    def add(self, key: str, payload: bytes | memoryview) -> tuple[int, int]:
         """Append ``<key>.st``; returns (start of its header, start of its payload)."""
         start = self.size
-        self._writer.write({"__key__": key, SUFFIX[1:]: payload})
+        member = tarfile.TarInfo(f"{key}{SUFFIX}")
+        # A float time stamp would cost an extended header of 1 KiB a member and make shards differ by the clock.
+        member.size, member.mtime, member.mode, member.uname, member.gname = len(payload), 0, 0o444, _OWNER, _OWNER
+        self._writer.addfile(member, io.BytesIO(payload))
         payload_start = start + BLOCK
         assert self.size == payload_start + -(-len(payload) // BLOCK) * BLOCK, "member has one plain header"
         return start, payload_start

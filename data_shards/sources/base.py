@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from data_shards.errors import PathError
+from data_shards.paths import absolute_path
 from data_shards.records.record import Codes, Record
 from data_shards.records.schema import DatasetSchema
 from data_shards.records.vocabulary import Vocabulary, VocabularyRule
@@ -63,11 +66,32 @@ class Source(ABC):
         """Plain data for the manifest: options and what was counted."""
         return {"options": self.options.model_dump(mode="json"), "notes": dict(sorted(notes.items()))}
 
+    def fingerprint(self) -> str | None:
+        """Text of what its records depend on: a pack that was killed is continued only if it is the same.
+
+        The source's name and options, and of files and folders that an option names lengths and times of change. A
+        source with further files adds those; one whose records nobody else can read says None, and is never continued.
+        """
+        options = self.options.model_dump(mode="json")
+        files = [described_files(value) for value in options.values() if isinstance(value, str)]
+        return json.dumps([f"{type(self).__module__}.{type(self).__qualname__}", options, files])
+
     def records(self) -> Iterator[Record]:
         """All records in order."""
         notes: Counter[str] = Counter()
         for unit in self.units():
             yield from self.read(unit, notes)
+
+
+def described_files(place: str) -> list[tuple[str, int, int]]:
+    """(path, bytes, nanoseconds of its last change) of a file, or of all below a folder; empty if nothing is there."""
+    try:
+        root = absolute_path(place)
+        paths = sorted(root.rglob("*")) if root.is_dir() else [root]
+        found = [(str(path), path.stat()) for path in paths if path.is_file()]
+    except (PathError, OSError):
+        return []
+    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in found]
 
 
 def hashed_part(key: str, shares: Sequence[tuple[str, float]], salt: str = "") -> str:

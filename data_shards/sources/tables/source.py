@@ -8,6 +8,7 @@ the columns that are used, once.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from data_shards.paths import absolute_path
 from data_shards.records.record import Codes, Record, Value, escape_key
 from data_shards.records.survival import edges_from
 from data_shards.records.vocabulary import Vocabulary, VocabularyRule
-from data_shards.sources.base import Source, SourceOptions
+from data_shards.sources.base import Source, SourceOptions, described_files
 from data_shards.sources.readers.cells import Cells
 from data_shards.sources.readers.csv_dialect import EMPTY_WORDS
 from data_shards.sources.readers.spill import Spill, spill
@@ -158,6 +159,12 @@ class Tables(Source):
             targets, times_K = self._targets(number, labels, notes)
             values = {name: value() if callable(value) else value for name, value in held.items()}
             yield Record(own_key, values, targets, parts, groups[number] or key, times_K)
+
+    def fingerprint(self) -> str:
+        """With the mapping, and all files that it names."""
+        named = sorted({str(path) for files in self.files.values() for path in files})
+        files = [described_files(path) for path in named]
+        return json.dumps([super().fingerprint(), self.mapping.model_dump(mode="json"), str(self.folder), files])
 
     def codes(self, unit: int) -> Iterator[tuple[Mapping[str, str], Mapping[str, Sequence[str]]]]:
         """(splits, modality -> codes) of each record of a piece that is packed; no picture or recording is read."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import resource
@@ -20,6 +22,7 @@ from data_shards.records.decoder import Decoder
 from data_shards.shards.manifest import FILE
 from data_shards.shards.reader import read_index
 from data_shards.shards.storage import Storage
+from data_shards.shards.tar import ShardBuilder
 from tests.data_shards.build import SCHEMA, ListSource, make_record, make_set, same_record
 
 RECORDS = [make_record(i) for i in range(60)]
@@ -189,3 +192,36 @@ def test_payloads_hold_no_pickle(tmp_path: Path) -> None:
     for start, size in zip(index.start_n, index.size_n, strict=True):
         load_tensors(data[start : start + size])
     assert b"cnumpy" not in data and b"\x80\x04\x95" not in data
+
+
+@pytest.mark.parametrize(
+    ("chunk_records", "chunk_bytes", "shard_bytes", "unit", "shards", "chunks", "digest"),
+    [(5, 8 << 20, 20_000, 7, 5, 15, "8fde48354e6aa874"), (500, 4_000, 9_000, 23, 11, 33, "ec26f1987860a3b1")],
+)
+def test_equal_records_give_the_bytes_that_they_always_gave(
+    tmp_path: Path,
+    chunk_records: int,
+    chunk_bytes: int,
+    shard_bytes: int,
+    unit: int,
+    shards: int,
+    chunks: int,
+    digest: str,
+) -> None:
+    """Of shards and indices, as one process wrote them that saw every record in turn."""
+    sizes: dict[str, Any] = {"chunk_records": chunk_records, "chunk_bytes": chunk_bytes, "shard_bytes": shard_bytes}
+    pack(ListSource(SCHEMA, RECORDS, unit), str(tmp_path), **sizes)
+    manifest = open_manifest(str(tmp_path))
+    assert (len(manifest.shards), len(manifest.chunks)) == (shards, chunks)
+    all_digests = "".join(shard.sha256 + shard.index.sha256 for shard in manifest.shards)
+    assert hashlib.sha256(all_digests.encode()).hexdigest()[:16] == digest
+
+
+def test_a_shard_is_what_webdataset_writes() -> None:
+    builder, wanted = ShardBuilder(), io.BytesIO()
+    writer = webdataset.TarWriter(wanted, encoder=False, mtime=0)
+    for size in (0, 1, 511, 512, 513, 30_000):
+        builder.add(f"r-{size}", memoryview(bytes(size)))
+        writer.write({"__key__": f"r-{size}", "st": bytes(size)})
+    writer.close()
+    assert builder.finish() == wanted.getvalue()

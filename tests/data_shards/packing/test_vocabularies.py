@@ -195,5 +195,5 @@ def test_a_failed_pack_leaves_no_table_behind(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Storage, "write", watched)
     with pytest.raises(ValueError, match="serialize"):
         pack(Late(), str(tmp_path))
-    assert written == ["shard", "shard", "shards", "chunks", "sketches", "vocabulary", "vocabulary"]
+    assert written == ["shard", "shard"]  # what cannot be written as a head is found before any table is
     assert list(tmp_path.iterdir()) == []
