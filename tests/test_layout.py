@@ -69,7 +69,7 @@ FLOORS = {
         ("sources",),
         ("shards",),
         ("records",),
-        ("paths", "permutation", "config", "yaml_file", "parquet", "node_arrays"),
+        ("paths", "permutation", "config", "yaml_file", "parquet", "node_arrays", "crew"),
         ("errors",),
     ),
 }

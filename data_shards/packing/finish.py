@@ -21,6 +21,7 @@ def finish(
     sealed: Sequence[Sealed],
     report: Mapping[str, Any],
     vocabularies: Mapping[str, Vocabulary],
+    lineage: Lineage,
 ) -> tuple[Manifest, bytes, dict[str, bytes]]:
     """The data set, the bytes of its head, and of the files that the head names. Nothing is written.
 
@@ -56,7 +57,7 @@ def finish(
         statistics={split: accumulator.summary() for split, accumulator in statistics.items()},
         tables=tables,
         vocabularies=entries,
-        lineage=Lineage(),
+        lineage=lineage,
     )
     text = head_bytes(head)
     return opened(head, hashlib.sha256(text).hexdigest(), shards, chunks, storage), text, files

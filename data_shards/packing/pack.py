@@ -12,34 +12,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from data_shards.crew import Crew, Here, Processes
 from data_shards.errors import LeaseDoubtError, LeaseLostError
 from data_shards.lease.lease import LEASE_S, Lease, take
 from data_shards.packing.encode import UnitEncoder
 from data_shards.packing.finish import finish
-from data_shards.packing.units.crew import Crew, Here, Processes
+from data_shards.packing.grow import entry_of, next_lineage, refuse_unfit, vocabularies_in
+from data_shards.packing.place import commit, is_own, refuse_packed, remove_replaced, writable
 from data_shards.packing.units.cutter import Sizes
 from data_shards.packing.units.line import ENCODE, KEYS, WRITE, Line, Progress
 from data_shards.packing.units.log import EVERY_S, Log
 from data_shards.packing.units.shard import ShardWriter, StoredKeys
 from data_shards.packing.vocabularies import vocabularies_of, with_vocabularies
 from data_shards.records.schema import DatasetSchema
+from data_shards.shards.lineage import Lineage
 from data_shards.shards.manifest import FILE, Manifest
+from data_shards.shards.opening import open_manifest
 from data_shards.shards.storage import Storage
+from data_shards.shards.versions import files_of_all, head_name
 
 if TYPE_CHECKING:
     from data_shards.sources.base import Source
 
-# What is written beside a manifest, `done` while it is not there yet
-_OWN = re.compile(
-    r"shard-\d+-[0-9a-f]{12}\.(tar|index)|(shards|chunks|sketches|vocabulary)-[0-9a-f]{12}\.parquet"
-    r"|manifest-\d+-[0-9a-f]{12}\.json|done-\d+-[0-9a-f]{12}\.(json|shards|totals)"
-)
 Told = Callable[[Progress], None]
 
 
@@ -53,6 +52,7 @@ def pack(
     chunk_bytes: int = 8 << 20,
     storage_options: dict[str, Any] | None = None,
     overwrite: bool = False,
+    append: bool = False,
     lease_s: float = LEASE_S,
     crew: Crew | None = None,
     told: Told = lambda progress: None,
@@ -67,14 +67,15 @@ def pack(
         shard_bytes: a shard is closed once it is at least this large.
         chunk_records, chunk_bytes: a chunk is closed at either limit.
         overwrite: replace a data set that is already there.
+        append: make a new version of a data set that is there: its shards, and new ones with this source's records.
         lease_s: seconds after which a pack that gives no sign of life may be followed by another one.
         crew: who works, in place of processes of this machine. told: hears how far it is.
         log_s: seconds after which what is complete is noted, for whoever goes on after a kill.
 
     Returns:
-        url, records, samples, observations, shards, shards_before (complete from an earlier attempt), chunks, bytes,
-        seconds, digest, splits, vocabularies (modality -> codes with a number of their own), source (the source's own
-        report).
+        url, version (1 unless appended), records, samples, observations, shards, shards_before (complete from an
+        earlier attempt), chunks, bytes, seconds, digest, splits, vocabularies (modality -> codes with a number of their
+        own), source (the source's own report).
 
     Raises:
         ValueError: a record that does not fit the schema, a key twice, no record at all, or a data set that is there.
@@ -84,16 +85,21 @@ def pack(
     """
     begin = time.perf_counter()
     storage = writable(out_url, storage_options)
-    refuse_packed(storage, overwrite)
+    if append and overwrite:
+        raise ValueError("append to what is there, or overwrite it, not both")
+    refuse_packed(storage, overwrite or append)
     what, advice = f"packing of {source.schema.name}", "pack into another place (--out)"
     with take(storage.url, what, advice, lease_s=lease_s, options=storage_options) as lease:
         # Again: another one may have finished between the look and the lease.
-        refuse_packed(storage, overwrite)
+        refuse_packed(storage, overwrite or append)
+        base = open_manifest(storage.url, storage_options) if append else None
         own = crew or (Processes(workers) if workers > 1 else Here())
-        packing = _Packing(source, storage, lease, overwrite, Sizes(shard_bytes, chunk_records, chunk_bytes), own)
+        sizes = Sizes(shard_bytes, chunk_records, chunk_bytes)
+        packing = _Packing(source, storage, lease, overwrite, sizes, own, base)
         manifest, before = packing.run(told, log_s)
     return {
         "url": storage.url,
+        "version": 1 if manifest.lineage is None else manifest.lineage.number,
         "records": manifest.records,
         "samples": int(manifest.chunks.total_K.sum()),
         "observations": manifest.observations,
@@ -109,22 +115,6 @@ def pack(
     }
 
 
-def writable(out_url: str, options: dict[str, Any] | None) -> Storage:
-    """The folder of a new data set; ValueError if nothing can be written there."""
-    storage = Storage(out_url, options)
-    if storage.scheme in ("http", "https"):
-        raise ValueError(f"{storage.url} can only be read; pack into a folder or an object store")
-    return storage
-
-
-def refuse_packed(storage: Storage, overwrite: bool) -> None:
-    """Raise ValueError if a data set is there that is not to be replaced."""
-    if not overwrite and storage.exists(FILE):
-        raise ValueError(
-            f"{storage.url} already holds a packed data set; choose another folder, or overwrite it (--overwrite)"
-        )
-
-
 def _learn_schema(source: Source) -> None:
     """Let a source learn its schema from all of its data; ValueError for a series that no model could be trained on."""
     source.units()
@@ -138,7 +128,11 @@ def _learn_schema(source: Source) -> None:
 
 @dataclass(frozen=True)
 class _Packing:
-    """A pack into a place that is this process's own."""
+    """A pack into a place that is this process's own.
+
+    Attributes:
+        base: the data set that grows, if one does.
+    """
 
     source: Source
     storage: Storage
@@ -146,18 +140,25 @@ class _Packing:
     overwrite: bool
     sizes: Sizes
     crew: Crew
+    base: Manifest | None = None
 
     def run(self, told: Told, log_s: float) -> tuple[Manifest, int]:
         """The data set, and how many of its shards an earlier attempt had made."""
         source, storage = self.source, self.storage
         _learn_schema(source)
-        vocabularies = vocabularies_of(source, self.crew)
-        schema = with_vocabularies(source.schema, vocabularies)
-        log = Log(storage, schema, lambda: _job(source, schema, self.sizes), log_s)
-        old = set(storage.names()) if storage.exists(FILE) else set[str]()
+        base = self.base
+        if base is not None:
+            refuse_unfit(base, source)
+        vocabularies = vocabularies_in(base) if base else vocabularies_of(source, self.crew)
+        schema = base.schema if base else with_vocabularies(source.schema, vocabularies)
+        log = Log(storage, schema, lambda: _job(source, schema, self.sizes, base), log_s)
+        there = {name for name in storage.names() if not name.startswith("done-")}
+        old = there if storage.exists(FILE) else set[str]()
         if self.overwrite:
-            old = self._without_beginning(old)
+            self._without_beginning()
         begin = log.last()
+        if begin is None and base is not None:
+            begin = entry_of(base)
         works = {
             ENCODE: UnitEncoder(source, schema, vocabularies),
             WRITE: ShardWriter(storage),
@@ -165,30 +166,33 @@ class _Packing:
         }
         try:
             with self.crew.team(works) as team:
-                line = Line(team, storage, schema, self.sizes, self.lease, log, told)
+                line = Line(team, storage, schema, self.sizes, self.lease, log, told, base is not None)
                 line.run(source.units(), begin)
-            manifest, head, files = finish(
-                storage, line.totals, line.sealed, source.report(line.totals.notes), vocabularies
-            )
+            lineage = next_lineage(base) if base else Lineage()
+            report = source.report(line.totals.notes)
+            manifest, head, files = finish(storage, line.totals, line.sealed, report, vocabularies, lineage)
             self.lease.confirm()
+            if base is not None:
+                files[head_name(base)] = storage.read(FILE)
             for name, data in files.items():
                 storage.write(name, data)
             # The manifest last: until it is there, readers see the old data set, or none.
-            commit(storage, head, self.lease, self.overwrite)
+            commit(storage, head, self.lease, self.overwrite or base is not None)
         except BaseException as error:
             self._give_up(error, old, log)
             raise
         # Nothing names any other file any more.
         names = {name for own in line.sealed for name in (own.name, own.index.name)}
+        if base is not None:
+            names |= files_of_all(storage.url, storage.options)
         remove_replaced(storage, set(storage.names()), {*files, *names})
-        return manifest, line.before
+        return manifest, line.before - (len(base.shards) if base else 0)
 
-    def _without_beginning(self, old: set[str]) -> set[str]:
-        """Remove what an earlier attempt has noted, for everything is made anew. Returns what is left of ``old``."""
-        noted = {name for name in self.storage.names() if name.startswith("done-") and _own(name)}
-        for name in sorted(noted):
-            self.storage.delete(name)
-        return old - noted
+    def _without_beginning(self) -> None:
+        """Remove what an earlier attempt has noted, for everything is made anew."""
+        for name in self.storage.names():
+            if name.startswith("done-") and is_own(name):
+                self.storage.delete(name)
 
     def _give_up(self, error: BaseException, old: set[str], log: Log) -> None:
         """Remove what was written and is worth nothing. Raises OSError, with what is left, for an OSError."""
@@ -204,7 +208,7 @@ class _Packing:
     def _discard(self, keep: set[str]) -> list[str]:
         """Remove all files of a pack but some, unless they may be another's by now; returns what is left."""
         try:
-            names = {name for name in self.storage.names() if name not in keep and _own(name)}
+            names = {name for name in self.storage.names() if name not in keep and is_own(name)}
             self.lease.confirm()
         except OSError:
             return ["its files"]
@@ -219,32 +223,10 @@ class _Packing:
         return left
 
 
-def _job(source: Source, schema: DatasetSchema, sizes: Sizes) -> str | None:
+def _job(source: Source, schema: DatasetSchema, sizes: Sizes, base: Manifest | None) -> str | None:
     """SHA-256 of what decides every byte of the result; None if nobody can tell."""
     about = source.fingerprint()
     if about is None:
         return None
-    facts = [about, schema.digest(), asdict(sizes), len(source.units())]
+    facts = [about, schema.digest(), asdict(sizes), len(source.units()), base and base.digest]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _own(name: str) -> bool:
-    """Whether a pack writes files of this name."""
-    return bool(_OWN.fullmatch(name))
-
-
-def commit(storage: Storage, head: bytes, lease: Lease, overwrite: bool) -> None:
-    """Write the manifest: from now on there is a data set."""
-    lease.confirm()
-    if overwrite:
-        storage.write(FILE, head)
-    else:
-        storage.create(FILE, head)
-
-
-def remove_replaced(storage: Storage, old: set[str], written: Collection[str]) -> None:
-    """Remove files of the data set that this one replaced; only names that a pack writes."""
-    for name in old - set(written):
-        if _own(name):
-            storage.delete(name)
-    storage.delete_unfinished(_own)

@@ -14,7 +14,7 @@ from typing import Any
 
 from data_shards.lease.lease import LEASE_S, Lease, take
 from data_shards.packing.journal import Journal, refuse_others
-from data_shards.packing.pack import commit, refuse_packed, remove_replaced, writable
+from data_shards.packing.place import commit, refuse_packed, remove_replaced, writable
 from data_shards.packing.sealed import Sealed, tables_of_sealed
 from data_shards.packing.shard_maker import Remade, Task
 from data_shards.records.schema import RAGGED, DatasetSchema

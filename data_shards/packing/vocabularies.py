@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from data_shards.packing.units.crew import Buffer, Crew, in_order
+from data_shards.crew import Buffer, Crew, in_order
 from data_shards.records.schema import DatasetSchema
 from data_shards.records.statistics import TRAIN
 from data_shards.records.vocabulary import MAX_SEEN, Vocabulary, VocabularyRule

@@ -102,6 +102,7 @@ def opened(head: Head, digest: str, shards: Sequence[Shard], chunks: ChunkTable,
         head.vocabularies,
         head.tables.sketches,
         head.lineage,
+        (head.tables.shards, head.tables.chunks, head.tables.sketches),
     )
 
 

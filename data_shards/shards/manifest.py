@@ -62,6 +62,7 @@ class Manifest:
         statistics: split -> statistics of its train part; a split without a train part has none.
         shards: in storage order. chunks: of all of them.
         vocabularies: modality of codes -> the file of its vocabulary. sketches: the file of the statistics' sketches.
+        tables: files of shards, chunks and sketches; none in version 1.
         lineage: None for version 1.
         storage: where its files are.
     """
@@ -81,6 +82,7 @@ class Manifest:
     vocabularies: dict[str, TableFile] = field(default_factory=dict)
     sketches: TableFile | None = None
     lineage: Lineage | None = None
+    tables: tuple[TableFile, ...] = ()
 
     @property
     def url(self) -> str:

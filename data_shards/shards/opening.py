@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from typing import Any
 
 from data_shards.errors import ManifestError
@@ -12,6 +14,7 @@ from data_shards.shards.storage import Storage
 from data_shards.shards.version_one import read_version_one
 
 MAX_BYTES = 1 << 28
+_HEAD = re.compile(r"(?P<folder>.+)/(?P<name>manifest(-\d{5,}-(?P<digest>[0-9a-f]{12}))?\.json)", re.DOTALL)
 _READ = {1: read_version_one, VERSION: read_version_two}
 
 
@@ -21,28 +24,31 @@ def open_manifest(
     """Read and check the manifest of a packed data set.
 
     Args:
-        url: the data set's folder (or its ``manifest.json``).
+        url: the data set's folder (or its ``manifest.json``); or the file of an earlier version's head in it.
         storage_options: options of the fsspec file system.
 
     Raises:
         ValueError: an illegal URL.
         ManifestError: no manifest, a damaged one, or one of another version; a table that is damaged.
     """
-    folder = url[: -len(FILE) - 1] if url.endswith(f"/{FILE}") else url
+    named = _HEAD.fullmatch(url)
+    folder, name = (named["folder"], named["name"]) if named else (url, FILE)
     storage = Storage(folder, storage_options, retries, retry_delay_s)
     try:
-        size = storage.size(FILE)
+        size = storage.size(name)
         if size is not None and size > MAX_BYTES:
-            raise ManifestError(f"{storage.url}: {FILE} has {size} bytes, the limit is {MAX_BYTES}")
-        text = storage.read(FILE, 0, size or MAX_BYTES, exact=False)
+            raise ManifestError(f"{storage.url}: {name} has {size} bytes, the limit is {MAX_BYTES}")
+        text = storage.read(name, 0, size or MAX_BYTES, exact=False)
     except (OSError, EOFError) as error:
-        raise ManifestError(_missing(storage, error)) from error
+        raise ManifestError(_missing(storage, name, error)) from error
+    if named and named["digest"] and hashlib.sha256(text).hexdigest()[:12] != named["digest"]:
+        raise ManifestError(f"{storage.url}: {name} has another SHA-256 than its name says")
     return parse_manifest(text, storage)
 
 
-def _missing(storage: Storage, error: Exception) -> str:
+def _missing(storage: Storage, name: str, error: Exception) -> str:
     hint = " (memory:// lives in one process only)" if storage.scheme == "memory" else ""
-    return f"{storage.url} is not a packed data set: {FILE} cannot be read: {error}{hint}"
+    return f"{storage.url} is not a packed data set: {name} cannot be read: {error}{hint}"
 
 
 def parse_manifest(text: bytes, storage: Storage) -> Manifest:

@@ -5,44 +5,66 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from data_shards import create_source, pack
+from data_shards.crew import Crew
 from data_shards.paths import absolute_url
 from data_shards.shards.manifest import LENGTHS
 from data_shards.sources import known_sources, source_class
 from data_shards.sources.base import Source
+from launch.datasets.pack_progress import shown
 from launch.errors import UsageError
 from launch.output.tables import print_json_line, print_table
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class PackSettings:
+    """How a source is packed, whatever it is; as the arguments of `data_shards.pack`.
+
+    Attributes:
+        workers: 0: one for each CPU.
+    """
+
+    out: str
+    workers: int = 0
+    shard_mb: int = 64
+    overwrite: bool = False
+    lease_s: float = 60.0
+
+
 def pack_source(
     name: str,
     folder: str | None,
-    out: str,
     splits: str | None,
     options: Sequence[str],
-    workers: int,
-    shard_mb: int,
-    overwrite: bool,
-    lease_s: float,
+    settings: PackSettings,
+    crew: Crew | None = None,
 ) -> None:
-    """Pack a source; prints the report as the last line."""
-    out = absolute_url(out)
-    settings = _source_options(name, {"path": folder, "splits": splits}, options)
-    source = make_source(name, settings)
+    """Pack a source; prints the report as the last line.
+
+    Args:
+        crew: who works; processes of this machine if it is None.
+    """
+    out = absolute_url(settings.out)
+    source = make_source(name, _source_options(name, {"path": folder, "splits": splits}, options))
     logger.info("packing %s into %s", name, out)
-    report = pack(
-        source,
-        out,
-        workers=workers or os.cpu_count() or 1,
-        shard_bytes=shard_mb << 20,
-        overwrite=overwrite,
-        lease_s=lease_s,
-    )
+    with shown() as told:
+        report = pack(
+            source,
+            out,
+            workers=settings.workers or os.cpu_count() or 1,
+            shard_bytes=settings.shard_mb << 20,
+            overwrite=settings.overwrite,
+            lease_s=settings.lease_s,
+            crew=crew,
+            told=told,
+        )
     rows = [(key, report[key]) for key in ("records", "observations", "shards", "bytes", "seconds")]
+    rows += [("shards complete before", report["shards_before"])] * bool(report["shards_before"])
     notes = [note for note in sorted(report["source"].get("notes", {}).items()) if note not in rows]
     lengths = report["source"].get(LENGTHS, {})
     longest = [(f"longest {name}", own["longest"]) for name, own in lengths.items()]

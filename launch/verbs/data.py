@@ -49,7 +49,10 @@ def pack(
     option: Annotated[
         list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="Any other option of the source.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read and encode; 0 = one per CPU.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that work; 0 = one per CPU, of all nodes.")] = 0,
+    address: Annotated[
+        str | None, typer.Option(help="Pack on this Ray, e.g. auto; default: RAY_ADDRESS, else this machine alone.")
+    ] = None,
     shard_mb: Annotated[int, typer.Option(min=1, help="Size at which a shard is closed, in MiB.")] = 64,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set that is there.")] = False,
     lease_s: Annotated[
@@ -59,15 +62,21 @@ def pack(
 ) -> None:
     """Turn original data into shards: WebDataset tars with a manifest. Done once per data set.
 
+    The result is the same, byte by byte, whoever works and however often it is killed: the same command goes on behind
+    what is complete. On a cluster all nodes must see the original files (and the scratch folder of tables).
+
     \b
     python -m launch pack digits --out data/digits
     python -m launch pack physionet2012 --source DIR --out data/physionet2012 --splits DIR/raindrop_splits.csv
     python -m launch pack tables --source mapping.yaml --out data/mine
     python -m launch pack synthetic --out data/made_up -o records=2000 -o modalities=series:20,image:4
+    python -m launch pack tables --source s/mapping.yaml -o scratch=/shared/tmp --out s3://bucket/mine --address auto
     """
-    from launch.datasets.pack import pack_source
+    from launch.datasets.pack import PackSettings
+    from launch.runs.pack import pack_data
 
-    pack_source(source, folder, out, splits, option or [], workers, shard_mb, overwrite, lease_s)
+    settings = PackSettings(out, workers, shard_mb, overwrite, lease_s)
+    pack_data(source, folder, splits, option or [], settings, address, debug)
 
 
 @app.command()

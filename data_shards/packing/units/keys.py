@@ -44,7 +44,7 @@ class KeyCheck:
 
     def add(self, hash_N: np.ndarray, shard: int) -> None:
         """Take in the keys of some records of a shard."""
-        self._waiting.append((hash_N, np.full(len(hash_N), shard, np.uint32)))
+        self._waiting.append((hash_N.copy(), np.full(len(hash_N), shard, np.uint32)))
         self._waits += len(hash_N)
         self.records += len(hash_N)
         if self._waits >= self.run:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_shards.crew import Kept, Team, Ticket, in_order
 from data_shards.errors import RecordError
 from data_shards.lease.lease import Guard
 from data_shards.packing.sealed import Sealed
-from data_shards.packing.units.crew import Kept, Team, Ticket, in_order
 from data_shards.packing.units.cutter import Cut, Cutter, Sizes
 from data_shards.packing.units.encoded import Pair, Summary
 from data_shards.packing.units.keys import KeyCheck
@@ -71,9 +71,11 @@ class Line:
         guard: Guard,
         log: Log,
         told: Callable[[Progress], None],
+        grows: bool = False,
     ) -> None:
         self.team, self.storage, self.schema, self.sizes = team, storage, schema, sizes
         self.guard, self.log, self.told = guard, log, told
+        self.grows = grows  # a data set that is there: its shards are not made again
         self.totals = Totals(schema)
         self.sealed: list[Sealed] = []
         self.before = 0
@@ -114,6 +116,8 @@ class Line:
             for number, hash_n in enumerate(in_order(self.team, KEYS, entry.shards)):
                 keys.add(hash_n, number)
         except (OSError, EOFError, RecordError) as error:
+            if self.grows:
+                raise
             logger.warning("what an earlier pack left at %s is damaged (%s): begun anew", self.storage.url, error)
             self.log.forget()
             keys.forget()
@@ -159,7 +163,9 @@ class Line:
         """Take in shards that are written, in order, until no more than ``most`` are not."""
         while self._writing and (len(self._writing) > most or self._writing[0][1].done()):
             cut, ticket = self._writing.popleft()
-            self._count(ticket.get())
+            sealed = ticket.get()
+            self._look(sealed)
+            self._count(sealed)
             self._free(cut)
             if self._note is not None and self._note[0] == len(self.sealed):
                 self.guard.confirm()
@@ -171,6 +177,16 @@ class Line:
         last = cut.pieces[-1].unit
         for unit in [number for number in self._units if number < last]:
             self._units.pop(unit).free()
+
+    def _look(self, sealed: Sealed) -> None:
+        """Raise OSError if a shard is not where this process would read it."""
+        if not self.team.apart or self.storage.scheme not in ("file", "memory"):
+            return
+        if not all(self.storage.exists(name) for name in (sealed.name, sealed.index.name)):
+            raise OSError(
+                f"{sealed.name} was written on another machine and is not at {self.storage.url} on this one: give a "
+                "folder that all machines share, or an object store (--out)"
+            )
 
     def _count(self, sealed: Sealed) -> None:
         self.sealed.append(sealed)

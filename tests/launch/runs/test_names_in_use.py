@@ -12,7 +12,7 @@ from data_shards import create_source, pack
 from data_shards.errors import LeaseHeldError
 from data_shards.lease.lease import take
 from data_shards.lease.owner import this_process
-from launch.datasets.pack import pack_source
+from launch.datasets.pack import PackSettings, pack_source
 from launch.errors import exit_code, one_sentence
 from launch.runs.train import train_recipe
 from launch.sweep.sweep import sweep_recipe
@@ -31,7 +31,7 @@ def _sweep(folder: Path, words: list[str]) -> None:
 
 def _pack(folder: Path, words: list[str]) -> None:
     options = ["records=8", "modalities=vector:1"]
-    pack_source("synthetic", None, str(folder / "x"), None, options, workers=1, shard_mb=1, overwrite=True, lease_s=60)
+    pack_source("synthetic", None, None, options, PackSettings(str(folder / "x"), 1, 1, overwrite=True))
 
 
 @pytest.mark.parametrize(

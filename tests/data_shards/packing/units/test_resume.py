@@ -1,4 +1,4 @@
-"""A pack that was killed goes on behind what is complete: same bytes as one that was never stopped, nothing left over."""
+"""A pack that was killed goes on behind what is complete: same bytes as one that was not, and nothing left over."""
 
 from __future__ import annotations
 
@@ -153,4 +153,4 @@ def test_totals_go_on_bit_by_bit() -> None:
     assert {name: a.summary() for name, a in half.statistics.items()} == {
         name: a.summary() for name, a in whole.statistics.items()
     }
-    assert whole.notes == {"read": COUNT} and list(whole.columns)[0] == ("default", "train")
+    assert whole.notes == {"read": COUNT} and next(iter(whole.columns)) == ("default", "train")

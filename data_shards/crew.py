@@ -48,6 +48,10 @@ class Team(Protocol):
     def size(self) -> int:
         """How many work at the same time, as far as is known now."""
 
+    @property
+    def apart(self) -> bool:
+        """Whether some may work on another machine."""
+
     def ask(self, work: str, item: Any, kept: Sequence[Kept] = (), keep: bool = False) -> Ticket:
         """Let somebody work."""
 
@@ -82,7 +86,7 @@ class Here:
 
 
 class _Here:
-    size = 1
+    size, apart = 1, False
 
     def __init__(self, works: Works) -> None:
         self._works = works
@@ -136,6 +140,8 @@ class Processes:
 
 
 class _Pool:
+    apart = False
+
     def __init__(self, pool: ProcessPoolExecutor, size: int) -> None:
         self._pool, self.size = pool, size
 

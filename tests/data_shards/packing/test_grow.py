@@ -1,0 +1,132 @@
+"""A data set that grows: appended in three steps as packed at once; versions stay readable; what is refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_shards import DatasetSchema, Manifest, Record, open_manifest, pack
+from data_shards.errors import ManifestError
+from data_shards.shards.reader import read_index
+from data_shards.shards.tables import load_sketches
+from data_shards.shards.versions import versions_of
+from tests.data_shards.build import SCHEMA, ListSource, make_record
+from tests.data_shards.packing import remade
+
+SIZES = {"chunk_records": 5, "shard_bytes": 20_000}
+RECORDS = [make_record(i) for i in range(90)]
+
+
+def grown(folder: Path, schema: DatasetSchema, records: list[Record], steps: list[int]) -> list[Manifest]:
+    found = list[Manifest]()
+    for number, (start, stop) in enumerate(zip([0, *steps], [*steps, len(records)], strict=True)):
+        pack(ListSource(schema, records[start:stop]), str(folder), append=number > 0, **SIZES)  # type: ignore[arg-type]
+        found.append(open_manifest(str(folder)))
+    return found
+
+
+def keys(manifest: Manifest) -> list[str]:
+    return [key for number in range(len(manifest.shards)) for key in read_index(manifest, number).keys]
+
+
+@pytest.mark.parametrize("kind", ["everything", "timed, with codes"])
+def test_three_times_as_at_once(tmp_path: Path, kind: str) -> None:
+    schema, records = (SCHEMA, RECORDS) if kind == "everything" else (remade.SCHEMA, remade.records(90))
+    first, second, third = grown(tmp_path / "grown", schema, records, [40, 41])
+    source = ListSource(schema, records)
+    source.vocabularies = {name: first.vocabulary(name) for name in first.vocabularies}
+    pack(source, str(tmp_path / "once"), **SIZES)  # type: ignore[arg-type]
+    once = open_manifest(str(tmp_path / "once"))
+    assert [m.records for m in (first, second, third)] == [40, 41, 90]
+    assert [m.lineage.number for m in (first, second, third)] == [1, 2, 3]  # type: ignore[union-attr]
+    assert second.lineage.parent == first.digest and third.lineage.parent == second.digest  # type: ignore[union-attr]
+    assert [shard.name for shard in third.shards][: len(first.shards)] == [shard.name for shard in first.shards]
+    assert keys(third) == keys(once) == [record.key for record in records]
+    assert third.splits == once.splits and third.observations == once.observations
+    assert third.lengths == once.lengths and third.source["notes"] == once.source["notes"]
+    assert third.columns[: len(first.columns)] == first.columns
+    assert third.statistics.keys() == once.statistics.keys()
+    for split, wanted in once.statistics.items():
+        found = third.statistics[split]
+        assert found.records == wanted.records
+        for name, modality in wanted.modalities.items():
+            own = found.modalities[name]
+            assert (own.present, own.count, own.min, own.max) == (
+                modality.present, modality.count, modality.min, modality.max,
+            )  # fmt: skip
+            np.testing.assert_allclose([own.mean, own.std], [modality.mean, modality.std], rtol=1e-9, atol=1e-12)
+            assert own.quantiles == modality.quantiles
+            assert (own.times is None) == (modality.times is None) and (own.objects is None) == (
+                modality.objects is None
+            )
+        for name, task in wanted.tasks.items():
+            mine = found.tasks[name]
+            assert (mine.labelled, mine.counts) == (task.labelled, task.counts)
+            np.testing.assert_allclose([mine.mean, mine.std], [task.mean, task.std], rtol=1e-9)
+            np.testing.assert_allclose(mine.quantiles, task.quantiles)
+        for what, sketch in load_sketches(once)[split].items():
+            columns = zip(load_sketches(third)[split][what].columns(), sketch.columns(), strict=True)
+            assert all(np.array_equal(one, other) for one, other in columns)
+
+
+def test_earlier_versions_are_there_by_their_digest(tmp_path: Path) -> None:
+    first, second, third = grown(tmp_path, SCHEMA, RECORDS, [40, 41])
+    found = versions_of(str(tmp_path))
+    assert [(v.number, v.digest, v.parent, v.records) for v in found] == [
+        (1, first.digest, None, 40), (2, second.digest, first.digest, 41), (3, third.digest, second.digest, 90),
+    ]  # fmt: skip
+    for version, manifest in zip(found, (first, second, third), strict=True):
+        again = open_manifest(version.url)
+        assert again.digest == manifest.digest and keys(again) == [record.key for record in RECORDS[: version.records]]
+        assert again.statistics == manifest.statistics
+    head = tmp_path / f"manifest-00001-{first.digest[:12]}.json"
+    head.write_bytes(head.read_bytes().replace(b'"records":40', b'"records":41', 1))
+    with pytest.raises(ManifestError, match=r"manifest-00001-.* has another SHA-256 than its name says"):
+        open_manifest(found[0].url)
+
+
+class Missing(ListSource):
+    """Part names that no earlier record had."""
+
+    def read(self, unit, notes: Counter[str]):  # type: ignore[no-untyped-def]
+        for record in super().read(unit, notes):
+            yield replace(record, splits={"later": "train", "default": "hidden"})
+
+
+def test_new_splits_and_parts_come_at_the_end(tmp_path: Path) -> None:
+    pack(ListSource(SCHEMA, RECORDS[:40]), str(tmp_path), **SIZES)  # type: ignore[arg-type]
+    first = open_manifest(str(tmp_path))
+    pack(Missing(SCHEMA, RECORDS[40:60]), str(tmp_path), append=True, **SIZES)  # type: ignore[arg-type]
+    second = open_manifest(str(tmp_path))
+    assert second.columns == (*first.columns, ("default", "hidden"), ("later", "train"))
+    assert second.splits["default"] == first.splits["default"] | {"hidden": 20} and second.splits["later"] == {
+        "train": 20
+    }
+    assert second.statistics["later"].records == 20
+    assert second.statistics["default"].records == first.statistics["default"].records
+    assert len(keys(second)) == 60 and keys(first) == keys(second)[:40]
+
+
+def test_what_is_refused_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    pack(ListSource(SCHEMA, RECORDS[:40]), str(tmp_path), **SIZES)  # type: ignore[arg-type]
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    labs, *rest = SCHEMA.modalities
+    other = replace(SCHEMA, modalities=(replace(labs, horizon=24.0), *rest))
+    fewer, tasks = replace(SCHEMA, modalities=tuple(rest)), replace(SCHEMA, tasks=SCHEMA.tasks[:1])
+    for source, words in (
+        (ListSource(SCHEMA, [*RECORDS[40:50], RECORDS[3]]), r"record key 'r00003' occurs twice \(shards 0 and \d\)"),
+        (ListSource(other, RECORDS[40:]), r"modality labs of .* is horizon 48.0, in the source 24.0: what is appended"),
+        (ListSource(fewer, RECORDS[40:]), "has, in this order, modality labs, note, .* and the source others"),
+        (ListSource(tasks, RECORDS[40:]), "has, in this order, task death, ward, codes, stay, and the source others"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            pack(source, str(tmp_path), append=True, **SIZES)  # type: ignore[arg-type]
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(ManifestError, match="is not a packed data set"):
+        pack(ListSource(SCHEMA, RECORDS), str(tmp_path / "nothing"), append=True)
+    with pytest.raises(ValueError, match="append to what is there, or overwrite it, not both"):
+        pack(ListSource(SCHEMA, RECORDS), str(tmp_path), append=True, overwrite=True)

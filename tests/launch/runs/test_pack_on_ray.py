@@ -1,0 +1,50 @@
+"""`pack` on Ray: the bytes of one process, also when workers and the driver die; what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_shards import pack
+from tests.data_shards.build import SCHEMA, ListSource, make_record
+from tests.data_shards.packing.units.killed_pack import SIZES
+from tests.launch.commands import ROOT, environment, last_json, python
+from tests.launch.heads import ray_head
+from tests.launch.runs.packed_on_ray import COUNT
+
+pytestmark = [pytest.mark.ray, pytest.mark.long]
+
+
+@pytest.fixture(scope="module")
+def head():
+    with ray_head() as own:
+        yield own
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def test_workers_and_the_driver_die(tmp_path):
+    once = tmp_path / "once"
+    pack(ListSource(SCHEMA, [make_record(i) for i in range(COUNT)]), str(once), **SIZES)
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "tests.launch.runs.packed_on_ray", str(out)]
+    assert subprocess.run([*words, "20"], cwd=ROOT, env=environment(), timeout=300, check=False).returncode == -9
+    assert {path.name for path in tmp_path.glob("out.killed-*")} == {"out.killed-35", "out.killed-63"}
+    assert list(out.glob("done-*.totals")) and not (out / "manifest.json").exists()
+    again = last_json(python(*words[1:], "-1", timeout=300))
+    assert again["shards_before"] > 0
+    assert files(out) == files(once)
+
+
+def test_the_command_packs_on_a_ray_as_on_one_machine(head, tmp_path):
+    options = ["synthetic", "-o", "records=1100", "-o", "modalities=series:2,vector:1", "--shard-mb", "1"]
+    alone = last_json(python("-m", "launch", "pack", *options, "--out", str(tmp_path / "alone"), "--workers", "1"))
+    words = ["--out", str(tmp_path / "ray"), "--address", head.address]
+    many = last_json(python("-m", "launch", "pack", *options, *words, env=head.env))
+    assert many["digest"] == alone["digest"] and many["shards"] == alone["shards"] > 1
+    assert files(tmp_path / "ray") == files(tmp_path / "alone")
