@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.markup import escape
 
 from data_shards import open_manifest, summary
 from data_shards.paths import absolute_path, absolute_url
+from data_shards.shards.versions import versions_of
 from launch.datasets.tables import (
     CODE_COLUMNS,
     LABEL_COLUMNS,
@@ -33,6 +35,16 @@ from launch.datasets.tables import (
 from launch.output.tables import print_json_line, print_table
 
 logger = logging.getLogger(__name__)
+
+
+def list_versions(url: str, as_json: bool) -> None:
+    """The versions of a data set, the oldest first."""
+    found = versions_of(absolute_url(url))
+    if as_json:
+        print_json_line({"versions": [asdict(version) for version in found]})
+        return
+    rows = [(own.number, own.records, own.digest, own.url) for own in found]
+    print_table("versions", ("number", "records", "digest", "opened by"), rows, Console())
 
 
 def inspect_data(url: str, as_json: bool, html: str | None) -> None:

@@ -33,6 +33,7 @@ class PackSettings:
     workers: int = 0
     shard_mb: int = 64
     overwrite: bool = False
+    append: bool = False
     lease_s: float = 60.0
 
 
@@ -59,6 +60,7 @@ def pack_source(
             workers=settings.workers or os.cpu_count() or 1,
             shard_bytes=settings.shard_mb << 20,
             overwrite=settings.overwrite,
+            append=settings.append,
             lease_s=settings.lease_s,
             crew=crew,
             told=told,

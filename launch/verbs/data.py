@@ -1,4 +1,4 @@
-"""The verbs `init`, `pack`, `embed` and `inspect`."""
+"""The verbs `init`, `pack`, `embed`, `inspect`, `verify`, `copy` and `drop-version`."""
 
 from __future__ import annotations
 
@@ -55,6 +55,9 @@ def pack(
     ] = None,
     shard_mb: Annotated[int, typer.Option(min=1, help="Size at which a shard is closed, in MiB.")] = 64,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set that is there.")] = False,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add these records to the data set that is there, as its next version.")
+    ] = False,
     lease_s: Annotated[
         float, typer.Option("--lease-s", min=0.5, help="Seconds after which a pack that hangs may be followed.")
     ] = 60,
@@ -75,7 +78,7 @@ def pack(
     from launch.datasets.pack import PackSettings
     from launch.runs.pack import pack_data
 
-    settings = PackSettings(out, workers, shard_mb, overwrite, lease_s)
+    settings = PackSettings(out, workers, shard_mb, overwrite, append, lease_s)
     pack_data(source, folder, splits, option or [], settings, address, debug)
 
 
@@ -136,6 +139,9 @@ def inspect(
     html: Annotated[
         str | None, typer.Option(metavar="FILE", help="Also write a page with pictures; it shows no record.")
     ] = None,
+    versions: Annotated[
+        bool, typer.Option("--versions", help="List the versions of a data set that has grown, and what opens each.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Show what a packed data set holds: presence, sampling, lengths, labels, values, and what looks like leakage.
@@ -143,6 +149,70 @@ def inspect(
     \b
     python -m launch inspect data/digits --html digits.html
     """
-    from launch.datasets.inspect import inspect_data
+    from launch.datasets.inspect import inspect_data, list_versions
 
+    if versions:
+        list_versions(url, as_json)
+        return
     inspect_data(url, as_json, html)
+
+
+@app.command()
+def verify(
+    url: Annotated[str, typer.Argument(metavar="DATA", help="Folder or URL of a packed data set.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Read every byte and decode every record.")] = False,
+    log: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Note each shard here; the same command goes on behind those.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that look; 0 = one per CPU, of all nodes.")] = 0,
+    address: Annotated[
+        str | None, typer.Option(help="Look from this Ray, e.g. auto; default: RAY_ADDRESS, else this machine alone.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Compare a data set with its manifest, and list what is damaged and which records are gone.
+
+    Every file's length and every index; with --deep every byte, digest, chunk and record. It ends with 1 if anything is
+    damaged.
+    """
+    from launch.runs.upkeep import verify_data
+
+    if not verify_data(url, deep, log, workers, address, debug):
+        raise typer.Exit(1)
+
+
+@app.command()
+def copy(
+    url: Annotated[str, typer.Argument(metavar="DATA", help="Folder or URL of a packed data set, or of a version.")],
+    out: Annotated[str, typer.Argument(metavar="TO", help="Folder or URL (s3://, gs://, ...) of the copy.")],
+    workers: Annotated[int, typer.Option(min=0, help="Processes that copy; 0 = one per CPU, of all nodes.")] = 0,
+    address: Annotated[
+        str | None, typer.Option(help="Copy from this Ray, e.g. auto; default: RAY_ADDRESS, else this machine alone.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set that is there.")] = False,
+    lease_s: Annotated[
+        float, typer.Option("--lease-s", min=0.5, help="Seconds after which a copy that hangs may be followed.")
+    ] = 60,
+    debug: Debug = False,
+) -> None:
+    """Copy a data set, with every file compared before and after; if it is stopped, the same command goes on."""
+    from launch.runs.upkeep import copy_data
+
+    copy_data(url, out, workers, address, overwrite, lease_s, debug)
+
+
+@app.command()
+def drop_version(
+    url: Annotated[str, typer.Argument(metavar="DATA", help="Folder or URL of a packed data set.")],
+    version: Annotated[
+        str, typer.Argument(help="Its number, or the first digits of its digest: `inspect --versions`.")
+    ],
+    lease_s: Annotated[
+        float, typer.Option("--lease-s", min=0.5, help="Seconds after which one that hangs may be followed.")
+    ] = 60,
+    debug: Debug = False,
+) -> None:
+    """Forget an earlier version of a data set that has grown, with the files that no other version uses."""
+    from launch.runs.upkeep import drop_data_version
+
+    drop_data_version(url, version, lease_s)

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from data_shards import DatasetSchema, Manifest, Record, open_manifest, pack
-from data_shards.errors import ManifestError
+from data_shards.crew import Here
+from data_shards.errors import ManifestError, ShardError
+from data_shards.packing.copy import copy
+from data_shards.packing.drop import drop_version
 from data_shards.shards.reader import read_index
 from data_shards.shards.tables import load_sketches
-from data_shards.shards.versions import versions_of
+from data_shards.shards.versions import files_of, versions_of
 from tests.data_shards.build import SCHEMA, ListSource, make_record
 from tests.data_shards.packing import remade
 
@@ -130,3 +133,56 @@ def test_what_is_refused_leaves_everything_as_it_was(tmp_path: Path) -> None:
         pack(ListSource(SCHEMA, RECORDS), str(tmp_path / "nothing"), append=True)
     with pytest.raises(ValueError, match="append to what is there, or overwrite it, not both"):
         pack(ListSource(SCHEMA, RECORDS), str(tmp_path), append=True, overwrite=True)
+
+
+def test_a_dropped_version_takes_only_what_nobody_else_names(tmp_path: Path) -> None:
+    first, second, third = grown(tmp_path, SCHEMA, RECORDS, [40, 41])
+    before = {path.name for path in tmp_path.iterdir()}
+    gone = drop_version(str(tmp_path), second.digest[:8])
+    assert set(gone) == before - {path.name for path in tmp_path.iterdir()}
+    own = {f"manifest-00002-{second.digest[:12]}.json", *(table.name for table in second.tables)}
+    assert set(gone) == own and gone[0].startswith("manifest-00002")
+    assert [version.number for version in versions_of(str(tmp_path))] == [1, 3]
+    assert open_manifest(versions_of(str(tmp_path))[0].url).digest == first.digest
+    assert keys(open_manifest(str(tmp_path))) == [record.key for record in RECORDS]
+    with pytest.raises(ValueError, match=r"has no version '2', or several: its versions are 1 \([0-9a-f]{12}\), 3"):
+        drop_version(str(tmp_path), "2")
+    with pytest.raises(ValueError, match=r"version 3 of .* is the newest one, which stays"):
+        drop_version(str(tmp_path), "3")
+    assert third.digest == open_manifest(str(tmp_path)).digest
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_a_copy_is_the_version_that_was_named(tmp_path: Path, version: int) -> None:
+    manifests = grown(tmp_path / "grown", SCHEMA, RECORDS, [40, 41])
+    place = versions_of(str(tmp_path / "grown"))[version].url
+    report = copy(place, str(tmp_path / "copy"), Here())
+    again = open_manifest(str(tmp_path / "copy"))
+    assert report["digest"] == again.digest == manifests[version].digest and keys(again) == keys(manifests[version])
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {*files_of(manifests[version]), "manifest.json"}
+    assert report["copied"] == sum(p.stat().st_size for p in (tmp_path / "copy").iterdir()) - again_head(tmp_path)
+
+
+def again_head(folder: Path) -> int:
+    return (folder / "copy" / "manifest.json").stat().st_size
+
+
+def test_a_copy_goes_on_and_refuses_what_is_damaged(tmp_path: Path) -> None:
+    (first,) = grown(tmp_path / "set", SCHEMA, RECORDS, [])
+    shard = tmp_path / "set" / first.shards[2].name
+    good = shard.read_bytes()
+    shard.write_bytes(good[:-1] + b"x")
+    with pytest.raises(ShardError, match=f"{shard.name}.*another SHA-256 than the manifest says: it is not copied"):
+        copy(str(tmp_path / "set"), str(tmp_path / "copy"), Here())
+    there = {path.name for path in (tmp_path / "copy").iterdir()}
+    assert first.shards[1].name in there and not there & {shard.name, "manifest.json"}
+    shard.write_bytes(good)
+    damaged = tmp_path / "copy" / first.shards[0].name
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    report = copy(str(tmp_path / "set"), str(tmp_path / "copy"), Here())
+    names = [damaged.name, *(n for own in first.shards[2:] for n in (own.name, own.index.name))]
+    assert report["copied"] == sum((tmp_path / "copy" / name).stat().st_size for name in names)
+    for path in (tmp_path / "set").iterdir():
+        assert (tmp_path / "copy" / path.name).read_bytes() == path.read_bytes()
+    with pytest.raises(ValueError, match="already holds a packed data set"):
+        copy(str(tmp_path / "set"), str(tmp_path / "copy"), Here())
