@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from data_shards import DatasetSchema, Record
+from data_shards import Batch, DatasetSchema, Record
 from data_shards.loading.collate import Collator
 from data_shards.packing.encode import newest
 from data_shards.paths import absolute_url
@@ -68,6 +68,11 @@ class PortableModel:
         kept, _ = newest(record, self.schema)
         stored = self._decoder.columns(encode_record(kept, self.schema, self._vocabularies), record.key)
         return [cut(stored, self.schema, number) for number in range(samples_of(stored))]
+
+    def batch(self, records: Sequence[Record]) -> Batch:
+        """Records as the model's batch, on the CPU. Raises ValueError: see `columns`."""
+        samples = [(own, number) for number, record in enumerate(records) for own in self.columns(record)]
+        return self._collate([own for own, _ in samples], np.array([number for _, number in samples], np.int64))
 
     def predict(self, records: Sequence[Record], explain: bool = False, embeddings: bool = False) -> pa.Table:
         """The rows of `predict`, without labels: one a record, or one a moment; `record` is its place in the list.

@@ -1,0 +1,113 @@
+"""`checkpoint export --format pt2`: a model as a program of `torch.export`, for any number of records and of rows.
+
+A folder holds `model.pt2` (the graph with its weights; `torch.export.load` opens it) and `graph.json` (modalities,
+tasks, names of inputs). It is compared with the model before it is written.
+
+Shapes: B records, C logits of a task.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import torch
+from torch import Tensor
+
+from data_shards import Batch
+from data_shards.lease.lease import take
+from data_shards.paths import absolute_url
+from trainer.inference.export import export_model
+from trainer.inference.portable.graph.model import GraphModel, NoGraphError, check_graph, graph_primitives, inputs_of
+from trainer.inference.portable.model import PortableModel
+
+GRAPH, ABOUT = "model.pt2", "graph.json"
+FORMAT = "fleximoe-graph-1"
+TOLERANCE = 1e-4  # of logits, by which the graph may differ from the model
+MOST_PATTERNS = 64
+
+
+def export_graph(checkpoint_url: str, out_url: str) -> dict[str, Any]:
+    """Write the graph of a checkpoint's model, or of a run's best one; `graph.json` last.
+
+    Returns what it is, with `difference`, the largest one of a logit between model and graph, and `records`, how many
+    were compared.
+
+    Raises:
+        NoGraphError: a model that cannot be one graph, or whose graph answers otherwise than the model.
+        CheckpointError: as `export_model`.
+    """
+    out_url = absolute_url(out_url)
+    with tempfile.TemporaryDirectory(prefix="fleximoe-graph-") as folder:
+        report = export_model(checkpoint_url, f"{folder}/model")
+        portable = PortableModel(f"{folder}/model")
+        program = graph_of(portable)
+        difference, records = compare(portable, program)
+        torch.export.save(program, f"{folder}/{GRAPH}")
+        data = Path(folder, GRAPH).read_bytes()
+    about = {"format": FORMAT, **portable.description, "inputs": list(inputs_of(example_batch(portable)))}
+    fs, root = fsspec.url_to_fs(out_url)
+    with take(out_url, "export of a model", "export to another folder") as lease:
+        fs.makedirs(root, exist_ok=True)
+        fs.pipe_file(f"{root}/{GRAPH}", data)
+        lease.confirm()
+        fs.pipe_file(f"{root}/{ABOUT}", json.dumps(about, indent=1).encode())
+    sizes = {"bytes": len(data), "difference": difference, "records": records}
+    return {**report, "model": out_url, **sizes}
+
+
+def graph_of(portable: PortableModel) -> torch.export.ExportedProgram:
+    """The program of an export's model. Raises NoGraphError."""
+    check_graph(portable.model, portable.schema)
+    model = GraphModel(copy.deepcopy(portable.model), portable.schema).eval()
+    tensors = inputs_of(example_batch(portable))
+    shapes = {name: {0: torch.export.Dim.AUTO} for name in tensors}
+    with torch.no_grad(), graph_primitives():
+        try:
+            return torch.export.export(model, (tensors,), dynamic_shapes=(shapes,), strict=False)
+        except Exception as error:  # torch raises many types here, some with whole graphs in them
+            raise NoGraphError(f"torch.export cannot trace this model ({str(error).strip().splitlines()[0]})") from error
+
+
+def compare(portable: PortableModel, program: torch.export.ExportedProgram) -> tuple[float, int]:
+    """The largest difference of a logit on example records with every pattern of modalities, together and alone; and
+    how many there were. Raises NoGraphError: more than `TOLERANCE`."""
+    run, records = program.module(), list(patterns(portable))
+    batches = [records, *([record] for record in records)]
+    worst = 0.0
+    for part in batches:
+        batch = batch_of(portable, part)
+        with torch.no_grad():
+            expected: dict[str, Tensor] = portable.model(batch).logits
+            found = run(inputs_of(batch))
+        for task, logits_BC in expected.items():
+            worst = max(worst, float((found[task] - logits_BC).abs().max()))
+    if not worst <= TOLERANCE:
+        raise NoGraphError(f"the graph answers otherwise than the model, by up to {worst:.2g} in a logit")
+    return worst, len(records)
+
+
+def patterns(portable: PortableModel) -> Iterator[dict[str, Any]]:
+    """The example with every choice of its modalities, the smallest first, at most `MOST_PATTERNS` of them."""
+    example = portable.example
+    names = [name for name in portable.schema.modality_names if name in example]
+    chosen = itertools.chain.from_iterable(itertools.combinations(names, n) for n in range(1, len(names) + 1))
+    for own in itertools.islice(chosen, MOST_PATTERNS):
+        yield {name: example[name] for name in own}
+
+
+def example_batch(portable: PortableModel) -> Batch:
+    """Three records with everything: sizes of 0 and 1 mean something of their own to torch."""
+    return batch_of(portable, [portable.example] * 3)
+
+
+def batch_of(portable: PortableModel, given: Sequence[dict[str, Any]]) -> Batch:
+    """Plain records as a batch on the CPU."""
+    numbered = [{**fields, "key": str(number)} for number, fields in enumerate(given)]
+    return portable.batch(portable.records(numbered))
