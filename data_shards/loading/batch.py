@@ -48,7 +48,7 @@ class Group:
     @property
     def pairs(self) -> int:
         """Number P of present (sample, modality) pairs, of a timed group of objects."""
-        return len(self.modality_P)
+        return self.modality_P.shape[0]
 
 
 @dataclass

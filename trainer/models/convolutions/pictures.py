@@ -32,7 +32,7 @@ class PictureLevel:
         wide = functional.pad(x_PhwW, (0, 0, edge, edge, edge, edge))
         shifts = [(down, right) for down in range(SIDE) for right in range(SIDE)]
         look = [wide[:, down : down + self.height, right : right + self.width] for down, right in shifts]
-        return torch.cat(look, dim=-1).view(len(x_NW), len(look) * x_NW.shape[1])
+        return torch.cat(look, dim=-1).view(x_NW.shape[0], len(look) * x_NW.shape[1])
 
     def merged(self, x_NW: Tensor, side: int) -> Tensor:
         """(N / side², side² * W): squares of rows as the next stage's rows."""

@@ -124,8 +124,8 @@ class SeriesEncoder(Encoder):
 
     def forward(self, group: SeriesGroup, layout: GroupLayout) -> Tensor:
         block_P, rows = layout.block_P, layout.pairs.times(self.bins)
-        pairs = len(block_P)
-        pair_O = offsets_to_ids(group.offsets, len(group.values_O))
+        pairs = block_P.shape[0]  # not len(): a graph knows no number yet
+        pair_O = offsets_to_ids(group.offsets, group.values_O.shape[0])
         value_O = self.scale(group.values_O, block_P[pair_O], group.channels_O)
         time_O = group.times_O / self.horizon_M()[block_P[pair_O]]
         # One segment a (pair, channel); modalities with fewer channels leave some empty. Events come sorted by them.

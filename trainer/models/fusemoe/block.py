@@ -73,7 +73,7 @@ class Pooling(nn.Module):
 
     def forward(self, x_ND: Tensor, layout: TokenLayout) -> Tensor:
         x_ND = self.norm(x_ND)
-        score_NL = x_ND.new_zeros(len(x_ND), 1) if self.query_DL is None else x_ND @ self.query_DL
+        score_NL = x_ND.new_zeros(x_ND.shape[0], 1) if self.query_DL is None else x_ND @ self.query_DL
         score_NL = score_NL.float()
         if self.kind == "last":
             # Finite, so that a sample without a token in the last bin falls back to the mean of all.

@@ -67,7 +67,7 @@ class Members(nn.Module):
             case "survival":
                 # A member's log survival at the end of each interval; of the mean curve what was lost within one.
                 curve_BK = _log_mean_exp(-functional.softplus(logits_KBC).cumsum(2))
-                lost_BK = -curve_BK.diff(dim=1, prepend=curve_BK.new_zeros(len(curve_BK), 1))
+                lost_BK = -curve_BK.diff(dim=1, prepend=curve_BK.new_zeros(curve_BK.shape[0], 1))
                 lost_BK = lost_BK.clamp_min(torch.finfo(lost_BK.dtype).tiny)
                 return lost_BK + torch.log(-torch.expm1(-lost_BK))
         return _log_mean_exp(functional.logsigmoid(logits_KBC)) - _log_mean_exp(functional.logsigmoid(-logits_KBC))

@@ -18,6 +18,7 @@ from typing import Any
 
 import fsspec
 import torch
+import torch.fx.experimental._config
 from torch import Tensor
 
 from data_shards import Batch
@@ -68,7 +69,9 @@ def graph_of(portable: PortableModel) -> torch.export.ExportedProgram:
     model = GraphModel(copy.deepcopy(portable.model), portable.schema).eval()
     tensors = inputs_of(example_batch(portable))
     shapes = {name: {0: torch.export.Dim.AUTO} for name in tensors}
-    with torch.no_grad(), graph_primitives():
+    # Sizes of 0 and 1 are sizes like any other: nobody may have a modality.
+    alike = torch.fx.experimental._config.patch(backed_size_oblivious=True)
+    with torch.no_grad(), graph_primitives(), alike:
         try:
             return torch.export.export(model, (tensors,), dynamic_shapes=(shapes,), strict=False)
         except Exception as error:  # torch raises many types here, some with whole graphs in them

@@ -38,7 +38,7 @@ class GraphLinear(GroupedLinear):
     """y = x W_m + b_m by all W_m."""
 
     def forward(self, x_NK: Tensor, blocks: Any) -> Tensor:
-        y_NF = x_NK.new_zeros(len(x_NK), self.weight.shape[2])
+        y_NF = x_NK.new_zeros(x_NK.shape[0], self.weight.shape[2])
         for m, (weight_KF, bias_F) in enumerate(zip(self.weight.unbind(0), self.bias.unbind(0), strict=True)):
             own_N1 = (blocks.block_N == m)[:, None]
             y_NF = y_NF + torch.where(own_N1, torch.addmm(bias_F, x_NK, weight_KF[: self.inputs]), 0.0)
@@ -161,7 +161,7 @@ class GraphSeries(SeriesEncoder):
     def _impute(self, value_O: Tensor, time_O: Tensor, segment_O: Tensor, pairs: int) -> Tensor:
         segments, bins = pairs * self.widest, self.bins
         cell_O = segment_O * bins + (time_O * bins).long().clamp(0, bins - 1)
-        events_O = torch.arange(len(value_O), device=value_O.device)
+        events_O = torch.arange(value_O.shape[0], device=value_O.device)
         last_C = torch.full((segments * bins,), -1).scatter_reduce(0, cell_O, events_O, "amax")
         last_ST = last_C.view(segments, bins).cummax(dim=1).values
         seen_ST = (last_ST >= 0).to(value_O.dtype)

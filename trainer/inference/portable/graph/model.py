@@ -101,7 +101,7 @@ class GraphModel(nn.Module):
             rows["bin"].append(bin_N)
             rows["final"].append(bin_N == model.bins - 1)
             first += len(indices)
-        encoded = sum(len(x_ND) for x_ND in rows["x"])
+        encoded = sum(x_ND.shape[0] for x_ND in rows["x"])
         if model.missing is not None:
             self._indicators(rows, present_BM)
         sample_N, modality_N, bin_N = (torch.cat(rows[what]) for what in ("sample", "modality", "bin"))
@@ -146,7 +146,7 @@ def _own(group: Any, block_P: Tensor, blocks: int) -> Any:
     """What an encoder of codes works out besides."""
     if not hasattr(group, "ids_O"):
         return None
-    pair_O = ids_by_offsets(group.offsets, len(group.ids_O))
+    pair_O = ids_by_offsets(group.offsets, group.ids_O.shape[0])
     rows: Any = GraphBlocks(block_P[pair_O], blocks)
     return CodesLayout(rows, GraphSegments(pair_O, group.pairs), None)  # type: ignore[arg-type]
 
