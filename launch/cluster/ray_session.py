@@ -88,7 +88,13 @@ def _local(config: RunConfig, debug: bool) -> Iterator[None]:
                 # Ray gives its parts 30 s, which a machine at its limits can miss once.
                 logger.warning("a local Ray did not start (%s); trying once more", _first_line(error))
                 ray.shutdown()
-                _start(config, debug, f"{folder}/2")
+                try:
+                    _start(config, debug, f"{folder}/2")
+                except Exception as again:
+                    raise ConnectionError(
+                        f"a local Ray did not start, twice ({_first_line(again)}): this machine is too busy for it; "
+                        "end what else runs, or give the address of a Ray that runs (cluster.address, RAY_ADDRESS)"
+                    ) from again
             yield
         finally:
             ray.shutdown()
