@@ -44,6 +44,7 @@ __all__ = [
     "compare",
     "ensemble",
     "fit",
+    "load",
     "open_run",
     "pack",
 ]
@@ -174,6 +175,21 @@ def open_run(run: str | PathLike[str], *, storage: str = "runs", mlflow: str | N
     from launch.api.run import open_run as find
 
     return speaking(find)(str(run), storage, mlflow)
+
+
+def load(path: str | PathLike[str]) -> Any:
+    """An exported model: of `checkpoint export`, something that takes plain records; with `--format pt2`, a graph.
+
+    A graph needs torch alone, on a machine without anything else of this code's requirements: `load(path)(tensors)`
+    gives logits by task. A safetensors export gives `.predict(.records([{MODALITY: VALUE}]))`, `.rows(...)` and
+    `.example` (docs/serving.md).
+
+    Raises:
+        ValueError: there is no export.
+    """
+    from launch.api.loaded import load as load_export
+
+    return load_export(str(path))
 
 
 def compare(

@@ -191,11 +191,21 @@ class Run:
         return run_apart(config, progress)
 
     @speaking
-    def export(self, out: str) -> dict[str, Any]:
-        """Write the best model as safetensors, recipe and schema, for `trainer.load_model(out)`; returns what it is."""
+    def export(self, out: str, format: str = "safetensors") -> dict[str, Any]:
+        """Write the best model for `fleximoe.load(out)`; returns what it is.
+
+        Args:
+            format: "safetensors", with recipe and schema; "pt2" or "onnx", one graph, compared with the model first.
+        """
         from trainer.inference.export import export_model
 
-        return export_model(self.url, str(out))
+        if format == "safetensors":
+            return export_model(self.url, str(out))
+        if format not in ("pt2", "onnx"):
+            raise UsageError(f"format={format!r}: there are safetensors, pt2 and onnx")
+        from trainer.inference.portable.graph.export import export_graph
+
+        return export_graph(self.url, str(out), onnx=format == "onnx")
 
     def _repr_html_(self) -> str:
         return f"<p>run <b>{escape(self.name)}</b>, {self.state}, {escape(self.url)}</p>" + self.metrics._repr_html_()

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from enum import Enum
+from typing import Annotated, Any
 
 import typer
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at, check and export a run's checkpoints.")
+
+
+class Format(str, Enum):
+    """What an export is written as."""
+
+    safetensors = "safetensors"
+    pt2 = "pt2"
+    onnx = "onnx"
+
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Folder or URL of a run, or of one of its checkpoints.")]
 
@@ -25,15 +35,31 @@ def verify_command(run: Run) -> None:
 
 
 @app.command("export")
-def export_command(run: Run, out: Annotated[str, typer.Option(help="Folder or URL of the exported model.")]) -> None:
-    """Write the model (of a run: its best) as safetensors, recipe and schema, for `trainer.load_model(OUT)`."""
+def export_command(
+    run: Run,
+    out: Annotated[str, typer.Option(help="Folder or URL of the exported model.")],
+    format_: Annotated[
+        Format, typer.Option("--format", help="safetensors, or pt2 or onnx: one graph that other tools run.")
+    ] = Format.safetensors,
+) -> None:
+    """Write the model (of a run: its best) for `fleximoe.load(OUT)`: as safetensors with recipe and schema, or as one
+    graph, which is compared with the model first."""
     from launch.output.tables import print_json_line, print_metrics
-    from trainer.inference.export import export_model
 
-    report = export_model(run, out)
-    sizes = {key: report[key] for key in ("step", "parameters", "bytes")}
+    report = _export(run, out, format_)
+    sizes = {key: report[key] for key in ("step", "parameters", "bytes", "records", "difference") if key in report}
     print_metrics(f"{report['checkpoint']} -> {report['model']}", sizes)
     print_json_line(report)
+
+
+def _export(run: str, out: str, format_: Format) -> dict[str, Any]:
+    if format_ is Format.safetensors:
+        from trainer.inference.export import export_model
+
+        return export_model(run, out)
+    from trainer.inference.portable.graph.export import export_graph
+
+    return export_graph(run, out, onnx=format_ is Format.onnx)
 
 
 def _show(run: str, verify: bool) -> bool:

@@ -34,8 +34,11 @@ TOLERANCE = 1e-4  # of logits, by which the graph may differ from the model
 MOST_PATTERNS = 64
 
 
-def export_graph(checkpoint_url: str, out_url: str) -> dict[str, Any]:
+def export_graph(checkpoint_url: str, out_url: str, onnx: bool = False) -> dict[str, Any]:
     """Write the graph of a checkpoint's model, or of a run's best one; `graph.json` last.
+
+    Args:
+        onnx: as a program of ONNX, in place of torch's.
 
     Returns what it is, with `difference`, the largest one of a logit between model and graph, and `records`, how many
     were compared.
