@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -10,12 +10,11 @@ import typer
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at, check and export a run's checkpoints.")
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """What an export is written as."""
 
     safetensors = "safetensors"
     pt2 = "pt2"
-    onnx = "onnx"
 
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Folder or URL of a run, or of one of its checkpoints.")]
@@ -39,7 +38,7 @@ def export_command(
     run: Run,
     out: Annotated[str, typer.Option(help="Folder or URL of the exported model.")],
     format_: Annotated[
-        Format, typer.Option("--format", help="safetensors, or pt2 or onnx: one graph that other tools run.")
+        Format, typer.Option("--format", help="safetensors, or pt2: one graph that needs torch alone.")
     ] = Format.safetensors,
 ) -> None:
     """Write the model (of a run: its best) for `fleximoe.load(OUT)`: as safetensors with recipe and schema, or as one
@@ -59,7 +58,7 @@ def _export(run: str, out: str, format_: Format) -> dict[str, Any]:
         return export_model(run, out)
     from trainer.inference.portable.graph.export import export_graph
 
-    return export_graph(run, out, onnx=format_ is Format.onnx)
+    return export_graph(run, out)
 
 
 def _show(run: str, verify: bool) -> bool:

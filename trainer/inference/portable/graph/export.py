@@ -34,11 +34,8 @@ TOLERANCE = 1e-4  # of logits, by which the graph may differ from the model
 MOST_PATTERNS = 64
 
 
-def export_graph(checkpoint_url: str, out_url: str, onnx: bool = False) -> dict[str, Any]:
+def export_graph(checkpoint_url: str, out_url: str) -> dict[str, Any]:
     """Write the graph of a checkpoint's model, or of a run's best one; `graph.json` last.
-
-    Args:
-        onnx: as a program of ONNX, in place of torch's.
 
     Returns what it is, with `difference`, the largest one of a logit between model and graph, and `records`, how many
     were compared.
@@ -78,7 +75,9 @@ def graph_of(portable: PortableModel) -> torch.export.ExportedProgram:
         try:
             return torch.export.export(model, (tensors,), dynamic_shapes=(shapes,), strict=False)
         except Exception as error:  # torch raises many types here, some with whole graphs in them
-            raise NoGraphError(f"torch.export cannot trace this model ({str(error).strip().splitlines()[0]})") from error
+            raise NoGraphError(
+                f"torch.export cannot trace this model ({str(error).strip().splitlines()[0]})"
+            ) from error
 
 
 def compare(portable: PortableModel, program: torch.export.ExportedProgram) -> tuple[float, int]:
