@@ -17,7 +17,7 @@ from torch.nn import functional
 from parallel import MoELayer
 from parallel.moe.experts import Experts
 from parallel.moe.gates import DISTANCE_EPS, NORM_EPS, Gate
-from trainer.inference.portable.graph.segments import GraphBlocks, GraphSegments
+from trainer.inference.portable.graph.segments import GraphSegments
 from trainer.models.encoders.codes import CodeEmbedding
 from trainer.models.encoders.series import SeriesEncoder, with_earlier_bins
 from trainer.models.layers.attention import FactorizedAttention, JointAttention, ModalityAttention
