@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.together, pytest.mark.long]  # a minute of tracing
 # Torch and what it needs; everything else of ours is as if it were not installed.
 ALONE = """
 import importlib.abc, json, sys
-OURS = "trainer parallel data_shards pydantic pyarrow fsspec pandas ray mlflow deepspeed transformers yaml scipy sklearn"
+OURS = "trainer parallel data_shards pydantic pyarrow fsspec pandas ray mlflow deepspeed transformers yaml scipy"
 class Nothing(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in OURS.split():
