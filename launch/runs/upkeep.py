@@ -10,8 +10,8 @@ from typing import TextIO
 
 from data_shards import Manifest, open_manifest
 from data_shards.inspection.verify import VERIFY, Damage, Finding, Verifier, damaged_tables, verify
-from data_shards.packing.copy import copy
-from data_shards.packing.drop import drop_version
+from data_shards.packing.upkeep.copy import copy
+from data_shards.packing.upkeep.drop import drop_version
 from data_shards.paths import absolute_path, absolute_url
 from launch.output.tables import print_json_line, print_table
 from launch.runs.crews import crew_at

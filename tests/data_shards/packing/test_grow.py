@@ -12,8 +12,8 @@ import pytest
 from data_shards import DatasetSchema, Manifest, Record, open_manifest, pack
 from data_shards.crew import Here
 from data_shards.errors import ManifestError, ShardError
-from data_shards.packing.copy import copy
-from data_shards.packing.drop import drop_version
+from data_shards.packing.upkeep.copy import copy
+from data_shards.packing.upkeep.drop import drop_version
 from data_shards.shards.reader import read_index
 from data_shards.shards.tables import load_sketches
 from data_shards.shards.versions import files_of, versions_of

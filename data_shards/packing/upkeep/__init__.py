@@ -1,0 +1,1 @@
+"""A data set that is there: copied, and its versions forgotten."""
