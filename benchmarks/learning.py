@@ -37,15 +37,17 @@ RECIPES: dict[str, tuple[str, dict[str, str]]] = {
     "physionet2012": ("icu_physionet2012", {"data.split": "split1"}),
     "sepsis2019b": ("plain", {"training.epochs": "3", "training.early_stopping.metric": "val/auroc"}),
 }
+# What the recipe had before it had what this chose.
+PLAIN = {"model.scale": "standard", "model.series.statistics": "none"}
 TOKEN = {"model.series.statistics": "token"}
 QUANTILE = {"model.scale": "quantile"}
 VARIANTS: dict[str, dict[str, str]] = {
-    "base": {},
-    "token": TOKEN,
+    "base": PLAIN,
+    "token": {**PLAIN, **TOKEN},
     "token_quantile": {**TOKEN, **QUANTILE},
-    "quantile": QUANTILE,
+    "quantile": {**PLAIN, **QUANTILE},
     "piecewise": {**TOKEN, **QUANTILE, "model.vector.numbers": "piecewise"},
-    "start": {"model.head.start": "base"},
+    "start": {**PLAIN, "model.head.start": "base"},
 }
 FIRST = ("base", "token", "token_quantile")
 

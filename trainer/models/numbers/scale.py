@@ -44,8 +44,8 @@ class NormalScores(nn.Module):
             if len(table.quantiles) != len(table.mean):
                 raise ValueError(
                     f"the statistics of modality {name} hold no quantiles, as data packed by an earlier version do "
-                    "not: pack the data again, or leave out model.scale=quantile, model.vector.numbers=piecewise and "
-                    "model.series.statistics=token"
+                    "not: pack the data again, or set model.scale=standard, model.vector.numbers=linear and "
+                    "model.series.statistics=none"
                 )
         knot_MFK = _padded([table.quantiles for table in tables.values()])
         score_MFK = scores_of(knot_MFK)
