@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from data_shards import DatasetSchema, Manifest, ShardError, open_manifest, pack
-from data_shards.errors import JobError
+from data_shards.errors import JobError, LeaseLostError
+from data_shards.lease.lease import Lease
 from data_shards.packing.remake import Made, remake
 from data_shards.packing.rewrite import encode_columns
 from data_shards.packing.shard_maker import Remade, ShardMaker, Task
@@ -242,3 +243,20 @@ def test_lineage_says_what_it_was_and_other_data_say_nothing(tmp_path: Path) -> 
     assert (found.was, found.of, found.digest) == (SCHEMA.modalities[1], old.digest, "e" * 64)
     spec = new.schema.modalities[1]
     assert (spec.kind, spec.timed, spec.max_objects, spec.horizon, spec.encoder) == ("vector", True, 3, 48.0, "e" * 64)
+
+
+def test_whoever_has_lost_the_name_counts_no_further_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if another one had followed while the third shard was made."""
+    old, asked = packed(tmp_path / "old"), []
+
+    def confirm(lease: Lease) -> None:
+        asked.append(lease.place)
+        if len(asked) == 3:
+            raise LeaseLostError("it belongs to another by now")
+
+    monkeypatch.setattr(Lease, "confirm", confirm)
+    with pytest.raises(LeaseLostError, match="it belongs to another by now"):
+        make(old, tmp_path / "new")
+    there = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert [name[:10] for name in there if name.startswith("done-")] == ["done-00000", "done-00001"]
+    assert FILE not in there and len(old.shards) > 3
