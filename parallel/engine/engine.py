@@ -171,6 +171,8 @@ class Engine:
         keep_old_names_quiet()
         optimizer = AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
         self._base_lr = self._lr = lr
+        # DeepSpeed casts every parameter, also those that are frozen in a precision of their own.
+        kept = [(p, p.data) for p in model.parameters() if getattr(p, "keeps_precision", False)]
         with warnings.catch_warnings(), self._tables.unseen():
             warnings.simplefilter("ignore")
             # Collective: copies of a parameter are made equal by a broadcast, and a group is made.
@@ -180,6 +182,8 @@ class Engine:
                 config=deepspeed_config(zero_stage, precision, clip, accumulation),
                 dist_init_required=False,
             )[0]
+        for parameter, data in kept:
+            parameter.data = data
         # After `initialize`, so that groups which DeepSpeed has made are among them.
         _limit_waiting(mesh.timeout_s)
         self._zero = self._engine.optimizer

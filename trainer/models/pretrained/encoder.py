@@ -103,6 +103,8 @@ class PretrainedEncoder(nn.Module):
         if config.train == "lora":
             add_lora_to(self.model, config.rank, self.family.targets, self.label)
         self._leave_buffers_out()
+        for parameter in self.model.parameters():
+            parameter.keeps_precision = not parameter.requires_grad
         self.features = Features(self.tokens * self.width, config.cache_mib) if config.cache else None
         self.train()
 
