@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from data_shards.crew import Crew, Here, Processes
+from data_shards.crew import Crew, Here, Processes, Works
 from data_shards.errors import LeaseDoubtError, LeaseLostError
 from data_shards.lease.lease import LEASE_S, Lease, take
 from data_shards.packing.encode import UnitEncoder
@@ -159,7 +159,7 @@ class _Packing:
         begin = log.last()
         if begin is None and base is not None:
             begin = entry_of(base)
-        works = {
+        works: Works = {
             ENCODE: UnitEncoder(source, schema, vocabularies),
             WRITE: ShardWriter(storage),
             KEYS: StoredKeys(storage, schema),

@@ -117,7 +117,7 @@ class Run:
         """
         return reasons_frame(self._predict(data, part, frames, explain=True))
 
-    def _predict(self, data: Any, part: str | None, frames: Mapping[str, Any], **wishes: bool) -> pd.DataFrame:
+    def _predict(self, data: Any, part: str | None, frames: Mapping[str, Any], **wishes: Any) -> pd.DataFrame:
         import pandas as pd
 
         from launch.api.new_records import packed_for

@@ -90,5 +90,5 @@ def _do(works: list[Any], work: str, item: Any, keep: bool, *kept: np.ndarray) -
     if ref.hex() not in _known:
         _known.clear()
         _known[ref.hex()] = ray.get(ref)
-    found = _known[ref.hex()][work](item, [memoryview(buffer) for buffer in kept])
+    found = _known[ref.hex()][work](item, [memoryview(buffer) for buffer in kept])  # type: ignore[arg-type]
     return (found[0], np.frombuffer(found[1], np.uint8)) if keep else found

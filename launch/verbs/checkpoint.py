@@ -46,7 +46,8 @@ def export_command(
     from launch.output.tables import print_json_line, print_metrics
 
     report = _export(run, out, format_)
-    sizes = {key: report[key] for key in ("step", "parameters", "bytes", "records", "difference") if key in report}
+    names = ("step", "parameters", "bytes", "records", "difference")
+    sizes: dict[str, Any] = {key: report[key] for key in names if key in report}
     print_metrics(f"{report['checkpoint']} -> {report['model']}", sizes)
     print_json_line(report)
 

@@ -120,7 +120,7 @@ def dump_records(records: Sequence[Encoded]) -> bytes:
     for row, record in enumerate(records):
         for pair in record.splits.items():
             parts_nS[row, splits.index(pair[0])] = pairs.index(pair)
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "payload": np.frombuffer(b"".join(record.payload for record in records), np.uint8),
         "size": np.array([len(record.payload) for record in records], np.int64),
         "keys": np.frombuffer("\n".join(record.key for record in records).encode("ascii"), np.uint8),
@@ -143,7 +143,7 @@ def load_rows(buffer: bytes | memoryview, start: int, stop: int) -> Rows:
     own, metadata = load_tensors(buffer, ANY_SIZE)
     cut = slice(start, stop)
     begin_n = _begins(own["size"])
-    payload = memoryview(own["payload"])
+    payload = memoryview(own["payload"])  # type: ignore[arg-type]
     samples = _stretch(own["moments"], start, stop)
     return Rows(
         [payload[begin_n[n] : begin_n[n + 1]] for n in range(start, stop)],

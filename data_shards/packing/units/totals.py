@@ -49,8 +49,7 @@ class Totals:
         self.notes += unit.notes
         np.maximum(self.longest_M, unit.longest_M, out=self.longest_M)
         self.total_M += unit.total_M
-        self.columns = dict.fromkeys(self.columns_until(unit, len(unit.size_n)))
-        self.columns = {pair: number for number, pair in enumerate(self.columns)}
+        self.columns = {pair: number for number, pair in enumerate(self.columns_until(unit, len(unit.size_n)))}
         for split, accumulator in unit.statistics.items():
             # Into one that is its own: what has come from another process cannot be written to.
             self.statistics.setdefault(split, Accumulator(self.schema)).merge(accumulator)

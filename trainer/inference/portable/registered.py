@@ -56,8 +56,9 @@ def write_registered(checkpoint_url: str, out_url: str) -> str | None:
     return out_url
 
 
-def _pointer(reason: str) -> None:
+def _pointer(reason: str) -> str | None:
     logger.warning("the registered version only points at the checkpoint, and MLflow cannot load it: %s", reason)
+    return None
 
 
 def _type(spec: ModalitySpec) -> Any:

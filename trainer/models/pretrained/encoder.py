@@ -104,7 +104,7 @@ class PretrainedEncoder(nn.Module):
             add_lora_to(self.model, config.rank, self.family.targets, self.label)
         self._leave_buffers_out()
         for parameter in self.model.parameters():
-            parameter.keeps_precision = not parameter.requires_grad
+            parameter.keeps_precision = not parameter.requires_grad  # type: ignore[attr-defined]
         self.features = Features(self.tokens * self.width, config.cache_mib) if config.cache else None
         self.train()
 

@@ -70,7 +70,7 @@ def graph_of(portable: PortableModel) -> torch.export.ExportedProgram:
     tensors = inputs_of(example_batch(portable))
     shapes = {name: {0: torch.export.Dim.AUTO} for name in tensors}
     # Sizes of 0 and 1 are sizes like any other: nobody may have a modality.
-    alike = torch.fx.experimental._config.patch(backed_size_oblivious=True)
+    alike = torch.fx.experimental._config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with torch.no_grad(), graph_primitives(), alike:
         try:
             return torch.export.export(model, (tensors,), dynamic_shapes=(shapes,), strict=False)

@@ -91,7 +91,7 @@ class GraphModel(nn.Module):
             group, encoder = _group(tensors, name), model.encoder(name)
             block_P = block_of_M[group.modality_P]
             pairs = GraphBlocks(block_P, len(indices))
-            layout = GroupLayout(block_P, pairs, pairs.times(encoder.tokens), _own(group, block_P, len(indices)))
+            layout = GroupLayout(block_P, pairs, pairs.times(encoder.tokens), _own(group, block_P, len(indices)))  # type: ignore[arg-type]
             x_ND = encoder(group, layout).flatten(0, 1)
             bin_N = even_bins(encoder.tokens, model.bins).repeat(group.pairs)
             of_token = {"sample": group.sample_P, "modality": group.modality_P, "block": block_P + first}
