@@ -125,5 +125,5 @@ def test_asking(case, run, tmp_path, monkeypatch):
 
 def test_there_are_as_many_as_promised_and_a_wrong_name_says_what_there_is():
     assert len(PACKING) + len(FITTING) + len(ASKING) >= 18
-    with pytest.raises(AttributeError, match=r"no attribute 'predict'; it has .*fit, open_run, pack"):
+    with pytest.raises(AttributeError, match=r"no attribute 'predict'; it has .*fit, load, open_run, pack"):
         fleximoe.predict  # noqa: B018

@@ -132,6 +132,7 @@ def test_texts_of_an_earlier_version_keep_their_declared_positions(tmp_path: Pat
     assert job(1, stopped)["metrics"]["test/loss"] == expected
 
 
+@pytest.mark.long
 def test_pictures_of_earlier_runs_stay_patches_and_new_ones_are_read_by_convolutions(tmp_path: Path) -> None:
     data, recipe = packed_as(tmp_path / "data", {"image", "vector"}), "model__image__network"
     patches = config(data, tmp_path / "patches", **{recipe: "patches"})

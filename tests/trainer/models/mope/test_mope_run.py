@@ -353,7 +353,7 @@ def test_mlflow_knows_the_job_its_backbone_and_a_registered_version(icu: tuple[s
     trained, frozen = run.metrics["parameters/trained"], run.metrics["parameters/frozen"]
     assert run.metrics["parameters/share"] == pytest.approx(trained / frozen)
     (version,) = client.search_model_versions("name = 'stays'")
-    assert version.source == result["adapter"] and version.tags["backbone.digest"] == run.tags["backbone.digest"]
+    assert version.tags["uri"] == result["adapter"] and version.tags["backbone.digest"] == run.tags["backbone.digest"]
     assert version.tags["backbone.runs"] == backbone["run_id"], "the version leads to the run that made its backbone"
     artifacts = {item.path for item in client.list_artifacts(result["run_id"], "adapter")}
     assert artifacts == {"adapter/adapter.safetensors", "adapter/adapter.json"}
