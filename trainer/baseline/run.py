@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,11 +69,21 @@ def run_baseline(
 
     Raises ValueError: a task without labels. LeaseHeldError: the name is in use.
     """
+    return tracked_run(config, tags, lambda tracker, guard: _learned(config, manifest, tables, family, tracker, guard))
+
+
+def tracked_run(
+    config: RunConfig, tags: Mapping[str, str], make: Callable[[Tracker, Guard], dict[str, Any]]
+) -> dict[str, Any]:
+    """What is made at once, without steps, under a run's name, and tracked: what `make` returns, and what of every run.
+
+    Raises LeaseHeldError: the name is in use.
+    """
     started = time.perf_counter()
     with take_run(config) as lease:
         tracker = create_tracker(config.tracking, config.name, config.tracking.run_id, tags, 0, config.run_dir, lease)
         try:
-            result = _learned(config, manifest, tables, family, tracker, lease)
+            result = make(tracker, lease)
             tracker.finish("FINISHED")
         finally:
             tracker.finish("FAILED")

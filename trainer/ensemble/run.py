@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from data_shards import Manifest, TaskSpec
 from data_shards.errors import ShardError, skipped_words
 from data_shards.lease.lease import Guard
+from trainer.baseline.run import tracked_run
 from trainer.config.run_config import RunConfig
 from trainer.ensemble.answers import AnyRequest, open_answers
 from trainer.ensemble.choose import Choice, choose_weight
@@ -24,9 +24,7 @@ from trainer.ensemble.stored import Ensemble, Member, write_ensemble
 from trainer.metrics.prediction_table import predictions_of
 from trainer.metrics.predictions import Predictions
 from trainer.metrics.scores import part_metrics
-from trainer.run_folder import CONFIG, REQUIREMENTS, RESULT, write_json
-from trainer.run_lease import take_run
-from trainer.tracking.create import create_tracker
+from trainer.run_folder import CONFIG, REQUIREMENTS
 from trainer.tracking.tracker import Tracker
 from trainer.worker.provenance import environment_lock
 
@@ -73,19 +71,11 @@ def run_ensemble(
     Raises ValueError: members that answer no task in common, or did not read the same. LeaseHeldError: the name is in
     use.
     """
-    started = time.perf_counter()
-    with take_run(config) as lease:
-        tracker = create_tracker(config.tracking, config.name, config.tracking.run_id, tags, 0, config.run_dir, lease)
-        try:
-            result = _made(config, manifest, runs, blend, requests, tracker, lease, device)
-            tracker.finish("FINISHED")
-        finally:
-            tracker.finish("FAILED")
-        about = {"run_id": tracker.run_id, "mlflow": tracker.delivery, "name": config.name, "run_dir": config.run_dir}
-        result = {**about, **result, "status": "finished", "seconds": round(time.perf_counter() - started, 2)}
-        lease.confirm()
-        write_json(config.run_dir, RESULT, result)
-    return result
+    return tracked_run(
+        config,
+        tags,
+        lambda tracker, guard: _made(config, manifest, runs, blend, requests, tracker, guard, device),
+    )
 
 
 def _made(
