@@ -14,6 +14,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -157,7 +158,13 @@ class _Asked:
         return self._future.done()
 
     def get(self) -> Any:
-        return self._future.result()
+        try:
+            return self._future.result()
+        except BrokenProcessPool:
+            raise BrokenProcessPool(
+                "a worker process was killed, often because memory was short: the same command goes on from what is "
+                "complete; fewer --workers take less"
+            ) from None
 
 
 class _File:

@@ -16,7 +16,7 @@ from typing import Any
 
 import fsspec
 
-from data_shards.paths import absolute_path, absolute_url
+from data_shards.paths import absolute_path, absolute_url, is_local
 from launch.cluster.environment import prepare_for_ray, ray_address
 from launch.errors import UsageError
 from launch.output.tables import people, print_json_line
@@ -71,7 +71,7 @@ def serve_until_stopped(service: Service, debug: bool = False) -> None:
         from launch.cluster.ray_session import gpus_wanted, ray_session
 
         with ray_session(config, debug):
-            if ray_address(config) and service.replicas > 1 and url.startswith("/tmp"):
+            if ray_address(config) and service.replicas > 1 and is_local(url):
                 logger.warning("%s must be seen from every node: give --export URL of a storage that all see", url)
             _deploy(serve, service, url, token, gpus_wanted(config), debug)
             where = f"{'https' if service.certificate else 'http'}://{service.host}:{service.port}"

@@ -11,7 +11,7 @@ import fsspec
 from trainer.checkpoints.adapter import open_adapter
 from trainer.checkpoints.checkpoint import Checkpoint, best_first, read_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
-from trainer.run_folder import ADAPTER, CHECKPOINTS
+from trainer.run_folder import ADAPTER, BASELINE, CHECKPOINTS, ENSEMBLE
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,12 @@ def open_checkpoint(url: str) -> Checkpoint:
         return open_adapter(fs, path)
     usable = list(_usable(url))
     if not usable:
+        if fs.exists(f"{path}/{ENSEMBLE}") or fs.exists(f"{path}/{BASELINE}"):
+            what = "an ensemble" if fs.exists(f"{path}/{ENSEMBLE}") else "a baseline"
+            raise CheckpointError(
+                f"{url} is {what} and has no checkpoint of its own: it is predicted, evaluated and compared; for "
+                "anything else name a run that was trained"
+            )
         raise CheckpointError(
             f"{url} holds no committed checkpoint: give the folder of a run, or one of its {CHECKPOINTS}/step-... "
             "folders"

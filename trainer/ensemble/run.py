@@ -103,7 +103,7 @@ def _made(
             tasks = own if not said and not tasks else _shared(tasks, own, member)
             said.append(found)
         if not weights:
-            weights, choices = _weights(tasks, said[: len(runs)], None if blend is None else said[-1])
+            weights, choices = member_weights(tasks, said[: len(runs)], None if blend is None else said[-1])
             _log_origin(config, manifest, members, weights, choices, tracker)
         metrics |= _measured(tasks, combined(tasks, said, weights), part, tracker)
     about = {
@@ -134,9 +134,10 @@ def _shared(tasks: list[TaskSpec], own: list[TaskSpec], member: Member) -> list[
     return shared
 
 
-def _weights(
+def member_weights(
     tasks: Sequence[TaskSpec], said: Sequence[Predictions], blend: Predictions | None
 ) -> tuple[dict[str, tuple[float, ...]], dict[str, Choice]]:
+    """Task -> weight of each run and, last, of the blend; and how that was chosen. `said`, `blend`: of validation."""
     if blend is None:
         return {task.name: tuple([1 / len(said)] * len(said)) for task in tasks}, {}
     choices = {task.name: choose_weight(task, said, blend) for task in tasks}

@@ -136,6 +136,8 @@ def test_what_does_not_go_together_is_refused(run, second, both, data, here, pla
     refused("both is an ensemble itself: name its members", [run, both])
     refused("holds a run already", [run, second], name="both")
     refused("takes a list of runs", run)
+    with pytest.raises(fleximoe.InputError, match="both is an ensemble and has no checkpoint of its own"):
+        both.export(str(tmp_path / "model"))
     with pytest.raises(fleximoe.InputError, match="is an ensemble, and --explain is of one trained model"):
         both.explain()
     with pytest.raises(fleximoe.InputError, match="is no single trained model, and --missing-curve is of one"):

@@ -10,6 +10,7 @@ import torch
 from data_shards import TaskSpec
 from trainer.ensemble.choose import GRID, choose_weight
 from trainer.ensemble.combine import combined, mean_logits
+from trainer.ensemble.run import member_weights
 from trainer.metrics.predictions import Predictions
 from trainer.metrics.scores import task_metrics
 from trainer.metrics.survival import survival_at_edges
@@ -72,3 +73,14 @@ def test_the_weight_is_the_best_of_a_grid_and_nearest_to_one_half_among_equals()
     assert choice.scores[choice.weight] == max(choice.scores.values()) and choice.weight >= 0.5
     same = choose_weight(task, [_said(good, truth)], _said(good, truth))
     assert same.weight == 0.5
+
+
+def test_what_the_blend_leaves_is_shared_by_the_runs() -> None:
+    task, draw = TASKS["binary"][0], torch.Generator().manual_seed(1)
+    truth = (torch.rand(400, generator=draw) < 0.4).float()
+    runs = [_said(2 * truth + torch.randn(400, generator=draw), truth) for _ in range(3)]
+    weights, choices = member_weights([task], runs, _said(truth + torch.randn(400, generator=draw), truth))
+    blend = choices["a"].weight
+    assert blend < 0.4, "the second opinion is the worse one, and half of everything would hide a mistake"
+    assert weights["a"] == pytest.approx([(1 - blend) / 3] * 3 + [blend])
+    assert member_weights([task], runs, None) == ({"a": pytest.approx([1 / 3] * 3)}, {})

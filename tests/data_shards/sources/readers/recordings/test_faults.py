@@ -108,6 +108,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         ([0.0, np.nan, np.inf], {}, "sample 1 of channel 0 is nan, no number, as are 1 others; mend them"),
         ([0.0] * 8000, {"start": 0.5, "end": 1.5}, "the stretch from second 0.5 to 1.5 is not within its 1 seconds"),
         ([0.0] * 8000, {"start": 1.0}, "the stretch from second 1 on is not within its 1 seconds"),
+        ([0.0] * 8000, {"start": 0.50003, "end": 0.5001}, "no sample lies in the stretch from second 0.50003 to"),
         ([0.0] * 8000, {"start": 0.5, "end": 0.25}, "the stretch from second 0.5 to 0.25 is none"),
         ([0.0] * 8000, {"start": -1.0}, "the stretch from second -1 on is none"),
         ([0.0] * 8000, {"max_length": 7999}, "it holds 8,000 samples (1 seconds), and max_length 7,999 allows 7,999"),
