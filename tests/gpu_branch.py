@@ -216,7 +216,7 @@ class _Functions:
     def _leaves(args: Any, kwargs: Any) -> bool:
         """Whether `to` would leave the device. A library says `x.to(y.device)`, which is the device of both."""
         by_object = not any(isinstance(given, str) for given in [*args, *kwargs.values()])
-        library = not Path(sys._getframe(2).f_code.co_filename).is_relative_to(ROOT)
+        library = not _is_ours(Path(sys._getframe(2).f_code.co_filename))
         return _names_the_cpu(args, kwargs) and not (by_object and library)
 
     def _set(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -273,9 +273,14 @@ def where() -> str:
     """The innermost line of the project, or of its tests, below which an operation happened."""
     for frame in reversed(traceback.extract_stack()[:-1]):
         path = Path(frame.filename)
-        if path != Path(__file__) and path.is_relative_to(ROOT) and ".venv" not in path.parts:
+        if path != Path(__file__) and _is_ours(path):
             return f"{path.relative_to(ROOT)}:{frame.lineno}"
     return "?"
+
+
+def _is_ours(path: Path) -> bool:
+    """Of the project, and not of an environment that lies in its folder."""
+    return path.is_relative_to(ROOT) and "site-packages" not in path.parts
 
 
 def _names_the_cpu(args: Any, kwargs: Any) -> bool:
