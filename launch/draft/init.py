@@ -37,7 +37,7 @@ def draft_folder(folder: str, out: str | None, overwrite: bool) -> None:
     target.mkdir(parents=True, exist_ok=True)
     mapping, recipe = target / MAPPING, target / RECIPE
     mapping.write_text(mapping_text(draft), encoding="utf-8")
-    recipe.write_text(recipe_text(data, draft), encoding="utf-8")
+    recipe.write_text(recipe_text(data), encoding="utf-8")
     read_mapping(mapping)  # what is drafted is a mapping
     for sentence in draft.said():
         people.print(f"sure? {sentence}", markup=False, highlight=False)

@@ -36,17 +36,15 @@ def mapping_text(draft: Draft) -> str:
     return "\n".join(lines) + "\n"
 
 
-def recipe_text(data: str, draft: Draft) -> str:
-    """A recipe for the packed data, in which everything that is not said is the default."""
-    first = next(iter(draft.tree.get("tasks", {"label": {}}).values()))
-    metric = {"binary": "auroc", "multiclass": "accuracy", "regression": "mae"}.get(first.get("kind", ""), "loss")
-    return f"""# Everything that is not said here is the default: docs/recipe_keys.md
-{to_yaml({"data": {"url": data}}, one_line=True).strip()[1:-1]}   # where `pack tables` put it
-model: {{dim: 64, layers: 2}}
-training:
-  epochs: 20   {SURE} until validation no longer improves
-  batch_size: 32
-  early_stopping: {{metric: val/loss, patience: 5}}   {SURE} {metric} is what one would report
+def recipe_text(data: str) -> str:
+    """A recipe for the packed data, in which everything that is not said is chosen from them."""
+    place = to_yaml({"data": {"url": data}}, one_line=True).strip()[1:-1]
+    return f"""# All that is not said here is chosen from the data, and said when training starts: docs/defaults.md
+{place}   # where `pack tables` put it
+preset: good   # fast, good or best
+# Every other key, docs/recipe_keys.md, can be said, too:
+# model: {{dim: 64, layers: 2}}
+# training: {{epochs: 20, batch_size: 32}}
 """
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,14 @@ def plan_recipe(
     head = {"recipe": recipe, "gpu": device.name, "data": source}
     count = gpus or config.parallel.workers
     job = job_type(config.job)
+    parts: Mapping[str, int] = {}
     if schema is None:
-        config = with_embedded(config, described, open_data(config.data).embedded)
-    config = job.sized(config, described, statistics)
+        manifest = open_data(config.data)
+        parts = manifest.splits[config.data.split]
+        config = with_embedded(config, described, manifest.embedded)
+    else:
+        config = config.model_copy(update={"unnamed": []})  # a preset has nothing to choose by
+    config = job.sized(config, described, statistics, parts)
     if job.spreads_experts:
         result = head | make_plan(config, CostModel(config, described, statistics, device), count)
         _show(result)

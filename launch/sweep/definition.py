@@ -42,6 +42,8 @@ def plan_sweep(recipe: str, space_name: str, overrides: Sequence[str]) -> Sweep:
     named = any(word.startswith("name=") for word in overrides)
     default = f"name={Path(recipe).stem}-{Path(space_name).stem}"
     config = settle_paths(load_recipe(recipe, [*([] if named else [default]), *overrides]))
+    # One metric compares all trials, whatever a preset would choose for each.
+    config = config.model_copy(update={"unnamed": [key for key in config.unnamed if key != f"{KEY}metric"]})
     stopping = config.training.early_stopping
     metric = space.metric or stopping.metric
     # The recipe's mode is of the recipe's metric.

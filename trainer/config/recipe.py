@@ -18,6 +18,8 @@ from data_shards.errors import YamlError
 from data_shards.paths import absolute_path
 from data_shards.yaml_file import parse_yaml, read_yaml
 from trainer.config.errors import RecipeError, section_of, unknown_key, validation_sentence
+from trainer.config.job_types import FUSEMOE
+from trainer.config.preset import left_open
 from trainer.config.run_config import RunConfig, run_config_class
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +51,12 @@ def recipe_of(tree: Any, overrides: Sequence[str], stem: str, where: str, short:
     tree.setdefault("name", f"{stem}-{datetime.now():%Y%m%d-%H%M%S}")
     kind = _class_of(tree, overrides, where)
     _refuse_unknown_keys(tree, kind, kind, "", where)
-    return _validated(tree, kind, overrides, short or where)
+    config = _validated(tree, kind, overrides, short or where)
+    if config.unnamed:
+        raise RecipeError(f"{short or where}: unnamed is filled in when a recipe is read; leave it out, and name keys")
+    if config.job != FUSEMOE or config.preset == "none":
+        return config
+    return config.model_copy(update={"unnamed": left_open(tree)})
 
 
 def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -79,6 +86,10 @@ def _split(overrides: Sequence[str]) -> list[tuple[str, str, str]]:
 def _validated(tree: dict[str, Any], kind: type[RunConfig], overrides: Sequence[str], where: str) -> RunConfig:
     for override in overrides:
         _apply(tree, kind, override)
+    named = {key for key, _, _ in _split(overrides)}
+    if tree.get("unnamed"):
+        open_still = tree.get("preset") != "none"
+        tree["unnamed"] = [key for key in tree["unnamed"] if open_still and key not in named]
     try:
         return kind.model_validate(tree)
     except ValidationError as error:

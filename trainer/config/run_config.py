@@ -15,6 +15,7 @@ from parallel.mesh import MeshSpec
 from trainer.config.errors import RecipeError
 from trainer.config.job_types import EVALUATE, FUSEMOE, find_job_type
 from trainer.config.mope import MopeConfig
+from trainer.config.preset import Preset, recorded
 from trainer.config.section import Section
 from trainer.config.sections import (
     ClusterConfig,
@@ -37,6 +38,17 @@ class RunConfig(Section):
     )
     name: str = Field(
         description="the run's folder; the same name continues the run; default: the recipe and the time of day",
+    )
+    preset: Preset = Field(
+        "none",
+        description="who chooses the keys of docs/defaults.md that a recipe does not name: none = the "
+        "defaults of this page; "
+        "good = rules that look at the training part; fast = the same with a smaller model and a third of the steps; "
+        "best = with a larger model and twice the steps. Of job=fusemoe",
+    )
+    unnamed: list[str] = Field(
+        default_factory=list,
+        description="not to be given: keys that the recipe leaves to its preset, until the training part is known",
     )
     data: DataConfig = Field(description="shards, split, order and loading")
     model: ModelConfig = Field(default_factory=ModelConfig, description="architecture")
@@ -105,17 +117,32 @@ def _with_section(job: str) -> type[RunConfig]:
     return create_model("RunConfig", __base__=RunConfig, **own)
 
 
-def as_recorded(config: RunConfig, recorded: Mapping[str, Any] | None) -> RunConfig:
-    """The recipe of a run that goes on, where it leaves open what earlier versions chose otherwise.
+def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """The run with values of `section.key`, of which none is left open any more. Raises pydantic's ValidationError."""
+    tree = config.model_dump(mode="json")
+    for key, value in values.items():
+        section = tree
+        *path, last = key.split(".")
+        for part in path:
+            section = section[part]
+        section[last] = value
+    tree["unnamed"] = [key for key in config.unnamed if key not in values]
+    return RunConfig.of(tree)
+
+
+def as_recorded(config: RunConfig, before: Mapping[str, Any] | None) -> RunConfig:
+    """The recipe of a run that goes on: what it leaves open stays as it was chosen, also by earlier versions.
 
     Args:
-        recorded: the recipe in the run's checkpoint. Without the key its pictures were read as patches.
+        before: the recipe in the run's checkpoint. Without the key its pictures were read as patches, and what its
+            version did not choose has the defaults.
     """
-    if recorded is None or config.model.image.network is not None:
+    if before is None:
         return config
-    network = recorded["model"].get("image", {}).get("network") or "patches"
-    image = config.model.image.model_copy(update={"network": network})
-    return config.model_copy(update={"model": config.model.model_copy(update={"image": image})})
+    values = recorded(before, config.unnamed)
+    if config.model.image.network is None:
+        values["model.image.network"] = before["model"].get("image", {}).get("network") or "patches"
+    return with_values(config, values).model_copy(update={"unnamed": []}) if values or config.unnamed else config
 
 
 def check_parallel(config: RunConfig) -> None:

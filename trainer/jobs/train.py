@@ -26,6 +26,7 @@ from trainer.checkpoints.find import committed_paths, recorded_recipe
 from trainer.checkpoints.pieces import CheckpointError, ForeignCheckpointError
 from trainer.checkpoints.restore import load_engine, restore
 from trainer.checkpoints.writer import CheckpointWriter
+from trainer.config.preset import recorded, said
 from trainer.config.run_config import RunConfig, as_recorded
 from trainer.jobs.origin import lineage, log_origin, model_size
 from trainer.models.encoders.own.embedded import with_embedded
@@ -60,9 +61,11 @@ def train(config: RunConfig, context: Context, tags: dict[str, str], guard: Guar
     init_distributed(context.device, config.parallel.timeout_s)
     # The same list on every rank: whether there is something to continue from decides how the model is made.
     paths = broadcast_json(committed_paths(config.run_dir) if context.rank == 0 else None)
-    if paths and config.model.image.network is None:
+    if paths and (config.unnamed or config.model.image.network is None):
         config = as_recorded(config, broadcast_json(recorded_recipe(config.run_dir) if context.rank == 0 else None))
-    config = job_type(config.job).sized(config, schema, statistics)
+    config, asked = job_type(config.job).sized(config, schema, statistics, manifest.splits[config.data.split]), config
+    if context.rank == 0 and asked.unnamed:
+        logger.info(said(asked.preset, recorded(config.model_dump(mode="json"), asked.unnamed)))
     session = build_session(config, context, manifest, schema, statistics, filled=bool(paths))
     session.guard = guard
     check_preconditions(session)

@@ -6,7 +6,7 @@ Files that define a type import nothing heavy at the top: a recipe is read, chec
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -77,8 +77,13 @@ class JobType(ABC):
             )
         return config
 
-    def sized(self, config: RunConfig, schema: DatasetSchema, statistics: SplitStatistics) -> RunConfig:
-        """The recipe of a new run with the sizes that its training part decides; the checkpoint keeps them."""
+    def sized(
+        self, config: RunConfig, schema: DatasetSchema, statistics: SplitStatistics, parts: Mapping[str, int]
+    ) -> RunConfig:
+        """The recipe of a new run with what its training part decides; the checkpoint keeps it.
+
+        `parts`: samples of each part of the split.
+        """
         return config
 
     def check(self, config: RunConfig, schema: DatasetSchema) -> None:  # noqa: B027

@@ -14,6 +14,7 @@ from data_shards.yaml_file import parse_yaml
 from launch.draft.dialects import likely_dialect
 from launch.draft.init import draft_folder
 from launch.errors import UsageError
+from trainer.config.preset import FITTED
 from trainer.config.recipe import load_recipe
 
 
@@ -58,7 +59,7 @@ def test_one_wide_table(tmp_path, capsys):
     said = json.loads(capsys.readouterr().out)
     assert said["mapping"] == str(folder / "mapping.yaml") and len(said["doubts"]) == 2
     recipe = load_recipe(said["recipe"])
-    assert recipe.data.url == "data/wide" and recipe.training.early_stopping.patience == 5
+    assert recipe.data.url == "data/wide" and recipe.preset == "good" and recipe.unnamed == list(FITTED)
 
 
 def test_records_and_long_events_with_dates(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trainer.config.job_types import FUSEMOE
@@ -27,9 +28,15 @@ class FuseMoEJob(JobType):
         *("empty.weight", "table.weight", "scale_in", "scale_out", "shift"),
     )
 
-    def sized(self, config: RunConfig, schema: DatasetSchema, statistics: SplitStatistics) -> RunConfig:
+    def sized(
+        self, config: RunConfig, schema: DatasetSchema, statistics: SplitStatistics, parts: Mapping[str, int]
+    ) -> RunConfig:
         from trainer.models.encoders.build import sized
+        from trainer.models.fusemoe.fitted import Facts, fitted
 
+        if config.unnamed:
+            tasks = self.tasks(config, schema)
+            config = fitted(config, Facts.of(schema, tasks, statistics, parts), tasks)
         return config.model_copy(update={"model": sized(config.model, schema, statistics)})
 
     def check(self, config: RunConfig, schema: DatasetSchema) -> None:
