@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import pytest
 
 from data_shards import open_manifest, pack
@@ -20,7 +21,7 @@ from launch.errors import UsageError
 from launch.runs.embed import Progress, asked_for, embed_data
 from tests.data_shards.build import ListSource
 from tests.data_shards.packing.remade import SCHEMA, records
-from tests.launch.commands import ROOT, environment, last_json, python
+from tests.launch.commands import ROOT, environment
 from tests.trainer.pretrained import save_encoder
 
 T = TypeVar("T")
@@ -143,43 +144,65 @@ def test_progress_counts_what_is_encoded_now():
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_workers_over_ray_make_the_same_bytes_also_when_one_dies_and_the_driver_does(place, once):
+def test_workers_over_ray_make_the_same_bytes_also_when_the_driver_dies_and_then_a_worker(place, once):
     options = ["--out", str(place / "two_workers"), "-o", "scan.tokens=4", "--workers", "2"]
     arguments = ["embed", str(place / "data"), *(word for own in encode(place) for word in ("--encode", own)), *options]
-    command, log, out = [sys.executable, "-m", "launch", *arguments], place / "first.log", place / "two_workers"
-    with log.open("w") as file:
-        first = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=file, stderr=file)
-        try:
-            os.kill(awaited(first, log, lambda: a_worker_below(first.pid), "a worker"), signal.SIGKILL)
-            awaited(first, log, lambda: list(out.glob("done-*.json")), "a complete shard")
-        finally:
-            first.kill()
-            first.wait(timeout=60)
+    out = place / "two_workers"
+    with begun(arguments, place / "first.log") as first:
+        awaited(first, place / "first.log", lambda: list(out.glob("done-*.json")), "a complete shard")
     complete = len(list(out.glob("done-*.json")))
     assert complete > 0 and not (out / "manifest.json").exists()
-    line = last_json(python("-m", "launch", *arguments, timeout=900))
+    log = place / "second.log"
+    with begun(arguments, log) as second:
+        # In the middle of a shard: somebody has to make it again, and the one that died is started again.
+        workers = awaited(second, log, lambda: workers_below(second.pid, 2), "workers")
+        busy = awaited(second, log, lambda: next(filter(at_work, workers), None), "a worker that makes a shard", 0.001)
+        os.kill(busy, signal.SIGKILL)
+        assert second.wait(timeout=300) == 0, log.read_text()
+    line = json.loads(next(text for text in reversed(log.read_text().splitlines()) if text.startswith("{")))
     assert line["workers"] == 2 and line["made"] + complete == line["shards"] and line["made_again"] == 0
     there = {name: data for name, data in files(out).items() if not name.startswith(".")}
     assert there == files(once)
 
 
-def awaited(process: subprocess.Popen[bytes], log: Path, look: Callable[[], T], what: str) -> T:
+@contextlib.contextmanager
+def begun(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The command, until the context ends; then it is killed. What it says is in the log, the result last."""
+    with log.open("w") as file:
+        command = [sys.executable, "-m", "launch", *arguments]
+        process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=file, stderr=file)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait(timeout=60)
+
+
+def awaited(process: subprocess.Popen[bytes], log: Path, look: Callable[[], T], what: str, every_s: float = 0.05) -> T:
     """What `look` finds while the process lives. A process that has ended is not waited for: its log is shown."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if found := look():
             return found
         assert process.poll() is None, f"ended with {process.returncode} before {what} was there: {log.read_text()}"
-        time.sleep(0.02)
+        time.sleep(every_s)
     raise AssertionError(f"no {what}: {log.read_text()}")
 
 
-def a_worker_below(pid: int) -> int | None:
-    """Process id of a Ray actor that embeds."""
-    import psutil
+def workers_below(pid: int, count: int) -> list[int]:
+    """Process ids of the Ray actors that embed, once there are so many."""
+    below = psutil.Process(pid).children(recursive=True) if psutil.pid_exists(pid) else []
+    found = [process.pid for process in below if title(process.pid).startswith("ray::EmbedWorker")]
+    return found if len(found) == count else []
 
-    for process in psutil.Process(pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if " ".join(process.cmdline()).startswith("ray::EmbedWorker"):
-                return process.pid
-    return None
+
+def at_work(pid: int) -> bool:
+    """Whether the actor makes a shard: Ray shows the method that runs."""
+    return title(pid).startswith("ray::EmbedWorker.make")
+
+
+def title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""  # it has ended
