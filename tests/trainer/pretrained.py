@@ -68,7 +68,9 @@ def save_encoder(folder: Path, family: str, seed: int = 1, **changes: Any) -> Pa
     ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim > 1:
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.normal_(std=0.3)  # positions and tokens of the spectrogram transformer begin as zeros
+            elif parameter.ndim > 1:
                 parameter.mul_(0.3 / parameter.std().clamp_min(0.02))
             else:
                 parameter.add_(0.1 * torch.randn_like(parameter))

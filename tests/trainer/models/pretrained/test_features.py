@@ -53,6 +53,13 @@ def plain_hidden(
     return hidden[0].flatten(1).T if hidden.ndim == 4 else hidden[0]
 
 
+def pooled(family: str, hidden: Tensor) -> Tensor:
+    """(D,) of hidden states (L, D): the one vector that the family's makers take."""
+    if "spectrogram" in family:
+        return (hidden[0] + hidden[1]) / 2
+    return hidden[0] if family in (*TEXTS, "vit", "dinov2") else hidden.mean(0)
+
+
 def read(encoder: PretrainedEncoder, made: list[Any]) -> Tensor:
     group = group_of(encoder.kind, made)
     with torch.no_grad():
@@ -96,12 +103,7 @@ def test_features_are_those_of_plain_transformers(family: str, tmp_path: Path) -
     made = objects(kind_of(family))
     pooled_PD = read(encoder_of(family, folder), made)[:, 0]
     hidden = [plain_hidden(family, folder, one) for one in made]
-    if "spectrogram" in family:
-        expected = torch.stack([(one[0] + one[1]) / 2 for one in hidden])
-    elif family in (*TEXTS, "vit", "dinov2"):
-        expected = torch.stack([one[0] for one in hidden])
-    else:
-        expected = torch.stack([one.mean(0) for one in hidden])
+    expected = torch.stack([pooled(family, one) for one in hidden])
     assert pooled_PD.shape == (5, 32) and expected.std() > 0.05
     assert close(pooled_PD, expected)
     # A few tokens of each, some one by one: an object's neighbours change nothing.
@@ -164,7 +166,7 @@ def test_what_is_trained_of_each_family(family: str, tmp_path: Path) -> None:
     assert full.digest == frozen.digest == lora.digest
 
 
-@pytest.mark.parametrize("family", ["bert", "vit", "swin", "convnext", "resnet", "wav2vec2", "modernbert"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_half_precision_files_and_frozen_weights(family: str, tmp_path: Path) -> None:
     from transformers import AutoModel
 
@@ -184,8 +186,7 @@ def test_half_precision_files_and_frozen_weights(family: str, tmp_path: Path) ->
     low = encoder_of(family, folder, dtype="bfloat16")
     found = read(low, made)
     plain = [plain_hidden(family, folder, one, dtype=torch.bfloat16).float() for one in made]
-    mean = family in ("swin", "resnet", "wav2vec2")
-    expected = torch.stack([hidden.mean(0) if mean else hidden[0] for hidden in plain])[:, None]
+    expected = torch.stack([pooled(family, hidden) for hidden in plain])[:, None]
     assert found.dtype == torch.float32 and float((found - expected).norm() / expected.norm()) < 0.02
     assert not close(found, read(encoder_of(family, folder), made))
     # What is trained as a whole follows the model that it is in.
