@@ -1,4 +1,7 @@
-"""Small data for every importer with a recipe, in the official layouts: recipe -> source, and options to pack it."""
+"""Small data for every importer with a recipe, in the official layouts: recipe -> source, and options to pack it.
+
+Behind a colon: the same recipe on other data.
+"""
 
 from __future__ import annotations
 
@@ -132,6 +135,18 @@ def image_text(path: Path) -> Options:
     return {"path": folder(path, parts, files), "size": 32}
 
 
+def dialogues(path: Path) -> Options:
+    """Up to three pictures and four turns of a dialogue each."""
+    rows = [
+        {"img": [f"{(n + i) % 3}.png" for i in range(1 + n % 3)], "label": f"class{n % 2}",
+         "text": [{"role": "user" if i % 2 == 0 else "guide", "content": f"turn {i} of {n % 2}"} for i in range(n % 5)]}
+        for n in range(24)
+    ]  # fmt: skip
+    files = {f"{n}.png": png((80 * n, 10, 200)) for n in range(3)}
+    parts = {"train.jsonl": rows, "val.jsonl": rows[:6], "test.jsonl": rows[:6]}
+    return {"path": folder(path, parts, files), "size": 32, "several": 3}
+
+
 def yaib(path: Path) -> Options:
     stays = list(range(40))
     rows = [(stay, float(hour)) for stay in stays for hour in range(0, 24, 6)]
@@ -186,5 +201,6 @@ RECIPES: dict[str, tuple[str, Callable[[Path], Options]]] = {
     "icu_physionet2019": ("physionet2019", physionet2019),
     "icu_yaib": ("tables", yaib),
     "pictures_with_text": ("image_text", image_text),
+    "pictures_with_text:dialogues": ("image_text", dialogues),
     "sentiment_cmu": ("cmu_mosi", cmu_mosi),
 }

@@ -37,7 +37,8 @@ def packed(recipe: str, folder: Path) -> str:
 
 
 def small(recipe: str, data: str, storage: Path, *changes: str) -> RunConfig:
-    own = (f"data.url={data}", f"training.storage={storage}", f"name={recipe}", *SMALL, *changes)
+    recipe, _, variant = recipe.partition(":")
+    own = (f"data.url={data}", f"training.storage={storage}", f"name={recipe}{variant}", *SMALL, *changes)
     return load_recipe(recipe, list(own))
 
 
