@@ -231,31 +231,36 @@ class Progress:
     """Says now and then how far it is.
 
     Attributes:
-        rate: objects a second, of those that were encoded now; None before the first.
+        rate: objects a second since the first shard was made now, without its own: what comes before is the start of
+            workers, which load their encoders. None before the second.
     """
 
     def __init__(self, records: int) -> None:
         self.records = records
         self.rate: float | None = None
         self._done = self._made = self._objects = 0
-        self._started = self._said = time.monotonic()
+        self._since: float | None = None
+        self._said = time.monotonic()
 
     def hear(self, remade: Remade) -> None:
         """Of each shard."""
         now = time.monotonic()
         self._done += remade.sealed.records
-        if remade.fresh:
+        if remade.fresh and self._since is None:
+            self._since = now
+        elif remade.fresh and self._since is not None:
             self._made += remade.sealed.records
-            own = [count for name, count in remade.notes.items() if name.startswith("embedded.")]
-            self._objects += sum(own)
-            self.rate = self._objects / max(now - self._started, 1e-9)
+            self._objects += sum(count for name, count in remade.notes.items() if name.startswith("embedded."))
+            self.rate = self._objects / max(now - self._since, 1e-9)
         if self._done == self.records or now - self._said > TELL_S:
             self._said = now
             logger.info("%s", self._words(now))
 
     def _words(self, now: float) -> str:
         words = f"{self._done:,} of {self.records:,} records"
-        if not self._made or self.rate is None:
+        if self._since is None:
             return f"{words}, complete before"
-        left = (now - self._started) * (self.records - self._done) / self._made
-        return f"{words}, {self._objects:,} objects at {self.rate:,.0f} a second, about {left:,.0f} s left"
+        if not self._made or self.rate is None:
+            return words
+        left = (now - self._since) * (self.records - self._done) / self._made
+        return f"{words}, {self.rate:,.0f} objects a second, about {left:,.0f} s left"

@@ -133,13 +133,17 @@ def test_progress_counts_what_is_encoded_now():
         return SimpleNamespace(sealed=SimpleNamespace(records=records), notes=notes, fresh=fresh)
 
     progress = Progress(100)
-    progress._started -= 10
-    progress.hear(shard(40, 1000, fresh=False))  # type: ignore[arg-type]
-    assert progress.rate is None and progress._words(progress._started + 10) == "40 of 100 records, complete before"
+    progress.hear(shard(30, 1000, fresh=False))  # type: ignore[arg-type]
+    assert progress.rate is None and progress._words(0.0) == "30 of 100 records, complete before"
+    # The first one tells when work has begun, and not how fast it goes.
+    progress.hear(shard(10, 5000))  # type: ignore[arg-type]
+    assert progress.rate is None and progress._words(0.0) == "40 of 100 records"
+    assert progress._since is not None
+    progress._since -= 10
     progress.hear(shard(20, 300))  # type: ignore[arg-type]
     assert progress.rate == pytest.approx(30, rel=0.01)
     # Ten seconds for twenty records: as many again for each twenty of the forty that are left.
-    assert progress._words(progress._started + 10).startswith("60 of 100 records, 300 objects at 30 a second, about 20")
+    assert progress._words(progress._since + 10) == "60 of 100 records, 30 objects a second, about 20 s left"
 
 
 @pytest.mark.ray

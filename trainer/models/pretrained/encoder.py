@@ -304,6 +304,6 @@ def width_of(model: Any) -> int:
     config = model.config
     if getattr(config, "hidden_sizes", None):
         return int(config.hidden_sizes[-1])
-    if hasattr(model, "num_features"):
-        return int(model.num_features)
+    if hasattr(model, "timm_model"):
+        return int(model.timm_model.num_features)
     return int(getattr(config, "hidden_size", None) or config.dim)

@@ -26,6 +26,8 @@ def make_exact(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
             module.__class__ = FixedBatchNorm
+        elif isinstance(module, nn.BatchNorm2d) and type(module).__name__ == "BatchNormAct2d":
+            module.__class__ = FixedBatchNormAct
         elif type(module).__name__ == "SwinRelativePositionBias":
             module.__class__ = RelativePositionBias
 
@@ -38,6 +40,16 @@ class FixedBatchNorm(BatchNorm):
         mean, variance = self.running_mean, self.running_var
         output = functional.batch_norm(input.float(), mean, variance, weight, bias, False, 0.0, self.eps)
         return output.to(input.dtype)
+
+
+class FixedBatchNormAct(FixedBatchNorm):
+    """timm's, with the activation behind it."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))  # type: ignore[no-any-return]
 
 
 class RelativePositionBias(nn.Module):

@@ -44,7 +44,8 @@ class PretrainedPictures(PretrainedEncoder):
         self.cells = self._cells(spec)
 
     def _channels(self, spec: ModalitySpec) -> int:
-        takes = int(getattr(self.model.config, "num_channels", 3))
+        own = getattr(self.model.config, "model_args", None) or {}  # timm's
+        takes = int(getattr(self.model.config, "num_channels", own.get("in_chans", 3)))
         if spec.shape[0] not in (takes, 1):
             raise BackboneError(
                 f"{self.label} takes pictures of {takes} channels, and modality {spec.name} has {spec.shape[0]}: pack "
@@ -86,6 +87,11 @@ class PretrainedPictures(PretrainedEncoder):
                 f"{spec.name} has: pack larger ones ({' '.join(str(error).split())[:120]})"
             ) from error
         if self.family.maps:
+            if len(shape) != 4 or shape[1] != self.width:
+                raise BackboneError(
+                    f"{self.label}: {self.config.source} is no convolutional network, and of timm only those are read: "
+                    "give the model in transformers' own format, e.g. of type vit"
+                )
             return int(shape[2]), int(shape[3])
         config = self.model.config
         shrunk = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
