@@ -1,17 +1,17 @@
-"""Cheaper residual blocks for pictures beside full convolutions, on real pictures: `python -m benchmarks.cheaper_pictures`
+"""Cheaper residual blocks for pictures beside full convolutions, on real pictures.
 
     python -m benchmarks.cheaper_pictures --work DIR --easy-vqa DIR [--sets digits easy_vqa] [--parts val test]
 
 The plan, written before anything was trained:
 
 Sets       digits and easy_vqa (shapes) of `benchmarks.encoders`, with its model, epochs, rate and batch sizes.
-Blocks     full: norm, 3 x 3 convolution to twice the width, GELU, linear; as `model.image.network: convolutions` has it.
+Blocks     full: norm, 3 x 3 convolution to twice the width, GELU, linear; as `model.image.network: convolutions` has.
            shifted: of the convolution only a linear layer is left, and before it each ninth of the channels comes from
-           another of the nine places. depthwise: before that linear layer each channel is a weighted sum of its own nine
-           places, with weights that are learned. The hidden width of the experts makes up for parameters.
-Compared   accuracy on val, mean over three seeds; 95 % of 1,000 draws of its records, paired. The epoch is chosen on the
-           same part, for all alike. CPU time of a forward and backward pass of the encoder alone, 64 pictures, taking
-           turns, one thread.
+           another of the nine places. depthwise: before that linear layer each channel is a weighted sum of its own
+           nine places, with weights that are learned. The hidden width of the experts makes up for parameters.
+Compared   accuracy on val, mean over three seeds; 95 % of 1,000 draws of its records, paired. The epoch is chosen on
+           the same part, for all alike. CPU time of a forward and backward pass of the encoder alone, 64 pictures,
+           taking turns, one thread.
 Decided    a block becomes an option of the recipe if it takes at most half of the CPU time of the full one on both sets
            and is on neither behind by its whole interval. Otherwise it goes. The test part was seen before with full
            convolutions; it is scored once, behind this, and decides nothing.
@@ -87,7 +87,7 @@ class Shifted(ResidualBlock):
 
 
 class Depthwise(Shifted):
-    """Each channel as a learned sum of its own nine places; one set of weights for all modalities, here there is one."""
+    """Each channel as a learned sum of its own nine places; one set of weights, as there is one modality here."""
 
     def __init__(self, blocks: int, width: int, taps: int) -> None:
         super().__init__(blocks, width, taps)
