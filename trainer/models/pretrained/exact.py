@@ -26,7 +26,7 @@ def make_exact(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
             module.__class__ = FixedBatchNorm
-        elif isinstance(module, nn.BatchNorm2d) and type(module).__name__ == "BatchNormAct2d":
+        elif type(module).__name__ == "BatchNormAct2d":
             module.__class__ = FixedBatchNormAct
         elif type(module).__name__ == "SwinRelativePositionBias":
             module.__class__ = RelativePositionBias
