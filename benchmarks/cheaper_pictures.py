@@ -17,8 +17,8 @@ Decided    a block becomes an option of the recipe if it takes at most half of t
            convolutions; it is scored once, behind this, and decides nothing.
 
 Costs are measured first, and only blocks that are cheap enough on all sets are trained, beside the full one: of the
-others the rule needs no accuracy. Runs are ordinary jobs in one process; one that is in DIR already is not repeated. The
-last line is one JSON object.
+others the rule needs no accuracy. Runs are ordinary jobs in one process; one that is in DIR already is not repeated.
+The last line is one JSON object.
 """
 
 from __future__ import annotations
