@@ -6,6 +6,7 @@ Needs timm and the torchvision of the installed torch, which the project does no
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,9 @@ MEAN, STD = [0.5, 0.25, 0.1], [0.5, 0.4, 0.9]
 
 def installed() -> Any:
     try:
-        import timm
+        return import_module("timm")
     except (ImportError, RuntimeError) as error:  # a torchvision that was built for another torch says the latter
         pytest.skip(f"timm cannot be imported: {error}")
-    return timm
 
 
 def saved(folder: Path, architecture: str, hub: bool, **options: Any) -> Any:
