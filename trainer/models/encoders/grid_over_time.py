@@ -122,7 +122,7 @@ class GridOverTime(OverTime):
         # The row behind the last object stands for none.
         value_QTD = look_up(functional.pad(object_OD, (0, 0, 0, 1)), layout.last_QT.flatten())
         value_QTD = value_QTD.view(*layout.last_QT.shape, object_OD.shape[1])
-        about_QT2 = torch.stack([layout.age_QT, (layout.last_QT < len(object_OD)).float()], -1)
+        about_QT2 = torch.stack([layout.age_QT, (layout.last_QT < object_OD.shape[0]).float()], -1)
         return with_earlier_bins(torch.cat([value_QTD, about_QT2.to(value_QTD.dtype)], -1), self.config.kernel)
 
     def _attend(self, object_OD: Tensor, time_O: Tensor, layout: GridPlaces) -> Tensor:

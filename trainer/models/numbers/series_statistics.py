@@ -39,7 +39,7 @@ def channel_statistics(score_O: Tensor, time_O: Tensor, by_feature: Segments) ->
     Args:
         score_O, time_O: float32, sorted by segment, then time. by_feature: the segment of each event.
     """
-    segments, events = len(by_feature), len(score_O)
+    segments, events = by_feature.counts.shape[0], score_O.shape[0]  # not len(): a graph knows no number yet
     if not events:
         return score_O.new_zeros(segments, len(SCORES)), score_O.new_zeros(segments, len(OTHERS))
     both_O2 = torch.stack([score_O, time_O], 1)
@@ -74,7 +74,10 @@ class SeriesStatistics(nn.Module):
 
     def forward(self, score_O: Tensor, time_O: Tensor, by_feature: Segments, pairs: Blocks) -> Tensor:
         """`score_O` by `scale`; `by_feature`: pair * F + channel of each event, ascending."""
-        scores_S6, others_S6 = channel_statistics(score_O, time_O, by_feature)
+        return self.projected(*channel_statistics(score_O, time_O, by_feature), pairs)
+
+    def projected(self, scores_S6: Tensor, others_S6: Tensor, pairs: Blocks) -> Tensor:
+        """What `channel_statistics` gives -> (P, D)."""
         # Of a channel without events there is no step either, and `seen` says so.
         steps_SX = (self.steps(scores_S6) * others_S6[:, :1, None]).flatten(1)
         features_SX = torch.cat([steps_SX, others_S6], 1)

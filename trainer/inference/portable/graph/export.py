@@ -19,9 +19,9 @@ from typing import Any
 import fsspec
 import torch
 import torch.fx.experimental._config
-from torch import Tensor
+from torch import Tensor, nn
 
-from data_shards import Batch
+from data_shards import Batch, DatasetSchema
 from data_shards.lease.lease import take
 from data_shards.paths import absolute_url
 from trainer.inference.export import export_model
@@ -65,15 +65,19 @@ def export_graph(checkpoint_url: str, out_url: str) -> dict[str, Any]:
 
 def graph_of(portable: PortableModel) -> torch.export.ExportedProgram:
     """The program of an export's model. Raises NoGraphError."""
-    check_graph(portable.model, portable.schema)
-    model = GraphModel(copy.deepcopy(portable.model), portable.schema).eval()
-    tensors = inputs_of(example_batch(portable))
+    return program_of(portable.model, portable.schema, inputs_of(example_batch(portable)))
+
+
+def program_of(model: nn.Module, schema: DatasetSchema, tensors: dict[str, Tensor]) -> torch.export.ExportedProgram:
+    """The program of a model, by the tensors of a batch of several records with everything. Raises NoGraphError."""
+    check_graph(model, schema)
+    form = GraphModel(copy.deepcopy(model), schema).eval()
     shapes = {name: {0: torch.export.Dim.AUTO} for name in tensors}
     # Sizes of 0 and 1 are sizes like any other: nobody may have a modality.
     alike = torch.fx.experimental._config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with torch.no_grad(), graph_primitives(), alike:
         try:
-            return torch.export.export(model, (tensors,), dynamic_shapes=(shapes,), strict=False)
+            return torch.export.export(form, (tensors,), dynamic_shapes=(shapes,), strict=False)
         except Exception as error:  # torch raises many types here, some with whole graphs in them
             raise NoGraphError(
                 f"torch.export cannot trace this model ({str(error).strip().splitlines()[0]})"

@@ -17,21 +17,9 @@ from torch.nn import functional
 from parallel import MoELayer
 from parallel.moe.experts import Experts
 from parallel.moe.gates import DISTANCE_EPS, NORM_EPS, Gate
-from trainer.inference.portable.graph.segments import GraphSegments
-from trainer.models.encoders.codes import CodeEmbedding
-from trainer.models.encoders.series import SeriesEncoder, with_earlier_bins
 from trainer.models.layers.attention import FactorizedAttention, JointAttention, ModalityAttention
 from trainer.models.layers.embedding import Embedding
 from trainer.models.layers.grouped_linear import GroupedLinear
-
-
-def graph_form(model: nn.Module) -> nn.Module:
-    """The model with its layers in this form; the same parameters."""
-    for module in model.modules():
-        found = _FORMS.get(type(module))
-        if found is not None:
-            module.__class__ = found
-    return model
 
 
 class GraphLinear(GroupedLinear):
@@ -141,45 +129,7 @@ class GraphFactorized(FactorizedAttention):
         return y_ND + self.over_modalities_output(across_ND)  # type: ignore[no-any-return]
 
 
-class GraphCodes(CodeEmbedding):
-    """Rows of the table by number; `rows` is the block of each code."""
-
-    def forward(self, group: Any, rows: Any) -> Tensor:
-        start_M = torch.tensor([0, *self.sizes[:-1]]).cumsum(0)
-        code_OD = functional.embedding(group.ids_O + start_M[rows.block_N], self.table.weight)
-        if self.value is None:
-            return code_OD
-        known_O1 = (~group.values_O.isnan())[:, None].float()
-        value_O1 = self.scale(group.values_O.nan_to_num()[:, None], rows.block_N) * known_O1
-        scale_OD, shift_OD = self.value(torch.cat([value_O1, known_O1], 1), rows).chunk(2, dim=1)
-        return code_OD * (1 + scale_OD) + shift_OD
-
-
-class GraphSeries(SeriesEncoder):
-    """The same, also for a batch without any event."""
-
-    def _impute(self, value_O: Tensor, time_O: Tensor, segment_O: Tensor, pairs: int) -> Tensor:
-        segments, bins = pairs * self.widest, self.bins
-        cell_O = segment_O * bins + (time_O * bins).long().clamp(0, bins - 1)
-        events_O = torch.arange(value_O.shape[0], device=value_O.device)
-        last_C = torch.full((segments * bins,), -1).scatter_reduce(0, cell_O, events_O, "amax")
-        last_ST = last_C.view(segments, bins).cummax(dim=1).values
-        seen_ST = (last_ST >= 0).to(value_O.dtype)
-        # Event 0 is none: it stands for cells that have seen nothing.
-        none_1 = value_O.new_zeros(1)
-        pick_ST = last_ST + 1
-        value_ST, time_ST = torch.cat([none_1, value_O])[pick_ST], torch.cat([none_1, time_O])[pick_ST]
-        now_T = torch.arange(1, bins + 1, dtype=value_O.dtype) / bins
-        age_ST = torch.where(last_ST >= 0, now_T - time_ST, torch.ones_like(seen_ST))
-        cells = GraphSegments(cell_O, segments * bins)
-        count_ST = cells.counts.to(value_O.dtype).view(segments, bins)
-        mean_ST = cells.sum(value_O).view(segments, bins) / count_ST.clamp_min(1)
-        stacked = torch.stack([value_ST, age_ST, seen_ST, mean_ST, count_ST.log1p()], dim=-1)
-        features_PTX = stacked.unflatten(0, (pairs, self.widest)).transpose(1, 2).flatten(2)
-        return with_earlier_bins(features_PTX, self.config.kernel)
-
-
-_FORMS: dict[type, type] = {
+LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     GroupedLinear: GraphLinear,
     Embedding: GraphEmbedding,
     Experts: GraphExperts,
@@ -188,6 +138,4 @@ _FORMS: dict[type, type] = {
     JointAttention: GraphJoint,
     ModalityAttention: GraphModality,
     FactorizedAttention: GraphFactorized,
-    CodeEmbedding: GraphCodes,
-    SeriesEncoder: GraphSeries,
 }

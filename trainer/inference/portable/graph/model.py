@@ -19,15 +19,17 @@ from torch import Tensor, nn
 import trainer.models.encoders.series
 import trainer.models.fusemoe.block
 from data_shards import Batch, DatasetSchema
-from data_shards.loading.batch import group_type
-from trainer.inference.portable.graph.layers import graph_form
-from trainer.inference.portable.graph.segments import GraphBlocks, GraphSegments
+from data_shards.loading.batch import CodesGroup, group_type
+from trainer.inference.portable.graph.encoders import ENCODERS
+from trainer.inference.portable.graph.layers import LAYERS
+from trainer.inference.portable.graph.over_time import OVER_TIME, Placed, places_of
+from trainer.inference.portable.graph.segments import GraphBlocks, GraphSegments, ids_by_offsets
 from trainer.models.encoders.codes import CodesLayout
 from trainer.models.encoders.layout import GroupLayout
+from trainer.models.encoders.series import SeriesEncoder
+from trainer.models.encoders.timed import TimedLayout
 from trainer.models.fusemoe.model import FuseMoE
-from trainer.models.layers.token_layout import even_bins
-
-KINDS = ("vector", "image", "series", "codes")
+from trainer.models.layers.token_layout import even_bins, grid_bins
 
 
 class NoGraphError(ValueError):
@@ -54,19 +56,26 @@ def check_graph(model: nn.Module, schema: DatasetSchema) -> None:
     if not isinstance(model, FuseMoE):
         raise NoGraphError("only models of the job type fusemoe become a graph; export this one as safetensors")
     for spec in schema.modalities:
-        if spec.timed or spec.kind not in KINDS:
-            kind = f"timed {spec.kind}" if spec.timed else spec.kind
-            raise NoGraphError(
-                f"modality {spec.name} ({kind}) cannot be in a graph, as who attends to whom in it depends on how "
-                f"long each of its objects is; {', '.join(KINDS)} without times can: export as safetensors"
-            )
         if spec.name in model.config.encoders:
-            raise NoGraphError(f"modality {spec.name} has an encoder of its own, which a graph does not hold")
+            raise NoGraphError(
+                f"modality {spec.name} has an encoder of its own, which a graph does not hold; export as safetensors"
+            )
     moe = model.config.moe
     if moe.granularity != "token" or moe.selection == "expert":
-        raise NoGraphError("moe.granularity other than token, and moe.selection=expert, cannot be in a graph")
-    if model.config.series.statistics == "token":
-        raise NoGraphError("model.series.statistics=token cannot be in a graph")
+        raise NoGraphError(
+            "experts that are chosen for more than a token (moe.granularity), or that choose (moe.selection=expert), "
+            "cannot be in a graph; export as safetensors"
+        )
+
+
+def graph_form(model: nn.Module) -> nn.Module:
+    """The model with its layers in the form of a graph; the same parameters."""
+    forms = {**LAYERS, **ENCODERS, **OVER_TIME}
+    for module in model.modules():
+        found = forms.get(type(module))
+        if found is not None:
+            module.__class__ = found
+    return model
 
 
 class GraphModel(nn.Module):
@@ -86,20 +95,13 @@ class GraphModel(nn.Module):
         model, present_BM = self.model, tensors["present"]
         samples = present_BM.shape[0]
         rows: dict[str, list[Tensor]] = {"x": [], "sample": [], "modality": [], "bin": [], "final": [], "block": []}
-        block_of_M, first = torch.tensor(model._block_of_M), 0
+        first = 0
         for name, indices in model.layout.items():
-            group, encoder = _group(tensors, name), model.encoder(name)
-            block_P = block_of_M[group.modality_P]
-            pairs = GraphBlocks(block_P, len(indices))
-            layout = GroupLayout(block_P, pairs, pairs.times(encoder.tokens), _own(group, block_P, len(indices)))  # type: ignore[arg-type]
-            x_ND = encoder(group, layout).flatten(0, 1)
-            bin_N = even_bins(encoder.tokens, model.bins).repeat(group.pairs)
-            of_token = {"sample": group.sample_P, "modality": group.modality_P, "block": block_P + first}
-            for what, own_P in of_token.items():
-                rows[what].append(own_P.repeat_interleave(encoder.tokens))
-            rows["x"].append(x_ND)
-            rows["bin"].append(bin_N)
-            rows["final"].append(bin_N == model.bins - 1)
+            x_ND, placed = self._encoded(name, indices, _group(tensors, name), present_BM)
+            modality_N = torch.tensor(indices)[placed.block_N]
+            own = [x_ND, placed.sample_N, modality_N, placed.bin_N, placed.final_N, placed.block_N + first]
+            for kept, tensor in zip(rows.values(), own, strict=True):
+                kept.append(tensor)
             first += len(indices)
         encoded = sum(x_ND.shape[0] for x_ND in rows["x"])
         if model.missing is not None:
@@ -115,6 +117,35 @@ class GraphModel(nn.Module):
             x_ND = x_ND + model.moment(moment_B, sample_N)
         logits = model.fuse(x_ND, layout_N).logits  # type: ignore[arg-type]
         return {task: logits_BC[:samples] for task, logits_BC in logits.items()}
+
+    def _encoded(self, name: str, indices: list[int], group: Any, present_BM: Tensor) -> tuple[Tensor, Placed]:
+        """The tokens of an encoder group, (N, D), and what each is."""
+        model, encoder = self.model, self.model.encoder(name)
+        block_P = torch.tensor(model._block_of_M)[group.modality_P]
+        blocks = GraphBlocks(block_P, len(indices))
+        own: Any = None
+        if isinstance(group, CodesGroup):
+            row_O = ids_by_offsets(group.offsets, group.ids_O.shape[0])
+            codes: Any = GraphBlocks(block_P[row_O], len(indices))
+            own = CodesLayout(codes, GraphSegments(row_O, group.pairs), None)  # type: ignore[arg-type]
+        if not encoder.timed:
+            x_ND = encoder(group, GroupLayout(block_P, blocks, blocks.times(encoder.tokens), own)).flatten(0, 1)  # type: ignore[arg-type]
+            on_grid, tokens = isinstance(encoder, SeriesEncoder), encoder.tokens
+            bin_T = grid_bins(model.bins, tokens) if on_grid else even_bins(tokens, model.bins)
+            bin_N, sample_N = bin_T.repeat(group.pairs), group.sample_P.repeat_interleave(tokens)
+            return x_ND, Placed(sample_N, blocks.times(tokens).block_N, bin_N, bin_N == model.bins - 1)
+        timed: Any = encoder
+        if isinstance(group, CodesGroup):
+            time_O = group.times_O / timed.horizon_M()[codes.block_N]
+            places = places_of(codes, group.sample_P[row_O], time_O, present_BM, indices, model.bins)
+            own = CodesLayout(codes, None, places)
+        else:
+            time_P = group.times_P / timed.horizon_M()[block_P]
+            places = places_of(blocks, group.sample_P, time_P, present_BM, indices, model.bins)
+            objects: Any = GroupLayout(block_P, blocks, blocks.times(timed.encoder.tokens), None)  # type: ignore[arg-type]
+            own = TimedLayout(objects, places)
+        x_ND = encoder(group, GroupLayout(block_P, blocks, blocks, own))  # type: ignore[arg-type]
+        return x_ND, timed.over_time.placed(places)
 
     def _indicators(self, rows: dict[str, list[Tensor]], present_BM: Tensor) -> None:
         samples, modalities = present_BM.shape
@@ -140,20 +171,6 @@ def inputs_of(batch: Batch) -> dict[str, Tensor]:
 def _group(tensors: Mapping[str, Tensor], name: str) -> Any:
     own = group_type(name)
     return own(**{field.name: tensors[f"group:{name}:{field.name}"] for field in fields(own)})
-
-
-def _own(group: Any, block_P: Tensor, blocks: int) -> Any:
-    """What an encoder of codes works out besides."""
-    if not hasattr(group, "ids_O"):
-        return None
-    pair_O = ids_by_offsets(group.offsets, group.ids_O.shape[0])
-    rows: Any = GraphBlocks(block_P[pair_O], blocks)
-    return CodesLayout(rows, GraphSegments(pair_O, group.pairs), None)  # type: ignore[arg-type]
-
-
-def ids_by_offsets(offsets_S1: Tensor, rows: int) -> Tensor:
-    """As `layers.ragged.offsets_to_ids`, by a search."""
-    return torch.searchsorted(offsets_S1[1:], torch.arange(rows), right=True)
 
 
 @contextmanager
