@@ -195,17 +195,13 @@ class Run:
         """Write the best model for `fleximoe.load(out)`; returns what it is.
 
         Args:
-            format: "safetensors", with recipe and schema; "pt2", one graph, compared with the model first.
+            format: "safetensors", with recipe and schema; "pt2" or "onnx", one graph, compared with the model first.
         """
-        from trainer.inference.export import export_model
+        from trainer.ensemble.portable import export_run
 
-        if format == "safetensors":
-            return export_model(self.url, str(out))
-        if format != "pt2":
-            raise UsageError(f"format={format!r}: there are safetensors and pt2")
-        from trainer.inference.portable.graph.export import export_graph
-
-        return export_graph(self.url, str(out))
+        if format not in ("safetensors", "pt2", "onnx"):
+            raise UsageError(f"format={format!r}: there are safetensors, pt2 and onnx")
+        return export_run(self.url, str(out), format)
 
     def _repr_html_(self) -> str:
         return f"<p>run <b>{escape(self.name)}</b>, {self.state}, {escape(self.url)}</p>" + self.metrics._repr_html_()

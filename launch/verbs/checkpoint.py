@@ -15,6 +15,7 @@ class Format(StrEnum):
 
     safetensors = "safetensors"
     pt2 = "pt2"
+    onnx = "onnx"
 
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Folder or URL of a run, or of one of its checkpoints.")]
@@ -38,28 +39,19 @@ def export_command(
     run: Run,
     out: Annotated[str, typer.Option(help="Folder or URL of the exported model.")],
     format_: Annotated[
-        Format, typer.Option("--format", help="safetensors, or pt2: one graph that needs torch alone.")
+        Format, typer.Option("--format", help="safetensors, or one graph: pt2 for torch alone, onnx for ONNX Runtime.")
     ] = Format.safetensors,
 ) -> None:
     """Write the model (of a run: its best) for `fleximoe.load(OUT)`: as safetensors with recipe and schema, or as one
     graph, which is compared with the model first."""
     from launch.output.tables import print_json_line, print_metrics
+    from trainer.ensemble.portable import export_run
 
-    report = _export(run, out, format_)
-    names = ("step", "parameters", "bytes", "records", "difference")
+    report = export_run(run, out, format_.value)
+    names = ("step", "members", "parameters", "bytes", "records", "difference")
     sizes: dict[str, Any] = {key: report[key] for key in names if key in report}
     print_metrics(f"{report['checkpoint']} -> {report['model']}", sizes)
     print_json_line(report)
-
-
-def _export(run: str, out: str, format_: Format) -> dict[str, Any]:
-    if format_ is Format.safetensors:
-        from trainer.inference.export import export_model
-
-        return export_model(run, out)
-    from trainer.inference.portable.graph.export import export_graph
-
-    return export_graph(run, out)
 
 
 def _show(run: str, verify: bool) -> bool:

@@ -20,11 +20,12 @@ from trainer.config.run_config import RunConfig
 from trainer.ensemble.answers import AnyRequest, open_answers
 from trainer.ensemble.choose import Choice, choose_weight
 from trainer.ensemble.combine import combined
+from trainer.ensemble.portable import write_registered_ensemble
 from trainer.ensemble.stored import Ensemble, Member, write_ensemble
 from trainer.metrics.prediction_table import predictions_of
 from trainer.metrics.predictions import Predictions
 from trainer.metrics.scores import part_metrics
-from trainer.run_folder import CONFIG, REQUIREMENTS
+from trainer.run_folder import CONFIG, REGISTERED, REQUIREMENTS
 from trainer.tracking.tracker import Tracker
 from trainer.worker.provenance import environment_lock
 
@@ -116,13 +117,21 @@ def _made(
     guard.confirm()
     write_ensemble(config.run_dir, Ensemble(members, weights, tuple(tasks), about))
     told = {"format": "fleximoe-ensemble", "members": str(len(members)), "data.digest": manifest.digest}
-    tracker.log_model(config.run_dir, told, {name: v for name, v in metrics.items() if name.startswith("test/")})
+    measured = {name: value for name, value in metrics.items() if name.startswith("test/")}
+    tracker.log_model(config.run_dir, told, measured, _registered(config))
     return {
         "members": [member.name for member in members],
         "weights": {name: list(own) for name, own in weights.items()},
         "chosen": {name: {"metric": own.metric, "scores": _pairs(own.scores)} for name, own in choices.items()},
         "metrics": metrics,
     }
+
+
+def _registered(config: RunConfig) -> str | None:
+    """The export that a registered version holds; None where none is registered."""
+    if config.tracking.register_as is None or not config.tracking.mlflow:
+        return None
+    return write_registered_ensemble(config.run_dir, f"{config.run_dir}/{REGISTERED}")
 
 
 def _shared(tasks: list[TaskSpec], own: list[TaskSpec], member: Member) -> list[TaskSpec]:

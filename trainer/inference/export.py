@@ -91,11 +91,11 @@ def exported(url: str, device: torch.device | str = "cpu") -> tuple[dict[str, An
     fs, root = fsspec.url_to_fs(absolute_url(url))
     try:
         about = json.loads(fs.cat_file(f"{root}/model.json"))
+        if about.get("format") != FORMAT:
+            raise CheckpointError(f"{url} has format {about.get('format')!r}; this version reads {FORMAT!r}")
         data = fs.cat_file(f"{root}/model.safetensors")
     except FileNotFoundError:
         raise CheckpointError(f"{url} holds no exported model: make one with `checkpoint export`") from None
-    if about.get("format") != FORMAT:
-        raise CheckpointError(f"{url} has format {about.get('format')!r}; this version reads {FORMAT!r}")
     config = RunConfig.of(about["config"])
     return about, config, _filled(config, about, _tensors(data, url), url).to(device)
 

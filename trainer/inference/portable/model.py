@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,7 @@ from trainer.inference.rows import Rows
 from trainer.models.job_type import job_type
 
 BATCH = 64
+Answers = Callable[[Batch], pa.Table]
 
 
 class PortableModel:
@@ -45,6 +46,10 @@ class PortableModel:
 
     def __init__(self, url: str, device: torch.device | str = "cpu") -> None:
         about, config, self.model = exported(url, device)
+        self.opened(url, about, config, device)
+
+    def opened(self, url: str, about: dict[str, Any], config: RunConfig, device: torch.device | str) -> None:
+        """What is needed besides the model. Raises CheckpointError: of a mixture of data sets."""
         if config.data.mixture:
             raise CheckpointError(
                 f"{url} was trained on a mixture of data sets, and plain records belong to none of them: use `predict`"
@@ -84,7 +89,7 @@ class PortableModel:
 
     def said(self, samples: Sequence[tuple[Columns, int]], explain: bool = False, embeddings: bool = False) -> pa.Table:
         """As `predict`, of samples with the number of the record that each is of."""
-        tables = list(self._tables(samples, self._rows(explain, embeddings)))
+        tables = list(self._tables(samples, self.answers(explain, embeddings)))
         if not tables:
             raise ValueError("there is no record to predict")
         table = pa.concat_tables(tables)
@@ -102,13 +107,14 @@ class PortableModel:
         statistics = statistics_from_json(self.about["statistics"])
         return example_record(self.schema, statistics, self._vocabularies)
 
-    def _tables(self, samples: Sequence[tuple[Columns, int]], rows: Rows) -> Iterator[pa.Table]:
+    def _tables(self, samples: Sequence[tuple[Columns, int]], rows: Answers) -> Iterator[pa.Table]:
         for start in range(0, len(samples), BATCH):
             part = samples[start : start + BATCH]
             numbers = np.array([number for _, number in part], np.int64)
             yield rows(self._collate([own for own, _ in part], numbers).to(self.device))
 
-    def _rows(self, explain: bool, embeddings: bool) -> Rows:
+    def answers(self, explain: bool = False, embeddings: bool = False) -> Answers:
+        """What says the rows of a batch. Raises ValueError: a model that cannot be explained."""
         if explain:
             check_explainable(self.model)
         names, numbers = dict(enumerate(self.schema.modality_names)), self.schema.numbers

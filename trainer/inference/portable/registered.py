@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,31 @@ CODE = Path(__file__).with_name("mlflow_code.py")
 def write_registered(checkpoint_url: str, out_url: str) -> str | None:
     """Write the export that a registered version is made of; its folder, or None, with a warning, for a model that
     cannot be one."""
-    try:
+
+    def export() -> None:
         shapes = open_checkpoint(absolute_url(checkpoint_url)).meta["parameters"].values()
         parameters = sum(math.prod(shape) for shape in shapes)
         if parameters > MOST_PARAMETERS:
-            return _pointer(f"it has {parameters:,} parameters, and at most {MOST_PARAMETERS:,} are put into one file")
+            raise CheckpointError(
+                f"it has {parameters:,} parameters, and at most {MOST_PARAMETERS:,} are put into one file"
+            )
         export_model(checkpoint_url, out_url)
-        model = PortableModel(out_url)
+
+    return offered(export, lambda: PortableModel(out_url), out_url, CODE)
+
+
+def offered(
+    export: Callable[[], object], open_export: Callable[[], PortableModel], out_url: str, code: Path
+) -> str | None:
+    """Export, open, and write beside it the file that MLflow opens it by and the form of its records; as
+    `write_registered`."""
+    try:
+        export()
+        model = open_export()
         said = model.predict(model.records([model.example]))
     except (CheckpointError, ValueError, OSError) as error:
-        return _pointer(str(error))
+        logger.warning("the registered version only points at the checkpoint, and MLflow cannot load it: %s", error)
+        return None
     form = {
         "example": model.example,
         "inputs": [
@@ -51,14 +67,9 @@ def write_registered(checkpoint_url: str, out_url: str) -> str | None:
     }
     form["inputs"] = [own for own in form["inputs"] if own]
     fs, root = fsspec.url_to_fs(absolute_url(out_url))
-    fs.pipe_file(f"{root}/{MLFLOW_CODE}", CODE.read_bytes())
+    fs.pipe_file(f"{root}/{MLFLOW_CODE}", code.read_bytes())
     fs.pipe_file(f"{root}/{MLFLOW_FORM}", json.dumps(form, indent=1).encode())
     return out_url
-
-
-def _pointer(reason: str) -> str | None:
-    logger.warning("the registered version only points at the checkpoint, and MLflow cannot load it: %s", reason)
-    return None
 
 
 def _type(spec: ModalitySpec) -> Any:
