@@ -178,14 +178,15 @@ def open_run(run: str | PathLike[str], *, storage: str = "runs", mlflow: str | N
 
 
 def load(path: str | PathLike[str]) -> Any:
-    """An exported model: of `checkpoint export`, something that takes plain records; with `--format pt2`, a graph.
+    """An exported model: of `checkpoint export`, something that takes plain records; with `--format pt2` or `onnx`, a
+    graph.
 
-    A graph needs torch alone, on a machine without anything else of this code's requirements: `load(path)(tensors)`
-    gives logits by task. A safetensors export gives `.predict(.records([{MODALITY: VALUE}]))`, `.rows(...)` and
-    `.example` (docs/serving.md).
+    A graph needs torch alone, or onnxruntime alone, on a machine without anything else of this code's requirements:
+    `load(path)(tensors)` gives logits by task. A safetensors export, also that of an ensemble, gives
+    `.predict(.records([{MODALITY: VALUE}]))`, `.rows(...)` and `.example` (docs/serving.md).
 
     Raises:
-        ValueError: there is no export.
+        ValueError: there is no export, or onnxruntime is not installed.
     """
     from launch.api.loaded import load as load_export
 

@@ -97,3 +97,15 @@ def test_a_second_start_adds_no_version(registered, uri):
         json.loads((Path(registered.url) / "registered" / "mlflow_form.json").read_text())["example"]["key"]
         == "example"
     )
+
+
+@pytest.mark.long
+def test_an_ensemble_is_a_version_too(registered, uri, place):
+    beside: dict[str, Any] = {"training": {"storage": place / "registered"}}
+    data = registered.recipe["data"]["url"]
+    other = fleximoe.baseline(data, family="linear", name="beside", **beside, tracking={"mlflow": False})
+    tracking = {"uri": uri, "register_as": "together", "flush_seconds": 1}
+    both = fleximoe.ensemble([registered], blend=other, name="together", **beside, tracking=tracking)
+    mlflow.set_tracking_uri(uri)
+    said = mlflow.pyfunc.load_model("models:/together/1").predict(frame(patterns()))
+    np.testing.assert_allclose(said["died.probability"], both.predict(records())["died.probability"], atol=1e-6)

@@ -12,9 +12,11 @@ import fleximoe
 from launch.compare.comparison import compare
 from launch.runs.ensemble import show_ensemble
 from launch.runs.train import evaluate_run
+from tests.launch.api.test_portable import patterns, records
 from tests.launch.api.ward import SMALL, notes, stays, vitals
 from trainer.baseline.learners import families
 from trainer.baseline.learners.trees import TreeSetting
+from trainer.ensemble.portable import write_registered_ensemble
 from trainer.metrics.formulas import auroc, counts_by_score
 from trainer.run_folder import TEST_PREDICTIONS
 from trainer.tracking.history import find_runs
@@ -111,6 +113,23 @@ def test_new_records_are_predicted(both, run, second):
     assert chances(said[0]) == pytest.approx((chances(said[1]) + chances(said[2])) / 2, abs=1e-6)
 
 
+def test_an_export_has_all_members_and_says_the_same(best, trees, here, tmp_path):
+    report = best.export(str(tmp_path / "model"))
+    assert report["members"] == 3
+    model = fleximoe.load(tmp_path / "model")
+    said, wanted = model.predict(model.records(patterns())).to_pandas(), best.predict(records())
+    assert said["key"].tolist() == wanted["key"].tolist() and chances(said) == pytest.approx(chances(wanted), abs=1e-6)
+    assert model.rows([model.example]).columns.tolist() == [name for name in wanted if name != "died.target"]
+    with pytest.raises(ValueError, match="is an ensemble, and a record is explained by one model"):
+        model.predict(model.records(patterns()), explain=True)
+    code = write_registered_ensemble(best.url, str(tmp_path / "registered"))
+    assert code is not None and "open_export" in (tmp_path / "registered" / "mlflow_code.py").read_text()
+    linear = fleximoe.baseline(trees.recipe["data"]["url"], family="linear", name="flat", **here)
+    alone = fleximoe.ensemble([trees, linear], name="alone", **here)
+    with pytest.raises(fleximoe.InputError, match="alone is an ensemble of baselines: only one with a trained member"):
+        alone.export(str(tmp_path / "none"))
+
+
 def test_a_baseline_predicts(trees):
     kept = pd.read_parquet(f"{trees.url}/{TEST_PREDICTIONS}")
     again = trees.predict(part="test").drop(columns="key")
@@ -136,8 +155,8 @@ def test_what_does_not_go_together_is_refused(run, second, both, data, here, pla
     refused("both is an ensemble itself: name its members", [run, both])
     refused("holds a run already", [run, second], name="both")
     refused("takes a list of runs", run)
-    with pytest.raises(fleximoe.InputError, match="both is an ensemble and has no checkpoint of its own"):
-        both.export(str(tmp_path / "model"))
+    with pytest.raises(fleximoe.InputError, match="both is an ensemble, and each of its members is a graph of its own"):
+        both.export(str(tmp_path / "model"), format="pt2")
     with pytest.raises(fleximoe.InputError, match="is an ensemble, and --explain is of one trained model"):
         both.explain()
     with pytest.raises(fleximoe.InputError, match="is no single trained model, and --missing-curve is of one"):

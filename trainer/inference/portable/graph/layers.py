@@ -89,11 +89,12 @@ class GraphGate(Gate):
 
 
 def attend(qkv_ND: Tensor, sequence_N: Tensor, heads: int) -> Tensor:
-    """Each row over the rows of its sequence, (N, 3 D) -> (N, D)."""
-    q, k, v = (part.unflatten(1, (heads, -1)).transpose(0, 1)[None] for part in qkv_ND.chunk(3, dim=1))
-    same_NN = sequence_N[:, None] == sequence_N[None, :]
-    y = functional.scaled_dot_product_attention(q, k, v, attn_mask=same_NN[None, None])
-    return y[0].transpose(0, 1).flatten(1)
+    """Each row over the rows of its sequence, (N, 3 D) -> (N, D). Written out: in ONNX torch's own attention becomes
+    reshapes that fail where there is no row."""
+    q_HNE, k_HNE, v_HNE = (part.unflatten(1, (heads, -1)).transpose(0, 1) for part in qkv_ND.chunk(3, dim=1))
+    score_HNN = (q_HNE * q_HNE.shape[2] ** -0.5) @ k_HNE.transpose(1, 2)
+    score_HNN = score_HNN.masked_fill(sequence_N[:, None] != sequence_N[None, :], -torch.inf)
+    return (score_HNN.softmax(-1) @ v_HNE).transpose(0, 1).flatten(1)
 
 
 def _pairs(layout: Any) -> Tensor:
