@@ -195,5 +195,7 @@ def _array_problem(spec: ModalitySpec, array: np.ndarray) -> str | None:
     if spec.kind == "waveform" and len(array) > (spec.max_length or 0):
         return f"{len(array)} samples, at most {spec.max_length} are allowed"
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        return "holds NaN or infinity; add an indicator feature, or leave the modality out"
+        named = spec.kind == "vector" and len(spec.channels) == len(array)
+        which = f" in {spec.channels[int(np.argmin(np.isfinite(array)))]}" if named else ""
+        return f"holds NaN or infinity{which}; add an indicator feature, or leave the modality out"
     return None

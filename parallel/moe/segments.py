@@ -147,7 +147,7 @@ class _LookUp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table_SD: Tensor, index_N: Tensor, fixed: int | None) -> Tensor:
         ctx.save_for_backward(index_N)
-        ctx.rows, ctx.dtype, ctx.fixed = len(table_SD), table_SD.dtype, fixed
+        ctx.rows, ctx.dtype, ctx.fixed = table_SD.shape[0], table_SD.dtype, fixed  # len() would fix the size in a graph
         return table_SD.index_select(0, index_N)
 
     @staticmethod

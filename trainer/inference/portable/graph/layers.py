@@ -89,12 +89,16 @@ class GraphGate(Gate):
 
 
 def attend(qkv_ND: Tensor, sequence_N: Tensor, heads: int) -> Tensor:
-    """Each row over the rows of its sequence, (N, 3 D) -> (N, D). Written out: in ONNX torch's own attention becomes
-    reshapes that fail where there is no row."""
-    q_HNE, k_HNE, v_HNE = (part.unflatten(1, (heads, -1)).transpose(0, 1) for part in qkv_ND.chunk(3, dim=1))
-    score_HNN = (q_HNE * q_HNE.shape[2] ** -0.5) @ k_HNE.transpose(1, 2)
-    score_HNN = score_HNN.masked_fill(sequence_N[:, None] != sequence_N[None, :], -torch.inf)
-    return (score_HNN.softmax(-1) @ v_HNE).transpose(0, 1).flatten(1)
+    """Each row over the rows of its sequence, (N, 3 D) -> (N, D).
+
+    Written out: in ONNX torch's own attention becomes reshapes that fail where there is no row, and a reshape in torch
+    is another one where there is one row.
+    """
+    q_HNE, k_HNE, v_HNE = (torch.stack(part.chunk(heads, 1)) for part in qkv_ND.chunk(3, dim=1))
+    score_HNN = torch.bmm(q_HNE * q_HNE.shape[2] ** -0.5, k_HNE.transpose(1, 2))
+    other_NN = sequence_N[:, None] != sequence_N[None, :]
+    weight_HNN = torch.where(other_NN[None], -torch.inf, score_HNN).softmax(-1)
+    return torch.cat(torch.bmm(weight_HNN, v_HNE).unbind(0), 1)
 
 
 def _pairs(layout: Any) -> Tensor:

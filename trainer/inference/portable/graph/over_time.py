@@ -83,7 +83,7 @@ def places_of(
     age_QT = now_T - torch.cat([time_O, time_O.new_zeros(1)])[last_QT]
     return GraphPlaces(
         objects, sample_O, pair_O, bin_O, block_Q, torch.arange(samples).repeat(len(indices)),
-        present_BM[:, torch.tensor(indices)].T.flatten(), GraphBlocks(block_Q, len(indices)).times(bins), last_QT,
+        torch.cat([present_BM[:, index] for index in indices]), GraphBlocks(block_Q, len(indices)).times(bins), last_QT,
         torch.where(last_QT < number, age_QT, 1.0), samples, bins,
     )  # fmt: skip
 
