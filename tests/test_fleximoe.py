@@ -58,7 +58,15 @@ def test_the_wheel_holds_what_is_needed_and_nothing_else(tmp_path):
     assert "fleximoe = launch.cli:main" in entry
     rooms = ("launch", "trainer", "parallel", "data_shards")
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"fleximoe.py", *rooms}
-    wanted = {name for name in files if name.split("/")[0] in rooms and Path(name).suffix in (".py", ".yaml")}
+    wanted = {name for name in files if name.split("/")[0] in rooms}
     assert wanted - names == set()
+    shipped = (
+        "launch/recipes/digits.yaml",
+        "launch/spaces/missing.yaml",
+        "data_shards/sources/mappings/",
+        "launch/py.typed",
+    )
+    assert all(any(name.startswith(own) for name in names) for own in shipped)
+    assert {Path(name).suffix for name in wanted} <= {".py", ".yaml", ".typed", ".html", ".js", ".css"}
     extra = {n for n in names - wanted - {"fleximoe.py"} if ".dist-info/" not in n}
     assert extra == set()

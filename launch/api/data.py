@@ -17,7 +17,7 @@ from data_shards.records.record import Record
 from data_shards.records.schema import DatasetSchema
 from data_shards.sources.base import Source, SourceOptions, hashed_part
 from launch.api.errors import speaking
-from launch.api.frames import frames_mapping
+from launch.api.frames import called_frames, frames_mapping
 from launch.datasets.pack import make_source
 from launch.errors import UsageError
 
@@ -116,7 +116,7 @@ def pack(
     if out is None:
         raise UsageError("say where to: out='data/NAME', a folder or URL of the new data set")
     place = absolute_url(str(out))
-    with _scratch(bool(frames)) as scratch:
+    with _scratch(bool(frames)) as scratch, called_frames(scratch) if frames else nullcontext():
         made, guesses = _source(source, place, frames, schema, dict(options or {}), scratch, guided)
         report = pack_into(made, place, workers=workers, shard_bytes=shard_mb << 20, overwrite=overwrite)
     return Data(place, report, guesses)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,16 @@ def whole_numbers(table: pa.Table) -> pa.Table:
             cells = pc.if_else(pc.is_nan(table[place]), None, table[place])
             table = table.set_column(place, field.name, cells.cast(pa.int64()))
     return table
+
+
+@contextmanager
+def called_frames(folder: str) -> Iterator[None]:
+    """Sentences about files of this folder are about the data frames that were written there."""
+    try:
+        yield
+    except ValueError as error:
+        named = re.sub(rf"{re.escape(folder)}/(\w+)\.parquet", r"data frame \1", str(error))
+        raise UsageError(named) if named != str(error) else error from None
 
 
 def _first(error: Exception) -> str:

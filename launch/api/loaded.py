@@ -69,6 +69,7 @@ def load(path: str) -> Any:
     folder = Path(path).expanduser().absolute()
     if (folder / ABOUT).is_file():
         return LoadedGraph(folder)
+    from launch.api.errors import speaking
     from trainer.ensemble.portable import open_export
 
-    return open_export(path)
+    return speaking(open_export)(path)

@@ -24,7 +24,7 @@ from data_shards.sources.tables.columns import wanted_columns
 from data_shards.sources.tables.mapping import Mapping as TableMapping
 from data_shards.yaml_file import to_yaml
 from launch.api.data import Data, InMemory
-from launch.api.frames import RECORDS, file_of, set_folder, to_arrow
+from launch.api.frames import RECORDS, called_frames, file_of, set_folder, to_arrow
 from launch.datasets.pack import make_source
 from launch.errors import UsageError
 
@@ -53,9 +53,22 @@ def packed_for(url: str, data: Any, frames: Mapping[str, Any]) -> Iterator[str]:
         return
     with TemporaryDirectory(prefix="fleximoe-new-") as folder:
         manifest = open_manifest(url)
-        made = _source(manifest, data, frames, Path(folder))
-        pack_into(made, f"{folder}/packed")
+        with called_frames(folder):
+            made = _source(manifest, data, frames, Path(folder))
+            report = pack_into(made, f"{folder}/packed")
+        _say_unknown(report)
         yield f"{folder}/packed"
+
+
+def _say_unknown(report: Mapping[str, Any]) -> None:
+    """Codes and categories that the model has never seen are predicted as unknown ones, and said."""
+    for what, count in ((report.get("source") or {}).get("notes") or {}).items():
+        if what.startswith("codes_unknown."):
+            logger.warning(
+                "%d cells of %s are codes or categories that the training data did not have: the model knows them as "
+                "unknown",
+                count, what.removeprefix("codes_unknown."),
+            )  # fmt: skip
 
 
 def _source(manifest: Manifest, data: Any, frames: Mapping[str, Any], folder: Path) -> Source:
@@ -127,6 +140,9 @@ def _written(tree: dict[str, Any], given: Mapping[str, Any], folder: Path) -> Pa
     """Files and mapping. Labels may be missing, and so may tables but the records': then there is nothing of them."""
     tables = {name: to_arrow(frame, name) for name, frame in given.items()}
     home, key = tables[RECORDS], tree["records"]["key"]
+    if key not in home.column_names and len(tables) > 1:
+        others = ", ".join(name for name in tables if name != RECORDS)
+        raise UsageError(f"records has no column {key!r}, which says whose the rows of {others} are; add it")
     if key not in home.column_names:
         tables[RECORDS] = home = home.append_column(key, pa.array([str(n) for n in range(len(home))]))
     if tree["records"].get("group") not in home.column_names:

@@ -45,15 +45,18 @@ class Run:
     @property
     @speaking
     def state(self) -> str:
-        """running, finished, stopped, failed, or died."""
+        """running, finished, stopped, failed, died, or gone: its folder was deleted or moved."""
         from launch.runs.listing import look_at
 
+        if not self._exists():
+            return "gone"
         return look_at(self.url).state
 
     @property
     @speaking
     def metrics(self) -> Metrics:
         """Of the test part; of a run that has not finished the newest ones of everything that it logged."""
+        self._must_exist()
         result = stored_result(self.url)
         if result is not None and result.get("metrics"):
             return Metrics(result["metrics"])
@@ -62,10 +65,20 @@ class Run:
             newest |= line.get("metrics", {})
         return Metrics(newest)
 
+    def _exists(self) -> bool:
+        fs, root = fsspec.url_to_fs(self.url)
+        return bool(fs.exists(root))
+
+    def _must_exist(self) -> None:
+        """Raise UsageError: the folder was deleted, or moved."""
+        if not self._exists():
+            raise UsageError(f"there is no run at {self.url} any more: its folder was deleted or moved")
+
     @property
     @speaking
     def recipe(self) -> dict[str, Any]:
         """Everything that defines the run, section by section."""
+        self._must_exist()
         return dict(read_json(self.url, CONFIG) or {})
 
     @property
@@ -124,6 +137,8 @@ class Run:
         from launch.runs.predict import predict_into
 
         data = frames.get("records", data) if data is None else data
+        if part is not None and data is not None and not isinstance(data, str | Path | Data):
+            raise UsageError(f"part={part!r} is of packed data: new records belong to no part")
         others = {name: own for name, own in frames.items() if name != "records"}
         place = nullcontext(None) if data is None else packed_for(self._trained_on(), data, others)
         with place as url, tempfile.TemporaryDirectory(prefix="fleximoe-predicted-") as folder:
@@ -204,7 +219,8 @@ class Run:
         return export_run(self.url, str(out), format)
 
     def _repr_html_(self) -> str:
-        return f"<p>run <b>{escape(self.name)}</b>, {self.state}, {escape(self.url)}</p>" + self.metrics._repr_html_()
+        shown = self.metrics._repr_html_() if self._exists() else ""
+        return f"<p>run <b>{escape(self.name)}</b>, {self.state}, {escape(self.url)}</p>" + shown
 
 
 def open_run(run: str, storage: str, mlflow: str | None) -> Run:

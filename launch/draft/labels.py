@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow.compute as pc
+
 from data_shards.sources.tables.labels import FALSE, TRUE
 from launch.draft.draft import Draft, legal_name
 from launch.draft.profile import Column, Table
+
+logger = logging.getLogger(__name__)
 
 _LABEL = re.compile(
     r"(?:^|_)(?:label|target|class|outcome|y|response|diagnosis|died|dead|death|mortality|survived|churn|readmitted)$",
@@ -66,6 +71,26 @@ def add_tasks(table: Table, given: str | Sequence[str] | Mapping[str, Any], draf
         task = legal_name(name, draft.tree["tasks"])
         draft.tree["tasks"][task] = section
         draft.doubt(f"tasks.{task}", f"{section['kind']}: {why}")
+        for other in telling(table, table.columns[name]):
+            if other not in given:
+                what = f"column {other!r} says the same in every row: leave it out unless it is known beforehand"
+                logger.warning("what is to be predicted, %r: %s", name, what)
+                draft.doubt(f"tasks.{task}", what)
+
+
+def telling(table: Table, label: Column) -> list[str]:
+    """Columns with another word for each class of a label and one for all of its rows."""
+    if label.words is None:
+        return []
+    alike = [
+        column.name
+        for column in table.columns.values()
+        if column is not label and column.words is not None and len(column.words) == len(label.words)
+    ]
+    if not alike:
+        return []
+    cells = table.read(dict.fromkeys([label.name, *alike], "text")).filter(pc.field(label.name).is_valid())
+    return [name for name in alike if len(cells.group_by([label.name, name]).aggregate([])) == len(label.words)]
 
 
 def _fine(column: Column) -> dict[str, str]:

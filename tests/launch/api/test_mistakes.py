@@ -48,6 +48,42 @@ PACKING = {
         ((), PACK | {"modalities": {"numbers": {"kind": "vector", "column": "age", "colour": 1}}}),
         "modalities.numbers.colour: there is no such entry",
     ),
+    "a column as a table": (
+        ((), PACK | {"records": stays().age}),
+        "records is a Series, and a data frame (pandas, polars",
+    ),
+    "two columns of a name": (
+        ((), PACK | {"records": pd.concat([stays(), stays()[["age"]]], axis=1)}),
+        "data frame records has two columns called 'age'; give them different names",
+    ),
+    "labels instead of their name": (
+        ((), PACK | {"tasks": stays().died}),
+        "tasks= takes names of columns of records, and not a Series of values",
+    ),
+    "labels of one class": (
+        ((), PACK | {"records": stays().assign(died=1)}),
+        "column 'died' cannot be learned as it is: it holds one value",
+    ),
+    "a record twice": (
+        ((), PACK | {"records": pd.concat([stays(), stays().head(1)]), "vitals": vitals()}),
+        "column 'stay' cannot name the records, as a cell of it is in several rows of records; drop the rows",
+    ),
+    "a key that is empty": (
+        ((), PACK | {"records": stays().assign(stay=stays().stay.where(stays().age > 41)), "vitals": vitals()}),
+        "column 'stay' cannot name the records: 12 of its cells in records are empty",
+    ),
+    "keys that are written otherwise": (
+        ((), PACK | {"records": stays().assign(stay=stays().stay.str.upper()), "vitals": vitals()}),
+        "column 'stay' is in records and in vitals, but they have hardly a cell in common",
+    ),
+    "dates without a beginning": (
+        ((), PACK | {"vitals": vitals().assign(hour=pd.Timestamp("2024-01-01"))}),
+        "data frame vitals would be left out: its column 'hour' holds dates, and no date of records says",
+    ),
+    "an infinite number": (
+        ((), PACK | {"records": stays().assign(age=float("inf"))}),
+        "record s0, modality numbers: holds NaN or infinity in age",
+    ),
     "options of frames without frames": ((("digits", "OUT"), {"tasks": "digit"}), "tasks= is for data frames"),
 }
 FITTING = {
@@ -66,13 +102,35 @@ FITTING = {
 ASKING = {
     "a column that is missing": (
         lambda r: r.predict(stays().drop(columns="age")),
-        "records.parquet has no column 'age'",
+        "has no column 'age'",
     ),
     "a table that is none": (lambda r: r.predict(stays(), vital=vitals()), "vital= is none of the tables that the mod"),
     "a table beside packed data": (
         lambda r: r.predict(r.recipe["data"]["url"], notes=notes()),
         "belong to a frame of ",
     ),
+    "a record as a row": (
+        lambda r: r.predict(stays().iloc[0]),
+        "records is a Series, and a data frame (pandas, polars) or a table of pyarrow is wanted",
+    ),
+    "records as a list": (lambda r: r.predict([{"age": 4.0}]), "records is a list, and a data frame"),
+    "records without their key": (
+        lambda r: r.predict(stays().drop(columns="stay"), vitals=vitals()),
+        "records has no column 'stay', which says whose the rows of vitals are; add it",
+    ),
+    "words for a number": (
+        lambda r: r.predict(stays().assign(age="old")),
+        "data frame records, row 1: column 'age': 'old' is no number",
+    ),
+    "a part of new records": (
+        lambda r: r.predict(stays(), part="test"),
+        "part='test' is of packed data: new records belong to no part",
+    ),
+    "a channel that is new": (
+        lambda r: r.predict(stays(), vitals=vitals().assign(what="BP")),
+        "have a 'what' that no modality lists, e.g. 'BP'",
+    ),
+    "no export": (lambda r: fleximoe.load(r.url), "holds no exported model: make one with `checkpoint export`"),
     "no temperature": (lambda r: r.predict(calibrated=True), "has no temperatures: fit them with"),
     "a run that there is not": (lambda r: fleximoe.open_run("nothing", storage=r.url), "there is no run at "),
     "one run compared": (lambda r: fleximoe.compare(r), "compare takes a list of runs"),
@@ -127,3 +185,33 @@ def test_there_are_as_many_as_promised_and_a_wrong_name_says_what_there_is():
     assert len(PACKING) + len(FITTING) + len(ASKING) >= 18
     with pytest.raises(AttributeError, match=r"no attribute 'predict'; it has .*fit, load, open_run, pack"):
         fleximoe.predict  # noqa: B018
+
+
+def test_what_is_no_mistake_for_sure_is_said(tmp_path, caplog):
+    """A key that is not called one, and a column that gives the label away."""
+    frame = stays().assign(stay=range(1, 61), outcome=["well" if died else "badly" for died in stays().died])
+    data = fleximoe.pack(records=frame, tasks="died", out=tmp_path / "d")
+    assert "records: column 'stay' counts the rows, so it names them and is no feature" in data.guesses
+    words = "column 'outcome' says the same in every row: leave it out unless it is known beforehand"
+    assert f"tasks.died: {words}" in data.guesses and words in caplog.text
+
+
+def test_whole_numbers_stay_whole_where_a_cell_is_empty(tmp_path, run):
+    """pandas makes floats of them: neither keys nor classes change."""
+    events = vitals().assign(stay=[int(key[1:]) if key != "x" else 99 for key in vitals().stay])
+    frame = stays().assign(stay=[float(key[1:]) for key in stays().stay], died=stays().died.where(stays().age > 41))
+    data = fleximoe.pack(records=frame, vitals=events, tasks="died", out=tmp_path / "d")
+    assert "tasks.died: binary: two classes" in data.guesses and data.report["observations"] == 240
+
+
+def test_a_run_that_was_deleted_says_so(tmp_path, run):
+    gone = fleximoe.Run(str(tmp_path / "gone"))
+    assert gone.state == "gone" and "gone" in repr(gone) and "gone" in gone._repr_html_()
+    refused(lambda: gone.metrics, "there is no run at ")
+
+
+def test_unknown_categories_are_said(run, caplog):
+    new = stays().drop(columns="died").head(3)
+    plain, other = run.predict(new), run.predict(new.assign(sex="x"))
+    assert "3 cells of categories are codes or categories that the training data did not have" in caplog.text
+    assert not (plain["died.probability"] == other["died.probability"]).all()
