@@ -82,7 +82,7 @@ PACKING = {
     ),
     "an infinite number": (
         ((), PACK | {"records": stays().assign(age=float("inf"))}),
-        "record s0, modality numbers: holds NaN or infinity in age",
+        "modality numbers: holds NaN or infinity in age",
     ),
     "options of frames without frames": ((("digits", "OUT"), {"tasks": "digit"}), "tasks= is for data frames"),
 }
