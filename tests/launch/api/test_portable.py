@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -60,3 +63,30 @@ def test_plain_records_are_predicted_as_records_whatever_is_missing(run, portabl
     np.testing.assert_allclose(said["died.logits"], wanted["died.logits"], atol=1e-5)
     assert said["died.logits"].round(6).nunique() > 10 and said["record"].tolist() == list(range(15))
     assert "died.target" not in said.columns
+
+
+# What training, tracking and serving need is as if it were not installed.
+LIGHT = """
+import json, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in sys.argv[2].split():
+            raise ModuleNotFoundError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Absent())
+import fleximoe
+model = fleximoe.load(sys.argv[1])
+said = model.predict(model.records(json.loads(sys.stdin.read())))
+print(json.dumps(said["died.logits"].to_pylist()))
+"""
+
+
+@pytest.mark.long  # imports torch anew
+def test_it_needs_nothing_that_trains_tracks_or_serves(portable):
+    absent = "ray mlflow deepspeed webdataset pandas sklearn scipy matplotlib typer rich transformers aiohttp psutil"
+    words = [sys.executable, "-c", LIGHT, portable.url, absent]
+    done = subprocess.run(words, input=json.dumps(patterns()), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = portable.predict(portable.records(patterns()))["died.logits"].to_pylist()
+    assert json.loads(done.stdout) == pytest.approx(expected, abs=1e-6)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import torch
 
@@ -29,6 +28,9 @@ from trainer.inference.portable.example import example_record, plain_form
 from trainer.inference.portable.values import Fields, record_of
 from trainer.inference.rows import Rows
 from trainer.models.job_type import job_type
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BATCH = 64
 Answers = Callable[[Batch], pa.Table]
@@ -98,6 +100,8 @@ class PortableModel:
 
     def rows(self, given: Sequence[Fields], **wishes: bool) -> pd.DataFrame:
         """As `predict`, of plain records, as a data frame whose lists are lists."""
+        import pandas as pd  # what predicts without a frame needs none
+
         table = self.predict(self.records(given), **wishes)
         return pd.DataFrame({name: table[name].to_pylist() for name in table.column_names})
 

@@ -75,14 +75,15 @@ def places_of(
     """
     samples, pairs, number = present_BM.shape[0], present_BM.shape[0] * len(indices), time_O.shape[0]
     pair_O, bin_O = objects.block_N * samples + sample_O, bin_of_time(time_O, bins)
-    block_Q = torch.arange(len(indices)).repeat_interleave(samples)
+    sample_B = torch.arange(samples)
+    block_Q = torch.cat([torch.full_like(sample_B, block) for block in range(len(indices))])
     last_QT = running_max(latest(pair_O * bins + bin_O, pairs * bins).view(pairs, bins), -1)
     # Behind the last object stands none.
     last_QT = torch.where(last_QT < 0, number, last_QT)
     now_T = torch.arange(1, bins + 1, dtype=torch.float32) / bins
     age_QT = now_T - torch.cat([time_O, time_O.new_zeros(1)])[last_QT]
     return GraphPlaces(
-        objects, sample_O, pair_O, bin_O, block_Q, torch.arange(samples).repeat(len(indices)),
+        objects, sample_O, pair_O, bin_O, block_Q, sample_B.repeat(len(indices)),
         torch.cat([present_BM[:, index] for index in indices]), GraphBlocks(block_Q, len(indices)).times(bins), last_QT,
         torch.where(last_QT < number, age_QT, 1.0), samples, bins,
     )  # fmt: skip
