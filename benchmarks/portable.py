@@ -1,4 +1,4 @@
-"""Is an exported model the model? `python -m benchmarks.portable [--physionet2012 DIR]`.
+"""Is an exported model the model? `python -m benchmarks.portable [--physionet2012 DIR] [--only NAME]`.
 
 Three data sets: digits, the first stays of PhysioNet 2012 (left out without its folder) by the architecture of the
 shipped recipe, and made-up records with pictures, codes at times and codes with values. A small model of each is
@@ -32,6 +32,7 @@ from trainer.inference.portable.graph.model import inputs_of
 from trainer.models.layers.missing import keep_modalities
 
 RECORDS, PATTERNS, BATCH, STAYS = 100, 64, 25, 400
+NAMES = ("digits", "made-up", "physionet2012")
 SMALL: dict[str, Any] = {"dim": 32, "layers": 2, "heads": 4, "bins": 8, "moe": {"experts": 8, "top_k": 2}}
 ICU = SMALL | {"attention": "factorized", "scale": "quantile", "series": {"statistics": "token"}}
 ICU["moe"] = {"experts": 8, "top_k": 2, "gate": "laplace", "router": "per_modality"}
@@ -135,11 +136,12 @@ def trained(data: fleximoe.Data, model: dict[str, Any], place: Path, **more: Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--physionet2012", help="folder of the challenge's files")
+    parser.add_argument("--only", choices=NAMES, help="one of the data sets")
     options = parser.parse_args()
     torch.set_num_threads(1)
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("digits", "physionet2012", "made-up"):
+        for name in NAMES if options.only is None else (options.only,):
             place = Path(folder, name)
             if name == "digits":
                 run = trained(fleximoe.pack("digits", place / "data"), SMALL, place)

@@ -112,7 +112,7 @@ def _buffers(checkpoint: Checkpoint, engine: Engine) -> Values:
         if value.numel() != live_one.numel():
             raise ForeignCheckpointError(
                 f"{checkpoint.path} does not fit this model: {name} has {value.numel()} elements in the checkpoint and "
-                f"{live_one.numel()} in the model; use the recipe it was written with"
+                f"{live_one.numel()} in the model; use the recipe it was written with, or another name"
             )
         values.append((live_one, value.view_as(live_one)))
     return values
@@ -127,7 +127,7 @@ def check_parameters(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]
         theirs, ours = stored.get(name, "absent"), expected.get(name, "absent")
         if theirs == ours:
             continue
-        way_out = "use the recipe it was written with"
+        way_out = "use the recipe it was written with, or another name for another run"
         if name == TEXT_POSITIONS and "absent" not in (theirs, ours):
             way_out = f"set model.text.positions={theirs[0]}"
         raise ForeignCheckpointError(
