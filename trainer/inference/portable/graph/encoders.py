@@ -69,8 +69,8 @@ class GraphStatistics(SeriesStatistics):
         segments, none_1 = by_feature.segments, score_O.new_zeros(1)
         segment_O = torch.cat([by_feature.segment_N, torch.zeros_like(none_1, dtype=torch.int64) + segments])
         more = GraphSegments(segment_O, segments + 1)
-        found = channel_statistics(torch.cat([score_O, none_1]), torch.cat([time_O, none_1]), more)  # type: ignore[arg-type]
-        return self.projected(*(own_S6[:segments] for own_S6 in found), pairs)
+        scores_S6, others_S6 = channel_statistics(torch.cat([score_O, none_1]), torch.cat([time_O, none_1]), more)  # type: ignore[arg-type]
+        return self.projected(scores_S6[:segments], others_S6[:segments], pairs)
 
 
 class GraphTextLayer(TextLayer):

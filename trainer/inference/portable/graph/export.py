@@ -106,7 +106,7 @@ def compare(portable: PortableModel, run: Run) -> tuple[float, int]:
     """The largest difference of a logit on example records with every pattern of modalities, together and alone; and
     how many there were. Raises NoGraphError: more than `TOLERANCE`."""
     records = list(patterns(portable))
-    batches = [records, *([record] for record in records), [{}]]
+    batches: list[list[dict[str, Any]]] = [records, *([record] for record in records), [{}]]
     worst = 0.0
     for part in batches:
         batch = batch_of(portable, part)
