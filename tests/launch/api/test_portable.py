@@ -84,7 +84,7 @@ print(json.dumps(said["died.logits"].to_pylist()))
 
 @pytest.mark.long  # imports torch anew
 def test_it_needs_nothing_that_trains_tracks_or_serves(portable):
-    absent = "ray mlflow deepspeed webdataset pandas sklearn scipy matplotlib typer rich transformers aiohttp psutil"
+    absent = "ray mlflow deepspeed webdataset pandas sklearn matplotlib typer rich transformers aiohttp psutil"
     words = [sys.executable, "-c", LIGHT, portable.url, absent]
     done = subprocess.run(words, input=json.dumps(patterns()), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
