@@ -1,168 +1,148 @@
-"""One replica of a model: answers requests, and puts records of several into one batch."""
+"""One copy of a model: reads the records of requests, and puts those of several into one batch."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 import math
-import time
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from launch.serving.counts import Counts
-from launch.serving.limits import Limits, RefusedError, plain_records, read_body
+from launch.serving.batcher import Batcher
+from launch.serving.limits import Limits, RefusedError
+from launch.serving.media import check_media, fetch_all
+from launch.serving.requests import plain_records
+from launch.serving.source import Version
+
+if TYPE_CHECKING:
+    from trainer.inference.portable.model import PortableModel
 
 logger = logging.getLogger(__name__)
 
-PATHS = ("/predict", "/explain", "/schema", "/healthz", "/metrics")
-_OPEN = ("/healthz",)  # a balancer asks without a token
+_AT_ONCE = 8  # requests whose pictures are fetched; others wait
+_LONG = 50  # rows from which on an answer is written off the loop
+Said = tuple[int, bytes]  # status of HTTP, JSON
+
+
+class Board:
+    """An actor that says which version is served: copies of the model start at any time."""
+
+    def __init__(self, version: Version) -> None:
+        self._version = version
+
+    def served(self) -> Version:
+        """The version of now."""
+        return self._version
+
+    def serve(self, version: Version) -> None:
+        """From now on it is this one."""
+        self._version = version
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with the batches that gather for it: a request is read, computed and answered by one of them."""
+
+    version: Version
+    model: PortableModel
+    batches: Batcher
 
 
 class Replica:
-    """What Ray Serve runs; `launch.serving.start` says in how many copies.
+    """What Ray Serve runs in `--replicas` processes, behind the door.
 
     Args:
-        url: of an export. token: that every request must bring. batch_records, wait_ms: a batch goes when it holds so
-            many records, or so long after its first one.
+        board: actor that knows which version is served now (`Board`).
+        batch_records, wait_ms: a batch goes when it holds so many records, or so long after its first one.
     """
 
-    def __init__(self, url: str, token: str, limits: Limits, batch_records: int, wait_ms: float, device: str) -> None:
+    def __init__(self, board: Any, limits: Limits, batch_records: int, wait_ms: float, device: str) -> None:
+        import ray
         import torch
 
+        torch.set_num_threads(1)
+        self._limits, self._device = limits, device
+        self._gather = batch_records, wait_ms / 1000
+        self._counts = {"fleximoe_batches_total": 0, "fleximoe_records_total": 0}
+        self._fetchers = ThreadPoolExecutor(_AT_ONCE)
+        self._switching = asyncio.Lock()
+        self._loaded = self._load(ray.get(board.served.remote()))
+
+    async def answer(self, body: bytes, explain: bool) -> Said:
+        """What the model says of a request's records, or the sentence why it does not."""
+        loaded = self._loaded  # to the end, also if another version is switched to meanwhile
+        try:
+            samples = await self._read(body, loaded)
+            rows = await loaded.batches(samples, explain)
+        except RefusedError as error:
+            return error.status, as_json({"error": str(error)})
+        answer = {"predictions": rows, "version": loaded.version.name}
+        return 200, await asyncio.to_thread(as_json, answer) if len(rows) > _LONG else as_json(answer)
+
+    async def schema(self) -> bytes:
+        """What the model takes and answers, as JSON."""
+        loaded = self._loaded
+        about = {**loaded.model.description, "example": loaded.model.example, "version": loaded.version.name}
+        return as_json(about)
+
+    async def switch(self, version: Version) -> str:
+        """Answer further requests by this version, once it is loaded; its name. Nothing is kept waiting meanwhile."""
+        async with self._switching:
+            if version != self._loaded.version:
+                self._loaded = await asyncio.to_thread(self._load, version)
+        return self._loaded.version.name
+
+    async def counts(self) -> dict[str, int]:
+        """Counters of this copy."""
+        return dict(self._counts)
+
+    def _load(self, version: Version) -> Loaded:
         from trainer.inference.portable.model import PortableModel
 
-        torch.set_num_threads(1)
-        self._model = PortableModel(url, device)
-        self._token, self._limits = token, limits
-        self._counts = Counts(_own_name())
-        self._batcher = Batcher(self._said, batch_records, wait_ms / 1000)
+        model = PortableModel(version.url, self._device)
+        model.predict(model.records([model.example]))  # what is made at the first use is made before the first request
 
-    async def __call__(self, request: Any) -> Any:
-        """An answer to a Starlette request, always in JSON but for metrics."""
-        from starlette.responses import PlainTextResponse, Response
+        def said(samples: list[Any], explain: bool) -> list[dict[str, Any]]:
+            self._counts["fleximoe_batches_total"] += 1
+            self._counts["fleximoe_records_total"] += len(samples)
+            try:
+                rows: list[dict[str, Any]] = model.said(samples, explain=explain).to_pylist()
+            except ValueError as error:  # a model that cannot be explained
+                raise RefusedError(422, " ".join(str(error).split())) from None
+            return rows
 
-        path, started = request.url.path.rstrip("/") or "/", time.perf_counter()
-        status = 200
-        try:
-            self._admit(request, path)
-            if path == "/metrics":
-                return PlainTextResponse(self._counts.text())
-            answer = await self._answer(request, path)
-        except RefusedError as error:
-            status, answer = error.status, {"error": str(error)}
-        except Exception:
-            status, answer = 500, {"error": "the server failed at this request; its log says where"}
-            logger.exception("a request to %s failed", path)
-        finally:
-            known = path if path in PATHS else "other"  # labels that a stranger cannot make up
-            self._counts.add("fleximoe_requests_total", path=known, status=status)
-            self._counts.add("fleximoe_request_seconds_total", time.perf_counter() - started, path=known)
-        return Response(json.dumps(_without_nan(answer)), status, media_type="application/json")
+        return Loaded(version, model, Batcher(said, *self._gather))
 
-    def _admit(self, request: Any, path: str) -> None:
-        """Raise RefusedError: an unknown path, the wrong method, or no token."""
-        if path not in PATHS:
-            raise RefusedError(404, f"there is nothing at this path; there are {', '.join(PATHS)}")
-        method = "POST" if path in ("/predict", "/explain") else "GET"
-        if request.method != method:
-            raise RefusedError(405, f"{path} takes {method}")
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if path not in _OPEN and not hmac.compare_digest(given.encode(), self._token.encode()):
-            raise RefusedError(401, "the token is missing or wrong: send the header Authorization: Bearer TOKEN")
-
-    async def _answer(self, request: Any, path: str) -> Any:
-        if path == "/healthz":
-            return {"status": "ok"}
-        if path == "/schema":
-            return {**self._model.description, "example": self._model.example}
-        body = await read_body(request.headers.get("content-length"), request.stream(), self._limits.bytes)
-        # Off the loop: what one request costs to read keeps no other one, nor a health check, waiting.
-        samples = await asyncio.to_thread(self._samples, body)
-        explain = path == "/explain"
-        rows = await self._batcher(samples, explain)
-        return {"predictions": rows}
-
-    def _samples(self, body: bytes) -> list[Any]:
-        """Records of a request as samples. Raises RefusedError."""
-        model = self._model
-        given = plain_records(body, model.schema, self._limits)
-        try:
-            records = model.records(given)
-            return [(own, number) for number, record in enumerate(records) for own in model.columns(record)]
-        except ValueError as error:
-            raise RefusedError(422, " ".join(str(error).split())) from None
-
-    def _said(self, samples: list[Any], explain: bool) -> list[dict[str, Any]]:
-        self._counts.add("fleximoe_batches_total")
-        self._counts.add("fleximoe_records_total", len(samples))
-        try:
-            rows: list[dict[str, Any]] = self._model.said(samples, explain=explain).to_pylist()
-        except ValueError as error:  # a model that cannot be explained
-            raise RefusedError(422, str(error)) from None
-        return rows
+    async def _read(self, body: bytes, loaded: Loaded) -> list[Any]:
+        """Records of a request as samples, off the loop: nobody else waits for what they cost. Raises RefusedError."""
+        schema, limits = loaded.model.schema, self._limits
+        records, urls = await asyncio.to_thread(plain_records, body, schema, limits)
+        if urls:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._fetchers, fetch_all, urls, limits)
+        return await asyncio.to_thread(_samples, records, loaded.model, limits)
 
 
-class Batcher:
-    """Samples of several requests in one call.
-
-    A request that comes first waits `wait_s` for others, unless they fill the batch before; while one batch is
-    computed the next one gathers. Rows come back in the order of each request.
-    """
-
-    def __init__(self, said: Any, most: int, wait_s: float) -> None:
-        self._said, self._most, self._wait_s = said, most, wait_s
-        self._waiting: dict[bool, list[tuple[list[Any], asyncio.Future[Any]]]] = {False: [], True: []}
-        self._timers: dict[bool, asyncio.TimerHandle | None] = {False: None, True: None}
-        self._one = asyncio.Lock()  # the model is computed by one thread at a time
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def __call__(self, samples: list[Any], explain: bool) -> list[dict[str, Any]]:
-        """The rows of these samples. Raises whatever the call raises, in every request of the batch."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._waiting[explain].append((samples, future))
-        if sum(len(own) for own, _ in self._waiting[explain]) >= self._most:
-            self._go(explain)
-        elif self._timers[explain] is None:
-            self._timers[explain] = loop.call_later(self._wait_s, self._go, explain)
-        rows: list[dict[str, Any]] = await future
-        return rows
-
-    def _go(self, explain: bool) -> None:
-        timer, self._timers[explain] = self._timers[explain], None
-        if timer is not None:
-            timer.cancel()
-        batch, self._waiting[explain] = self._waiting[explain], []
-        task = asyncio.get_running_loop().create_task(self._run(batch, explain))
-        self._tasks.add(task)  # the loop itself would let go of it
-        task.add_done_callback(self._tasks.discard)
-
-    async def _run(self, batch: list[tuple[list[Any], asyncio.Future[Any]]], explain: bool) -> None:
-        joined = [sample for samples, _ in batch for sample in samples]
-        try:
-            async with self._one:
-                rows = await asyncio.to_thread(self._said, joined, explain)
-        except Exception as error:
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
-            return
-        start = 0
-        for samples, future in batch:
-            if not future.done():  # whoever asked may have gone
-                future.set_result(rows[start : start + len(samples)])
-            start += len(samples)
+def _samples(records: list[Any], model: PortableModel, limits: Limits) -> list[Any]:
+    check_media(records, model.schema, limits)
+    try:
+        made = model.records(records)
+        return [(own, number) for number, record in enumerate(made) for own in model.columns(record)]
+    except ValueError as error:
+        raise RefusedError(422, " ".join(str(error).split())) from None
 
 
-def _own_name() -> str:
-    from ray import serve
-
-    return str(serve.get_replica_context().replica_id.unique_id)
+def as_json(value: Any) -> bytes:
+    """JSON has no NaN: null."""
+    try:
+        return json.dumps(value, allow_nan=False).encode()
+    except ValueError:
+        return json.dumps(_without_nan(value)).encode()
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -14,19 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from data_shards.paths import absolute_path, absolute_url, is_local
 from launch.cluster.environment import prepare_for_ray, ray_address
 from launch.errors import UsageError
 from launch.output.tables import people, print_json_line
+from launch.serving.follow import APP, Copies, Follower
 from launch.serving.limits import Limits
+from launch.serving.source import Newest, Version, newest, put
 from trainer.config.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
 
-APP = "fleximoe"
-MOST_WAITING = 1_000  # requests of a replica; further ones are answered 503 at once
+ONGOING = 256  # requests that a copy has at a time
+MOST_WAITING = 1_000  # requests that wait for one; further ones are answered 503 at once
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ class Service:
     """What is served, where, and how.
 
     Attributes:
-        model: folder or URL of a run, a checkpoint, or an export. export: where a run's model is written first; None:
-            a folder that ends with the command.
+        model: folder or URL of a run, a checkpoint, or an export; or a registered model, models:/NAME.
+        export: where versions are written; None: a folder that ends with the command.
+        follow_s: seconds after which it is looked whether the model has a newer version; 0: never.
         token: file with the token; None: one is made, and printed.
         certificate, key: files of TLS; None: none.
     """
@@ -51,6 +52,7 @@ class Service:
     certificate: str | None = None
     key: str | None = None
     export: str | None = None
+    follow_s: float = 0.0
 
 
 def serve_until_stopped(service: Service, debug: bool = False) -> None:
@@ -61,8 +63,11 @@ def serve_until_stopped(service: Service, debug: bool = False) -> None:
     """
     token = _token(service.token)
     _check(service)
-    with _exported(service) as url:
-        config = _recipe(url, service.replicas)
+    with _place(service) as place:
+        found = newest(service.model)
+        _check_follow(service, found)
+        version = put(found, place)
+        config = _recipe(version.url, service.replicas)
         prepare_for_ray(config)
         try:
             from ray import serve
@@ -71,52 +76,56 @@ def serve_until_stopped(service: Service, debug: bool = False) -> None:
         from launch.cluster.ray_session import gpus_wanted, ray_session
 
         with ray_session(config, debug):
-            if ray_address(config) and service.replicas > 1 and is_local(url):
-                logger.warning("%s must be seen from every node: give --export URL of a storage that all see", url)
-            _deploy(serve, service, url, token, gpus_wanted(config), debug)
+            if ray_address(config) and is_local(version.url):
+                logger.warning("%s must be seen from every node: give --export URL of a storage that all see", place)
+            board = _deploy(serve, service, version, token, gpus_wanted(config), debug)
             where = f"{'https' if service.certificate else 'http'}://{service.host}:{service.port}"
-            people.print(f"serving {service.model} at {where}; every request needs the token", markup=False)
-            print_json_line({"url": where, "token": token if service.token is None else None, "model": url})
+            people.print(f"serving {version.name} at {where}; every request needs the token", markup=False)
+            told = {"token": token if service.token is None else None, "model": version.url, "version": version.name}
+            print_json_line({"url": where, **told})
             try:
-                _wait()
+                _until_stopped(service, Follower(service.model, place, found, version, Copies(serve, board)))
             finally:
                 serve.shutdown()
 
 
-def _deploy(serve: Any, service: Service, url: str, token: str, gpu: bool, debug: bool) -> None:
-    from launch.serving.replica import Replica
+def _deploy(serve: Any, service: Service, version: Version, token: str, gpu: bool, debug: bool) -> Any:
+    """Start door and copies; the board that says which version they answer by."""
+    import ray
+
+    from launch.serving.door import Door
+    from launch.serving.replica import Board, Replica
 
     http: dict[str, Any] = {"host": service.host, "port": service.port}
     if service.certificate:
         http |= {"ssl_certfile": service.certificate, "ssl_keyfile": service.key}
     level = "INFO" if debug else "ERROR"
     serve.start(http_options=http, logging_config={"log_level": level, "enable_access_log": False})
-    deployment = serve.deployment(Replica).options(
+    board = ray.remote(Board).options(num_cpus=0).remote(version)
+    copies = serve.deployment(Replica).options(
         num_replicas=service.replicas,
-        max_ongoing_requests=256,
+        max_ongoing_requests=ONGOING,
         max_queued_requests=MOST_WAITING,
         ray_actor_options={"num_cpus": 0.5, "num_gpus": 1 if gpu else 0},
     )
-    bound = deployment.bind(
-        url, token, service.limits, service.batch_records, service.wait_ms, "cuda" if gpu else "cpu"
+    # It takes more than waits behind it, so that it is the door that says so when there is too much.
+    door = serve.deployment(Door).options(
+        max_ongoing_requests=ONGOING * service.replicas + 2 * MOST_WAITING, ray_actor_options={"num_cpus": 0}
     )
+    gather = service.batch_records, service.wait_ms, "cuda" if gpu else "cpu"
+    bound = door.bind(copies.bind(board, service.limits, *gather), token, service.limits)
     serve.run(bound, name=APP, route_prefix="/")
+    return board
 
 
 @contextmanager
-def _exported(service: Service) -> Iterator[str]:
-    """The export to serve: the given one, or one made of a run or a checkpoint."""
-    from trainer.inference.export import export_model
-
-    url = absolute_url(service.model)
-    fs, root = fsspec.url_to_fs(url)
-    if fs.exists(f"{root}/model.json"):
-        yield url
+def _place(service: Service) -> Iterator[str]:
+    """Where versions lie."""
+    if service.export:
+        yield absolute_url(service.export)
         return
     with tempfile.TemporaryDirectory(prefix="fleximoe-served-") as folder:
-        out = absolute_url(service.export) if service.export else f"{folder}/model"
-        export_model(url, out)
-        yield out
+        yield folder
 
 
 def _recipe(url: str, replicas: int) -> RunConfig:
@@ -157,9 +166,17 @@ def _check(service: Service) -> None:
             ) from None
 
 
-def _wait() -> None:
-    """Until SIGINT or SIGTERM."""
+def _check_follow(service: Service, found: Newest | Version) -> None:
+    if service.follow_s and isinstance(found, Version):
+        raise UsageError(
+            f"--follow: {service.model} is an export, which stays as it is; follow a run, or models:/NAME of MLflow"
+        )
+
+
+def _until_stopped(service: Service, follower: Follower) -> None:
+    """Until SIGINT or SIGTERM; meanwhile the newest version is looked for."""
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    stopped.wait()
+    while not stopped.wait(service.follow_s or None):
+        follower.look()

@@ -58,7 +58,9 @@ def predict(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="Folder or URL of a run, a checkpoint, or an export.")],
+    model: Annotated[
+        str, typer.Argument(help="Folder or URL of a run, a checkpoint, or an export; or models:/NAME of MLflow.")
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     replicas: Annotated[int, typer.Option(min=1, help="Copies of the model.")] = 1,
@@ -67,25 +69,36 @@ def serve(
     max_mb: Annotated[int, typer.Option(min=1, help="Most MiB of a request.")] = 16,
     max_records: Annotated[int, typer.Option(min=1, help="Most records of a request.")] = 1000,
     max_megapixels: Annotated[int, typer.Option(min=1, help="Most pixels of a request's pictures, in millions.")] = 50,
+    max_megasamples: Annotated[int, typer.Option(min=1, help="Most samples of a request's sounds, in millions.")] = 50,
+    allow_url: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PREFIX", help="Fetch pictures and sounds whose URL is below this; may be repeated."),
+    ] = None,
+    follow: Annotated[
+        float, typer.Option(min=0, help="Seconds after which a newer version is looked for; 0: never.")
+    ] = 0,
     token_file: Annotated[str | None, typer.Option(help="File with the token; default: one is made.")] = None,
     certificate: Annotated[str | None, typer.Option(help="Certificate of TLS, a PEM file.")] = None,
     key: Annotated[str | None, typer.Option(help="Its key, a PEM file.")] = None,
     export: Annotated[
-        str | None, typer.Option(help="Where a run's model is exported to first; default: a temporary folder.")
+        str | None, typer.Option(help="Where the models of runs are exported to; default: a temporary folder.")
     ] = None,
     debug: Debug = False,
 ) -> None:
     """Answer requests with predictions of a model: /predict, /explain, /schema, /healthz, /metrics. Ctrl-C ends it.
 
-    Needs the extra `serve`. Every request but /healthz brings the token.
+    Needs the extra `serve`. Every request but /healthz brings the token; a browser asks for it at /.
 
     \b
     python -m launch serve runs/NAME
     curl -H "Authorization: Bearer TOKEN" http://127.0.0.1:8000/schema
+    python -m launch serve models:/NAME --follow 30
     """
+    from launch.serving.fetch import Prefix
     from launch.serving.limits import Limits
     from launch.serving.start import Service, serve_until_stopped
 
-    limits = Limits(max_mb << 20, max_records, max_megapixels * 1_000_000)
-    ways = (replicas, batch_ms, batch_records, limits, token_file, certificate, key, export)
+    prefixes = tuple(Prefix.of(url) for url in allow_url or ())
+    limits = Limits(max_mb << 20, max_records, max_megapixels * 1_000_000, max_megasamples * 1_000_000, prefixes)
+    ways = (replicas, batch_ms, batch_records, limits, token_file, certificate, key, export, follow)
     serve_until_stopped(Service(model, host, port, *ways), debug)

@@ -16,11 +16,12 @@ from trainer.run_folder import TEST_PREDICTIONS
 from trainer.tracking.tracker import Tracker
 
 
-def log_predictions(tracker: Tracker, tasks: list[TaskSpec], predictions: Predictions) -> None:
-    """What was said about each test record: intervals and paired comparisons are made from it."""
+def log_predictions(tracker: Tracker, tasks: list[TaskSpec], predictions: Predictions, step: int | None = None) -> None:
+    """What was said about each test record, by the checkpoint of which step: intervals and paired comparisons are made
+    from it, and the calibration that an export carries."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / Path(TEST_PREDICTIONS).name
-        write_predictions(path, tasks, predictions)
+        write_predictions(path, tasks, predictions, step)
         tracker.log_file(TEST_PREDICTIONS, path)
 
 

@@ -2,7 +2,8 @@
 
 An export is a folder with `model.safetensors` (every parameter under its logical name, all experts in global order)
 and `model.json` (recipe, schema, statistics, tasks, where it comes from). `load_model` rebuilds the model from it.
-Beside them lie the vocabularies of modalities of codes, so that records can be read without the training data.
+How its chances held on the test part goes along, where its run has left that. Beside them lie the vocabularies of
+modalities of codes, so that records can be read without the training data.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from trainer.checkpoints.description import outdated, statistics_from_json
 from trainer.checkpoints.find import open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.config.run_config import RunConfig
+from trainer.inference.stored_calibration import stored_calibration
 from trainer.models.job_type import job_type
 from trainer.models.pretrained.lineage import check_frozen
 
@@ -55,6 +57,7 @@ def export_model(checkpoint_url: str, out_url: str) -> dict[str, Any]:
     keys = (*ORIGIN, "backbone", "encoders")
     about = {"format": FORMAT, "checkpoint": checkpoint.url, **{key: checkpoint.meta.get(key) for key in keys}}
     vocabularies = _vocabularies(checkpoint)
+    about["calibration"] = stored_calibration(checkpoint)
     about["vocabularies"] = {name: vocabulary.rows for name, vocabulary in vocabularies.items()}
     fs, root = fsspec.url_to_fs(out_url)
     with take(out_url, "export of a model", "export to another folder") as lease:

@@ -59,7 +59,9 @@ def look_inside(session: Session, tracker: Tracker) -> None:
         observer.report(tracker)
 
 
-def test_best(session: Session, tracker: Tracker, step: int, routing: list[torch.Tensor]) -> dict[str, float]:
+def test_best(
+    session: Session, tracker: Tracker, step: int, best: Checkpoint, routing: list[torch.Tensor]
+) -> dict[str, float]:
     """Metrics of the test part (of no part, if there is none), with figures."""
     metrics: dict[str, float] = {}
     predictions = None
@@ -70,5 +72,5 @@ def test_best(session: Session, tracker: Tracker, step: int, routing: list[torch
         log_routing_figures(tracker, session.schema, routing)
         if predictions is not None:
             log_test_figures(tracker, session.tasks, predictions)
-            log_predictions(tracker, session.tasks, predictions)
+            log_predictions(tracker, session.tasks, predictions, best.step)
     return metrics

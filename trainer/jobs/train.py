@@ -136,7 +136,7 @@ def _train(session: Session, tracker: Tracker, paths: list[str]) -> dict[str, An
     # Imported late: a restarted worker has no time for a plotting library.
     from trainer.jobs.results import look_inside, save_adapter, test_best
 
-    result["metrics"] = test_best(session, tracker, progress.step, loop.routing_total)
+    result["metrics"] = test_best(session, tracker, progress.step, best, loop.routing_total)
     made = save_adapter(session, tracker, best)
     look_inside(session, tracker)
     export = _registered(session, best)

@@ -26,6 +26,7 @@ from trainer.metrics.predictions import Predictions
 from trainer.metrics.survival import median_time, risk, survival_at_edges
 
 META = b"fleximoe.tasks"
+STEP = b"fleximoe.step"  # of the checkpoint that said it
 _TASKS = TypeAdapter(list[TaskSpec])
 
 
@@ -85,9 +86,12 @@ def _floats(x_BC: Tensor, null_nan: bool = False) -> pa.Array:
     return values if x_BC.shape[1] == 1 else pa.FixedSizeListArray.from_arrays(values, x_BC.shape[1])
 
 
-def write_predictions(path: Path, tasks: list[TaskSpec], predictions: Predictions) -> None:
-    """One Parquet file."""
-    pyarrow.parquet.write_table(predictions_table(tasks, predictions), path)
+def write_predictions(path: Path, tasks: list[TaskSpec], predictions: Predictions, step: int | None = None) -> None:
+    """One Parquet file; `step` is that of the checkpoint that said it."""
+    table = predictions_table(tasks, predictions)
+    if step is not None:
+        table = table.replace_schema_metadata({**table.schema.metadata, STEP: str(step).encode()})
+    pyarrow.parquet.write_table(table, path)
 
 
 def read_predictions(path: Path) -> tuple[list[TaskSpec], Predictions]:

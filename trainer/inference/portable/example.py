@@ -17,7 +17,7 @@ _FORMS = {
     "text": "text",
     "vector": "a list of {shape} numbers, or an object of numbers by channel",
     "image": "lists of {shape} numbers, or a picture's file in base64",
-    "waveform": "lists of samples of {shape} numbers",
+    "waveform": "lists of samples of {shape} numbers, or a sound's file in base64",
 }
 MOST_NUMBERS = 50_000  # of one value of the example
 

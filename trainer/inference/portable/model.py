@@ -145,7 +145,8 @@ class PortableModel:
             {"name": t.name, "kind": t.kind, "classes": list(t.classes), "edges": list(t.edges), "unit": t.unit}
             for t in self.tasks
         ]
-        return {"data": self.schema.name, "step": self.about["step"], "modalities": modalities, "tasks": tasks}
+        about = {"data": self.schema.name, "step": self.about["step"], "calibration": self.about.get("calibration")}
+        return {**about, "modalities": modalities, "tasks": tasks}
 
 
 def export_recipe(url: str) -> RunConfig:

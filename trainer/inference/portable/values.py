@@ -10,8 +10,9 @@ vector             a list of numbers, null for one that is not known; or an obje
 series             lists of equal length `times`, `channels` (names), `values`
 codes              a list of text; with times or values an object of lists `codes`, `times`, `values`
 text               text
-image              lists (C, H, W) of numbers; or a picture's file (PNG, JPEG, ...) in base64
-waveform           lists (L, C) of numbers; of one channel also a list
+image              lists (C, H, W) of numbers; or a picture's file (PNG, JPEG, ...), as bytes or in base64
+waveform           lists (L, C) of numbers; of one channel also a list; or a sound's file (WAV, FLAC, ...), as bytes or
+                   in base64, at the model's rate
 timed ones         an object of lists `times` and `values`, the values as above
 =================  ==================================================================================
 
@@ -33,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from data_shards.records.record import Codes, Objects, Record, Series, Value
-from data_shards.records.schema import DatasetSchema, ModalitySpec
+from data_shards.records.schema import MAX_LENGTH, DatasetSchema, ModalitySpec
 
 KEY, MOMENTS = "key", "moments"
 Fields = Mapping[str, Any]
@@ -180,25 +181,52 @@ def _vector(spec: ModalitySpec, value: Any, where: str) -> np.ndarray:
     return _array(spec.shape, spec, value, where)
 
 
+def _file(value: str | bytes, what: str, where: str) -> bytes:
+    """The content of a file, as it is or in base64."""
+    if isinstance(value, bytes):
+        return value
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):  # the latter for what is not ASCII
+        raise ValueFormError(f"{where} is text that is no base64 of a {what}'s file") from None
+
+
 def _image(spec: ModalitySpec, value: Any, where: str) -> np.ndarray:
-    if not isinstance(value, str):
+    if not isinstance(value, str | bytes):
         return _array(spec.shape, spec, value, where)
     from data_shards.sources.readers.pictures import read_picture
 
-    try:
-        data = base64.b64decode(value, validate=True)
-    except binascii.Error:
-        raise ValueFormError(f"{where} is text that is no base64 of a picture's file") from None
+    data = _file(value, "picture", where)
     if spec.shape[0] not in (1, 3) or spec.dtype != "uint8":
         raise ValueFormError(f"{where}: a picture of {spec.shape[0]} channels of {spec.dtype} is given as lists")
     return read_picture(data, where, spec.shape, resize=True, notes=Counter())  # type: ignore[arg-type]
 
 
 def _waveform(spec: ModalitySpec, value: Any, where: str) -> np.ndarray:
+    if isinstance(value, str | bytes):
+        return _sound(spec, _file(value, "sound", where), where)
     array = _numbers(value, where)
     if array.ndim == 1 and spec.shape[0] == 1:
         array = array[:, None]
     return _array((None, *spec.shape), spec, array, where)
+
+
+def _sound(spec: ModalitySpec, data: bytes, where: str) -> np.ndarray:
+    """Samples of a sound's file. One of another rate is refused, as `tables` does where nothing else is asked for."""
+    from data_shards.sources.readers.recordings.read import Part, is_sound, read_signal
+    from data_shards.sources.readers.signals import fit_signal
+
+    if not is_sound(data):
+        raise ValueFormError(f"{where} is no sound's file that is read (.wav, .flac, .ogg, .mp3, .aiff)")
+    if spec.dtype != "float32":
+        raise ValueFormError(f"{where}: samples of {spec.dtype} are given as lists")
+    leads = spec.shape[0]
+    signal = read_signal(data, where, Part(leads, rate=spec.rate, max_length=spec.max_length or MAX_LENGTH["waveform"]))
+    if spec.rate is not None and signal.rate is not None and abs(signal.rate - spec.rate) > 1e-6 * spec.rate:
+        raise ValueFormError(
+            f"{where} has {signal.rate:g} samples per second, and {spec.rate:g} are wanted: resample the file first"
+        )
+    return fit_signal(signal, where, leads, spec.rate, "", Counter())
 
 
 _FORMS: dict[str, Callable[[ModalitySpec, Any, str], Any]] = {

@@ -80,6 +80,11 @@ def read_signal(source: Source, where: str, part: Part) -> Signal:
         raise ValueError(f"{where}: it cannot be read: {error.strerror or in_words(error)}") from error
 
 
+def is_sound(content: bytes) -> bool:
+    """Whether it begins as a sound file does that libsndfile knows."""
+    return content.startswith(_SOUND)
+
+
 def _opened(source: Source, array: str | None) -> AbstractContextManager[Recording]:
     if isinstance(source, bytes):
         begin, size = source[:12], len(source)
@@ -102,7 +107,7 @@ def _opened(source: Source, array: str | None) -> AbstractContextManager[Recordi
         return open_edf(source)
     if film_format(begin) is not None:
         return open_film_sound(source)
-    if begin.startswith(_SOUND):
+    if is_sound(begin):
         check_riff(begin, size)
         return open_sound(source)
     raise SignalError(
