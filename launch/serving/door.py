@@ -11,6 +11,7 @@ import hmac
 import json
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 from launch.serving.counts import Counts
@@ -85,20 +86,29 @@ class Door:
             return 200, b'{"status": "ok"}'
         if path == "/schema":
             return 200, await self._ask(self._models.schema)
+        held = 0
+
+        def hold(more: int) -> None:
+            nonlocal held
+            if self._held + more > MOST_BYTES:
+                raise RefusedError(503, _BUSY)
+            self._held += more
+            held += more
+
+        try:
+            body = await self._body(request, hold)
+            said: tuple[int, bytes] = await self._ask(self._models.answer, body, path == "/explain")
+        finally:
+            self._held -= held
+        return said
+
+    async def _body(self, request: Any, hold: Callable[[int], None]) -> bytes:
         try:
             async with asyncio.timeout(BODY_S):
                 length = request.headers.get("content-length")
-                body = await read_body(length, request.stream(), self._limits.bytes)
+                return await read_body(length, request.stream(), self._limits.bytes, hold)
         except TimeoutError:
             raise RefusedError(408, f"the request did not arrive within {BODY_S:.0f} s") from None
-        if self._held + len(body) > MOST_BYTES:
-            raise RefusedError(503, _BUSY)
-        self._held += len(body)
-        try:
-            said: tuple[int, bytes] = await self._ask(self._models.answer, body, path == "/explain")
-        finally:
-            self._held -= len(body)
-        return said
 
     async def _ask(self, method: Any, *arguments: Any) -> Any:
         """What one of the copies says; another one, should it die. Raises RefusedError."""

@@ -1,75 +1,23 @@
 """Files behind URLs in records: only of places that whoever serves has listed, and never from anywhere else.
 
-A prefix is a scheme, a host, a port and a folder: `https://pictures.example.org/public/`. A URL is below it if all of
-them are the same, none of its segments leads up, and no name or password is in it. Redirects are followed a few times,
-if each is below a listed prefix, too. No proxy is asked, no cookie or login sent.
+Redirects are followed a few times, if each is below a listed prefix, too. No proxy is asked, no cookie or login sent.
 """
 
 from __future__ import annotations
 
 import http.client
-import re
 import socket
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin
 
 from launch.serving.limits import RefusedError
+from launch.serving.prefix import Prefix, place, split
 
-PORTS = {"http": 80, "https": 443}
 _REDIRECTS = (301, 302, 303, 307, 308)
 MOST_REDIRECTS = 3
 _CHUNK = 1 << 16
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """What may be fetched: everything in a folder of a server."""
-
-    scheme: str
-    host: str
-    port: int
-    folder: str
-
-    @staticmethod
-    def of(url: str) -> Prefix:
-        """Raises ValueError, a sentence: it is none."""
-        try:
-            parts = _split(url)
-        except ValueError as error:
-            raise ValueError(f"--allow-url {url}: {error}") from None
-        if parts.query or parts.fragment:
-            raise ValueError(f"--allow-url {url}: a prefix is scheme, host and folder, without ? and #")
-        folder = unquote(parts.path)
-        return Prefix(parts.scheme, *_place(parts), folder if folder.endswith("/") else f"{folder}/")
-
-    def holds(self, parts: SplitResult) -> bool:
-        """Whether a URL, split by `_split`, lies below it."""
-        same = (parts.scheme, *_place(parts)) == (self.scheme, self.host, self.port)
-        return same and unquote(parts.path).startswith(self.folder)
-
-
-def _split(url: str) -> SplitResult:
-    """The parts of a URL that means one thing to everybody. Raises ValueError: it does not."""
-    if not re.fullmatch(r"[!-~]+", url) or "\\" in url:
-        raise ValueError("it holds characters that a URL has not; write them as %XX")
-    parts = urlsplit(url)
-    if parts.scheme not in PORTS:
-        raise ValueError(f"its scheme is {parts.scheme!r}, and only {' and '.join(PORTS)} are fetched")
-    if not parts.hostname or "@" in parts.netloc or parts.port == 0:
-        raise ValueError("it needs a host, and no name or password")
-    path, plain = parts.path, unquote(parts.path)
-    while plain != path:  # what is written in %XX twice leads somewhere to a server that reads it twice
-        path, plain = plain, unquote(plain)
-    if any(segment in (".", "..") for segment in re.split(r"[/\\]", plain)):
-        raise ValueError("a part of its path is . or ..")
-    return parts
-
-
-def _place(parts: SplitResult) -> tuple[str, int]:
-    return str(parts.hostname).lower().rstrip("."), parts.port or PORTS[parts.scheme]
 
 
 def parsed(url: str, prefixes: tuple[Prefix, ...], where: str) -> SplitResult:
@@ -77,7 +25,7 @@ def parsed(url: str, prefixes: tuple[Prefix, ...], where: str) -> SplitResult:
     if not prefixes:
         raise RefusedError(422, f"{where} is a URL, and this server fetches none: send the file in base64")
     try:
-        parts = _split(url)
+        parts = split(url)
     except ValueError as error:
         raise RefusedError(422, f"{where}: the URL cannot be taken: {error}") from None
     if not any(prefix.holds(parts) for prefix in prefixes):
@@ -110,7 +58,7 @@ def _get(parts: SplitResult, most: int, deadline: float) -> bytes | str | int:
     """A file, of a too large one one byte more than `most`; where else to look; or another status."""
     left = max(0.001, deadline - time.monotonic())
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(*_place(parts), timeout=left)
+    connection = kind(*place(parts), timeout=left)
     try:
         connection.connect()
         # A server that sends a byte now and then meets every timeout of a read, so the connection is cut in the end.

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from launch.serving.fetch import Prefix
+from launch.serving.prefix import Prefix
 
 
 @dataclass(frozen=True)

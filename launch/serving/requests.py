@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from data_shards.records.schema import DatasetSchema
@@ -11,16 +11,21 @@ from launch.serving.limits import Limits, RefusedError
 from launch.serving.media import Place, url_places
 
 
-async def read_body(length: str | None, chunks: AsyncIterator[bytes], most: int) -> bytes:
-    """The body of a request; a larger one is refused before it is read, or where it passes the bound."""
+async def read_body(length: str | None, chunks: AsyncIterator[bytes], most: int, hold: Callable[[int], None]) -> bytes:
+    """The body of a request; a larger one is refused before it is read, or where it passes the bound.
+
+    Args:
+        hold: is told of all bytes that are kept, and raises what there is no room for.
+    """
     too_large = RefusedError(413, f"the request is larger than {most:,} bytes: send fewer records at a time")
     if length is not None and length.isdigit() and int(length) > most:
         raise too_large
     body = bytearray()
     async for chunk in chunks:
-        body += chunk
-        if len(body) > most:
+        if len(body) + len(chunk) > most:
             raise too_large
+        hold(len(chunk))
+        body += chunk
     return bytes(body)
 
 

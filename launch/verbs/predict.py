@@ -94,8 +94,8 @@ def serve(
     curl -H "Authorization: Bearer TOKEN" http://127.0.0.1:8000/schema
     python -m launch serve models:/NAME --follow 30
     """
-    from launch.serving.fetch import Prefix
     from launch.serving.limits import Limits
+    from launch.serving.prefix import Prefix
     from launch.serving.start import Service, serve_until_stopped
 
     prefixes = tuple(Prefix.of(url) for url in allow_url or ())

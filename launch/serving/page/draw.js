@@ -25,6 +25,8 @@ const table = (heads, rows, kind = "") => {
   })));
   return make("table", kind ? {class: kind} : {}, make("thead", {}, head), make("tbody", {}, ...body));
 };
+// What may be wider than the window is moved by itself, also by the keyboard.
+const wide = (name, inside) => make("div", {class: "wide", role: "region", "aria-label": name, tabindex: "0"}, inside);
 const amount = text => make("td", {class: "number"}, text);
 
 // Shares as bars, each with its number beside it.
@@ -114,8 +116,8 @@ const calibration = (task, row, known) => {
     const bin = Math.min(bins - 1, Math.floor(stated * bins)), count = about.count[bin];
     const range = `${(100 * bin / bins).toFixed(0)} to ${(100 * (bin + 1) / bins).toFixed(0)} %`;
     parts.push(make("p", {}, count ? `Of the ${count} statements on the ${known.part} part to which the model gave ` +
-      `${range}, as it does here, ${percent(about.true[bin])} came true.` + (count < 20 ? " These are few." : "") :
-      `The model gave ${range}, as it does here, to no statement on the ${known.part} part: nothing tells what that ` +
+      `${range}${whose(task)}, as it does here, ${percent(about.true[bin])} came true.` + (count < 20 ? " These are few." : "") :
+      `The model gave ${range}${whose(task)}, as it does here, to no statement on the ${known.part} part: nothing tells what that ` +
       "means."));
     mark = [draw("path", {class: "here", d: `M ${x(stated)} 24 V 214`})];
   }
@@ -128,7 +130,7 @@ const calibration = (task, row, known) => {
   parts.push(make("p", {class: "quiet"}, `Expected calibration error ${number(about.error)} over ` +
     `${about.count.reduce((total, count) => total + count, 0)} statements: ${about.of}.` +
     (mark.length ? " The upright line is this record." : "")));
-  parts.push(make("details", {}, make("summary", {}, "As numbers"), make("div", {class: "wide"},
+  parts.push(make("details", {}, make("summary", {}, "As numbers"), wide(`calibration of ${task.name}`,
     table(["stated", "came true", "statements"], filled.map(bin =>
       [percent(about.stated[bin]), amount(percent(about.true[bin])), amount(String(about.count[bin]))])))));
   return parts;
@@ -140,6 +142,8 @@ const statement = (task, row) => {
   if (task.kind === "binary") return said;
   return task.kind === "multiclass" ? Math.max(...said) : null;
 };
+
+const whose = task => task.kind === "multiclass" ? " for the class it chose" : ` for ${task.classes[1] || task.name}`;
 
 const MOST_OBJECTS = 12;
 const grounds = (task, row) => {
@@ -153,7 +157,7 @@ const grounds = (task, row) => {
   const objects = row[`${task.name}.objects`] || [];
   if (objects.length) {
     parts.push(make("p", {}, "Each text, picture, sound and code was hidden in turn, too."));
-    parts.push(make("div", {class: "wide"}, table(["modality", "which", "time", "share", "what"],
+    parts.push(wide(`objects of ${task.name}`, table(["modality", "which", "time", "share", "what"],
       objects.slice(0, MOST_OBJECTS).map(own => [own.modality, amount(String(own.object + 1)),
         amount(own.time === null ? "" : number(own.time)), amount(percent(own.share)),
         make("td", {class: "object"}, own.what === null ? "" : own.what)]))));

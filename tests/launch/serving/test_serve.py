@@ -3,64 +3,20 @@
 from __future__ import annotations
 
 import base64
-import contextlib
-import json
-import signal
-import subprocess
-import sys
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pytest
 
 import fleximoe
+from benchmarks.served import serving
 from tests.launch.api.test_portable import patterns, records
 from tests.launch.api.ward import SMALL, notes, stays, vitals
-from tests.launch.commands import ROOT, environment
+from tests.launch.commands import environment
 from tests.ports import free_port
 
 pytest.importorskip("grpc_reflection", reason="the extra `serve` is not installed")
 pytestmark = [pytest.mark.ray, pytest.mark.together]
-
-
-class Client:
-    """Asks a server."""
-
-    def __init__(self, url: str, token: str) -> None:
-        self.url, self.token = url, token
-
-    def ask(self, path: str, body: Any = None, token: str | None = None) -> tuple[int, Any]:
-        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        headers = {"Authorization": f"Bearer {self.token if token is None else token}"}
-        request = urllib.request.Request(self.url + path, data, headers)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(request, timeout=60) as answer:
-                text = answer.read().decode()
-                return answer.status, text if path == "/metrics" else json.loads(text)
-        except urllib.error.HTTPError as error:
-            return error.code, json.loads(error.read())
-
-
-@contextlib.contextmanager
-def serving(model: str, *options: str) -> Iterator[Client]:
-    """The command, until the test is over."""
-    command = [sys.executable, "-m", "launch", "serve", model, "--port", str(free_port()), *options]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        said = json.loads(process.stdout.readline())
-        yield Client(said["url"], said["token"])
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            assert process.wait(60) == 0
-        finally:
-            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +29,9 @@ def ward(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(ward):
-    with serving(ward.url, "--batch-ms", "60", "--max-records", "40", "--max-mb", "1") as found:
+    with serving(
+        ward.url, free_port(), "--batch-ms", "60", "--max-records", "40", "--max-mb", "1", env=environment()
+    ) as found:
         yield found
 
 
@@ -99,7 +57,7 @@ def test_requests_that_come_together_are_one_batch(client, ward):
 
     before, wanted = batches(), ward.predict(records())["died.logits"].tolist()
     with ThreadPoolExecutor(15) as pool:
-        said = list(pool.map(lambda fields: client.ask("/predict", fields), patterns()))
+        said = list(pool.map(lambda fields: client.again().ask("/predict", fields), patterns()))
     assert [status for status, _ in said] == [200] * 15
     np.testing.assert_allclose([one["predictions"][0]["died.logits"] for _, one in said], wanted, atol=1e-5)
     assert batches() - before <= 5
@@ -116,6 +74,8 @@ def test_the_schema_says_what_to_send_and_its_example_is_taken(client):
     status, said = client.ask("/schema")
     forms = {own["name"]: own["form"] for own in said["modalities"]}
     assert status == 200 and forms["vitals"] == "an object of the lists times, channels and values"
+    count = sum(said["calibration"]["tasks"]["died"]["count"])
+    assert count == said["calibration"]["records"] > 0 and said["version"] == "ward-step-3"
     assert said["tasks"][0]["name"] == "died" and client.ask("/predict", said["example"])[0] == 200
 
 

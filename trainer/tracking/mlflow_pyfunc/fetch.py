@@ -39,9 +39,7 @@ def find_version(word: str, uri: str) -> Registered:
 
     said = _WORD.fullmatch(word)
     if said is None:
-        raise NoVersionError(
-            f"{word} is no version of a model: write models:/NAME, models:/NAME/3 or models:/NAME@ALIAS"
-        )
+        raise NoVersionError(f"{word} is no version: write models:/NAME, models:/NAME/3 or models:/NAME@ALIAS")
     name, number, alias = said["name"], said["number"], said["alias"]
     client = tracking_client(uri)
     try:

@@ -89,3 +89,36 @@ def test_a_picture_is_a_file_in_base64():
 def test_another_form_is_one_sentence(given, sentence):
     with pytest.raises(ValueFormError, match=sentence):
         record_of(given, SCHEMA, 0)
+
+
+def sound(values: Any, rate: int, kind: str = "WAV") -> str:
+    soundfile = pytest.importorskip("soundfile", reason="the extra `sounds` is not installed")
+    stream = io.BytesIO()
+    soundfile.write(stream, values, rate, format=kind, subtype="PCM_16")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC"])
+def test_a_sounds_file_is_its_samples(kind):
+    schema = DatasetSchema(
+        "s", (ModalitySpec("voice", "waveform", shape=(2,), rate=100.0),), (TaskSpec("t", "binary"),)
+    )
+    values = np.array([[0.5, -0.25], [0.0, 0.125], [-1.0, 0.75]])
+    text = sound(values, 100, kind)
+    for given in (text, base64.b64decode(text)):
+        np.testing.assert_array_equal(record_of({"voice": given}, schema, 0).values["voice"], values.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (lambda: sound([0.5] * 9, 3), "record 0, modality ecg has 3 samples per second, and 2 are wanted"),
+        (lambda: sound(np.zeros((9, 2)), 2), "record 0, modality ecg: it has 2 channels, and 1 lead is declared"),
+        (lambda: sound([0.5] * 9, 2)[:40], "record 0, modality ecg: it is"),
+        (lambda: "äöü", "record 0, modality ecg is text that is no base64 of a sound's file"),
+        (lambda: base64.b64encode(b"\x93NUMPY and so on").decode(), "record 0, modality ecg is no sound's file"),
+    ],
+)
+def test_a_sound_that_does_not_fit_is_one_sentence(value, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        record_of({"ecg": value()}, SCHEMA, 0)
