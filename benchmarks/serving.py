@@ -179,13 +179,20 @@ def rubbish(client: Client, bodies: list[bytes], count: int, seed: int) -> Shot:
     return shot
 
 
+def working(client: Client) -> dict[str, list[psutil.Process]]:
+    """The processes that answer, by what they are."""
+    words = {"copies": ":Replica", "door": ":Door", "proxy": "ProxyActor"}
+    return {name: [psutil.Process(pid) for pid in processes(client.process or 0, word)] for name, word in words.items()}
+
+
 def memory(client: Client) -> dict[str, int]:
     """MiB of the processes that answer, resident."""
-    found = {}
-    for word in (":Replica", ":Door", "ProxyActor"):
-        pids = processes(client.process or 0, word)
-        found[word.strip(":")] = sum(psutil.Process(pid).memory_info().rss for pid in pids) >> 20
-    return found
+    return {name: sum(own.memory_info().rss for own in found) >> 20 for name, found in working(client).items()}
+
+
+def cpu(client: Client) -> dict[str, float]:
+    """Seconds that the processes that answer have worked."""
+    return {name: sum(sum(own.cpu_times()[:2]) for own in found) for name, found in working(client).items()}
 
 
 def under_load(export: str, bodies: list[bytes], seconds: float) -> list[dict[str, Any]]:
@@ -194,8 +201,13 @@ def under_load(export: str, bodies: list[bytes], seconds: float) -> list[dict[st
     with serving(export, free_port(), "--replicas", "1") as client:
         apart(shoot, client.again(), bodies, 8, 3.0)  # warm
         for clients in CLIENTS:
+            before = cpu(client)
             shot, wall = apart(shoot, client.again(), bodies, clients, seconds)
-            rows.append({"clients": clients, **shot.line(wall)})
+            took = {
+                f"{name}_cpu_ms": round(1000 * (value - before[name]) / len(shot.seconds), 2)
+                for name, value in cpu(client).items()
+            }
+            rows.append({"clients": clients, **shot.line(wall), **took})
             print(rows[-1], dict(shot.said), dict(shot.failed), flush=True)
     return rows
 
