@@ -27,7 +27,7 @@ class Counts:
 
     def text(self, copies: Sequence[Mapping[str, float]]) -> str:
         """All of them, and those of copies of the model, each by its number."""
-        values = {**self._values, ("fleximoe_copies", ""): len(copies)}
+        values: dict[tuple[str, str], float] = {**self._values, ("fleximoe_copies", ""): len(copies)}
         for number, own in enumerate(copies):
             values |= {(name, _labels({"copy": number})): value for name, value in own.items()}
         lines = []
