@@ -2,15 +2,15 @@
 
 Three data sets: the digits (8 modalities), PhysioNet 2012 (stays of its set a; with `--physionet DIR`), and one that is
 made up, with texts, pictures, codes, and timed texts and pictures. On each a small model learns for one epoch. Then 200
-records with every pattern of modalities, at most 64 of them (a fixed draw, the whole record always among them), are
-predicted by `Run.predict`, by the command `predict`, by `fleximoe.load` of the export, by MLflow's pyfunc, and by a
-server, in requests of 250 records. Printed is the largest difference of any logit or value to `Run.predict`.
+records with every pattern of modalities, at most 64 of them (a fixed draw, the whole record always among them; with
+`--each N` a record has N of them, all in turn), are predicted by `Run.predict`, by the command `predict`, by
+`fleximoe.load` of the export, by MLflow's pyfunc, and by a server, in requests of 250 records. Printed is the largest
+difference of any logit or value to `Run.predict`.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import os
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,12 +120,13 @@ def patterns(names: Sequence[str]) -> list[tuple[str, ...]]:
     return sorted(found)
 
 
-def thinned(records: Sequence[Record], names: Sequence[str]) -> list[Record]:
-    """Each record with each pattern, without labels; patterns that leave nothing are left out, as are repetitions."""
-    made = []
-    for record in records:
+def thinned(records: Sequence[Record], names: Sequence[str], each: int = PATTERNS) -> list[Record]:
+    """Each record with `each` of the patterns, all in turn, without labels; what leaves nothing is left out."""
+    made, chosen = [], patterns(names)
+    for number, record in enumerate(records):
         seen = set()
-        for pattern in patterns(names):
+        for place in range(min(each, len(chosen))):
+            pattern = chosen[(number * each + place) % len(chosen)]
             kept = tuple(name for name in pattern if name in record.values)
             if kept and kept not in seen:
                 seen.add(kept)
@@ -203,13 +204,15 @@ def ways(
     return {"command predict": command, "fleximoe.load": loaded, "MLflow pyfunc": pyfunc, "serve": served}
 
 
-def compared(name: str, data: Any, records: list[Record], schema: DatasetSchema, work: Path) -> dict[str, float]:
+def compared(
+    name: str, data: Any, records: list[Record], schema: DatasetSchema, work: Path, each: int = PATTERNS
+) -> dict[str, float]:
     """Way -> largest difference to `Run.predict`; prints a line of each."""
     uri = f"sqlite:///{work}/mlflow.db"
     training = {**SMALL["training"], "storage": work / "runs"}
     tracking = {"uri": uri, "register_as": name}
     run = fleximoe.fit(data, **{**SMALL, "training": training, "tracking": tracking}, name=name, progress=False)
-    thin = thinned(records, schema.modality_names)
+    thin = thinned(records, schema.modality_names, each)
     wanted = answers(run.predict(thin), schema.tasks)
     spread = np.concatenate([np.stack(list(own.values())).ravel() for own in wanted.values()]).std()
     print(
@@ -225,42 +228,37 @@ def compared(name: str, data: Any, records: list[Record], schema: DatasetSchema,
     return found
 
 
-@contextlib.contextmanager
-def data_sets(count: int, physionet: Path | None, work: Path) -> Iterator[dict[str, Callable[[], Any]]]:
-    """Name -> (packed data, records, schema), made when asked for."""
+def data_sets(count: int, physionet: Path | None, work: Path) -> dict[str, Callable[[], Any]]:
+    """Name -> (packed data, records to ask about, schema), made when asked for."""
 
-    def of_source(name: str, options: dict[str, Any]) -> Any:
+    def packed(name: str, records: list[Record], schema: DatasetSchema) -> tuple[Any, list[Record], DatasetSchema]:
+        return fleximoe.pack(records, schema=schema, out=work / name), records[:count], schema
+
+    def of_source(name: str, **options: Any) -> Any:
         source = create_source(name, options)
-        records = list(itertools.islice(source.records(), 2 * count))
-        return _packed(name, records, source.schema, count, work, getattr(source, "vocabularies", None))
+        return packed(name, list(itertools.islice(source.records(), 2 * count)), source.schema)
 
-    makers: dict[str, Callable[[], Any]] = {"digits": lambda: of_source("digits", {})}
+    makers: dict[str, Callable[[], Any]] = {"digits": lambda: of_source("digits")}
     if physionet is not None:
-        makers["physionet2012"] = lambda: of_source("physionet2012", {"path": str(physionet)})
-    makers["made_up"] = lambda: _packed("made_up", *made_up(2 * count), count, work, None)
-    yield makers
-
-
-def _packed(
-    name: str, records: list[Record], schema: DatasetSchema, count: int, work: Path, vocabularies: Any
-) -> tuple[Any, list[Record], DatasetSchema]:
-    data = fleximoe.pack(records, schema=schema, out=work / name, overwrite=True)
-    return data, records[:count], schema
+        makers["physionet2012"] = lambda: of_source("physionet2012", path=str(physionet))
+    makers["made_up"] = lambda: packed("made_up", *made_up(2 * count))
+    return makers
 
 
 def main() -> None:
     """Compare, print, and end with one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=200)
+    parser.add_argument("--each", type=int, default=PATTERNS, help="patterns of a record; all are used in turn")
     parser.add_argument("--physionet", type=Path, help="folder of the challenge's archives; default: left out")
     parser.add_argument("--only", help="one data set")
     chosen = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory(prefix="equal-") as folder,
-        data_sets(chosen.records, chosen.physionet, Path(folder)) as makers,
-    ):
+    with tempfile.TemporaryDirectory(prefix="equal-") as folder:
+        makers = data_sets(chosen.records, chosen.physionet, Path(folder))
         results = {
-            name: compared(name, *make(), Path(folder)) for name, make in makers.items() if chosen.only in (None, name)
+            name: compared(name, *make(), Path(folder), chosen.each)
+            for name, make in makers.items()
+            if chosen.only in (None, name)
         }
     print(json.dumps({"benchmark": "equal_answers", "records": chosen.records, "largest": results}))
 
