@@ -195,6 +195,12 @@ def cpu(client: Client) -> dict[str, float]:
     return {name: sum(sum(own.cpu_times()[:2]) for own in found) for name, found in working(client).items()}
 
 
+def counter(client: Client, name: str) -> float:
+    """A figure of /metrics; 0 where it has never been counted."""
+    lines = client.ask("/metrics")[1].splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
 def under_load(export: str, bodies: list[bytes], seconds: float) -> list[dict[str, Any]]:
     """One copy; requests by 1, 8 and 64 clients."""
     rows = []
@@ -220,7 +226,9 @@ def killed(export: str, bodies: list[bytes], seconds: float) -> dict[str, Any]:
         timer = threading.Timer(seconds / 3, os.kill, (first, signal.SIGKILL))
         timer.start()
         shot, wall = apart(shoot, client.again(), bodies, 8, seconds)
+        assert not psutil.pid_exists(first)
         found = {**shot.line(wall), "longest_ms": round(1000 * max(shot.seconds)), "said": dict(shot.said)}
+        found["put_to_another"] = counter(client, "fleximoe_retries_total")
         print("killed", found, dict(shot.failed), flush=True)
         return found
 
