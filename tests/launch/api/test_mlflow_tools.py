@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 import fleximoe
 from benchmarks.equal_answers import SMALL, compared, made_up, plain, thinned
-from tests.launch.commands import environment, wait_until
+from tests.launch.commands import ROOT, environment, wait_until
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.together, pytest.mark.long]
@@ -57,7 +59,8 @@ def test_mlflow_serves_what_the_run_predicts(run, uri, tmp_path):
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/made_up/1", "--env-manager", "local"]
     command += ["--port", str(port), "--host", "127.0.0.1"]
-    env = environment(MLFLOW_TRACKING_URI=uri)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it runs `uvicorn`
+    env = environment(MLFLOW_TRACKING_URI=uri, PATH=path, PYTHONPATH=str(ROOT))
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -103,11 +106,9 @@ def test_mlflow_measures_what_we_measure(run, uri):
     metrics = run.evaluate("test")
     assert by_class.metrics["accuracy_score"] == pytest.approx(metrics["test/ill/accuracy"], abs=1e-6)
     assert by_class.metrics["f1_score"] == pytest.approx(metrics["test/ill/f1"], abs=1e-6)
-    wanted = float(((said["ill.probability"] - said["ill"]) ** 2).mean())
-    assert by_chance.metrics["mean_squared_error"] == pytest.approx(wanted, abs=1e-6)
+    assert by_chance.metrics["mean_squared_error"] == pytest.approx(metrics["test/ill/brier"], abs=1e-6)
     auroc = roc_auc_score(said["ill"], said["ill.probability"])
     assert auroc == pytest.approx(metrics["test/ill/auroc"], abs=1e-6)
-    assert log_loss(said["ill"], said["ill.probability"]) == pytest.approx(metrics["test/ill/loss"], abs=1e-5)
 
 
 @pytest.mark.ray
