@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -26,6 +27,8 @@ from trainer.config.run_config import RunConfig
 logger = logging.getLogger(__name__)
 
 ONGOING = 256  # requests that a copy has at a time
+# Ray Serve kills a proxy that is not up within 5 s, which a busy machine misses; of a local Ray, a cluster has its own.
+PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30"}
 MOST_WAITING = 1_000  # requests that wait for one; further ones are answered 503 at once
 
 
@@ -69,6 +72,8 @@ def serve_until_stopped(service: Service, debug: bool = False) -> None:
         version = put(found, place)
         config = _recipe(version.url, service.replicas)
         prepare_for_ray(config)
+        for name, seconds in PATIENCE.items():
+            os.environ.setdefault(name, seconds)
         try:
             from ray import serve
         except ImportError as error:
