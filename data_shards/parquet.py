@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +22,8 @@ MOST_BYTES = 1 << 33  # of a table, unpacked
 _ROW_GROUP = 1 << 20
 
 Column = np.ndarray | list[str]
+TEXT = ("string", "sha256")
+NOWHERE: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def dump_table(columns: Mapping[str, Column], types: Mapping[str, str]) -> bytes:
@@ -47,11 +50,14 @@ def dump_table(columns: Mapping[str, Column], types: Mapping[str, str]) -> bytes
     return stream.getvalue()
 
 
-def load_table(data: bytes, types: Mapping[str, str], rows: int) -> dict[str, Column]:
-    """Columns of Parquet bytes: arrays, and lists of text.
+def load_table(
+    data: bytes, types: Mapping[str, str], rows: int, into: Mapping[str, np.ndarray] = NOWHERE
+) -> dict[str, Column]:
+    """Columns of Parquet bytes: arrays, and lists of text. Unpacked a group of rows at a time, its columns in threads.
 
     Args:
         types: name -> type of each column, in order. rows: how many there must be.
+        into: where the values of some columns are put; of others an array is made.
 
     Raises:
         TableError: it is no Parquet file, or one of other columns or another number of rows.
@@ -62,13 +68,20 @@ def load_table(data: bytes, types: Mapping[str, str], rows: int) -> dict[str, Co
     try:
         with pq.ParquetFile(pa.BufferReader(data)) as file:
             _check(file.metadata, file.schema_arrow, _schema(types), rows)
-            table = file.read(use_threads=False)
+            found: dict[str, Column] = {
+                name: into[name] if name in into else _empty(types[name], rows) for name in types
+            }
+            end = 0
+            for number in range(file.num_row_groups):
+                group = file.read_row_group(number)
+                start, end = end, end + group.num_rows
+                for name, kind in types.items():
+                    _put(found[name], start, group.column(name), name, kind)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise TableError(f"it is no Parquet file that can be read: {' '.join(str(error).split())}") from error
-    for name in types:
-        if table.column(name).null_count:
-            raise TableError(f"column {name} has empty cells")
-    return {name: _column(table.column(name), kind) for name, kind in types.items()}
+    if end != rows:
+        raise TableError(f"its groups have {end} rows, not {rows}")
+    return found
 
 
 def _check(metadata: Any, found: pa.Schema, wanted: pa.Schema, rows: int) -> None:
@@ -97,9 +110,20 @@ def _array(column: Column, kind: str) -> pa.Array:
     return pa.array(column, pa.type_for_alias(kind))
 
 
-def _column(column: pa.ChunkedArray, kind: str) -> Column:
-    if kind == "sha256":
-        return [value.hex() for value in column.to_pylist()]
-    if kind == "string":
-        return cast(list[str], column.to_pylist())
-    return cast(np.ndarray, column.to_numpy())
+def _empty(kind: str, rows: int) -> Column:
+    import pyarrow as pa
+
+    if kind in TEXT:
+        return list[str]()
+    return np.empty(rows, pa.type_for_alias(kind).to_pandas_dtype())
+
+
+def _put(found: Column, start: int, column: pa.ChunkedArray, name: str, kind: str) -> None:
+    """Values of a column's next rows to where they belong."""
+    if column.null_count:
+        raise TableError(f"column {name} has empty cells")
+    if isinstance(found, list):
+        values = column.to_pylist()
+        found += [value.hex() for value in values] if kind == "sha256" else values
+    elif start + len(column) <= len(found):  # if not, the sum of all groups says so
+        found[start : start + len(column)] = column.to_numpy()

@@ -163,14 +163,16 @@ class Manifest:
 
 def check_shards(shards: Sequence[Shard] | ShardList, chunks: ChunkTable, url: str) -> None:
     """Raise ManifestError if shards and chunks contradict each other, or a name leaves the folder."""
-    check_names((name for shard in shards for name in (shard.name, shard.index.name)), url)
-    for shard in shards:
-        if not 0 <= shard.index.bytes <= MAX_CHUNK_BYTES:
-            raise ManifestError(f"{url}: index of shard {shard.name} claims {shard.index.bytes} bytes")
-    if isinstance(shards, ShardList):
+    if isinstance(shards, ShardList):  # a hundred thousand of them are not made one by one for this
+        names, sizes = shards.names(), shards.index_bytes_S.tolist()
         bytes_S, records_S = shards.bytes_S, shards.records_S
     else:
+        names, sizes = (n for s in shards for n in (s.name, s.index.name)), [shard.index.bytes for shard in shards]
         bytes_S, records_S = (np.array([getattr(s, name) for s in shards], np.int64) for name in ("bytes", "records"))
+    check_names(names, url)
+    for number, size in enumerate(sizes):
+        if not 0 <= size <= MAX_CHUNK_BYTES:
+            raise ManifestError(f"{url}: index of shard {shards[number].name} claims {size} bytes")
     problem = chunks.problem(bytes_S, records_S)
     if problem:
         raise ManifestError(f"{url}: shard {shards[problem[0]].name}, {problem[1]}")

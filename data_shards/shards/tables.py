@@ -12,7 +12,7 @@ import numpy as np
 
 from data_shards.errors import ManifestError, TableError
 from data_shards.node_arrays import node_arrays
-from data_shards.parquet import Column, dump_table, load_table
+from data_shards.parquet import NOWHERE, Column, dump_table, load_table
 from data_shards.records.distributions.distribution import Distribution
 from data_shards.records.distributions.sketch import Sketch
 from data_shards.records.statistics import DISTRIBUTIONS, Accumulator
@@ -102,42 +102,47 @@ def _load(
     storage: Storage, shards: TableFile, chunks: TableFile, columns: int, moments: bool
 ) -> tuple[dict[str, np.ndarray], ChunkTable]:
     own = read_table(storage, shards, "shards", _SHARDS)
-    rows = cast("dict[str, np.ndarray]", read_table(storage, chunks, "chunks", _chunk_types(columns, moments)))
+    _check_rows(storage, chunks, "chunks")
+    # By column: one (split, part) is read at a time, and each is unpacked to its place.
+    names = ("part", "samples")[: 1 + moments]
+    beside = {name: np.empty((chunks.rows, columns), np.int32, order="F") for name in names}
+    into = {f"{name}.{number}": beside[name][:, number] for name in names for number in range(columns)}
+    types = _chunk_types(columns, moments)
+    rows = cast("dict[str, np.ndarray]", read_table(storage, chunks, "chunks", types, into))
     counts_S = cast(np.ndarray, own["chunks"])
     if (counts_S < 0).any() or counts_S.sum(dtype=np.int64) != chunks.rows:
         raise ManifestError(
             f"{storage.url}: table {shards.name} counts {counts_S.sum(dtype=np.int64)} chunks, table {chunks.name} has "
             f"{chunks.rows}"
         )
-    parts_KC, samples = _side_by_side([rows[f"part.{number}"] for number in range(columns)], chunks.rows), None
-    if moments:
-        samples_KC = _side_by_side([rows[f"samples.{number}"] for number in range(columns)], chunks.rows)
-        samples = samples_KC, rows["samples"]
+    samples = (beside["samples"], rows["samples"]) if moments else None
     offset_K, length_K, records_K, crc32_K = (rows[name] for name in ("offset", "length", "records", "crc32"))
-    table = ChunkTable.of(counts_S, offset_K, length_K, records_K, crc32_K, parts_KC, samples)
-    names, sha256, index_names, index_sha256 = (
+    table = ChunkTable.of(counts_S, offset_K, length_K, records_K, crc32_K, beside["part"], samples)
+    own_names, sha256, index_names, index_sha256 = (
         cast(list[str], own[name]) for name in ("name", "sha256", "index_name", "index_sha256")
     )
     numbers = {name: cast(np.ndarray, own[name]) for name in ("bytes", "records", "index_bytes")}
-    arrays = ShardList.arrays_of(names, sha256, index_names, index_sha256, numbers)
+    arrays = ShardList.arrays_of(own_names, sha256, index_names, index_sha256, numbers)
     check_shards(ShardList(arrays, table), table, storage.url)
     return arrays, table
 
 
-def _side_by_side(columns: list[np.ndarray], rows: int) -> np.ndarray:
-    # By column: one (split, part) is read at a time.
-    joined = np.empty((rows, len(columns)), np.int32, order="F")
-    for number, column in enumerate(columns):
-        joined[:, number] = column
-    return joined
-
-
-def read_table(storage: Storage, file: TableFile, what: str, types: Mapping[str, str]) -> dict[str, Column]:
-    """Columns of a table; ManifestError if it is not what the manifest says, or over the limits."""
+def _check_rows(storage: Storage, file: TableFile, what: str) -> None:
     if not 0 <= file.rows <= MAX_ROWS[what]:
         raise ManifestError(f"{storage.url}: table {file.name} claims {file.rows} rows, the limit is {MAX_ROWS[what]}")
+
+
+def read_table(
+    storage: Storage,
+    file: TableFile,
+    what: str,
+    types: Mapping[str, str],
+    into: Mapping[str, np.ndarray] = NOWHERE,
+) -> dict[str, Column]:
+    """Columns of a table, as `load_table`; ManifestError if it is not what the manifest says, or over the limits."""
+    _check_rows(storage, file, what)
     try:
-        return load_table(read_table_file(storage, file), types, file.rows)
+        return load_table(read_table_file(storage, file), types, file.rows, into)
     except TableError as error:
         raise ManifestError(f"{storage.url}: table {file.name}: {error}") from error
 

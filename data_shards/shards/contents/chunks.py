@@ -20,6 +20,7 @@ import numpy as np
 from data_shards.node_arrays import NodeArrays
 
 MAX_CHUNK_BYTES = 1 << 30
+_BLOCK = 1 << 16  # chunks that are checked at a time
 
 
 class Chunk(NamedTuple):
@@ -143,42 +144,60 @@ class ChunkTable:
 
     def problem(self, bytes_S: np.ndarray, records_S: np.ndarray) -> tuple[int, str] | None:
         """(shard, what is wrong with it) where numbers contradict each other; None if none do."""
-        end_K = self.offset_K + self.length_K
-        start_K = np.concatenate(([0], end_K[:-1]))[: len(self)]
-        start_K[self.first_S1[:-1][np.diff(self.first_S1) > 0]] = 0
-        wrong_K = (self.offset_K != start_K) | (self.length_K < 1) | (self.records_K < 1)
-        if wrong_K.any():
-            k = int(np.argmax(wrong_K))
-            found = f"bytes {self.offset_K[k]}+{self.length_K[k]}, expected to start at {start_K[k]}"
-            return self._at(k, f"{found} and to hold records")
-        long_K = self.length_K > MAX_CHUNK_BYTES
-        if long_K.any():
-            k = int(np.argmax(long_K))
-            return self._at(k, f"{self.length_K[k]} bytes, the limit is {MAX_CHUNK_BYTES}")
-        parts, most = self.parts_KC, self.records_K[:, None]
-        unfit_K = ((parts < 0) | (parts > most)).any(axis=1)
-        if unfit_K.any():
-            k = int(np.argmax(unfit_K))
-            return self._at(k, f"counts per part {tuple(parts[k].tolist())} do not fit {self.records_K[k]} records")
-        # Each record is at least one sample, and those of a part are some of all.
-        unfit_K = (
-            (self.samples_KC < parts) | (self.samples_KC - parts > (self.total_K - self.records_K)[:, None])
-        ).any(1)
-        unfit_K |= self.total_K < self.records_K
-        if unfit_K.any():
-            k = int(np.argmax(unfit_K))
-            samples = f"samples {tuple(self.samples_KC[k].tolist())} of {self.total_K[k]}"
-            return self._at(k, f"{samples} do not fit {self.records_K[k]} records")
+        for start in range(0, len(self), _BLOCK):
+            found = self._problem_in(slice(start, min(start + _BLOCK, len(self))))
+            if found is not None:
+                return self._at(*found)
         # Chunks of a shard follow each other: the last one ends last.
         filled_S = np.diff(self.first_S1) > 0
+        last_S = self.first_S1[1:][filled_S] - 1
         longest_S = np.zeros(len(bytes_S), np.int64)
-        longest_S[filled_S] = end_K[self.first_S1[1:][filled_S] - 1]
+        longest_S[filled_S] = self.offset_K[last_S] + self.length_K[last_S]
         # Where the next shard's records begin, less where its own do.
-        next_S = np.append(self.start_K, int(self.records_K.sum(dtype=np.int64)))[self.first_S1]
-        wrong_S = (longest_S > bytes_S) | (np.diff(next_S) != records_S)
+        before_S1 = np.full(len(self.first_S1), int(self.start_K[-1]) + int(self.records_K[-1]) if len(self) else 0)
+        begun_S1 = self.first_S1 < len(self)
+        before_S1[begun_S1] = self.start_K[self.first_S1[begun_S1]]
+        wrong_S = (longest_S > bytes_S) | (np.diff(before_S1) != records_S)
         if wrong_S.any():
             s = int(np.argmax(wrong_S))
             return s, f"its chunks do not fit its {bytes_S[s]} bytes and {records_S[s]} records"
+        return None
+
+    def _problem_in(self, own: slice) -> tuple[int, str] | None:
+        """(chunk, what is wrong with it) of some chunks: few enough to stay in the processor's cache meanwhile."""
+        offset_K, length_K, records_K = self.offset_K[own], self.length_K[own], self.records_K[own]
+        start_K, before = np.empty(len(offset_K), np.int64), own.start - 1
+        start_K[0] = self.offset_K[before] + self.length_K[before] if own.start else 0
+        np.add(offset_K[:-1], length_K[:-1], out=start_K[1:])
+        first, last = np.searchsorted(self.first_S1, (own.start, own.stop)).tolist()
+        start_K[self.first_S1[first:last] - own.start] = 0  # of each shard
+        wrong_K = (offset_K != start_K) | (length_K < 1) | (records_K < 1)
+        if wrong_K.any():
+            k = int(np.argmax(wrong_K))
+            found = f"bytes {offset_K[k]}+{length_K[k]}, expected to start at {start_K[k]}"
+            return own.start + k, f"{found} and to hold records"
+        if length_K.max() > MAX_CHUNK_BYTES:
+            k = int(np.argmax(length_K > MAX_CHUNK_BYTES))
+            return own.start + k, f"{length_K[k]} bytes, the limit is {MAX_CHUNK_BYTES}"
+        parts_KC = self.parts_KC[own]
+        unfit_K = np.zeros(len(offset_K), bool)
+        for part_K in parts_KC.T:
+            unfit_K |= (part_K < 0) | (part_K > records_K)
+        if unfit_K.any():
+            k = int(np.argmax(unfit_K))
+            return own.start + k, f"counts per part {tuple(parts_KC[k].tolist())} do not fit {records_K[k]} records"
+        return None if self.samples_KC is self.parts_KC else self._unfit_samples(own)
+
+    def _unfit_samples(self, own: slice) -> tuple[int, str] | None:
+        """As `_problem_in`: each record is at least one sample, and those of a part are some of all."""
+        parts_KC, samples_KC = self.parts_KC[own], self.samples_KC[own]
+        records_K, total_K = self.records_K[own], self.total_K[own]
+        unfit_K = ((samples_KC < parts_KC) | (samples_KC - parts_KC > (total_K - records_K)[:, None])).any(1)
+        unfit_K |= total_K < records_K
+        if unfit_K.any():
+            k = int(np.argmax(unfit_K))
+            samples = f"samples {tuple(samples_KC[k].tolist())} of {total_K[k]}"
+            return own.start + k, f"{samples} do not fit {records_K[k]} records"
         return None
 
     def _at(self, chunk: int, words: str) -> tuple[int, str]:

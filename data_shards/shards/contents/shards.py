@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, ClassVar, overload
 
 import numpy as np
@@ -80,6 +81,18 @@ class ShardList(Sequence[Shard]):
     def records_S(self) -> np.ndarray:  # noqa: N802
         """int64: records of each shard."""
         return self._arrays["records"]
+
+    @property
+    def index_bytes_S(self) -> np.ndarray:  # noqa: N802
+        """int64: bytes of each shard's index."""
+        return self._arrays["index_bytes"]
+
+    def names(self) -> Iterator[str]:
+        """Names of all shards, then those of their indices."""
+        for key in ("name", "index_name"):
+            raw = self._arrays[f"{key}s"].tobytes()
+            for start, end in pairwise(self._arrays[f"{key}_starts"].tolist()):
+                yield raw[start:end].decode()
 
     def __len__(self) -> int:
         return len(self._arrays["bytes"])
