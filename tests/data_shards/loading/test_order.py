@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data_shards.loading.order import EpochOrder, first_numbers, places, share_bounds
 from data_shards.loading.shares import Place, share_by_records, share_by_tokens
-from data_shards.permutation import permutation
+from data_shards.permutation import _by_first_byte, permutation
 
 COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=40).filter(lambda counts: sum(counts) > 0)
 
@@ -140,6 +140,15 @@ def test_storage_order_without_shuffling() -> None:
 def test_no_records() -> None:
     order = EpochOrder(np.array([0, 0]), 1, 0, 4)
     assert order.total == 0 and pairs(order.take(0, 10)) == []
+
+
+def test_many_are_sorted_as_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = permutation(5000, 3, "x")
+    monkeypatch.setattr("data_shards.permutation._LARGE", 0)
+    np.testing.assert_array_equal(permutation(5000, 3, "x"), few)
+    assert permutation(0, 3).tolist() == [] and permutation(1, 3).tolist() == [0]
+    same = np.repeat(np.array([5 << 56, 3, 5 << 56 | 1], np.uint64), 100)  # of equal ones the first comes first
+    np.testing.assert_array_equal(_by_first_byte(same), np.argsort(same, kind="stable"))
 
 
 def test_permutations_look_uniform() -> None:
