@@ -8,7 +8,8 @@ makes what the node shares, the others map it; a rank hands its data to its load
 does it); each makes the order of an epoch and the positions of steps.
 
 `resident` is what the processes hold beyond what they held before, as the system counts it: private pages of every
-process, and pages of shared files once (Pss), over the number of chunks. Times in seconds.
+process, and pages of shared files once (Pss), over the number of chunks. Seconds, and seconds of the processor where
+others are at work beside it.
 """
 
 from __future__ import annotations
@@ -89,24 +90,31 @@ def timed(do: Callable[[], Any]) -> tuple[Any, float]:
     return found, time.perf_counter() - start
 
 
+def used(do: Callable[[], Any]) -> tuple[Any, float, float]:
+    """As `timed`, and seconds of the processor."""
+    start = time.process_time()
+    return *timed(do), time.process_time() - start
+
+
 def process(folder: str, scratch: str, batch_size: int, go: Any, done: Any, answers: Any) -> None:
     """What a process of a node does; the others begin when the first is done."""
     tempfile.tempdir = scratch
     go.wait()
     before = private_and_shared()[0]
-    manifest, opened = timed(lambda: open_manifest(folder))
+    manifest, opened, opened_cpu = used(lambda: open_manifest(folder))
     config, order = DataConfig(url=folder), {"batch_size": batch_size, "shuffle": True, "seed": 0}
-    steps, prepared = timed(lambda: _Steps(manifest, config, "train", order, Place(0, 1, 1), SCHEMA))
+    steps, prepared, prepared_cpu = used(lambda: _Steps(manifest, config, "train", order, Place(0, 1, 1), SCHEMA))
     data, out = timed(lambda: pickle.dumps(steps))
     there, into = timed(lambda: pickle.loads(data))  # noqa: S301 - made here
-    made, ordered = timed(lambda: there._order(0))
+    made, ordered, ordered_cpu = used(lambda: there._order(0))
     positions = {}
     for size in BATCHES:
         taken = [timed(lambda i=i, size=size: made.numbers(i * size, (i + 1) * size))[1] for i in range(STEPS)]
         positions[size] = statistics.median(taken)
     answers.put(
         {"open": opened, "prepare": prepared, "hand over": out + into, "bytes": len(data), "order": ordered,
-         "positions": positions, "before": before}
+         "positions": positions, "before": before,
+         "cpu": {"open": opened_cpu, "prepare": prepared_cpu, "order": ordered_cpu}}
     )  # fmt: skip
     done.wait()
     answers.put(private_and_shared())
@@ -154,16 +162,17 @@ def main() -> None:
             shutil.rmtree(work)
     first, *others = found
     rows = [
-        (name, first[name], statistics.median(each[name] for each in others))
+        (name, first[name], first["cpu"].get(name, ""), statistics.median(each[name] for each in others))
         for name in ("open", "prepare", "hand over", "order")
     ]
-    rows += [(f"positions of {size}", first["positions"][size],
+    rows += [(f"positions of {size}", first["positions"][size], "",
               statistics.median(each["positions"][size] for each in others)) for size in BATCHES]  # fmt: skip
-    table(("seconds", "first process", "others"), rows)
+    table(("seconds", "first process", "of the processor", "others"), rows)
     resident = held / chosen.chunks
     told = f"{resident:.1f} bytes a chunk; to a loader travel {first['bytes']} bytes"
     print(f"{processes} processes hold {held / 2**30:.2f} GiB: {told}")
-    figures = {name: value for name, value, _ in rows} | {f"{name}, others": value for name, _, value in rows}
+    figures = {name: value for name, value, _, _ in rows} | {f"{name}, others": value for name, _, _, value in rows}
+    figures |= {f"{name}, processor": value for name, value in first["cpu"].items()}
     last_line("manifest", figures | {"bytes a chunk": resident}, processes=processes, chunks=chosen.chunks)
 
 

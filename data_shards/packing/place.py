@@ -26,7 +26,7 @@ def writable(out_url: str, options: dict[str, Any] | None) -> Storage:
     """The folder of a new data set; ValueError if nothing can be written there."""
     storage = Storage(out_url, options)
     if storage.scheme in ("http", "https"):
-        raise ValueError(f"{storage.url} can only be read; pack into a folder or an object store")
+        raise ValueError(f"{storage.url} can only be read; what is written goes into a folder or an object store")
     return storage
 
 

@@ -28,6 +28,10 @@ _PIECE = 32 << 20
 T = TypeVar("T")
 
 
+class _WholeFileError(OSError):
+    """A server gives files as a whole only; asking again changes nothing."""
+
+
 def check_url(url: str) -> tuple[str, str]:
     """(scheme, absolute path or normalised URL, without a slash at the end).
 
@@ -105,7 +109,12 @@ class Storage:
         def once() -> bytes:
             self.counts["reads"] += 1
             data: bytes = self._open()[0].cat_file(self.path(name), start=start, end=end)
-            if exact and end is not None and len(data) != end - start:
+            if end is not None and len(data) > end - start:
+                raise _WholeFileError(
+                    f"the server gave {len(data)} bytes where {end - start} were asked for: it knows no ranges; "
+                    "copy the data from it (`copy`), and use the copy"
+                )
+            if exact and end is not None and len(data) < end - start:
                 raise EOFError(f"got {len(data)} bytes of the {end - start} asked for")
             self.counts["bytes"] += len(data)
             return data
@@ -142,7 +151,7 @@ class Storage:
 
     def _permanent(self, error: BaseException) -> bool:
         """Local failures do not heal by waiting; object stores also deny existing objects for a moment."""
-        return isinstance(error, PermissionError) or self.scheme in ("file", "memory")
+        return isinstance(error, PermissionError | _WholeFileError) or self.scheme in ("file", "memory")
 
     def write(self, name: str, data: bytes) -> None:
         """Store a whole file; it appears complete under its name or not at all.
@@ -189,8 +198,10 @@ class Storage:
                 path.unlink(missing_ok=True)
 
     def names(self) -> list[str]:
-        """Names of the files in this folder, sorted; empty if the folder does not exist."""
+        """Names of the files in this folder, sorted; empty if there is no folder, or a server that does not list it."""
         fs, root = self._open()
+        if self.scheme in ("http", "https"):
+            root += "/"  # of a folder; without it servers answer with another address
         fs.invalidate_cache()
         if not fs.exists(root):
             return []

@@ -44,7 +44,13 @@ def versions_of(url: str, storage_options: dict[str, Any] | None = None) -> list
     """All versions, the oldest first. Raises ManifestError: there is no data set, or a head is damaged."""
     newest = open_manifest(url, storage_options)
     storage = newest.storage
-    found = [_version(storage, name) for name in storage.names() if HEAD.fullmatch(name)]
+    names = storage.names()
+    if FILE not in names:
+        raise ManifestError(
+            f"{storage.url} does not say which files it has, so its versions cannot be listed; one whose file is known "
+            "is opened by that (manifest-NUMBER-DIGEST.json)"
+        )
+    found = [_version(storage, name) for name in names if HEAD.fullmatch(name)]
     return [*sorted(found, key=lambda version: version.number), _version(storage, FILE)]
 
 
