@@ -87,6 +87,7 @@ def pack(
     workers: int = 1,
     shard_mb: int = 64,
     overwrite: bool = False,
+    append: bool = False,
     **frames: Any,
 ) -> Data:
     """Turn data into shards, once; what comes back is what `fit` takes.
@@ -111,6 +112,7 @@ def pack(
         name: of the data set; default: the last part of `out`.
         workers: processes that read and encode; a script that takes more than 1 needs `if __name__ == "__main__":`.
         shard_mb: size at which a shard is closed, in MiB. overwrite: replace a data set that is there.
+        append: add these records to the data set that is there, as its next version.
 
     Raises:
         InputError: a record, column or entry that does not fit; a data set that is there. RunError: another pack is at
@@ -127,7 +129,7 @@ def pack(
         "split": split,
         "name": name,
     }
-    guided |= {"workers": workers, "shard_mb": shard_mb, "overwrite": overwrite}
+    guided |= {"workers": workers, "shard_mb": shard_mb, "overwrite": overwrite, "append": append}
     return speaking(pack_data)(source, out, frames, schema=schema, options=options, **guided)
 
 

@@ -36,6 +36,11 @@ class DataConfig(BaseModel):
         "tasks are then called NAME-modality and NAME-task",
     )
     split: str = Field("default", description="named split of the data set that training and evaluation use")
+    follow: bool = Field(
+        False,
+        description="let a run that goes on move to the newer version of a data set that has grown (pack --append); it "
+        "begins an epoch there",
+    )
     seed: int = Field(0, description="seed of the record order; the order of an epoch is a function of (seed, epoch)")
     workers: int = Field(0, ge=0, le=256, description="loader processes per rank; 0 reads inside the training process")
     prefetch: int = Field(2, ge=1, le=64, description="steps that each loader process prepares in advance")

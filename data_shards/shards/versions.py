@@ -68,6 +68,16 @@ def _version(storage: Storage, name: str) -> Version:
         raise ManifestError(f"{storage.url}: {name} is damaged: {error!r}") from error
 
 
+def ancestors_of(manifest: Manifest) -> dict[str, str]:
+    """Digest -> URL of the versions that a data set has grown from, as far as they are kept; empty if it has not.
+
+    Raises ManifestError: a head is damaged, or they cannot be listed.
+    """
+    number = 1 if manifest.lineage is None else manifest.lineage.number
+    found = versions_of(manifest.url, manifest.storage.options) if number > 1 else []
+    return {version.digest: version.url for version in found if version.number < number}
+
+
 def files_of(manifest: Manifest) -> set[str]:
     """Names of all files that a version names, its head left out."""
     names = {file.name for file in manifest.vocabularies.values()}

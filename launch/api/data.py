@@ -110,6 +110,7 @@ def pack(
     workers: int,
     shard_mb: int,
     overwrite: bool,
+    append: bool,
     **guided: Any,
 ) -> Data:
     """See `fleximoe.pack`; `guided` is what is said of data frames."""
@@ -118,7 +119,7 @@ def pack(
     place = absolute_url(str(out))
     with _scratch(bool(frames)) as scratch, called_frames(scratch) if frames else nullcontext():
         made, guesses = _source(source, place, frames, schema, dict(options or {}), scratch, guided)
-        report = pack_into(made, place, workers=workers, shard_bytes=shard_mb << 20, overwrite=overwrite)
+        report = pack_into(made, place, workers=workers, shard_bytes=shard_mb << 20, overwrite=overwrite, append=append)
     return Data(place, report, guesses)
 
 

@@ -53,10 +53,15 @@ def _usable(run_dir: str) -> Iterator[Checkpoint]:
             logger.warning("%s; it is passed over", error)
 
 
+def recorded(run_dir: str) -> dict[str, Any]:
+    """What a run's newest readable checkpoint says about itself; empty if there is none."""
+    newest = next(_usable(run_dir), None)
+    return newest.meta if newest else {}
+
+
 def recorded_recipe(run_dir: str) -> dict[str, Any] | None:
     """The recipe, as plain values, that a run's newest readable checkpoint keeps; None if there is none."""
-    newest = next(_usable(run_dir), None)
-    return newest.meta["config"] if newest else None
+    return recorded(run_dir).get("config")
 
 
 def checkpoint_folders(fs: fsspec.AbstractFileSystem, root: str) -> list[str]:

@@ -7,6 +7,7 @@ import logging
 from data_shards.loading.mixture import Mixture
 from data_shards.yaml_file import to_yaml
 from trainer.checkpoints.checkpoint import Checkpoint
+from trainer.jobs.grown import version_of
 from trainer.models.flops import parameter_counts, parameter_share
 from trainer.models.pretrained.loading.backbone import backbone_of
 from trainer.run_folder import CONFIG, RECIPE, REQUIREMENTS
@@ -21,7 +22,8 @@ def log_origin(session: Session, tracker: Tracker) -> None:
     """The recipe with everything in it, the data, the packages: what another person needs to repeat the run."""
     config, manifest = session.config, session.manifest
     whole = config.model_dump(mode="json", exclude={"evaluation"})
-    data = {"name": manifest.schema.name, "digest": manifest.digest, "records": manifest.records}
+    number = version_of(manifest)
+    data = {"name": manifest.schema.name, "digest": manifest.digest, "records": manifest.records, "version": number}
     # MLflow's compare page shows what differs; of these two that is no news, as the run has that name.
     told = config.model_dump(mode="json", exclude={"evaluation": True, "name": True, "tracking": {"spool"}})
     tracker.log_params({**told, "dataset": data})
@@ -32,7 +34,8 @@ def log_origin(session: Session, tracker: Tracker) -> None:
     if backbone is not None:
         runs = {"backbone.runs": ",".join(backbone["runs"])} if backbone["runs"] else {}
         tracker.set_tags({"job": config.job, "backbone.digest": backbone["digest"], **runs})
-    tracker.set_tags({"job_type": config.job, "dataset.name": manifest.schema.name, "dataset.digest": manifest.digest})
+    about = {"name": manifest.schema.name, "digest": manifest.digest, "version": str(number)}
+    tracker.set_tags({"job_type": config.job, **{f"dataset.{key}": value for key, value in about.items()}})
     if session.context.rank == 0:
         tracker.log_text(RECIPE, to_yaml(whole))
         tracker.log_text(REQUIREMENTS, environment_lock())

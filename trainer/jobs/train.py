@@ -28,6 +28,7 @@ from trainer.checkpoints.restore import load_engine, restore
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config.preset import recorded, said
 from trainer.config.run_config import RunConfig, as_recorded
+from trainer.jobs.grown import Growth, move
 from trainer.jobs.origin import lineage, log_origin, model_size
 from trainer.models.encoders.own.embedded import with_embedded
 from trainer.models.job_type import job_type
@@ -61,6 +62,8 @@ def train(config: RunConfig, context: Context, tags: dict[str, str], guard: Guar
     init_distributed(context.device, config.parallel.timeout_s)
     # The same list on every rank: whether there is something to continue from decides how the model is made.
     paths = broadcast_json(committed_paths(config.run_dir) if context.rank == 0 else None)
+    growth = Growth.of(config, manifest, context) if paths else Growth()
+    statistics = growth.statistics or statistics
     if paths and (config.unnamed or config.model.image.network is None):
         config = as_recorded(config, broadcast_json(recorded_recipe(config.run_dir) if context.rank == 0 else None))
     config, asked = job_type(config.job).sized(config, schema, statistics, manifest.splits[config.data.split]), config
@@ -75,7 +78,7 @@ def train(config: RunConfig, context: Context, tags: dict[str, str], guard: Guar
     tracker = create_tracker(config.tracking, config.name, run_id, tags, context.rank, config.run_dir, guard)
     status = "FAILED"
     try:
-        result = _train(session, tracker, paths)
+        result = _train(session, tracker, paths, growth)
         status = "FINISHED" if result["status"] == "finished" else "KILLED"
         # The other ranks wait for what MLflow says at the end, so it has less time than they.
         tracker.finish(status, min(FINISH_SECONDS, config.parallel.timeout_s / 2))  # type: ignore[arg-type]
@@ -87,14 +90,16 @@ def train(config: RunConfig, context: Context, tags: dict[str, str], guard: Guar
         session.close()
 
 
-def _train(session: Session, tracker: Tracker, paths: list[str]) -> dict[str, Any]:
+def _train(session: Session, tracker: Tracker, paths: list[str], growth: Growth) -> dict[str, Any]:
     config, context = session.config, session.context
     log_origin(session, tracker)
     size = model_size(session, tracker)
-    checkpoint = _restore(session, paths)
+    checkpoint = _restore(session, paths, growth)
     context.start.mark("restore")
     progress = Progress(**checkpoint.meta["progress"]) if checkpoint else Progress()
     tracker.rewind(progress.step)
+    if checkpoint and checkpoint.meta["data_digest"] != session.manifest.digest:
+        move(session, tracker, progress, checkpoint)
     if checkpoint and context.rank == 0:
         logger.info("continuing %s at step %d", config.name, progress.step)
     # One word for this start of the run on all ranks, by which rank 0 tells their files from an earlier start's.
@@ -189,9 +194,9 @@ def _agree(ok: bool) -> bool:
     return float(sum_over_ranks(torch.tensor(float(not ok)))) == 0
 
 
-def _restore(session: Session, paths: list[str]) -> Checkpoint | None:
+def _restore(session: Session, paths: list[str], growth: Growth) -> Checkpoint | None:
     """Continue from the newest readable one of the run's checkpoints. Collective."""
-    belongs = partial(_belongs, session)
+    belongs = partial(_belongs, session, growth)
     checkpoint = restore(session.config.run_dir, paths, session.engine, _agree, belongs)
     if checkpoint is not None:
         check_filled(session.engine.module)
@@ -200,14 +205,10 @@ def _restore(session: Session, paths: list[str]) -> Checkpoint | None:
     return checkpoint
 
 
-def _belongs(session: Session, checkpoint: Checkpoint) -> None:
+def _belongs(session: Session, growth: Growth, checkpoint: Checkpoint) -> None:
     """Raises ForeignCheckpointError, ValueError: the run has other data, another split, backbone or ranking."""
     check_frozen(checkpoint.path, checkpoint.meta, session.engine.module)
-    if checkpoint.meta["data_digest"] != session.manifest.digest:
-        raise ForeignCheckpointError(
-            f"run {session.config.name} was trained on data with digest {checkpoint.meta['data_digest'][:12]}, and "
-            f"{session.manifest.url} has {session.manifest.digest[:12]}: the data changed; give the run another name"
-        )
+    growth.allows(session.config, session.manifest, checkpoint.meta["data_digest"])
     before, now = _splits(checkpoint.meta["config"]["data"]), _splits(session.config.data.model_dump())
     if before != now:
         raise ForeignCheckpointError(

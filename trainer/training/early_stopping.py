@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from trainer.config.sections import EarlyStoppingConfig
 from trainer.metrics.main_metric import Mode, choosing_mode, measured
@@ -16,19 +18,25 @@ def mode_of(config: EarlyStoppingConfig) -> Mode:
     return choosing_mode(config.metric, config.mode, KEY)
 
 
-def ranking(config: EarlyStoppingConfig) -> dict[str, str]:
-    """What scores are made of, as a checkpoint stores it: those of one ranking compare, others do not."""
-    return {"metric": config.metric, "mode": mode_of(config)}
+def ranking(config: EarlyStoppingConfig, moves: Sequence[Mapping[str, Any]] = ()) -> dict[str, str]:
+    """What scores are made of, as a checkpoint stores it: those of one ranking compare, others do not.
+
+    Args:
+        moves: of a run that has left its data for a newer version.
+    """
+    return {"metric": config.metric, "mode": mode_of(config), **({"data": moves[-1]["to"]} if moves else {})}
 
 
 def other_ranking(config: EarlyStoppingConfig, stored: dict[str, str] | None) -> str | None:
     """What to do, as a clause, if a run was ranked by something else so far; None if its scores still compare."""
-    if stored is None or stored == ranking(config):
+    if stored is None:
         return None
     metric, mode = stored["metric"], stored["mode"]
+    if {"metric": metric, "mode": mode} == ranking(config):
+        return None
     keep = f", or keep {KEY}metric={metric} and {KEY}mode={mode}"
     try:
-        mode_of(EarlyStoppingConfig.model_validate(stored))
+        mode_of(EarlyStoppingConfig.model_validate({"metric": metric, "mode": mode}))
     except ValueError:
         keep = ""  # an earlier version took what is refused now
     return (

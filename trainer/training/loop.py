@@ -326,6 +326,8 @@ class TrainingLoop:
         doing(f"the checkpoint of step {progress.step}")
         # A score ranks the weights that it was measured with, and no later ones.
         score = progress.score if progress.evaluated_step == progress.step else None
-        ranked = ranking(self.config.training.early_stopping) if progress.best_score is not None else None
+        ranked = (
+            ranking(self.config.training.early_stopping, progress.moves) if progress.best_score is not None else None
+        )
         place = {"step": progress.step, "score": score, "ranked_by": ranked, "progress": asdict(progress)}
         self.writer.save(self.engine, {**self.describe, **place})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from data_shards.errors import ShardError, skipped_words
 
@@ -34,6 +35,9 @@ class Progress:
     evaluated_step: int = -1
     nonfinite_steps: int = 0
     finished: bool = False
+    moves: list[dict[str, Any]] = field(default_factory=list)
+    """When data were left for a newer version: `step`, `from` and `to` (digests), `left` (the epoch that was begun, and
+    how many of its samples had been taken)."""
 
     def account(self, delivered: int, lost: Mapping[str, int], most: int) -> None:
         """Add a global step's samples.
@@ -54,6 +58,13 @@ class Progress:
             raise ShardError(
                 "of this run", f"{skipped_words(self.skipped)}, data.max_skipped is {most}", reason="limit"
             )
+
+    def move(self, before: str, after: str) -> None:
+        """Go on with a newer version of the data: an epoch begins, and scores of the smaller parts compare no more."""
+        self.moves.append({"step": self.step, "from": before, "to": after, "left": [self.epoch, self.offset]})
+        self.epoch, self.offset, self.delivered, self.lost = self.epoch + (self.offset > 0), 0, 0, 0
+        self.score, self.best_score, self.best_step, self.best_metrics = None, None, None, {}
+        self.bad_evaluations, self.evaluated_step, self.finished = 0, -1, False
 
     def close_epoch(self, samples: int) -> None:
         """Every sample of the epoch was delivered once or is accounted for; then the next epoch begins."""
