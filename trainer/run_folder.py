@@ -30,7 +30,8 @@ SPOOL = "mlflow_spool"  # what MLflow could not take yet
 CONFIG = "config.json"
 RECIPE = "recipe.yaml"
 REQUIREMENTS = "requirements.txt"
-TEST_PREDICTIONS = "predictions/test.parquet"
+STRETCHES = "predictions"  # of a part too large for one file: a folder of its name, not in MLflow
+TEST_PREDICTIONS = f"{STRETCHES}/test.parquet"
 MISSING_CURVE = "missing_curve.json"
 MISSING_FIGURE = "figures/missing_curve.png"
 ROUTING = "routing/expert_by_modality.json"
@@ -86,6 +87,14 @@ def remove(run_dir: str, name: str) -> None:
     fs, root = fsspec.url_to_fs(run_dir)
     if fs.exists(f"{root}/{name}"):
         fs.rm_file(f"{root}/{name}")
+
+
+def remove_below(run_dir: str, name: str) -> None:
+    """Take the files of a folder out of a run's folder, if there are any."""
+    fs, root = fsspec.url_to_fs(run_dir)
+    fs.invalidate_cache(root)
+    for path in fs.find(f"{root}/{name}"):
+        fs.rm_file(path)
 
 
 def put_file(run_dir: str, name: str, path: Path) -> None:

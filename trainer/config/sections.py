@@ -259,6 +259,12 @@ class TrainingConfig(Section):
         "epoch", description="when the validation part is evaluated: each epoch, or a number of optimiser steps"
     )
     eval_batch_size: int | None = Field(None, ge=1, description="records of one evaluation step; null = batch_size")
+    gathered_samples: int = Field(
+        1 << 22,
+        ge=1,
+        description="samples of a part whose predictions come to one worker; of a larger part each worker keeps and "
+        "writes its own, metrics are merged, and no figures are drawn",
+    )
     log_every: int = Field(
         10,
         ge=1,

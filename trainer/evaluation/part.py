@@ -10,6 +10,7 @@ import torch
 from data_shards import Batch
 from data_shards.errors import REASONS, ShardError, skipped_words
 from trainer.config.errors import RecipeError
+from trainer.evaluation.spread import spread_results
 from trainer.metrics.by_record import mean_of_each, record_rows
 from trainer.metrics.main_metric import BY_RECORD
 from trainer.metrics.predictions import PredictionCollector, Predictions
@@ -28,8 +29,13 @@ def predict(session: Session, part: str, drop: list[str] | None = None) -> Predi
     Raises:
         RecipeError: an unknown modality. ValueError: an unknown part.
     """
+    return predict_hiding(session, part, [hiding(session, drop)])[0]
+
+
+def hiding(session: Session, drop: list[str] | None) -> Callable[[Batch], Batch]:
+    """A batch without some modalities, as if they had never been recorded. Raises RecipeError: an unknown one."""
     if not drop:
-        return predict_hiding(session, part, [lambda batch: batch])[0]
+        return lambda batch: batch
     keep_M = torch.ones(len(session.schema.modalities), dtype=torch.bool, device=session.device)
     for name in drop:
         if name not in session.schema.numbers:
@@ -37,7 +43,7 @@ def predict(session: Session, part: str, drop: list[str] | None = None) -> Predi
                 f"there is no modality {name!r}; the model knows {', '.join(session.schema.modality_names)}"
             )
         keep_M[session.schema.numbers[name]] = False
-    return predict_hiding(session, part, [lambda batch: keep_modalities(batch, keep_M.expand_as(batch.present_BM))])[0]
+    return lambda batch: keep_modalities(batch, keep_M.expand_as(batch.present_BM))
 
 
 def predict_hiding(session: Session, part: str, hides: Sequence[Callable[[Batch], Batch]]) -> list[Predictions | None]:
@@ -48,6 +54,14 @@ def predict_hiding(session: Session, part: str, hides: Sequence[Callable[[Batch]
     Raises:
         ShardError: the part has records, and all of them had to be skipped; on every rank.
     """
+    collectors, skipped = _collect(session, part, hides)
+    return [collector.to_first(skipped) for collector in collectors]
+
+
+def _collect(
+    session: Session, part: str, hides: Sequence[Callable[[Batch], Batch]]
+) -> tuple[list[PredictionCollector], dict[str, int]]:
+    """What this rank was given of a part, once for each way to hide something; and what all ranks had to skip."""
     names = getattr(session.engine.module, "measures", ())
     collectors = [PredictionCollector(session.tasks, names) for _ in hides]
     session.engine.eval()
@@ -62,10 +76,9 @@ def predict_hiding(session: Session, part: str, hides: Sequence[Callable[[Batch]
                     collector.add(batch.index_B, moments_of(batch), output.logits, batch.targets, output.measures)
     session.engine.train()
     records, skipped = _over_ranks(len(collectors[0]), lost)
-    found = [collector.to_first(skipped) for collector in collectors]
     if session.loader(part, shuffle=False).samples and not records:
         raise ShardError("", f"no record of part {part} could be read: {skipped_words(skipped)}", reason="limit")
-    return found
+    return collectors, skipped
 
 
 def moments_of(batch: Batch) -> torch.Tensor:
@@ -90,13 +103,26 @@ def observe(session: Session, part: str, observer: PartObserver) -> None:
     session.engine.train()
 
 
+def is_spread(session: Session, part: str) -> bool:
+    """Whether a part is so large that predictions stay on the ranks, and only what metrics need is merged."""
+    return session.loader(part, shuffle=False).samples > session.config.training.gathered_samples
+
+
 def evaluate_part(
-    session: Session, part: str, drop: list[str] | None = None
+    session: Session, part: str, drop: list[str] | None = None, whole: bool = False
 ) -> tuple[dict[str, float], Predictions | None]:
-    """Metrics of a part, keyed `part/...`, the same on every rank, and on rank 0 the predictions behind them.
+    """Metrics of a part, keyed `part/...`, the same on every rank, and the predictions behind them: on rank 0, or of a
+    large part (`is_spread`) on each rank a stretch of them.
+
+    Args:
+        whole: bring them to rank 0, however many they are.
 
     Collective.
     """
+    if not whole and is_spread(session, part):
+        (collector,), skipped = _collect(session, part, [hiding(session, drop)])
+        own = collector.to_owners(skipped)
+        return spread_results(session, part, own), own
     predictions = predict(session, part, drop)
     metrics: dict[str, float] = {}
     # The others wait in the broadcast meanwhile, as long as it takes.
@@ -115,7 +141,7 @@ def part_results(session: Session, part: str, predictions: Predictions) -> dict[
     """
     metrics = part_metrics(part, session.tasks, predictions)
     measured = {name: value_B[~value_B.isnan()] for name, value_B in predictions.measures.items()}
-    metrics |= {f"{part}/{name}": float(value_X.mean()) for name, value_X in measured.items() if len(value_X)}
+    metrics |= {f"{part}/{name}": float(value_X.double().mean()) for name, value_X in measured.items() if len(value_X)}
     own = metrics.get(f"{part}/loss", 0.0)  # what the model measures itself
     losses, losses_by_record = _losses(session, predictions)
     if losses:
@@ -138,7 +164,8 @@ def _losses(session: Session, predictions: Predictions) -> tuple[list[float], li
         if not int(count) or not weight:
             continue
         loss_B = loss.of_each(predictions.logits[task.name].to(session.device), target_Bt)
-        found.append(weight * float(loss_B.sum() / count))
+        # In double precision, as it is merged over ranks (`spread_results`).
+        found.append(weight * float(loss_B.double().sum() / count))
         known_B = loss.labelled(target_Bt)
         row_B = record_rows(predictions.index_B[known_B.cpu()])
         mean_G = mean_of_each(loss_B[known_B].double().cpu().numpy(), row_B, int(row_B.max()) + 1)

@@ -66,7 +66,7 @@ def _evaluate(config: RunConfig, context: Context, checkpoint: Checkpoint, guard
     check_filled(session.engine.module)
     try:
         _can_measure(session, request.part, request.temperature)
-        metrics, predictions = evaluate_part(session, request.part, request.drop)
+        metrics, predictions = evaluate_part(session, request.part, request.drop, whole=request.temperature)
         result = {
             "run_id": _run_id(session, checkpoint),
             "checkpoint": checkpoint.url,

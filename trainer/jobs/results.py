@@ -12,7 +12,8 @@ from torch import Tensor
 from data_shards import DatasetSchema
 from trainer.checkpoints.adapter import write_adapter
 from trainer.checkpoints.checkpoint import Checkpoint
-from trainer.evaluation.part import evaluate_part, observe
+from trainer.evaluation.part import evaluate_part, is_spread, observe
+from trainer.evaluation.spread import write_stretches
 from trainer.figures.of_test import log_predictions, log_test_figures
 from trainer.figures.routing import routing_figure
 from trainer.run_folder import ADAPTER, ROUTING, ROUTING_FIGURE
@@ -68,6 +69,9 @@ def test_best(
     if "test" in session.manifest.splits[session.config.data.split]:
         metrics, predictions = evaluate_part(session, "test")
         tracker.log_metrics(metrics, step)
+        if predictions is not None and is_spread(session, "test"):
+            write_stretches(session, "test", predictions)
+            predictions = None
     if session.context.rank == 0:
         log_routing_figures(tracker, session.schema, routing)
         if predictions is not None:

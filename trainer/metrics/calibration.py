@@ -42,9 +42,14 @@ def has_temperature(task: TaskSpec) -> bool:
     return task.kind not in ("regression", "survival")
 
 
+def bin_of(probability_X: Tensor, bins: int) -> Tensor:
+    """int64 [X]: which of the equal bins of [0, 1]."""
+    return (probability_X * bins).long().clamp(0, bins - 1)
+
+
 def reliability(probability_X: Tensor, true_X: Tensor, bins: int = BINS) -> Reliability:
     """Bin statements; `true_X` is 0 or 1."""
-    bin_X = (probability_X * bins).long().clamp(0, bins - 1)
+    bin_X = bin_of(probability_X, bins)
     empty = torch.zeros(bins, dtype=torch.float64)
     count = empty.index_add(0, bin_X, torch.ones_like(probability_X, dtype=torch.float64))
     stated = empty.index_add(0, bin_X, probability_X.double()) / count.clamp_min(1)

@@ -43,7 +43,11 @@ def f1(found: Tensor, said: Tensor, there: Tensor) -> Tensor:
 
 def macro_f1(chosen_B: Tensor, truth_B: Tensor, classes: int) -> Tensor:
     """Mean over the classes that were said or there."""
-    confusion_CC = confusion(chosen_B, truth_B, classes)
+    return macro_f1_of(confusion(chosen_B, truth_B, classes))
+
+
+def macro_f1_of(confusion_CC: Tensor) -> Tensor:
+    """`macro_f1`, from counts."""
     return f1(confusion_CC.diagonal(), confusion_CC.sum(0), confusion_CC.sum(1)).nanmean()
 
 

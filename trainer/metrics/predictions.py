@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from data_shards import TaskSpec
-from trainer.worker.collectives import rows_to_first
+from trainer.metrics.spread.owners import in_order_over_ranks
+from trainer.worker.collectives import rows_to_first, sum_over_ranks
 
 
 @dataclass
@@ -66,8 +67,23 @@ class PredictionCollector:
         columns = self._columns()
         # One exchange for all of them: 32-bit words, whatever they mean, so nothing is rounded on the way.
         found_BW = rows_to_first(torch.cat([values.view(torch.int32) for _, _, values in columns], dim=1))
-        if found_BW is None:
-            return None
+        return None if found_BW is None else self._sorted(found_BW, columns, skipped)
+
+    def to_owners(self, skipped: dict[str, int] | None = None) -> Predictions:
+        """Collective: on each rank a stretch of all ranks' samples, sorted by record and moment, with every sample of
+        its records; the first rank has the first stretch."""
+        columns = self._columns()
+        words_BW = torch.cat([values.view(torch.int32) for _, _, values in columns], dim=1)
+        found_BW, _ = in_order_over_ranks(words_BW, columns[0][2][:, 0])
+        found = self._sorted(found_BW, columns, skipped)
+        # Alike on all ranks, as it decides what is computed.
+        if sum_over_ranks(torch.tensor(float(found.moment_B is not None))) and found.moment_B is None:
+            found.moment_B = torch.full((len(found),), torch.nan)
+        return found
+
+    def _sorted(
+        self, found_BW: Tensor, columns: list[tuple[str, str, Tensor]], skipped: dict[str, int] | None
+    ) -> Predictions:
         widths = [values.view(torch.int32).shape[1] for _, _, values in columns]
         parts = found_BW.split(widths, dim=1)
         # A copy, as a slice without rows keeps the stride of the whole, whatever it is asked.

@@ -70,7 +70,7 @@ def _binary(logits_B1: Tensor, target_B1: Tensor) -> dict[str, Tensor]:
     metrics = {
         "accuracy": (said_B == truth_B).double().mean(),
         "brier": (probability_B - truth_B).square().mean(),
-        "ece": torch.tensor(reliability(probability_B, truth_B).error),
+        "ece": torch.tensor(reliability(probability_B, truth_B).error, dtype=torch.float64),
     }
     # Without a positive there is nothing to find: 0 would be a mean over nothing.
     if int(truth_B.sum()):
@@ -89,7 +89,7 @@ def _multiclass(logits_BC: Tensor, target_B1: Tensor) -> dict[str, Tensor]:
         "accuracy": (chosen_B == truth_B).double().mean(),
         "f1": macro_f1(chosen_B, truth_B, classes),
         "brier": (probability_BC - functional.one_hot(truth_B, classes)).square().sum(dim=1).mean(),
-        "ece": torch.tensor(reliability(stated_B, chosen_B == truth_B).error),
+        "ece": torch.tensor(reliability(stated_B, chosen_B == truth_B).error, dtype=torch.float64),
     }
     if len(truth_B.unique()) == classes:
         metrics["auroc"] = macro_auroc(probability_BC, truth_B)
@@ -126,13 +126,13 @@ def part_metrics(part: str, tasks: list[TaskSpec], predictions: Predictions) -> 
         prefix = part if len(tasks) == 1 else f"{part}/{task.name}"
         logits_BC, target_Bt = predictions.logits[task.name], predictions.targets[task.name]
         values = task_metrics(task, logits_BC, target_Bt)
-        if _at_moments(predictions, target_Bt):
+        if at_moments(predictions, target_Bt):
             values |= metrics_by_record(task, logits_BC, target_Bt, predictions.index_B)
         metrics.update({f"{prefix}/{name}": value for name, value in values.items()})
     return metrics
 
 
-def _at_moments(predictions: Predictions, target_Bt: Tensor) -> bool:
+def at_moments(predictions: Predictions, target_Bt: Tensor) -> bool:
     """Whether labels are of moments; of a mixture, data sets of other tasks may have some."""
     labelled_B = (~target_Bt.isnan()).any(dim=1)
     return predictions.moment_B is not None and bool((~predictions.moment_B[labelled_B].isnan()).any())

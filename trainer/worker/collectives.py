@@ -78,6 +78,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def own_rank() -> int:
+    """Of this process; 0 when there is no process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
     """The sum of `values` over all ranks, on every rank (in place). Collective.
 
@@ -169,6 +174,33 @@ def rows_everywhere(rows: Tensor) -> Tensor:
             _broadcast(part, rank)
             found[place : place + size] = part
             place += size
+    return found
+
+
+def exchange_rows(pieces: list[Tensor]) -> Tensor:
+    """What every rank has for this one, rank after rank, on the CPU; `pieces`: this rank's rows for each. Collective.
+
+    They travel in rounds that bring to a rank at most `ROUND_BYTES`; nothing is padded.
+    """
+    pieces = [piece.detach().cpu().contiguous() for piece in pieces]
+    if world_size() == 1:
+        return pieces[0]
+    rank, ranks = dist.get_rank(), world_size()
+    counts_RR = torch.zeros(ranks, ranks, dtype=torch.int64)
+    counts_RR[rank] = torch.tensor([len(piece) for piece in pieces])
+    sum_over_ranks(counts_RR)
+    arriving = counts_RR[:, rank].tolist()
+    starts = [0, *itertools.accumulate(arriving)]
+    found = pieces[0].new_empty(starts[-1], *pieces[0].shape[1:])
+    most = max(1, ROUND_BYTES // (ranks * max(1, _row_bytes(pieces[0]))))
+    for begin in range(0, int(counts_RR.max()), most):
+        mine = [piece[begin : begin + most] for piece in pieces]
+        sizes = [min(most, max(0, count - begin)) for count in arriving]
+        part = found.new_empty(sum(sizes), *found.shape[1:])
+        send = [len(piece) for piece in mine]
+        _finish(dist.all_to_all_single(part, torch.cat(mine), sizes, send, group=control_group(), async_op=True))
+        for start, rows in zip(starts, part.split(sizes), strict=False):
+            found[start + begin : start + begin + len(rows)] = rows
     return found
 
 

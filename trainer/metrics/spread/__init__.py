@@ -1,0 +1,1 @@
+"""Metrics of a part whose predictions stay on the ranks that made them: merged, and exact."""
