@@ -14,6 +14,7 @@ import hashlib
 import logging
 import zlib
 from collections import Counter, OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -36,6 +37,7 @@ from data_shards.shards.tar import BLOCK, members
 
 logger = logging.getLogger(__name__)
 _INDEXES = 64  # shard indexes kept in memory
+_REQUESTS = 32  # to a storage that is not on this machine, at the same time
 
 
 @dataclass
@@ -94,6 +96,7 @@ class Reader:
             ShardError: damage, if ``on_error`` is ``raise``.
         """
         records, numbers, skipped = [], [], Counter[str]()
+        self._load_together(np.unique(chunk_N).tolist())
         for chunk, ordinal in zip(chunk_N.tolist(), ordinal_N.tolist(), strict=True):
             try:
                 record, number = self._record(chunk, ordinal)
@@ -153,28 +156,49 @@ class Reader:
         shard_number, number = self.manifest.chunks.place(chunk)
         return self.manifest.shards[shard_number], number, self.manifest.chunks.chunk(chunk)
 
+    def _load_together(self, chunks: list[int]) -> None:
+        """What is not in memory of a step's chunks, asked for at once: far away each request waits, however small."""
+        missing = [chunk for chunk in chunks if chunk not in self._chunks]
+        if len(missing) < 2 or self.storage.scheme in ("file", "memory"):
+            return
+        for chunk in chunks:
+            if chunk in self._chunks:
+                self._chunks.move_to_end(chunk)
+        sizes = self.manifest.chunks.length_K[missing].astype(np.int64).cumsum()
+        missing = missing[: int(np.searchsorted(sizes, self.config.memory_bytes, side="right"))]
+        shards = [self.manifest.chunks.place(chunk)[0] for chunk in missing]
+        wanted = [number for number in dict.fromkeys(shards) if number not in self._indexes]
+        with ThreadPoolExecutor(_REQUESTS) as threads:
+            self._indexes.update(zip(wanted, threads.map(self._read_index, wanted), strict=True))
+            indexes = [self._indexes[number] for number in shards]
+            for chunk, loaded in zip(missing, threads.map(self._fetch, missing, indexes), strict=True):
+                self._keep(chunk, loaded)
+        while len(self._indexes) > _INDEXES:
+            self._indexes.popitem(last=False)
+
     def _load(self, chunk: int) -> LoadedChunk:
-        """The chunk from memory, or read and checked; the least recently used ones make room."""
+        """The chunk from memory, or read and checked."""
         if chunk in self._chunks:
             self._chunks.move_to_end(chunk)
             return self._chunks[chunk]
-        # Kept also if it could not be read: its other records do not ask storage again.
-        loaded = self._fetch(chunk)
+        loaded = self._fetch(chunk, self._index(self.manifest.chunks.place(chunk)[0]))
+        self._keep(chunk, loaded)
+        return loaded
+
+    def _keep(self, chunk: int, loaded: LoadedChunk) -> None:
+        """Also if it could not be read: its other records do not ask storage again. Those unused for long make room."""
         self._chunks[chunk] = loaded
         self.held_bytes += len(loaded.data or b"")
         # One chunk stays, however large: the next record is likely to be in it.
         while self.held_bytes > self.config.memory_bytes and len(self._chunks) > 1:
             _, oldest = self._chunks.popitem(last=False)
             self.held_bytes -= len(oldest.data or b"")
-        return loaded
 
-    def _fetch(self, chunk: int) -> LoadedChunk:
+    def _fetch(self, chunk: int, index: ShardIndex | ShardError) -> LoadedChunk:
         shard, number, entry = self._place(chunk)
-        try:
-            index = self._index(self.manifest.chunks.place(chunk)[0])
-        except ShardError as error:
+        if isinstance(index, ShardError):
             # Without its index nobody knows the chunk's records: each of them reports this damage.
-            return LoadedChunk(None, error, None, [], [], 0)
+            return LoadedChunk(None, index, None, [], [], 0)
         start_K = self.manifest.chunks.start_K
         first = int(start_K[chunk] - start_K[chunk - number])
         row_X = np.arange(first, first + entry.records)
@@ -213,19 +237,20 @@ class Reader:
             data = self.storage.read(shard.name, entry.offset, end)
         return data
 
-    def _index(self, shard_number: int) -> ShardIndex:
+    def _read_index(self, shard_number: int) -> ShardIndex | ShardError:
+        try:
+            return read_index(self.manifest, shard_number, self.storage)
+        except ShardError as error:
+            return error
+
+    def _index(self, shard_number: int) -> ShardIndex | ShardError:
         """The shard's index; a failure is remembered, so that it is not tried again for every record."""
-        if shard_number not in self._indexes:
-            try:
-                self._indexes[shard_number] = read_index(self.manifest, shard_number, self.storage)
-            except ShardError as error:
-                self._indexes[shard_number] = error
-            if len(self._indexes) > _INDEXES:
-                self._indexes.popitem(last=False)
+        found = self._indexes.get(shard_number)
+        if found is None:
+            found = self._indexes[shard_number] = self._read_index(shard_number)
         self._indexes.move_to_end(shard_number)
-        found = self._indexes[shard_number]
-        if isinstance(found, ShardError):
-            raise found
+        while len(self._indexes) > _INDEXES:
+            self._indexes.popitem(last=False)
         return found
 
 

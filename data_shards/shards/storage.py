@@ -11,6 +11,7 @@ import os
 import random
 import re
 import secrets
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +26,7 @@ SCHEMES = ("file", "memory", "s3", "gs", "http", "https")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+-[0-9a-f]+\.tmp")
 _PIECE = 32 << 20
+_COUNTING = threading.Lock()
 T = TypeVar("T")
 
 
@@ -107,7 +109,7 @@ class Storage:
         """
 
         def once() -> bytes:
-            self.counts["reads"] += 1
+            self._count(reads=1)
             data: bytes = self._open()[0].cat_file(self.path(name), start=start, end=end)
             if end is not None and len(data) > end - start:
                 raise _WholeFileError(
@@ -116,10 +118,14 @@ class Storage:
                 )
             if exact and end is not None and len(data) < end - start:
                 raise EOFError(f"got {len(data)} bytes of the {end - start} asked for")
-            self.counts["bytes"] += len(data)
+            self._count(bytes=len(data))
             return data
 
         return self._retry(name, once)
+
+    def _count(self, **more: int) -> None:
+        with _COUNTING:  # a reader asks for several chunks at the same time
+            self.counts.update(more)
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None if the server does not say. Raises OSError if it is not there."""
@@ -145,7 +151,7 @@ class Storage:
                 if attempt == self.retries or self._permanent(error):
                     kind = EOFError if isinstance(error, EOFError) else OSError
                     raise kind(f"{name}: {_say(error)} (attempt {attempt + 1})") from error
-                self.counts["retries"] += 1
+                self._count(retries=1)
                 time.sleep(self.delay_s * 2**attempt * random.uniform(0.5, 1.5))
         raise AssertionError("unreachable: the last attempt returns or raises")
 

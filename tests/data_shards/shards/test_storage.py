@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import boto3
+import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 from pydantic import ValidationError
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from data_shards import DataConfig, Manifest, ManifestError, ShardError, StepLoader, open_manifest, pack
 from data_shards.shards.cache import ShardCache
 from data_shards.shards.contents.shards import Shard
+from data_shards.shards.reader import Reader
 from data_shards.shards.storage import Storage, check_url
 from tests.data_shards.build import SCHEMA, ListSource, make_record, make_set
 
@@ -76,6 +78,7 @@ class Faulty(http.server.BaseHTTPRequestHandler):
     folder = Path()
     faults: ClassVar[list[str]] = []
     gets = 0
+    together = threading.Barrier(1)
 
     def log_message(self, *args: object) -> None:
         """Silent."""
@@ -92,6 +95,8 @@ class Faulty(http.server.BaseHTTPRequestHandler):
         if body and path.suffix == ".tar":
             type(self).gets += 1
             fault = self.faults.pop(0) if self.faults else ""
+        if fault == "meet":
+            self.together.wait(60)
         if not path.is_file() or fault.isdigit():
             self.send_response(int(fault or 404))
             if fault == "302":
@@ -138,6 +143,7 @@ def run(url: str, **fields: object) -> tuple[list[str], int]:
     return [k for s in steps for k in s.micro_batches[0].keys], sum(s.io.get("retries", 0) for s in steps)
 
 
+STEP_CHUNKS = 7
 TRAIN = [f"r{i:05d}" for i in range(60) if i % 5 < 3]
 
 
@@ -146,6 +152,20 @@ def test_transient_faults_are_retried_and_counted(server: str, fault: str) -> No
     Faulty.faults = [fault, fault, "", fault]
     keys, retries = run(server)
     assert sorted(keys) == TRAIN and retries == 3
+
+
+def test_a_steps_chunks_are_asked_for_at_once_and_each_once(server: str) -> None:
+    """The answers to the first requests wait for each other."""
+    expected, Faulty.gets = run(server)[0], 0
+    Faulty.faults, Faulty.together = ["meet"] * STEP_CHUNKS, threading.Barrier(STEP_CHUNKS)
+    assert run(server) == (expected, 0)
+    manifest = open_manifest(server)
+    assert Faulty.gets == np.count_nonzero(manifest.counts("default", "train"))
+    # No more at a time than memory holds: the least that can be kept is one chunk
+    reader = Reader(manifest, DataConfig(url=server), "train")
+    reader.config = reader.config.model_copy(update={"memory_bytes": int(manifest.chunks.length_K[:3].sum())})
+    reader.read(np.arange(8), np.zeros(8, np.int64))
+    assert reader.held_bytes <= reader.config.memory_bytes and reader.io["reads"] >= 8
 
 
 def test_a_flipped_bit_on_the_way_is_read_again(server: str) -> None:
@@ -158,7 +178,7 @@ def test_permanent_faults_end_with_the_place(server: str) -> None:
     Faulty.faults = ["503"] * 1000
     with pytest.raises(ShardError, match=r"chunk \d+, bytes \d+\.\.\d+: cannot be read: .*attempt 3"):
         run(server, retries=2)
-    assert Faulty.gets == 3
+    assert Faulty.gets == 3 * STEP_CHUNKS, "the chunks of the first step, three times each"
 
 
 def test_redirects_are_not_followed_unless_asked(server: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tests.trainer.jobs.test_train import job
 from tests.trainer.tiny import config, packed
 from trainer.checkpoints.evaluation_recipe import evaluation_config
+from trainer.checkpoints.find import open_checkpoint
 from trainer.config.run_config import RunConfig
 from trainer.metrics.prediction_table import read_predictions
 from trainer.metrics.predictions import Predictions
@@ -49,7 +50,7 @@ def test_a_large_part_is_measured_as_a_small_one(tmp_path: Path) -> None:
         (tmp_path / str(1 << 22) / "run" / "figures").iterdir()
     )
     # Evaluated on another number of ranks, without a modality
-    checkpoint = str(tmp_path / "1" / "run")
+    checkpoint = open_checkpoint(str(tmp_path / "1" / "run"))
     found = {}
     for samples in (1 << 22, 1):
         tree = evaluation_config(checkpoint, drop=["age"]).model_dump(mode="json")
