@@ -21,7 +21,7 @@ from data_shards.shards.manifest import Manifest
 from data_shards.shards.tables import load_sketches
 from data_shards.sources.base import Source
 
-NOTES = "notes"  # entry of `Manifest.source`
+NOTES, MAPPING = "notes", "mapping"  # entries of `Manifest.source`
 
 
 def refuse_unfit(base: Manifest, source: Source) -> None:
@@ -51,6 +51,22 @@ def refuse_unfit(base: Manifest, source: Source) -> None:
     for name, vocabulary in source.vocabularies.items():
         if vocabulary.digest != old.modalities[old.numbers[name]].vocabulary:
             raise ValueError(f"modality {name} of {base.url} has another vocabulary than the source gives")
+    _refuse_other_split(base, source)
+
+
+def _refuse_other_split(base: Manifest, source: Source) -> None:
+    """Raise ValueError if a mapping divides groups otherwise than the one before; a group could be in two parts."""
+    before = base.source.get(MAPPING, {}).get("split", {})
+    if not before:
+        return
+    now = source.report(Counter()).get(MAPPING, {}).get("split", {})
+    for key in ("shares", "seed"):
+        mine, theirs = before.get(key, "not given"), now.get(key, "not given")
+        if mine != theirs:
+            raise ValueError(
+                f"{base.url} was divided by split.{key} {mine}, in the source it is {theirs}: new records of a group "
+                "could come into another part than its old ones; keep split of the mapping as it was"
+            )
 
 
 def _bare(spec: ModalitySpec) -> ModalitySpec:

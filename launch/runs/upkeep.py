@@ -93,6 +93,12 @@ def copy_data(
     """Copy a data set; prints a JSON object as the last line."""
     with crew_at(address, workers, debug) as crew:
         report = copy(absolute_url(url), absolute_url(out), crew, overwrite=overwrite, lease_s=lease_s)
+    if report["version"] > 1:
+        logger.info(
+            "this is version %d; earlier ones are not copied with it: `inspect --versions` says what opens each, to be "
+            "copied to a place of its own",
+            report["version"],
+        )
     print_table(f"copied to {report['url']}", ("what", "how much"), [(key, report[key]) for key in _SHOWN])
     print_json_line(report)
 

@@ -195,7 +195,10 @@ def copy(
     ] = 60,
     debug: Debug = False,
 ) -> None:
-    """Copy a data set, with every file compared before and after; if it is stopped, the same command goes on."""
+    """Copy a data set, with every file compared before and after; if it is stopped, the same command goes on.
+
+    One version is copied, the newest unless DATA is the file of an earlier head (`inspect --versions`).
+    """
     from launch.runs.upkeep import copy_data
 
     copy_data(url, out, workers, address, overwrite, lease_s, debug)

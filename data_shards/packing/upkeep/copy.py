@@ -73,7 +73,8 @@ def copy(
         told: hears the name of each file, its bytes that were copied, and the bytes of all.
 
     Returns:
-        url, digest, records, files, bytes, copied (bytes that were not there already).
+        url, digest, version (its number: earlier ones are not copied with it), records, files, bytes, copied (bytes
+        that were not there already).
 
     Raises:
         ValueError: a data set is there, or the place cannot be written to. ShardError, ManifestError: the original is
@@ -106,6 +107,7 @@ def copy(
     return {
         "url": again.url,
         "digest": again.digest,
+        "version": 1 if again.lineage is None else again.lineage.number,
         "records": again.records,
         "files": len(wanted) + 1,
         "bytes": total + len(head),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -133,6 +134,32 @@ def test_what_is_refused_leaves_everything_as_it_was(tmp_path: Path) -> None:
         pack(ListSource(SCHEMA, RECORDS), str(tmp_path / "nothing"), append=True)
     with pytest.raises(ValueError, match="append to what is there, or overwrite it, not both"):
         pack(ListSource(SCHEMA, RECORDS), str(tmp_path), append=True, overwrite=True)
+
+
+class Mapped(ListSource):
+    """Says how it divides, as tables do."""
+
+    split: ClassVar[dict[str, object]] = {"shares": {"test": 0.2, "train": 0.8}}
+
+    def report(self, notes: Counter[str]) -> dict[str, object]:
+        return super().report(notes) | {"mapping": {"split": self.split}}
+
+
+def test_another_rule_for_splits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack(Mapped(SCHEMA, RECORDS[:20]), str(tmp_path), **SIZES)  # type: ignore[arg-type]
+    pack(Mapped(SCHEMA, RECORDS[20:30]), str(tmp_path), append=True, **SIZES)  # type: ignore[arg-type]
+    for split, words in (
+        (
+            {"shares": {"train": 0.7, "test": 0.3}},
+            r"split.shares \{'test': 0.2, 'train': 0.8\}, in the source it is .*0.7",
+        ),
+        (Mapped.split | {"seed": 3}, "divided by split.seed not given, in the source it is 3: new records of a group"),
+        ({"columns": {"default": "part"}}, "split.shares .* in the source it is not given"),
+    ):
+        monkeypatch.setattr(Mapped, "split", split)
+        with pytest.raises(ValueError, match=words):
+            pack(Mapped(SCHEMA, RECORDS[30:]), str(tmp_path), append=True, **SIZES)  # type: ignore[arg-type]
+    assert open_manifest(str(tmp_path)).records == 30
 
 
 def test_a_dropped_version_takes_only_what_nobody_else_names(tmp_path: Path) -> None:
