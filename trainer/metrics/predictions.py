@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from data_shards import TaskSpec
-from trainer.metrics.spread.owners import in_order_over_ranks
 from trainer.worker.collectives import rows_to_first, sum_over_ranks
+from trainer.worker.ordered_rows import in_order_over_ranks
 
 
 @dataclass

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from trainer.metrics.spread.exact import Sums
-from trainer.metrics.spread.owners import in_order_over_ranks, rising_key
 from trainer.worker.collectives import own_rank, rows_everywhere
+from trainer.worker.ordered_rows import in_order_over_ranks, rising_key
 
 
 def areas(score_B: Tensor, truth_B: Tensor) -> dict[str, float]:

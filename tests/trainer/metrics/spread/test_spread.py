@@ -15,9 +15,9 @@ from tests.ranks import run_ranks
 from trainer.metrics.predictions import PredictionCollector, Predictions
 from trainer.metrics.scores import part_metrics
 from trainer.metrics.spread.exact import Sums, exact_parts
-from trainer.metrics.spread.owners import in_order_over_ranks, rising_key
 from trainer.metrics.spread.scores import spread_part_metrics
 from trainer.worker.collectives import exchange_rows
+from trainer.worker.ordered_rows import in_order_over_ranks, rising_key
 
 TASKS = [
     TaskSpec("died", "binary"),
