@@ -77,7 +77,12 @@ def test_every_fault_is_found_wherever_blocks_end(monkeypatch: pytest.MonkeyPatc
                 assert found is not None and expected is not None, (name, k)
                 if expected >= 0:
                     place = wrong.place(expected)
-                    assert found[0] == place[0] and found[1].startswith(f"chunk {place[1]}: "), (name, k, found)
+                    # A chunk that is too long contradicts the next one's beginning, too: either may be named.
+                    assert found[0] == place[0] and int(found[1].split(":")[0][6:]) - place[1] in (0, 1), (
+                        name,
+                        k,
+                        found,
+                    )
                 else:
                     assert found[0] == -1 - expected
         for shard in np.flatnonzero(COUNTS).tolist():
