@@ -22,17 +22,23 @@ from data_shards.shards.manifest import Manifest
 from data_shards.shards.reader import read_index
 
 LENGTH_BINS = 40
+MOST_INDEXED = 2_000_000  # records whose rows of an index are read
 
 
-def summary(manifest: Manifest, patterns: int = 10, sample: int = MOST_RECORDS) -> dict[str, Any]:
+def summary(
+    manifest: Manifest, patterns: int = 10, sample: int = MOST_RECORDS, indexed: int = MOST_INDEXED
+) -> dict[str, Any]:
     """Plain data (numbers, text, lists, dicts) for tables.
 
     Args:
         manifest: an opened data set. patterns: how many of the most frequent presence patterns to list.
         sample: records that are read for how series are sampled and when objects and codes are.
+        indexed: records, about, from whose shards' indices the rest is told; of more, shards are taken evenly, and a
+            warning says so. 0: all.
 
     Returns:
-        ``name, url, digest, records, observations, bytes, shards, chunks, source``;
+        ``name, url, digest, records, observations, bytes, shards, chunks, source``; ``indexed``: ``records`` and
+        ``shards`` whose indices were read;
         ``modalities``: one row per modality with kind, channels, present, share, length quantiles (in
             ``length_unit``; of timed objects the sum of all of a record);
         ``patterns``: total number of presence patterns, records with all modalities, and the most frequent ones;
@@ -46,7 +52,8 @@ def summary(manifest: Manifest, patterns: int = 10, sample: int = MOST_RECORDS) 
     Raises:
         ShardError: an index or a sampled record is damaged.
     """
-    index = _joined([read_index(manifest, number) for number in range(len(manifest.shards))])
+    numbers = _evenly(manifest, indexed)
+    index = _joined([read_index(manifest, number) for number in numbers])
     everything = np.ones(len(index), bool)
     read = [without_contents(record) for record in sample_records(manifest, sample)]
     return {
@@ -58,6 +65,7 @@ def summary(manifest: Manifest, patterns: int = 10, sample: int = MOST_RECORDS) 
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "shards": len(manifest.shards),
         "chunks": len(manifest.chunks),
+        "indexed": {"records": len(index), "shards": len(numbers)},
         "source": manifest.source,
         "modalities": _modalities(manifest, index),
         "patterns": _patterns(manifest, index, patterns),
@@ -72,8 +80,26 @@ def summary(manifest: Manifest, patterns: int = 10, sample: int = MOST_RECORDS) 
         "codes": codes(manifest, index, read),
         "moments": moments(manifest.schema, index),
         "groups_known": groups_known(index),
-        "warnings": warnings(manifest, index),
+        "warnings": [*_only(manifest, index, numbers), *warnings(manifest, index)],
     }
+
+
+def _evenly(manifest: Manifest, most: int) -> list[int]:
+    """Numbers of shards with about so many records, spread over the data set; all, if it has no more, or for 0."""
+    shards = len(manifest.shards)
+    if not most or manifest.records <= most:
+        return list(range(shards))
+    wanted = max(1, shards * most // manifest.records)
+    return [number * shards // wanted for number in range(wanted)]
+
+
+def _only(manifest: Manifest, index: ShardIndex, numbers: list[int]) -> list[str]:
+    if len(numbers) == len(manifest.shards):
+        return []
+    return [
+        f"only {len(numbers):,} of {len(manifest.shards):,} shards were looked at ({len(index):,} of "
+        f"{manifest.records:,} records): presence, lengths, labels, groups and warnings are of those (--records 0: all)"
+    ]
 
 
 def _joined(indexes: list[ShardIndex]) -> ShardIndex:
@@ -146,8 +172,8 @@ def _part(manifest: Manifest, index: ShardIndex, split: str, part: str) -> dict[
     names = manifest.schema.modality_names
     share = index.present[rows].mean(axis=0).tolist() if rows.any() else [None] * len(names)
     return {
-        "records": int(rows.sum()),
-        "samples": int(index.moments_n[rows].sum()),
+        "records": manifest.splits[split][part],
+        "samples": int(manifest.counts(split, part).sum()),
         "groups": len(np.unique(index.group_n[rows & (index.group_n != 0)])),
         "present": dict(zip(names, share, strict=True)),
         "tasks": _labels(manifest, index, rows),

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from data_shards import open_manifest, summary
+from data_shards.inspection.summary import MOST_INDEXED
 from data_shards.paths import absolute_path, absolute_url
 from data_shards.shards.versions import versions_of
 from launch.datasets.tables import (
@@ -47,10 +48,10 @@ def list_versions(url: str, as_json: bool) -> None:
     print_table("versions", ("number", "records", "digest", "opened by"), rows, Console())
 
 
-def inspect_data(url: str, as_json: bool, html: str | None) -> None:
-    """Tables of a packed data set on stdout, and the same with pictures as a page."""
+def inspect_data(url: str, as_json: bool, html: str | None, records: int = MOST_INDEXED) -> None:
+    """Tables of a packed data set on stdout, and the same with pictures as a page; `records` as `summary`'s indexed."""
     page = None if html is None else absolute_path(html)
-    facts = summary(open_manifest(absolute_url(url)))
+    facts = summary(open_manifest(absolute_url(url)), indexed=records)
     if page is not None:
         from launch.datasets.page import data_page
         from launch.output.html import write_page

@@ -139,6 +139,9 @@ def inspect(
     html: Annotated[
         str | None, typer.Option(metavar="FILE", help="Also write a page with pictures; it shows no record.")
     ] = None,
+    records: Annotated[
+        int, typer.Option(min=0, help="Of a larger data set, shards with about so many records are looked at; 0 = all.")
+    ] = 2_000_000,
     versions: Annotated[
         bool, typer.Option("--versions", help="List the versions of a data set that has grown, and what opens each.")
     ] = False,
@@ -154,7 +157,7 @@ def inspect(
     if versions:
         list_versions(url, as_json)
         return
-    inspect_data(url, as_json, html)
+    inspect_data(url, as_json, html, records)
 
 
 @app.command()

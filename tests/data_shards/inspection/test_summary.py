@@ -16,7 +16,7 @@ from data_shards.shards.reader import read_index
 from launch.datasets.page import data_page
 from launch.datasets.tables import LABEL_COLUMNS, MODALITY_COLUMNS, label_table, modality_table
 from tests.browser import open_browser
-from tests.data_shards.build import ListSource, make_set
+from tests.data_shards.build import ListSource, make_record, make_set
 
 SCHEMA = DatasetSchema(
     "ward",
@@ -176,3 +176,27 @@ def test_terminal_and_page_share_rows_and_a_long_list_of_channels_is_cut(tmp_pat
         "labelled": 4,
         "labels": "negative 2, positive 2",
     }
+
+
+def test_of_many_shards_some_are_looked_at_and_it_is_said(tmp_path: Path) -> None:
+    manifest = make_set(tmp_path, 90)
+    whole, some = summary(manifest), summary(manifest, indexed=40)
+    shards = len(manifest.shards)
+    wanted = shards * 40 // 90
+    numbers = [n * shards // wanted for n in range(wanted)]
+    assert 1 < wanted < shards and numbers[-1] > shards // 2
+    assert whole["indexed"] == {"records": 90, "shards": shards} == summary(manifest, indexed=0)["indexed"]
+    seen = sum(manifest.shards[n].records for n in numbers)
+    assert some["indexed"] == {"records": seen, "shards": wanted}
+    assert some["warnings"][0].startswith(f"only {wanted} of {shards} shards were looked at ({seen} of 90 records)")
+    assert not any("were looked at" in words for words in whole["warnings"])
+    keys = [key for n in numbers for key in read_index(manifest, n).keys]
+    notes = sum("note" in make_record(int(key[1:])).values for key in keys)
+    assert [row["present"] for row in some["modalities"] if row["name"] == "note"] == [notes]
+    for name in ("records", "values", "observations", "source"):
+        assert some[name] == whole[name]
+    parts = [
+        {p: (own["records"], own["samples"]) for p, own in facts["splits"]["default"].items()}
+        for facts in (some, whole)
+    ]
+    assert parts[0] == parts[1]
