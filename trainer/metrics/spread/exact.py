@@ -10,20 +10,20 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from trainer.worker.collectives import rows_everywhere
 
 _AT_ONCE = 1 << 16
 
 
-def exact_parts(values: Sequence[float], before: Sequence[float] = ()) -> list[float]:
+def exact_parts(values: NDArray[np.float64], before: Sequence[float] = ()) -> list[float]:
     """A few numbers whose sum is exactly that of all; of values that are not finite, their sum as it comes."""
     found = list(before)
+    if not all(map(math.isfinite, found)) or not np.isfinite(values).all():
+        return [float(sum(found) + values.sum())]
     for start in range(0, len(values), _AT_ONCE):
-        own = [*found, *values[start : start + _AT_ONCE]]
-        if not all(map(math.isfinite, own)):
-            return [sum(own) + sum(values[start + _AT_ONCE :])]
+        own = [*found, *values[start : start + _AT_ONCE].tolist()]
         found = []
         while rest := math.fsum(own):
             found.append(rest)
@@ -39,8 +39,8 @@ class Sums:
 
     def add(self, name: str, values: ArrayLike) -> None:
         """Some of this rank's values: an array of any shape, or one number."""
-        flat = np.asarray(values, np.float64).reshape(-1).tolist()
-        self._parts[name] = exact_parts(flat, self._parts.get(name, ()))
+        flat_X = np.asarray(values, np.float64).reshape(-1)
+        self._parts[name] = exact_parts(flat_X, self._parts.get(name, ()))
 
     def everywhere(self) -> dict[str, float]:
         """The sum of each over all ranks, on every rank. Collective."""

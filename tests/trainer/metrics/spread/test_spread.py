@@ -14,7 +14,7 @@ from data_shards import TaskSpec
 from tests.ranks import run_ranks
 from trainer.metrics.predictions import PredictionCollector, Predictions
 from trainer.metrics.scores import part_metrics
-from trainer.metrics.spread.exact import Sums, exact_parts
+from trainer.metrics.spread.exact import Sums, _whole, exact_parts
 from trainer.metrics.spread.scores import spread_part_metrics
 from trainer.worker.collectives import exchange_rows
 from trainer.worker.ordered_rows import in_order_over_ranks, rising_key
@@ -122,15 +122,17 @@ def test_figures_do_not_depend_on_the_number_of_ranks() -> None:
 
 def test_a_sum_is_rounded_once() -> None:
     rng = np.random.default_rng(0)
-    values = (rng.normal(size=3000) * 10.0 ** rng.integers(-20, 20, 3000)).tolist()
+    array = rng.normal(size=3000) * 10.0 ** rng.integers(-20, 20, 3000)
+    values = array.tolist()
     exact = sum(map(Fraction, values))
-    assert sum(map(Fraction, exact_parts(values[:70], exact_parts(values[70:])))) == exact
+    assert sum(map(Fraction, exact_parts(array[:70], exact_parts(array[70:])))) == exact
     sums = Sums()
     sums.add("a", values[:1000])
     sums.add("b", [])
     sums.add("a", np.array(values[1000:]))
     sums.add("c", [1.0, math.inf])
     assert sums.everywhere() == {"a": float(exact), "b": 0.0, "c": math.inf}
+    assert _whole([1e16, 1.0, 1.0]) == 1e16 + 2, "parts of several ranks"
     assert math.fsum(values) == float(exact) != sum(values)
 
 
