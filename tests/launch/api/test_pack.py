@@ -10,6 +10,9 @@ import pytest
 import fleximoe
 from data_shards import create_source, open_manifest
 from data_shards import pack as pack_source
+from data_shards.shards.reader import read_index
+from tests.data_shards.build import SCHEMA as RECORD_SCHEMA
+from tests.data_shards.build import make_record
 from tests.launch.api.ward import STAYS, notes, stays, vitals
 
 
@@ -146,3 +149,16 @@ def test_a_source_by_name_is_packed_as_by_the_command(tmp_path):
     pack_source(create_source("synthetic", options), str(tmp_path / "b"))
     assert open_manifest(data.url).digest == open_manifest(str(tmp_path / "b")).digest
     assert str(data) == str(tmp_path / "a") and data.guesses == []
+
+
+def test_records_are_added_as_the_next_version(tmp_path):
+    records = [make_record(number) for number in range(40)]
+    first = fleximoe.pack(records[:25], tmp_path / "set", schema=RECORD_SCHEMA)
+    second = fleximoe.pack(records[25:], tmp_path / "set", schema=RECORD_SCHEMA, append=True)
+    assert (first.report["version"], second.report["version"], second.report["records"]) == (1, 2, 40)
+    manifest = open_manifest(second.url)
+    assert manifest.lineage.parent == first.report["digest"]
+    keys = [key for number in range(len(manifest.shards)) for key in read_index(manifest, number).keys]
+    assert keys == [record.key for record in records]
+    with pytest.raises(fleximoe.InputError, match=r"record key 'r00003' occurs twice"):
+        fleximoe.pack(records[:5], tmp_path / "set", schema=RECORD_SCHEMA, append=True)
