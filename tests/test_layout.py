@@ -32,6 +32,7 @@ FLOORS = {
         ("cli",),
         ("verbs",),
         ("sweep", "api"),
+        ("report",),
         ("runs",),
         ("doctor", "ray_train", "serving"),
         ("compare", "datasets", "draft", "plan", "cluster", "cluster_files", "mlflow_ui"),

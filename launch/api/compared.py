@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from data_shards.paths import absolute_path
 from launch.api.errors import speaking
 from launch.api.run import Run
-from launch.api.shown import frame, paragraph
+from launch.api.shown import frame
 from launch.compare.compare import find_and_compare, write_report
 from launch.compare.comparison import Comparison
 from launch.errors import UsageError
-from launch.output.html import table
+from launch.output.html import paragraph, table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -206,6 +206,21 @@ class Run:
         return run_apart(config, progress)
 
     @speaking
+    def report(self, out: str | Path | None = None, *, sample: int = 256) -> Path:
+        """Write the run as one HTML page, or the sweep whose folder this is; returns where.
+
+        Args:
+            out: the file; default: `NAME.html` in the working folder. sample: samples of the test part on which is
+                computed what the run does not keep (what absent modalities cost, what answers rest on); 0 = nothing.
+
+        Raises:
+            InputError: nothing is there to be shown.
+        """
+        from launch.report.report import write_report
+
+        return write_report(self.url, None if out is None else str(out), sample)
+
+    @speaking
     def export(self, out: str, format: str = "safetensors") -> dict[str, Any]:
         """Write the best model for `fleximoe.load(out)`; returns what it is.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from launch.output.html import table
@@ -25,11 +24,6 @@ def frame(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> pd.DataFrame
     import pandas as pd  # slow, and not every call gives one
 
     return pd.DataFrame([list(row) for row in rows], columns=list(columns))
-
-
-def paragraph(text: str) -> str:
-    """One as HTML."""
-    return f"<p>{escape(text)}</p>"
 
 
 CURVE = ("metric", "hidden", "share", "mean", "smallest", "largest")

@@ -154,7 +154,7 @@ def _resample(variants: Sequence[Variant], kept: dict[str, Kept | None], metric:
             own = kept[number]
             assert own is not None
             records = own.predictions.records
-            rows.append(_draws(own, weights.setdefault(records, draw_weights(records)) if records else None))
+            rows.append(draws_of(own, weights.setdefault(records, draw_weights(records)) if records else None))
         names = set.intersection(*(set(row) for row in rows))
         variant.draws = {name: mean_over_seeds(rows, name) for name in sorted(names)}
         labelled = [_labelled(own, task) for own in map(kept.get, ids) if own for task in own.question(metric)]
@@ -163,7 +163,7 @@ def _resample(variants: Sequence[Variant], kept: dict[str, Kept | None], metric:
     return notes
 
 
-def _draws(own: Kept, weight_RG: Array | None) -> dict[str, Array]:
+def draws_of(own: Kept, weight_RG: Array | None) -> dict[str, Array]:
     """Metric -> its value of the part itself and of each draw, for tasks with enough labels to draw from.
 
     Draws are of records: `weight_RG` has one column a record, whatever the number of its moments.

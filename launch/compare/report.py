@@ -7,7 +7,7 @@ from html import escape
 
 from launch.compare import figures as figures
 from launch.compare.comparison import Comparison
-from launch.output.html import html_page, picture, table
+from launch.output.html import contents, html_page, paragraph, picture, section, table
 from trainer.tracking.history import TrackedRun
 
 
@@ -15,42 +15,38 @@ def page(comparison: Comparison) -> str:
     """The HTML text."""
     metric = comparison.metric
     title = f"{len(comparison.runs)} runs by {metric}" + ("" if comparison.comparable else ", which do not all compare")
-    parts = [
+    head = [
         f"<h1>{escape(title)}</h1>",
-        f"<p>Made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. {escape(comparison.finding)}</p>",
-        *(f'<p class="alarm">{escape(note)}</p>' for note in comparison.notes),
-        _section(
+        paragraph(f"Made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. {comparison.finding}"),
+        *(paragraph(note, "alarm") for note in comparison.notes),
+    ]
+    sections = [
+        section(
             "Which is better" if comparison.comparable else "What was measured",
             _metrics(comparison),
             picture(figures.forest(comparison), f"{metric} by variant"),
         ),
-        _section("Whether the difference means anything", _pairs(comparison)),
-        _section("What differs", _parameters(comparison)),
-        _section(
+        section("Whether the difference means anything", _pairs(comparison)),
+        section("What differs", _parameters(comparison)),
+        section(
             "Learning curves",
             picture(figures.curves(comparison), "training loss and validation by records seen"),
         ),
-        _section(
+        section(
             "Calibration",
             picture(figures.calibration(comparison), _of_first(comparison, "reliability on the test part")),
         ),
-        _section("Which expert serves which modality", *_routing(comparison)),
-        _section("What absent modalities cost", *_missing(comparison)),
-        _section("The runs", _runs(comparison)),
+        section("Which expert serves which modality", *_routing(comparison)),
+        section("What absent modalities cost", *_missing(comparison)),
+        section("The runs", _runs(comparison)),
     ]
-    return html_page(title, parts)
+    return html_page(title, [*head, contents(sections), *sections])
 
 
 def _of_first(comparison: Comparison, what: str) -> str:
     """A caption that says so where not all variants are drawn."""
     most = figures.MOST_CALIBRATED
     return what if len(comparison.variants) <= most else f"{what}, of the first {most} variants"
-
-
-def _section(title: str, *content: str) -> str:
-    """Nothing where there is nothing to show."""
-    inside = "\n".join(part for part in content if part)
-    return f"<h2>{escape(title)}</h2>\n{inside}" if inside else ""
 
 
 def _metrics(comparison: Comparison) -> str:

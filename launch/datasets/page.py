@@ -31,7 +31,7 @@ from launch.datasets.tables import (
     sampling_table,
     value_table,
 )
-from launch.output.html import html_page, picture, table
+from launch.output.html import contents, html_page, paragraph, picture, section, table
 
 BLUE, GREY = "#2f6db5", "#c9d1d9"
 
@@ -43,22 +43,21 @@ def data_page(facts: dict[str, Any]) -> str:
         f"{facts['records']:,} records, {facts['observations']:,} observations, {facts['bytes'] / 2**20:,.1f} MiB in "
         f"{facts['shards']} shards"
     )
-    body = [
+    intro = [
         f"<h1>{escape(title)}</h1><p>{head}</p>",
         f'<p class="quiet">{escape(str(facts["url"]))}<br>digest {escape(facts["digest"])}</p>',
         _warnings(facts),
-        "<h2>Modalities</h2>",
-        table(MODALITY_COLUMNS, modality_table(facts)),
-        picture(presence_figure(facts), "which modalities records have, by pattern"),
-        picture(length_figure(facts), "lengths"),
-        *_series(facts),
-        *_objects(facts),
-        *_codes(facts),
-        *_moments(facts),
-        *(_split(split, parts) for split, parts in facts["splits"].items()),
+    ]
+    sections = [
+        section("Modalities", *modalities(facts), picture(length_figure(facts), "lengths")),
+        section("Sampling of series", *_series(facts)),
+        section("Objects and codes", *_objects(facts)),
+        section("The most frequent codes", *_codes(facts)),
+        section("Labels by moment", *_moments(facts)),
+        *(section(f"Split {split}", *labels(split, parts)) for split, parts in facts["splits"].items()),
         *(_values(split, rows) for split, rows in facts["values"].items()),
-    ]  # fmt: skip
-    return html_page(title, body)
+    ]
+    return html_page(title, [*intro, contents(sections), *sections])
 
 
 def _warnings(facts: dict[str, Any]) -> str:
@@ -76,45 +75,48 @@ def _warnings(facts: dict[str, Any]) -> str:
 def _series(facts: dict[str, Any]) -> list[str]:
     if not facts["sampling"]["series"]:
         return []
-    note = f'<p class="quiet">From {facts["sampling"]["records"]:,} records taken evenly over the data set.</p>'
+    note = paragraph(f"From {facts['sampling']['records']:,} records taken evenly over the data set.", "quiet")
     figure = picture(when_figure(facts["sampling"]["series"]), "when observations are made")
-    return ["<h2>Sampling of series</h2>", note, figure, table(SAMPLING_COLUMNS, sampling_table(facts))]
+    return [note, figure, table(SAMPLING_COLUMNS, sampling_table(facts))]
 
 
 def _objects(facts: dict[str, Any]) -> list[str]:
     if not facts["objects"]:
         return []
     timed = {name: own for name, own in facts["objects"].items() if own["when"] is not None}
-    note = f'<p class="quiet">How many a record has and when; {escape(object_words(facts))}.</p>'
+    note = paragraph(f"How many a record has and when; {object_words(facts)}.", "quiet")
     figure = picture(when_figure(timed), "when objects and codes are")
-    return ["<h2>Objects and codes</h2>", note, figure, table(OBJECT_COLUMNS, object_table(facts))]
+    return [note, figure, table(OBJECT_COLUMNS, object_table(facts))]
 
 
 def _codes(facts: dict[str, Any]) -> list[str]:
     if not facts["codes"]:
         return []
-    notes = [f'<p class="quiet">{escape(sentence)}.</p>' for sentence in code_words(facts)]
-    return ["<h2>The most frequent codes</h2>", *notes, table(CODE_COLUMNS, code_table(facts))]
+    notes = [paragraph(f"{sentence}.", "quiet") for sentence in code_words(facts)]
+    return [*notes, table(CODE_COLUMNS, code_table(facts))]
 
 
 def _moments(facts: dict[str, Any]) -> list[str]:
     if facts["moments"] is None:
         return []
-    note = (
-        f'<p class="quiet">{escape(moment_words(facts))}. Of each label its rate, or mean, among labelled moments.</p>'
-    )
-    return ["<h2>Labels by moment</h2>", note, table(moment_columns(facts), moment_table(facts))]
+    note = paragraph(f"{moment_words(facts)}. Of each label its rate, or mean, among labelled moments.", "quiet")
+    return [note, table(moment_columns(facts), moment_table(facts))]
 
 
-def _split(split: str, parts: dict[str, Any]) -> str:
-    figure = picture(label_figure(parts), f"labels of split {split}")
-    return f"<h2>Split {escape(split)}</h2>" + table(LABEL_COLUMNS, label_table(parts)) + figure
+def modalities(facts: dict[str, Any]) -> list[str]:
+    """What records have: a table, and the patterns of presence."""
+    figure = picture(presence_figure(facts), "which modalities records have, by pattern")
+    return [table(MODALITY_COLUMNS, modality_table(facts)), figure]
+
+
+def labels(split: str, parts: dict[str, Any]) -> list[str]:
+    """Parts of a split and their labels."""
+    return [table(LABEL_COLUMNS, label_table(parts)), picture(label_figure(parts), f"labels of split {split}")]
 
 
 def _values(split: str, rows: list[dict[str, Any]]) -> str:
-    head = f"<h2>Values in the train part of split {escape(split)}</h2>"
-    note = '<p class="quiet">farthest: the value farthest from the mean, in standard deviations</p>'
-    return head + note + table(VALUE_COLUMNS, value_table(rows))
+    note = paragraph("farthest: the value farthest from the mean, in standard deviations", "quiet")
+    return section(f"Values in the train part of split {split}", note, table(VALUE_COLUMNS, value_table(rows)))
 
 
 def presence_figure(facts: dict[str, Any]) -> Figure | None:

@@ -1,4 +1,4 @@
-"""Verbs about runs that are there: `runs`, `compare`, `ensemble`."""
+"""Verbs about runs that are there: `runs`, `report`, `compare`, `ensemble`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,37 @@ def runs(
     from launch.runs.listing import show_runs
 
     show_runs(storage, mlflow)
+
+
+@app.command()
+def report(
+    run: Annotated[
+        str, typer.Argument(help="Folder or URL of a run or a sweep, a name in runs/, or MLflow's id or name of a run.")
+    ],
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="The page; default: NAME.html.")] = None,
+    sample: Annotated[
+        int,
+        typer.Option(metavar="N", help="Samples of the test part for what the run does not keep; 0 computes nothing."),
+    ] = 256,
+    uri: Annotated[
+        str | None, typer.Option(help="MLflow; default: MLFLOW_TRACKING_URI, else mlflow.db in this folder.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a run as one HTML page: data, curves, test metrics with intervals, calibration, what absent modalities
+    cost, what answers rest on, experts, cost, lineage. Of a sweep: settings against scores, and best by budget.
+
+    Everything is read from what the run keeps; the missing-modality curve, if `evaluate` has left none, and the shares of
+    modalities and time are computed on a sample, and the page says of how many.
+
+    \b
+    fleximoe report runs/NAME
+    fleximoe report runs/mysweep --out sweep.html
+    """
+    from launch.api.run import open_run
+    from launch.output.tables import print_json_line
+
+    print_json_line({"html": str(open_run(run, "runs", uri).report(out, sample=sample))})
 
 
 @app.command()

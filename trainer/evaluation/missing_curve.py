@@ -68,15 +68,13 @@ def missing_curve(session: Session, part: str, seeds: int, metric: str | None = 
     """
     chosen = ways_to_hide(session.schema, seeds)
     counts = torch.zeros(2, len(chosen), dtype=torch.float64, device=session.device)  # what there was, and was kept
-    hides = [_hide(session, hiding, counts[:, number]) for number, hiding in enumerate(chosen)]
+    hides = [hiding_of(session.schema, hiding, counts[:, number]) for number, hiding in enumerate(chosen)]
     everything = predict_hiding(session, part, hides)
-    counts = sum_over_ranks(counts.cpu())
-    # 0 / 0, of a part without any modality, is no share.
-    hidden = [None if share != share else share for share in (1 - counts[1] / counts[0]).tolist()]
+    hidden = shares_hidden(sum_over_ranks(counts.cpu()))
     result: dict[str, Any] = {}
     if session.context.rank == 0:
         rows = [part_results(session, part, predictions) for predictions in everything if predictions is not None]
-        result = _table(part, chosen, rows, hidden, metric)
+        result = curve_table(part, chosen, rows, hidden, metric)
         result["tasks"] = {name: _modalities(session, name) for name in main_metric_of_tasks(part, rows[0])}
     found: dict[str, Any] = broadcast_json(result)
     return found
@@ -89,10 +87,16 @@ def _modalities(session: Session, metric: str) -> list[str]:
     return list((schemas or [session.schema])[0].modality_names)
 
 
-def _hide(session: Session, hiding: Hiding, counts: torch.Tensor) -> Callable[[Batch], Batch]:
-    keep_M = torch.ones(len(session.schema.modalities), dtype=torch.bool, device=session.device)
+def shares_hidden(counts: torch.Tensor) -> list[float | None]:
+    """Of each way to hide, from what there was and what was kept of it; 0 / 0, of no modality at all, is no share."""
+    return [None if share != share else share for share in (1 - counts[1] / counts[0]).tolist()]
+
+
+def hiding_of(schema: DatasetSchema, hiding: Hiding, counts: torch.Tensor) -> Callable[[Batch], Batch]:
+    """Hides that of a batch, and adds to `counts` what there was and what was kept."""
+    keep_M = torch.ones(len(schema.modalities), dtype=torch.bool, device=counts.device)
     if hiding.modality is not None:
-        keep_M[session.schema.numbers[hiding.modality]] = False
+        keep_M[schema.numbers[hiding.modality]] = False
 
     def hide(batch: Batch) -> Batch:
         kept = batch
@@ -108,8 +112,8 @@ def _hide(session: Session, hiding: Hiding, counts: torch.Tensor) -> Callable[[B
         window_BW2 = (
             last_part(len(batch), hiding.rate) if last else random_window(batch.index_B, hiding.rate, hiding.seed)
         )
-        kept = hide_times(batch, session.schema, window_BW2)
-        counts.add_(torch.tensor([float(timed_rows(one, session.schema)) for one in (batch, kept)]).to(counts))
+        kept = hide_times(batch, schema, window_BW2)
+        counts.add_(torch.tensor([float(timed_rows(one, schema)) for one in (batch, kept)]).to(counts))
         return kept
 
     return hide if hiding.what == "missing" else hide_time
@@ -122,9 +126,10 @@ def timed_rows(batch: Batch, schema: DatasetSchema) -> int:
     return sum(len(group.times_O if hasattr(group, "times_O") else group.times_P) for group in groups)
 
 
-def _table(
-    part: str, chosen: list[Hiding], rows: list[dict[str, float]], hidden: list[float | None], metric: str | None
+def curve_table(
+    part: str, chosen: list[Hiding], rows: list[dict[str, float]], hidden: list[float | None], metric: str | None = None
 ) -> dict[str, Any]:
+    """What `missing_curve` returns but `tasks`; `rows` are the metrics of each way to hide, the first hides nothing."""
     whole = rows[0]
     without, nothing = [], {"rate": 0.0, "seed": 0, "hidden": 0.0, "metrics": whole}
     by_what: dict[str, list[dict[str, Any]]] = {"missing": [nothing], "last": [], "window": []}

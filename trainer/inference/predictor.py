@@ -8,13 +8,14 @@ one data set at a time, in the place of the one that it was trained on; the answ
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from data_shards import EpochOrder, open_manifest
+from data_shards import Batch, EpochOrder, open_manifest
 from data_shards.loading.collate import Collator
 from data_shards.loading.schema_map import place_of
 from data_shards.shards.reader import Reader
@@ -61,7 +62,7 @@ class Predictor:
     def __init__(self, request: Request, checkpoint: Checkpoint, device: torch.device | str = "cpu") -> None:
         self.request, self.device, data = request, torch.device(device), request.config.data
         self.manifest = open_manifest(data.url, data.storage_options)
-        schema = checkpoint_schema(checkpoint)
+        self.schema = schema = checkpoint_schema(checkpoint)
         self.tasks = model_tasks(checkpoint, self.manifest, request.member)
         self.model = checkpoint_model(checkpoint, device, request.config)
         if request.explain:
@@ -97,6 +98,16 @@ class Predictor:
         """All of the part."""
         return cut_stretches(self.manifest.counts(self.request.config.data.split, self.request.part))
 
+    def batches(self, stretch: Stretch) -> Iterator[tuple[Batch, dict[str, int]]]:
+        """The stretch's batches, and how many samples of each were skipped for which reason."""
+        for start in range(stretch.start, stretch.stop, self.request.batch_size):
+            stop = min(start + self.request.batch_size, stretch.stop)
+            records, numbers, lost = self._reader.read(*self._order.take(start, stop))
+            if self._embedder is not None and records:
+                records, _ = self._embedder(records)
+            batch = self._collate([self._place.put(r) for r in records], numbers, self._place.known(len(records)))
+            yield batch.to(self.device), dict(lost)
+
     def __call__(self, stretch: Stretch) -> tuple[pa.Table, dict[str, int]]:
         """The stretch's rows, in storage order, and how many samples were skipped for which reason.
 
@@ -104,12 +115,7 @@ class Predictor:
         """
         tables: list[pa.Table] = []
         skipped: Counter[str] = Counter()
-        for start in range(stretch.start, stretch.stop, self.request.batch_size):
-            stop = min(start + self.request.batch_size, stretch.stop)
-            records, numbers, lost = self._reader.read(*self._order.take(start, stop))
+        for batch, lost in self.batches(stretch):
             skipped.update(lost)
-            if self._embedder is not None and records:
-                records, _ = self._embedder(records)
-            batch = self._collate([self._place.put(r) for r in records], numbers, self._place.known(len(records)))
-            tables.append(self._rows(batch.to(self.device)))
+            tables.append(self._rows(batch))
         return pa.concat_tables(tables), dict(skipped)
