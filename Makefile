@@ -7,7 +7,7 @@ TEST_WORKERS ?= 2
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow lint format browser docs
+.PHONY: help train test test-slow lint format browser docs site
 
 help: ## Show this list
 	@grep -hE '^[a-z/-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ lint: $(READY) ## Check style and types only
 docs: $(READY) ## Make the pages and figures that are made from the code
 	$(BIN)/python -m docs.make_pages
 	$(BIN)/python -m docs.figures.make_figures
+
+site: $(READY) ## Build the documentation as a site, in site/; needs no network
+	$(BIN)/python -m mkdocs build --strict --quiet --site-dir site
 
 format: $(READY) ## Rewrite files in the project's style
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .

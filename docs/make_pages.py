@@ -1,4 +1,5 @@
-"""Writes the pages that are made from the code: every key of a recipe, every source with its options and mapping keys.
+"""Writes the pages that are made from the code: every key of a recipe, every source with its options and mapping keys,
+the Python API, and the tutorial's notebook as a page.
 
     python -m docs.make_pages
 
@@ -8,6 +9,7 @@ A test compares the pages with what this would write, so the two cannot part.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+import fleximoe
 from data_shards.config import MixtureEntry
 from data_shards.sources import SOURCES, source_class
 from data_shards.sources.tables import mapping as table_mapping
@@ -147,7 +150,71 @@ def _table(lines: list[str]) -> str:
     return "| key | takes | default | meaning |\n|---|---|---|---|\n" + "\n".join(lines) + "\n"
 
 
-PAGES = {"recipe_keys.md": recipe_keys, "sources.md": sources}
+API_HEAD = """# The API
+
+Made from the code by `make docs`; do not edit. How it is used: [python.md](python.md). All of it is imported as `fleximoe.NAME`.
+"""
+
+
+def api() -> str:
+    """The page of what `import fleximoe` gives, in the words of its docstrings."""
+    parts = [API_HEAD]
+    named = [(name, getattr(fleximoe, name)) for name in fleximoe.__all__]
+    for title, wanted in (("Functions", inspect.isfunction), ("Classes", inspect.isclass)):
+        parts.append(f"\n## {title}\n")
+        for name, own in sorted((item for item in named if wanted(item[1])), key=lambda item: item[0].lower()):
+            parts.append(f"\n### {name}\n\n{_described(name, own)}")
+            parts += [f"\n#### {name}.{method}\n\n{_described(method, member)}" for method, member in _methods(own)]
+    return "".join(parts)
+
+
+def _methods(cls: Any) -> Iterator[tuple[str, Any]]:
+    """Public methods and properties of its own that say what they are, in the order in which they are written."""
+    if not inspect.isclass(cls):
+        return
+    for name, member in vars(cls).items():
+        if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, property)) and member.__doc__:
+            yield name, member
+
+
+def _described(name: str, own: Any) -> str:
+    """Signature, if it is called, and docstring; both as they are."""
+    plain = isinstance(own, property) or (inspect.isclass(own) and issubclass(own, BaseException))
+    kept = "" if plain else f"```python\n{name}{_signature(own)}\n```\n\n"
+    return f"{kept}```text\n{inspect.getdoc(own) or ''}\n```\n"
+
+
+def _signature(own: Any) -> str:
+    """With a line each where it is long."""
+    found = inspect.signature(own)
+    kept = [one for one in found.parameters.values() if one.name != "self"]
+    text = str(found.replace(parameters=kept)).replace("'", "")
+    if len(text) <= 100:
+        return text
+    lines, star = [], False
+    for one in kept:
+        if one.kind is one.KEYWORD_ONLY and not star:
+            lines.append("*")
+            star = True
+        lines.append(str(one).replace("'", ""))
+        star = star or one.kind is one.VAR_POSITIONAL
+    back = text.rsplit(")", 1)[1]
+    return "(\n" + "".join(f"    {line},\n" for line in lines) + ")" + back
+
+
+def tutorial() -> str:
+    """The page of the notebook: its texts, and its code without what that shows."""
+    cells = json.loads((HERE / "tutorial.ipynb").read_text("utf-8"))["cells"]
+    parts = []
+    for cell in cells:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+    first, *rest = parts
+    note = "This page is [a notebook](tutorial.ipynb), which a test runs from top to bottom; `make docs` has made it."
+    return "\n\n".join([first, note, *rest]) + "\n"
+
+
+PAGES = {"recipe_keys.md": recipe_keys, "sources.md": sources, "api.md": api, "tutorial.md": tutorial}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"<!-- (run|file: (?P<name>[\w.]+)) -->\n```\w*\n(?P<text>.*?)```", re.DOTALL)
 
 
-@pytest.mark.parametrize("file", ["recipe_keys.md", "sources.md"])
+@pytest.mark.parametrize("file", ["recipe_keys.md", "sources.md", "api.md", "tutorial.md"])
 def test_pages_made_from_the_code_are_up_to_date(file: str) -> None:
     from docs import make_pages
 
@@ -73,6 +73,30 @@ def test_snippets_of_python_run_one_after_the_other(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     assert "tasks.died: binary: two classes" in done.stdout
+
+
+@pytest.mark.long
+def test_the_site_is_built_without_a_network_and_asks_for_nothing(tmp_path: Path) -> None:
+    """Links within it and the menu are checked by the builder; what a page loads lies beside it."""
+    site = tmp_path / "site"
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)],
+        cwd=ROOT, capture_output=True, text=True, timeout=480,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    made = {path.parent.name for path in site.glob("*/index.html")} | {"index"}
+    assert {page.stem for page in PAGES} - made == set()
+    loads = re.compile(r'<(?:script|img|iframe)[^>]*\bsrc="?([^" >]+)|<link[^>]*rel="?(?:stylesheet|icon|preconnect|prefetch)'
+                       r'[^>]*href="?([^" >]+)')  # fmt: skip
+    for page in site.rglob("*.html"):
+        found = [first or second for first, second in loads.findall(page.read_text("utf-8"))]
+        assert [url for url in found if url.startswith(("http", "//"))] == [], page
+    assert (site / "search" / "search_index.json").stat().st_size > 100_000
+
+
+def test_the_menu_has_every_page() -> None:
+    menu = re.findall(r"([\w/]+\.md)", (ROOT / "mkdocs.yml").read_text("utf-8"))
+    assert sorted(menu) == sorted([*(page.name for page in PAGES), "results.md"])
 
 
 def test_errors_in_the_docs_are_what_the_program_says() -> None:

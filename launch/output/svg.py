@@ -41,6 +41,7 @@ def svg(figure: Figure, about: str) -> str:
 
 def _legible(figure: Figure) -> None:
     """Not wider than a page, no text smaller than `SMALLEST_TEXT`, and laid out again for both."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.text import Text
 
     wide, high = figure.get_size_inches()
@@ -50,7 +51,7 @@ def _legible(figure: Figure) -> None:
             text.set_fontsize(max(SMALLEST_TEXT, text.get_fontsize()))
     for axes in figure.axes:  # ticks are made anew when they are drawn
         axes.tick_params(labelsize=max(SMALLEST_TEXT, _tick_size(axes)))
-    if figure.get_layout_engine() is None:
+    if not isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
         figure.tight_layout()
 
 

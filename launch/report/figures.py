@@ -94,7 +94,7 @@ def experts_over_time(run: TrackedRun) -> Figure | None:
     for axes, (name, points) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
         _line(axes, points, name, "C0")
         axes.set(xlabel="optimiser step", title=name)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(value for _, value in points) or 1)
     figure.tight_layout()
     return figure
 

@@ -78,7 +78,9 @@ def _finding(run: TrackedRun, main: str | None, found: Mapping[str, Any]) -> lis
     own = found.get(main)
     between = f", 95 % {own.low:.4f} to {own.high:.4f}" if own else ""
     sentence = f"{text}; {main} is {run.metrics[main]:.4f}{between} ({better})."
-    alarm = "" if main.startswith("test/") else "It has no test metrics: it has not ended, or its data have no test part."
+    alarm = (
+        "" if main.startswith("test/") else "It has no test metrics: it has not ended, or its data have no test part."
+    )
     return [paragraph(sentence), paragraph(alarm, "alarm")]
 
 
@@ -153,12 +155,12 @@ _CURVE = ("metric", "hidden", "share", "mean", "smallest", "largest")
 def _curve_rows(task: dict[str, Any]) -> list[Row]:
     metric = task["metric"]
     whole = task["whole"].get(metric)
-    rows: list[Row] = [(metric, "nothing", "0 %", whole, whole, whole)]
+    rows: list[Row] = [(metric, "nothing", "0%", whole, whole, whole)]
     for what, words in HIDDEN.items():
         rows += [(metric, words, f"{rate:.0%}", *values) for rate, *values in by_rate(task, what) if rate]
     for row in task["without"]:
         value = row["metrics"].get(metric)
-        rows.append((metric, f"without {row['modality']}", "100 %", value, value, value))
+        rows.append((metric, f"without {row['modality']}", "100%", value, value, value))
     return rows
 
 

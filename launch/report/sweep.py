@@ -112,7 +112,9 @@ def _trial(folder: str, words: list[str], metric: str) -> TrialKept:
         else "failed" if read_json(folder, FAILED) is not None else "unfinished" if values else "not begun"
     )  # fmt: skip
     settings = {key: value for key, value in settings.items() if key not in SEEDS}
-    return TrialKept(folder.rsplit("/", 1)[-1], settings, seed, state, points, dict(result["metrics"]) if result else {})
+    return TrialKept(
+        folder.rsplit("/", 1)[-1], settings, seed, state, points, dict(result["metrics"]) if result else {}
+    )
 
 
 def _near(seen: dict[int, float], step: int) -> float:

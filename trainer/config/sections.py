@@ -357,6 +357,15 @@ class TrackingConfig(Section):
     )
     tags: dict[str, str] = Field(default_factory=dict, description="tags set on the MLflow run")
     json_lines: bool = Field(True, description="write metrics.jsonl into the run's folder")
+    tensorboard: bool = Field(
+        False, description="also write TensorBoard's event files, into tensorboard/ of the run's folder (an extra)"
+    )
+    wandb: str | None = Field(
+        None,
+        min_length=1,
+        description="project of Weights & Biases: also write its offline files, into wandb/ of the run's folder (an "
+        "extra); nothing is sent before `wandb sync`",
+    )
     flush_seconds: float = Field(5.0, gt=0, description="seconds between two batches of metrics sent to MLflow")
     spool: str | None = Field(
         None, description="local folder for what MLflow could not take yet; null = inside the run's folder if local"

@@ -47,6 +47,7 @@ def reliability_figure(statements_by_name: dict[str, tuple[Tensor, Tensor]]) -> 
     axes.set(ylabel="share that came true", xlim=(0, 1), ylim=(0, 1))
     axes.legend(fontsize=8)
     below.set(xlabel="stated probability", ylabel="number", yscale="symlog")
+    below.set_ylim(bottom=0)
     figure.tight_layout()
     return figure
 

@@ -76,11 +76,11 @@ class Tracker:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """What the run was made with; nested mappings become dotted names. Fixed once logged."""
-        self._log({"op": "params", "values": flatten(params), "time": _now_ms()})
+        self._log({"op": "params", "values": flatten(params), "time": now_ms()})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Numbers by name (`train/loss`) at an optimiser step."""
-        self._log({"op": "metrics", "values": dict(metrics), "step": step, "time": _now_ms()})
+        self._log({"op": "metrics", "values": dict(metrics), "step": step, "time": now_ms()})
 
     def log_figure(self, name: str, figure: Figure) -> None:
         """A matplotlib figure under a relative file name (`figures/roc.png`); the figure may be closed afterwards."""
@@ -101,7 +101,7 @@ class Tracker:
 
     def log_dataset(self, name: str, url: str, digest: str, context: str) -> None:
         """The data used, and for what (`training`, `evaluation`); the digest is the manifest's."""
-        self._log({"op": "dataset", "name": name, "url": url, "digest": digest, "context": context, "time": _now_ms()})
+        self._log({"op": "dataset", "name": name, "url": url, "digest": digest, "context": context, "time": now_ms()})
 
     def log_model(
         self, uri: str, about: Mapping[str, str], metrics: Mapping[str, float], export: str | None = None
@@ -111,12 +111,12 @@ class Tracker:
         Args:
             export: folder of a model that MLflow can load, for the version that is registered; it stays.
         """
-        told: Model = {"op": "model", "uri": uri, "about": dict(about), "metrics": dict(metrics), "time": _now_ms()}
+        told: Model = {"op": "model", "uri": uri, "about": dict(about), "metrics": dict(metrics), "time": now_ms()}
         self._log({**told, "export": export} if export else told)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """What may change later: attempts, notes, links."""
-        self._log({"op": "tags", "values": dict(tags), "time": _now_ms()})
+        self._log({"op": "tags", "values": dict(tags), "time": now_ms()})
 
     def rewind(self, step: int) -> None:
         """The run goes on from this step: what an earlier start logged of later ones is made again."""
@@ -138,7 +138,7 @@ class Tracker:
         self._finished = True
         for sink in self._sinks:
             try:
-                sink.take({"op": "status", "status": status, "time": _now_ms()})
+                sink.take({"op": "status", "status": status, "time": now_ms()})
                 sink.finish(timeout_s)
             except (LeaseLostError, LeaseDoubtError) as error:
                 logger.warning("the end of the run is not recorded: %s", error)
@@ -154,7 +154,7 @@ class Tracker:
         with tempfile.TemporaryDirectory(prefix="tracker_") as home:
             path, folder = Path(home) / Path(name).name, str(Path(name).parent)
             make(path)
-            self._log({"op": "file", "path": str(path), "folder": None if folder == "." else folder, "time": _now_ms()})
+            self._log({"op": "file", "path": str(path), "folder": None if folder == "." else folder, "time": now_ms()})
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -172,5 +172,6 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _now_ms() -> int:
+def now_ms() -> int:
+    """Since the epoch, as operations say when they were."""
     return int(time.time() * 1000)

@@ -1,0 +1,1 @@
+"""Files of other trackers, read back by their own libraries."""
