@@ -152,7 +152,8 @@ def _table(lines: list[str]) -> str:
 
 API_HEAD = """# The API
 
-Made from the code by `make docs`; do not edit. How it is used: [python.md](python.md). All of it is imported as `fleximoe.NAME`.
+            for method, member in _methods(own):
+                parts.append(f"\n#### {name}.{method}\n\n{_described(method, member)}")
 """
 
 
@@ -173,7 +174,8 @@ def _methods(cls: Any) -> Iterator[tuple[str, Any]]:
     if not inspect.isclass(cls):
         return
     for name, member in vars(cls).items():
-        if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, property)) and member.__doc__:
+        called = inspect.isfunction(member) or isinstance(member, property)
+        if called and not name.startswith("_") and member.__doc__:
             yield name, member
 
 
@@ -185,21 +187,25 @@ def _described(name: str, own: Any) -> str:
 
 
 def _signature(own: Any) -> str:
-    """With a line each where it is long."""
+    """As it is written, with a line for each argument where it is long."""
     found = inspect.signature(own)
-    kept = [one for one in found.parameters.values() if one.name != "self"]
-    text = str(found.replace(parameters=kept)).replace("'", "")
-    if len(text) <= 100:
-        return text
-    lines, star = [], False
-    for one in kept:
-        if one.kind is one.KEYWORD_ONLY and not star:
-            lines.append("*")
-            star = True
-        lines.append(str(one).replace("'", ""))
+    words, star = [], False
+    for one in found.parameters.values():
         star = star or one.kind is one.VAR_POSITIONAL
-    back = text.rsplit(")", 1)[1]
-    return "(\n" + "".join(f"    {line},\n" for line in lines) + ")" + back
+        if one.kind is one.KEYWORD_ONLY and not star:
+            words.append("*")
+            star = True
+        if one.name != "self":
+            words.append(_argument(one))
+    gives = "" if found.return_annotation is found.empty else f" -> {found.return_annotation}"
+    text = f"({', '.join(words)}){gives}"
+    return text if len(text) <= 100 else "(\n" + "".join(f"    {word},\n" for word in words) + f"){gives}"
+
+
+def _argument(one: inspect.Parameter) -> str:
+    stars = {one.VAR_POSITIONAL: "*", one.VAR_KEYWORD: "**"}.get(one.kind, "")
+    kind = "" if one.annotation is one.empty else f": {one.annotation}"
+    return f"{stars}{one.name}{kind}" + ("" if one.default is one.empty else f" = {one.default!r}")
 
 
 def tutorial() -> str:

@@ -1,4 +1,4 @@
-"""For the builder of the site: the page of measurements lies outside of the documentation's folder, and is part of it."""
+"""For the builder of the site: the page of measurements lies outside of this folder, and is part of the site."""
 
 from __future__ import annotations
 

@@ -72,10 +72,9 @@ def _as_part(text: str, about: str) -> str:
     body = re.sub(r"<[^<>]+>", lambda tag: _tag(tag[0], name), body)
     used = set(re.findall(r'(?:url\(#|href="#)([\w.-]+)', body))
     body = re.sub(r' id="([\w.-]+)"', lambda own: own[0] if own[1] in used else "", body)
-    return (
-        f'<svg role="img" aria-label="{escape(about)}" width="{width:.0f}" style="min-width: {NARROWEST * width:.0f}px" '
-        f'viewBox="0 0 {view[1]} {view[2]}" xmlns:xlink="http://www.w3.org/1999/xlink">{body.strip()}'
-    )
+    size = f'width="{width:.0f}" style="min-width: {NARROWEST * width:.0f}px" viewBox="0 0 {view[1]} {view[2]}"'
+    names = 'xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f'<svg role="img" aria-label="{escape(about)}" {size} {names}>{body.strip()}'
 
 
 def _tag(tag: str, name: str) -> str:

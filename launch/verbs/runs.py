@@ -53,8 +53,8 @@ def report(
     """Write a run as one HTML page: data, curves, test metrics with intervals, calibration, what absent modalities
     cost, what answers rest on, experts, cost, lineage. Of a sweep: settings against scores, and best by budget.
 
-    Everything is read from what the run keeps; the missing-modality curve, if `evaluate` has left none, and the shares of
-    modalities and time are computed on a sample, and the page says of how many.
+    Everything is read from what the run keeps; the missing-modality curve, if `evaluate` has left none, and the shares
+    of modalities and time are computed on a sample, and the page says of how many.
 
     \b
     fleximoe report runs/NAME

@@ -51,7 +51,7 @@ class Sampled:
 
 
 def spread_evenly(samples: int, wanted: int, each: int) -> list[Stretch]:
-    """Stretches of `each` samples, together `wanted`, spread over a part of `samples`; all of it if it is not larger."""
+    """Stretches of `each` samples, together `wanted`, spread over a part of `samples`; all of a smaller one."""
     if samples <= wanted:
         return [Stretch(start, min(start + each, samples)) for start in range(0, samples, each)]
     number = -(-wanted // each)

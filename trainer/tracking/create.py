@@ -26,7 +26,8 @@ def create_tracker(
 ) -> Tracker:
     """The tracker of this rank: MLflow, JSON lines and others as configured on rank 0, nothing elsewhere.
 
-    Raises ValueError: a tracker that is asked for is not installed, or cannot write there. `run_id` None: the id stored in `run_dir`, else a new run. `guard`: whether the name is still this process's own.
+    `run_id` None: the id stored in `run_dir`, else a new run. `guard`: whether the name is still this process's own.
+    Raises ValueError: a tracker that is asked for is not installed, or cannot write there.
     """
     guard = guard or Unowned()
     sinks: list[Sink] = []

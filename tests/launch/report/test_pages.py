@@ -22,7 +22,10 @@ CONTRAST = """(() => {
     const [r, g, b] = colour.slice(0, 3).map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
-  const ratio = (a, b) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + 0.05) / (y + 0.05); };
+  const ratio = (a, b) => {
+    const [x, y] = [light(a), light(b)].sort((p, q) => q - p);
+    return (x + 0.05) / (y + 0.05);
+  };
   const behind = element => {
     for (; element; element = element.parentElement) {
       const colour = numbers(getComputedStyle(element).backgroundColor);
@@ -113,7 +116,8 @@ def test_pages_are_legible_for_everybody(pages, sweep, tmp_path):
 
 SORTED = """(place => { const table = document.querySelectorAll("table.sorts")[0];
   table.querySelectorAll("th button")[place].click();
-  return [table.querySelectorAll("th")[place].ariaSort, ...[...table.tBodies[0].rows].map(row => row.cells[place].textContent)];
+  const shown = [...table.tBodies[0].rows].map(row => row.cells[place].textContent);
+  return [table.querySelectorAll("th")[place].ariaSort, ...shown];
 })"""
 
 

@@ -128,7 +128,7 @@ def test_shares_of_experts_and_their_evenness():
 )
 def test_samples_are_spread_evenly_and_none_is_taken_twice(samples, wanted, each):
     taken = [number for own in spread_evenly(samples, wanted, each) for number in range(own.start, own.stop)]
-    assert len(taken) == len(set(taken)) == min(samples, wanted) and 0 <= min(taken) and max(taken) < samples
+    assert len(taken) == len(set(taken)) == min(samples, wanted) and min(taken) >= 0 and max(taken) < samples
     assert taken == sorted(taken)
     if samples > wanted and wanted > each:
         assert taken[0] == 0 and taken[-1] == samples - 1

@@ -130,7 +130,7 @@ tracker.finish(sys.argv[2])
 
 
 def records(file: Path):
-    """Of a file of Weights & Biases: a log in LevelDB's format (blocks of 32 KiB, a head of 7 bytes), of its messages."""
+    """Messages in a file of Weights & Biases: a log in LevelDB's format, blocks of 32 KiB, after a head of 7 bytes."""
     from wandb.proto import wandb_internal_pb2
 
     data, place, whole = file.read_bytes(), 7, b""
