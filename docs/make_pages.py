@@ -152,8 +152,8 @@ def _table(lines: list[str]) -> str:
 
 API_HEAD = """# The API
 
-            for method, member in _methods(own):
-                parts.append(f"\n#### {name}.{method}\n\n{_described(method, member)}")
+Made from the code by `make docs`; do not edit. How it is used: [python.md](python.md). All of it is imported as
+`fleximoe.NAME`.
 """
 
 

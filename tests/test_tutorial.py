@@ -21,6 +21,11 @@ def test_outputs_are_not_kept():
     assert [cell.source for cell in cells if cell.cell_type == "code" and (cell.outputs or cell.execution_count)] == []
 
 
+def test_the_first_lines_of_the_site_are_those_of_the_tutorial():
+    (snippet,) = re.findall(r"```python\n(.*?)\n```", (ROOT / "docs" / "index.md").read_text("utf-8"), re.S)
+    assert snippet == next(cell.source for cell in nbformat.read(TUTORIAL, 4).cells if cell.cell_type == "code")
+
+
 @pytest.mark.long
 def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     from nbclient import NotebookClient
