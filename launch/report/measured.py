@@ -99,7 +99,8 @@ def cost_rows(run: TrackedRun, result: dict[str, Any], checkpoint_bytes: int | N
 
 def seconds_by_line(run: TrackedRun) -> dict[int, float]:
     """Logged step -> seconds of the steps since the line before."""
-    found, before = {}, 0
+    found: dict[int, float] = {}
+    before = 0
     for step, each in run.history("perf/step_s"):
         found[step], before = each * (step - before), step
     return found
