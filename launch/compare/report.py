@@ -78,8 +78,8 @@ def _pairs(comparison: Comparison) -> str:
         rows.append((pair.first.label, pair.second.label, value, between, p, seeds, pair.verdict))
     note = (
         f"<p>Difference in {escape(comparison.metric)}, first minus second: on the same draws of test records "
-        f"(interval, p) and by a paired t-test over shared seeds. {len(rows)} pairs are tested; p is not corrected "
-        "for it.</p>"
+        f"(interval, p) and by a paired t-test over shared seeds. Pairs tested: {len(rows)}; p is not corrected "
+        "for that.</p>"
     )
     return note + table(
         ("first", "second", "difference", "95 % over records", "p, records", "p, seeds", "verdict"), rows

@@ -68,7 +68,7 @@ def _as_part(text: str, about: str) -> str:
     width = float(view[1]) * 4 / 3
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
     body = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", body, flags=re.S)
-    name = hashlib.sha256(body.encode()).hexdigest()[:8]
+    name = hashlib.sha256((about + body).encode()).hexdigest()[:8]
     body = re.sub(r"<[^<>]+>", lambda tag: _tag(tag[0], name), body)
     used = set(re.findall(r'(?:url\(#|href="#)([\w.-]+)', body))
     body = re.sub(r' id="([\w.-]+)"', lambda own: own[0] if own[1] in used else "", body)

@@ -33,7 +33,7 @@ CONTRAST = """(() => {
     }
   };
   const found = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  let texts = 0;
+  let texts = 0, marks = 0;
   while (walk.nextNode()) {
     const element = walk.currentNode.parentElement, style = getComputedStyle(element);
     if (!walk.currentNode.data.trim() || ["SCRIPT", "STYLE"].includes(element.tagName)) continue;
@@ -43,11 +43,13 @@ CONTRAST = """(() => {
   }
   const paper = numbers(getComputedStyle(document.body).backgroundColor);
   for (const mark of document.querySelectorAll('svg [style*="var(--c"]')) {
-    const style = getComputedStyle(mark);
-    for (const own of [style.stroke, style.fill])
-      if (own.startsWith("rgb") && ratio(numbers(own), paper) < 3) found.push([mark.tagName, own]);
+    for (const name of ["stroke", "fill"]) {
+      const own = getComputedStyle(mark)[name];
+      if (mark.style[name].startsWith("var(--c") && ratio(numbers(own), paper) < 3) found.push([mark.tagName, own]);
+      marks += mark.style[name].startsWith("var(--c");
+    }
   }
-  return {texts, found};
+  return {texts, marks, found};
 })()"""
 SMALLEST_TEXT = """Math.min(...[...document.querySelectorAll("svg text")].map(text => {
   const svg = text.closest("svg");
@@ -106,7 +108,7 @@ def test_pages_are_legible_for_everybody(pages, sweep, tmp_path):
                 for scheme in ("light", "dark"):
                     look(page, width, scheme)
                     told = page.evaluate(CONTRAST)
-                    assert told["found"] == [] and told["texts"] > 50, (name, scheme)
+                    assert told["found"] == [] and told["texts"] > 50 and told["marks"] > 3, (name, scheme)
                     assert page.evaluate("document.documentElement.scrollWidth") <= width, (name, width)
                     papers.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
             assert len(papers) == 2, "light and dark are two"
