@@ -136,7 +136,7 @@ def test_the_report_opens_in_a_browser_and_asks_for_nothing(place, tmp_path):
     report.write_text(page(compare(find_runs(uri(place), [], "gates"))), encoding="utf-8")
     with open_browser(tmp_path) as browser:
         opened = browser.open(report)
-        assert opened.problems == [] and opened.requests == [opened.url] and opened.broken_pictures() == []
+        assert opened.problems == [] and opened.requests == [opened.url]
         headings = opened.evaluate("[...document.querySelectorAll('h2')].map(h => h.textContent)")
         assert headings == [
             "Which is better",
@@ -148,7 +148,7 @@ def test_the_report_opens_in_a_browser_and_asks_for_nothing(place, tmp_path):
             "What absent modalities cost",
             "The runs",
         ]
-        assert opened.evaluate("document.images.length") == 6
+        assert opened.evaluate("document.querySelectorAll('figure svg').length") == 6
         assert opened.evaluate("document.body.scrollWidth <= window.innerWidth")
         shot = opened.screenshot(tmp_path / "report.png")
         assert shot.stat().st_size > 50_000
@@ -159,7 +159,7 @@ def test_text_of_others_cannot_become_part_of_the_page(place):
     for run in runs:
         run.params = {**run.params, "note": f"<script>alert({run.id!r})</script>"}
     text = page(compare(runs))
-    assert "<script" not in text and "&lt;script&gt;" in text
+    assert "<script>alert" not in text and text.count("<script") == 1 and "&lt;script&gt;alert" in text
 
 
 def test_runs_without_predictions_or_on_other_data_are_said_so(place, tmp_path):
