@@ -81,6 +81,8 @@ ONLY_IN = {
     "deepspeed": "parallel/engine/engine.py",
     "mlflow": "trainer/tracking/mlflow_",
     "ray": "launch/",
+    "tensorboard": "trainer/tracking/elsewhere/tensorboard_events.py",
+    "wandb": "trainer/tracking/elsewhere/wandb_offline.py",
     "yaml": "data_shards/yaml_file.py",
 }
 NEVER = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
@@ -325,6 +327,7 @@ def house(**files: str) -> list[Source]:
         ("launch__x", "def f():\n    import yaml", "belongs in data_shards/yaml_file.py"),
         ("launch__x", "from mlflow import MlflowClient", "belongs in trainer/tracking/mlflow_"),
         ("trainer__tracking__create", "import mlflow", "belongs in trainer/tracking/mlflow_"),
+        ("trainer__tracking__create", "def f():\n    import wandb", "belongs in trainer/tracking/elsewhere/wandb_"),
         ("trainer__x", "import pickle", "no pickle"),
     ],
 )

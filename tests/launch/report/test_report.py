@@ -50,6 +50,8 @@ def test_numbers_of_the_page_are_those_of_the_run(run, page):
     assert int(cost["samples seen"]) == max(seen) and "a step, median" in cost
     lineage = dict(rows(page, "Where it is from"))
     assert lineage["data digest"] == open_manifest(run.recipe["data"]["url"]).digest
+    tags = {name: value for line in lines for name, value in line.get("tags", {}).items()}
+    assert lineage["command"] == tags["command"] and lineage.get("code", "").split(" ")[0] == tags.get("git.commit", "")
     assert lineage["best checkpoint"] == json.loads((Path(run.url) / "result.json").read_text())["checkpoint"]
     assert "dim: 16" in page.split("<summary>the recipe</summary>")[1]
 
