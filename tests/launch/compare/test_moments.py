@@ -85,7 +85,7 @@ def test_the_interval_over_records_holds_the_truth_and_one_over_moments_would_no
         for grouped in held:
             own = kept(50, 20, trial, grouped)
             weights = draw_weights(own.predictions.records, 200, seed=trial)
-            found = interval(comparison._draws(own, weights)["test/accuracy"])
+            found = interval(comparison.draws_of(own, weights)["test/accuracy"])
             assert found is not None
             held[grouped] += found.low <= 0.8 <= found.high
     assert held[True] >= 88 and held[False] <= 50, held
@@ -94,8 +94,8 @@ def test_the_interval_over_records_holds_the_truth_and_one_over_moments_would_no
 def test_one_record_with_many_moments_is_one_record() -> None:
     one = kept(1, 50, 0)
     assert comparison._labelled(one, TASKS[0]) == 1
-    assert comparison._draws(one, draw_weights(1)) == {}
-    assert comparison._draws(kept(2, 50, 0), draw_weights(2)).keys() >= {"test/accuracy", "test/brier_by_record"}
+    assert comparison.draws_of(one, draw_weights(1)) == {}
+    assert comparison.draws_of(kept(2, 50, 0), draw_weights(2)).keys() >= {"test/accuracy", "test/brier_by_record"}
 
 
 def test_other_moments_of_the_same_records_are_other_things_that_were_tested() -> None:

@@ -126,7 +126,7 @@ SORTED = """(place => { const table = document.querySelectorAll("table.sorts")[0
 def test_a_click_sorts_a_table_by_whole_numbers_and_words_with_empty_cells_last(tmp_path):
     from launch.output.html import html_page, table
 
-    rows = [("b", 0.12341), ("a10", 2.0), ("a9", None), ("<i>", 0.12342), ("", 1_000)]
+    rows = [("<i>", 0.12342), ("a10", 2.0), ("a9", None), ("b", 0.12341), ("", 1_000)]
     file = tmp_path / "page.html"
     file.write_text(html_page("sorted", ["<h1>sorted</h1>", table(("word", "number"), rows)]), encoding="utf-8")
     with open_browser(tmp_path) as browser:
