@@ -151,7 +151,7 @@ def parallel_coordinates(keys: Sequence[str], rows: Sequence[Sequence[Any]], met
     for place, (_, ticks) in enumerate(columns):
         axes.axvline(place, color="gray", linewidth=0.8)
         for height, text in ticks:
-            ground = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+            ground: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
             axes.annotate(text, (place, height), xytext=(4, 2), textcoords="offset points", bbox=ground, zorder=9)
     axes.set_xticks(range(len(columns)), [*(key.rsplit(".", 1)[-1] for key in keys), metric])
     axes.set_yticks([])
