@@ -10,7 +10,7 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from launch.output.html import STYLE
+from launch.output.look import STYLE
 
 _HERE = Path(__file__).parent
 
