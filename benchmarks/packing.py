@@ -1,21 +1,23 @@
-"""Packing: records a second and the peak memory of every process, at some number of records and at ten times as many.
+"""Packing: records a second, processor time and the peak memory of every process, at several numbers of records.
 
-    python -m benchmarks.packing [--records 20000] [--workers 2] [--address RAY] [--work DIR]
+    python -m benchmarks.packing [--records 20000 200000] [--ways alone processes ray] [--workers 2] [--work DIR]
 
-Tiny records (a vector of two numbers and a label) from a source that makes them up, so what is measured is the packer.
-Each pack runs in a process of its own; the memory of it and of all processes below it is looked at every 50 ms. Of
-processes of one kind (this one, `worker` ones) the largest peak is shown, in MiB. With `--address` also by
-tasks of that Ray. The digests of one size must be equal.
+Tiny records (a vector of two numbers and a label) from a source that makes them up, so what is measured is the packer:
+by one process, by worker processes, and by tasks of a local Ray. Each pack runs in a process of its own. Of processes
+of one kind (the packer itself, workers, Ray's raylet and GCS, what else there is) the largest peak is shown, in MiB as
+the kernel counts resident pages, with what is shared; and the seconds of all of them. Digests of one number of records
+must be equal. With ``--keep FILE`` results are added to a file, and compared with those in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
+import re
 import tempfile
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,13 +27,16 @@ import numpy as np
 import psutil
 
 from data_shards import DatasetSchema, ModalitySpec, Record, TaskSpec, pack
+from data_shards.crew import Crew, Here, Processes
 from data_shards.sources.base import Source, SourceOptions, hashed_part
-from launch.runs.crews import crew_at
+from launch.cluster.environment import prepare_for_ray
+from trainer.config.run_config import RunConfig
 
 SCHEMA = DatasetSchema("tiny", (ModalitySpec("x", "vector", shape=(2,)),), (TaskSpec("label", "binary"),))
 UNIT = 5_000
 SHARES = (("train", 0.8), ("val", 0.1), ("test", 0.1))
-MIB = 1 << 20
+SHARD, LOG_S = 16 << 20, 10.0
+KINDS = ("packer", "worker", "raylet", "gcs", "other")
 
 
 class Tiny(Source):
@@ -56,42 +61,72 @@ class Tiny(Source):
             yield Record(key, {"x": value}, {"label": float(number % 2)}, {"default": hashed_part(key, SHARES)})
 
 
-def packed(records: int, workers: int, address: str | None, folder: str) -> None:
+def packed(records: int, way: str, workers: int, folder: str) -> None:
     """In a process of its own: pack, and leave the report."""
-    with crew_at(address, workers, debug=False) as crew:
-        report = pack(Tiny(records), f"{folder}/set", crew=crew, shard_bytes=8 * MIB, log_s=1)
+    from benchmarks.packing import Tiny  # by a name that workers of a Ray know, too
+
+    with _crew(way, workers) as crew:
+        report = pack(Tiny(records), f"{folder}/set", crew=crew, shard_bytes=SHARD, log_s=LOG_S)
     Path(folder, "report.json").write_text(json.dumps(report))
 
 
-def measured(records: int, workers: int, address: str | None, work: str | None) -> dict[str, Any]:
-    """Seconds, digest and peaks (MiB) of one pack."""
+@contextlib.contextmanager
+def _crew(way: str, workers: int) -> Iterator[Crew]:
+    if way != "ray":
+        yield Processes(workers) if way == "processes" else Here()
+        return
+    parallel = {"workers": workers, "expert_parallel": 1}
+    config = RunConfig.of({"name": "crew", "data": {"url": "."}, "parallel": parallel})
+    prepare_for_ray(config)
+    from launch.cluster.ray_session import ray_session
+    from launch.runs.ray_crew import RayCrew
+
+    with ray_session(config):
+        yield RayCrew(workers)
+
+
+def measured(records: int, way: str, workers: int, work: str | None) -> dict[str, Any]:
+    """Seconds, digest, and of each kind of process peaks (MiB) and processor seconds, of one pack."""
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        process = multiprocessing.get_context("spawn").Process(target=packed, args=(records, workers, address, folder))
+        process = multiprocessing.get_context("spawn").Process(target=packed, args=(records, way, workers, folder))
         process.start()
-        peaks, ended = dict[str, float](), threading.Event()
-        watcher = threading.Thread(target=_watch, args=(psutil.Process(process.pid), peaks, ended))
+        looks, ended = dict[int, tuple[str, float, float]](), threading.Event()
+        watcher = threading.Thread(target=_watch, args=(psutil.Process(process.pid), looks, ended))
         watcher.start()
         process.join()
         ended.set()
         watcher.join()
         report = json.loads(Path(folder, "report.json").read_text())
-    return {"seconds": report["seconds"], "digest": report["digest"], "shards": report["shards"], "peaks": peaks}
+    peaks, cpu = dict[str, float](), Counter[str]()
+    for what, peak, seconds in looks.values():
+        peaks[what] = max(peaks.get(what, 0.0), peak)
+        cpu[what] += seconds
+    return {key: report[key] for key in ("seconds", "digest", "shards", "chunks")} | {"peaks": peaks, "cpu": cpu}
 
 
-def _watch(process: psutil.Process, peaks: dict[str, float], ended: threading.Event) -> None:
-    while not ended.is_set():
+def _watch(process: psutil.Process, looks: dict[int, tuple[str, float, float]], ended: threading.Event) -> None:
+    while not ended.wait(0.25):
         try:
             family = [process, *process.children(recursive=True)]
         except psutil.NoSuchProcess:
             return
         for each in family:
             try:
-                words, resident = " ".join(each.cmdline()), each.memory_info().rss / MIB
-            except psutil.Error:
+                times, words = each.cpu_times(), " ".join(each.cmdline())
+                status = Path(f"/proc/{each.pid}/status").read_text()
+            except (psutil.Error, OSError):
                 continue
-            what = "packer" if each == process else "worker" if "spawn_main" in words or "ray::" in words else "other"
-            peaks[what] = max(peaks.get(what, 0.0), resident)
-        time.sleep(0.05)
+            found = re.search(r"VmHWM:\s+(\d+) kB", status)  # the kernel's own record of the largest
+            if found:
+                kind = "packer" if each == process else _kind(words)
+                looks[each.pid] = (kind, int(found[1]) / 1024, times.user + times.system)
+
+
+def _kind(words: str) -> str:
+    # The raylet's words name what it starts, so it comes first.
+    names = {"raylet/raylet": "raylet", "gcs_server": "gcs"}
+    names |= {"spawn_main": "worker", "ray::": "worker", "default_worker": "worker"}
+    return next((kind for word, kind in names.items() if word in words), "other")
 
 
 def main() -> None:
@@ -99,25 +134,34 @@ def main() -> None:
     from benchmarks.common import last_line, table  # not above: workers would load torch with it
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, default=20_000)
+    parser.add_argument("--records", type=int, nargs="+", default=[20_000, 200_000])
+    parser.add_argument("--ways", nargs="+", default=["alone", "processes"], choices=["alone", "processes", "ray"])
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--address", default=None, help="also by the workers of this Ray")
     parser.add_argument("--work", default=None, help="folder for the data sets")
+    parser.add_argument("--keep", type=Path, default=None, help="file for results of several runs")
     chosen = parser.parse_args()
-    ways: dict[str, tuple[int, str | None]] = {"one process": (1, None), "processes": (chosen.workers, None)}
-    if chosen.address:
-        ways["Ray"] = (chosen.workers, chosen.address)
-    rows, results = [], {}
-    for name, (workers, address) in ways.items():
-        for records in (chosen.records, 10 * chosen.records):
-            found = results[f"{name} {records}"] = measured(records, workers, address, chosen.work)
-            rate = records / found["seconds"]
-            shown = [f"{found['peaks'].get(what, 0):.0f}" for what in ("packer", "worker")]
-            rows.append([name, f"{records:,}", f"{rate:,.0f}", *shown, found["digest"][:12]])
-    for records in (chosen.records, 10 * chosen.records):
+    results = json.loads(chosen.keep.read_text()) if chosen.keep and chosen.keep.exists() else {}
+    for records in chosen.records:
+        for way in chosen.ways:
+            results[f"{way} {records}"] = measured(records, way, chosen.workers, chosen.work)
+            if chosen.keep:
+                chosen.keep.write_text(json.dumps(results))
         assert len({own["digest"] for name, own in results.items() if name.endswith(f" {records}")}) == 1
-    table(["by", "records", "records/s", "packer MiB", "worker MiB", "digest"], rows)
+    rows = []
+    for name, own in results.items():
+        way, records = name.split()
+        rate = int(records) / own["seconds"]
+        peaks = [f"{own['peaks'].get(kind, 0):.0f}" for kind in KINDS]
+        rows.append(
+            [way, f"{int(records):,}", f"{rate:,.0f}", *peaks, *(_micro(own, k, int(records)) for k in KINDS[:2])]
+        )
+    table(["by", "records", "records/s", *(f"{kind} MiB" for kind in KINDS), "packer us", "worker us"], rows)
     last_line("packing", {name: own["seconds"] for name, own in results.items()}, results=results)
+
+
+def _micro(own: dict[str, Any], kind: str, records: int) -> str:
+    """Microseconds of processor time a record."""
+    return f"{own['cpu'].get(kind, 0.0) / records * 1e6:.1f}"
 
 
 if __name__ == "__main__":

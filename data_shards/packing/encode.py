@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from data_shards.records.codec import encode_record
 from data_shards.records.columns import Columns, sample_times, timed_rows
 from data_shards.records.decoder import Decoder
 from data_shards.records.knots import knots_of
+from data_shards.records.plain import Form, PlainEncoder
 from data_shards.records.record import Objects, Record
 from data_shards.records.schema import RARE, UNKNOWN, DatasetSchema
 from data_shards.records.statistics import TRAIN, Accumulator
@@ -23,6 +24,10 @@ from data_shards.shards.index import group_code
 
 if TYPE_CHECKING:
     from data_shards.sources.base import Source
+
+
+TOGETHER = 512  # records of a unit that are looked at for some that look alike
+_Done = tuple[Form | None, Record, bytes, Columns]  # a record, its form if it is plain, its bytes and columns
 
 
 @dataclass(frozen=True)
@@ -43,19 +48,15 @@ class UnitEncoder:
         Raises ValueError: a record that does not fit the schema, is too large, or has the key of another one.
         """
         schema, notes = self.schema, Counter[str]()
-        decoder, records, train = Decoder(schema), list[Encoded](), dict[str, list[Columns]]()
-        for record in self.source.read(unit, notes):
-            payload = encode_record(_counted(record, schema, notes), schema, self.vocabularies)
-            if len(payload) > Limits().member_bytes:
-                raise ValueError(f"record {record.key} has {len(payload)} bytes, at most {Limits().member_bytes}")
-            # Reading back what was just written costs little and makes an unreadable shard impossible.
-            columns = decoder.columns(payload, record.key)
-            self._count_codes(columns, notes)
+        records, train = list[Encoded](), dict[str, list[Columns]]()
+        shapes = dict[Form, tuple[np.ndarray, np.ndarray]]()  # lengths and objects, which plain records share
+        for form, record, payload, columns in self._encoded(unit, notes):
             for split, part in record.splits.items():
                 train.setdefault(split, []).extend([columns] if part == TRAIN else [])
-            lengths, objects = columns.lengths(schema), columns.objects(len(schema.modalities))
+            if form not in shapes or form is None:
+                shapes[form] = columns.lengths(schema), columns.objects(len(schema.modalities))
             events, group = len(columns.times_O), group_code(record.group)
-            encoded = Encoded(record.key, payload, record.splits, lengths, objects, columns.targets_KW, events, group)
+            encoded = Encoded(record.key, payload, record.splits, *shapes[form], columns.targets_KW, events, group)
             if schema.has_moments:
                 encoded.times_K = sample_times(columns, schema)
                 encoded.knots_X = knots_of(timed_rows(columns), np.array([m.has_times for m in schema.modalities]))
@@ -66,6 +67,26 @@ class UnitEncoder:
         _refuse_twice(records)
         return summary_of(records, len(schema.modalities), notes, statistics), dump_records(records)
 
+    def _encoded(self, unit: Any, notes: Counter[str]) -> Iterator[_Done]:
+        """All records in order; plain ones wait for some that look like them."""
+        plain, decoder, window = PlainEncoder(self.schema), Decoder(self.schema), list[_Done | tuple[Form, Record]]()
+        for record in self.source.read(unit, notes):
+            form = plain.form(record)
+            window.append((form, record) if form else self._alone(record, decoder, notes))
+            if len(window) == TOGETHER:
+                yield from _joined(window, plain)
+                window.clear()
+        yield from _joined(window, plain)
+
+    def _alone(self, record: Record, decoder: Decoder, notes: Counter[str]) -> _Done:
+        payload = encode_record(_counted(record, self.schema, notes), self.schema, self.vocabularies)
+        if len(payload) > Limits().member_bytes:
+            raise ValueError(f"record {record.key} has {len(payload)} bytes, at most {Limits().member_bytes}")
+        # Reading back what was just written costs little and makes an unreadable shard impossible.
+        columns = decoder.columns(payload, record.key)
+        self._count_codes(columns, notes)
+        return None, replace(record, values={}), payload, columns
+
     def _count_codes(self, columns: Columns, notes: Counter[str]) -> None:
         """How many codes have no number of their own."""
         if not len(columns.code_ids_C):
@@ -75,6 +96,20 @@ class UnitEncoder:
             for number, count in enumerate(np.bincount(number_C[columns.code_ids_C == reserved]).tolist()):
                 if count:
                     notes[f"codes_{what}.{self.schema.modality_names[number]}"] += count
+
+
+def _joined(window: Sequence[_Done | tuple[Form, Record]], plain: PlainEncoder) -> Iterator[_Done]:
+    """Records of a window in order, those of one form encoded together."""
+    alike = dict[Form, list[Record]]()
+    for own in window:
+        if len(own) == 2:
+            alike.setdefault(own[0], []).append(own[1])
+    done = {form: iter(plain.encode(form, records)) for form, records in alike.items()}
+    for own in window:
+        if len(own) == 2:
+            yield (*own, *next(done[own[0]]))
+        else:
+            yield own
 
 
 def newest(record: Record, schema: DatasetSchema) -> tuple[Record, dict[str, int]]:

@@ -7,7 +7,9 @@ header, so an absurd shape is refused before memory is taken. Any safetensors re
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from data_shards.errors import RecordError
 _CODES = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U32": "<u4", "I16": "<i2", "I8": "|i1", "U8": "|u1"}
 _DTYPES = {code: np.dtype(text) for code, text in _CODES.items()}
 _NAMES = {dtype: code for code, dtype in _DTYPES.items()}
+_INT = {int}  # and not bool
+JSON = json.JSONEncoder(separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -42,18 +46,24 @@ def dump_tensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str])
         ValueError: a dtype that the layout does not carry (objects and strings never do).
     """
     items = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    pieces, offset = [], 0
-    for name, array in items:
-        code = _NAMES.get(array.dtype)
-        if code is None:
-            raise ValueError(f"array {name}: dtype {array.dtype} cannot be stored; use one of {', '.join(_CODES)}")
-        header[name] = {"dtype": code, "shape": array.shape, "data_offsets": [offset, offset + array.nbytes]}
-        offset += array.nbytes
-        pieces.append(array.tobytes())
-    text = json.dumps(header, separators=(",", ":")).encode()
+    layout = _layout(tuple((name, array.dtype, array.shape) for name, array in items))
+    text = f'{{"__metadata__":{JSON.encode(dict(metadata))}{layout}}}'.encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([struct.pack("<Q", len(text)), text, *pieces])
+    return b"".join([struct.pack("<Q", len(text)), text, *(array.tobytes() for _, array in items)])
+
+
+@functools.lru_cache(maxsize=1024)
+def _layout(items: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]) -> str:
+    """What a header says of arrays: records of one kind have the same. Raises ValueError, as `dump_tensors`."""
+    text, offset = "", 0
+    for name, dtype, shape in items:
+        code = _NAMES.get(dtype)
+        if code is None:
+            raise ValueError(f"array {name}: dtype {dtype} cannot be stored; use one of {', '.join(_CODES)}")
+        end = offset + math.prod(shape) * dtype.itemsize
+        text += f",{JSON.encode(name)}:" + JSON.encode({"dtype": code, "shape": shape, "data_offsets": [offset, end]})
+        offset = end
+    return text
 
 
 def load_tensors(
@@ -114,4 +124,6 @@ def _view(
 
 
 def _counts(value: Any, most: int) -> bool:
-    return isinstance(value, list) and len(value) <= most and all(type(item) is int and item >= 0 for item in value)
+    if not isinstance(value, list) or len(value) > most or not _INT.issuperset(map(type, value)):
+        return False
+    return min(value, default=0) >= 0

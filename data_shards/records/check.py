@@ -11,8 +11,8 @@ from data_shards.records.schema import MAX_OBJECTS, DatasetSchema, ModalitySpec,
 MAX_CODE_BYTES = 200
 
 
-def validate(schema: DatasetSchema, record: Record) -> None:
-    """Raise ValueError naming the key, the modality or task, and what does not fit."""
+def validate(schema: DatasetSchema, record: Record) -> np.ndarray:
+    """Its `target_rows`. Raises ValueError naming the key, the modality or task, and what does not fit."""
     if not KEY.fullmatch(record.key):
         raise ValueError(
             f"record key {record.key!r} must be 1 to 90 letters, digits, '_' or '-' (a dot splits a sample; in a "
@@ -29,7 +29,7 @@ def validate(schema: DatasetSchema, record: Record) -> None:
             raise ValueError(f"record {record.key}: split {split!r}: {part!r} must be letters, digits, '_' or '-'")
         if problem := unusual_part(part):
             raise ValueError(f"record {record.key}, split {split!r}: {problem}")
-    target_rows(schema, record)
+    return target_rows(schema, record)
 
 
 def target_rows(schema: DatasetSchema, record: Record) -> np.ndarray:
@@ -38,8 +38,7 @@ def target_rows(schema: DatasetSchema, record: Record) -> np.ndarray:
     Raises:
         ValueError: an unknown task, a wrong width, a label out of range, or moments that do not ascend.
     """
-    unknown = sorted(set(record.targets) - set(schema.task_names))
-    if unknown:
+    if unknown := sorted(record.targets.keys() - schema.task_names):
         raise ValueError(f"record {record.key}: task {', '.join(unknown)} is not in schema {schema.name}")
     if problem := _moments_problem(schema, record):
         raise ValueError(f"record {record.key}: {problem}")
@@ -66,9 +65,8 @@ def _target(record: Record, task: TaskSpec, value: np.ndarray | float, rows: int
         remedy = "give it in a larger unit" if task.kind == "survival" else "subtract a constant from the target"
         raise ValueError(f"record {record.key}, task {task.name}: {rounded}; {remedy}")
     target = exact.astype(np.float32).reshape(rows, width)
-    for row in target:
-        if problem := task.check(row):
-            raise ValueError(f"record {record.key}, {problem}")
+    if problem := task.check(target):
+        raise ValueError(f"record {record.key}, {problem}")
     return target
 
 
@@ -79,7 +77,9 @@ def moments_of(record: Record) -> np.ndarray:
 
 def _moments_problem(schema: DatasetSchema, record: Record) -> str | None:
     moments_K = moments_of(record)
-    if len(moments_K) and not schema.has_moments:
+    if not len(moments_K):
+        return None
+    if not schema.has_moments:
         return f"has {len(moments_K)} moments, and no task of schema {schema.name} has labels at moments"
     if not np.isfinite(moments_K).all() or (np.diff(moments_K) <= 0).any():
         return f"moments {moments_K[:5].tolist()}... must ascend, as float32, and be finite"

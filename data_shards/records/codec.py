@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from data_shards.records.arrays import dump_tensors
-from data_shards.records.check import target_rows, validate
+from data_shards.records.check import validate
 from data_shards.records.record import Codes, Objects, Record, Series, Value
 from data_shards.records.schema import DatasetSchema, ModalitySpec
 
@@ -47,7 +47,7 @@ def encode_record(record: Record, schema: DatasetSchema, vocabularies: Numbering
     Raises:
         ValueError: as ``validate``, or codes without a vocabulary.
     """
-    validate(schema, record)
+    rows_KW = validate(schema, record)
     # By ascending number: the decoder takes no other order.
     by_number = sorted((schema.numbers[name], value) for name, value in record.values.items())
     specs = schema.modalities
@@ -70,12 +70,12 @@ def encode_record(record: Record, schema: DatasetSchema, vocabularies: Numbering
     if record.moments is not None and len(record.moments):
         tensors["moment.time"] = np.asarray(record.moments, np.float32)
     if schema.tasks:
-        rows_KW = target_rows(schema, record)
         tensors["target"] = rows_KW if "moment.time" in tensors else rows_KW[0]
-    return dump_tensors(tensors, _metadata(record, schema))
+    return dump_tensors(tensors, metadata_of(record, schema))
 
 
-def _metadata(record: Record, schema: DatasetSchema) -> dict[str, str]:
+def metadata_of(record: Record, schema: DatasetSchema) -> dict[str, str]:
+    """Of a record's member."""
     metadata = {"format": FORMAT, "key": record.key, "schema": schema.digest()[:16]}
     if record.group is not None:
         metadata["group"] = record.group

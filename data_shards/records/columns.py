@@ -9,6 +9,7 @@ W target columns, M modalities of the schema.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -70,8 +71,8 @@ class Columns:
 
     def present(self) -> list[int]:
         """Numbers of the modalities that this record has, ascending."""
-        ids = (self.series_S, self.text_X, self.vector_V, self.codes_Q, self.empty_E, list(self.arrays))
-        return sorted({int(number) for column in ids for number in column})
+        ids = (self.series_S, self.text_X, self.vector_V, self.codes_Q, self.empty_E)
+        return sorted({*self.arrays, *(number for column in ids for number in column.tolist())})
 
     def objects(self, modalities: int) -> np.ndarray:
         """int32 [M]: objects of each modality, 1 for a series and for codes; -1 where absent."""
@@ -79,8 +80,8 @@ class Columns:
         objects_M[self.empty_E] = 0
         objects_M[self.series_S] = objects_M[self.codes_Q] = 1
         for ids in (self.text_X, self.vector_V):
-            found, counts = np.unique(ids, return_counts=True)
-            objects_M[found] = counts
+            for number, count in Counter(ids.tolist()).items():
+                objects_M[number] = count
         for number, arrays in self.arrays.items():
             objects_M[number] = len(arrays)
         return objects_M
@@ -90,8 +91,9 @@ class Columns:
         lengths_M = self.objects(len(schema.modalities))
         lengths_M[self.series_S] = self.counts_S
         lengths_M[self.codes_Q] = self.code_counts_Q
-        lengths_M[self.text_X] = 0
-        np.add.at(lengths_M, self.text_X, self.sizes_X)
+        if len(self.text_X):
+            lengths_M[self.text_X] = 0
+            np.add.at(lengths_M, self.text_X, self.sizes_X)
         for number, arrays in self.arrays.items():
             if schema.modalities[number].kind == "waveform":
                 lengths_M[number] = sum(len(array) for array in arrays)

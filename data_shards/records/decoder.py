@@ -15,16 +15,14 @@ from data_shards.records.record import KEY, Codes, Objects, Record, Series, Valu
 from data_shards.records.schema import MAX_OBJECTS, DatasetSchema, ModalitySpec
 
 _CHANNEL_SPAN = 1 << 15  # above every channel number: (modality, channel) as one sortable integer
-_DTYPES = {
-    "time": "<f4",
-    "value": "<f4",
-    "channel": "<i2",
-    "count": "<i4",
-    "modality": "<i2",
-    "byte": "|u1",
-    "id": "<i4",
-    "empty": "<i2",
+_REMEMBERED = 1_024  # legal lists of modality numbers, no longer than this: most records have one of a few
+_NAMES = {
+    "<f4": "series.time series.value text.time vector.value vector.time codes.time codes.value moment.time",
+    "<i4": "series.count text.count codes.count codes.id",
+    "<i2": "series.modality series.channel text.modality vector.modality codes.modality empty",
+    "|u1": "text.byte",
 }
+_EMPTY = {name: np.empty(0, dtype) for dtype, names in _NAMES.items() for name in names.split()}
 
 
 class Decoder:
@@ -49,6 +47,7 @@ class Decoder:
         self._features = np.array([m.shape[0] if m.kind == "vector" else 0 for m in specs], np.int64)
         self._most = np.array([m.max_length or 0 for m in specs], np.int64)
         self._codes = np.array([m.codes for m in specs], np.int64)
+        self._legal: set[tuple[str, bool, bytes]] = set()
         self._arrays = {f"{m.kind}.{m.name}": (n, m) for n, m in enumerate(specs) if m.kind in ("image", "waveform")}
 
     def columns(self, buffer: bytes | memoryview, key: str | None = None) -> Columns:
@@ -56,10 +55,11 @@ class Decoder:
         tensors, metadata = load_tensors(buffer, self.limits)
         self._check_metadata(metadata, key)
 
-        def take(name: str, otherwise: np.ndarray | None = None) -> np.ndarray:
-            array, dtype = tensors.pop(name, None), np.dtype(_DTYPES[name.split(".")[-1]])
+        def take(name: str, otherwise: float = 0.0, rows: int = 0) -> np.ndarray:
+            array, empty = tensors.pop(name, None), _EMPTY[name]
+            dtype = empty.dtype
             if array is None:
-                return np.empty(0, dtype) if otherwise is None else otherwise
+                return np.full(rows, otherwise, dtype) if rows else empty
             if array.dtype != dtype or array.ndim != 1:
                 raise RecordError(f"{name} is {array.dtype} {array.shape}, not {dtype} with one dimension")
             return array
@@ -76,15 +76,15 @@ class Decoder:
             text_X=text_X,
             sizes_X=take("text.count"),
             bytes_=take("text.byte"),
-            text_times_X=take("text.time", np.zeros(len(text_X), np.float32)),
+            text_times_X=take("text.time", rows=len(text_X)),
             vector_V=vector_V,
             features_=take("vector.value"),
-            vector_times_V=take("vector.time", np.zeros(len(vector_V), np.float32)),
+            vector_times_V=take("vector.time", rows=len(vector_V)),
             codes_Q=take("codes.modality"),
             code_counts_Q=take("codes.count"),
             code_ids_C=ids_C,
-            code_times_C=take("codes.time", np.zeros(len(ids_C), np.float32)),
-            code_values_C=take("codes.value", np.full(len(ids_C), np.nan, np.float32)),
+            code_times_C=take("codes.time", rows=len(ids_C)),
+            code_values_C=take("codes.value", np.nan, len(ids_C)),
             empty_E=take("empty"),
             moments_K=moments_K,
             targets_KW=self._targets(tensors, len(moments_K)),
@@ -225,6 +225,9 @@ class Decoder:
 
     def _check_ids(self, ids: np.ndarray, kind: str, several: bool = False) -> None:
         """Ascending; ``several``: a timed modality may be there more than once in a row."""
+        known = kind, several, ids.tobytes()
+        if known in self._legal:
+            return
         # Its ends bound it; a number below 0 would count from the schema's end.
         step = _steps(ids)
         wrong = len(ids) and (ids[0] < 0 or ids[-1] >= len(self._kinds) or (step < 0).any())
@@ -232,13 +235,17 @@ class Decoder:
             raise RecordError(f"{kind} modality numbers {ids.tolist()} are not ascending within the schema")
         if (self._kinds[ids] != kind).any():
             raise RecordError(f"modality numbers {ids.tolist()} are not all of kind {kind}")
+        if len(self._legal) < _REMEMBERED and len(ids) < _REMEMBERED:
+            self._legal.add(known)
 
     def _check_rows(self, ids: np.ndarray, times: np.ndarray, kind: str) -> None:
         """Objects of one kind: by modality, then by time; time 0 without times."""
         self._check_ids(ids, kind, several=True)
-        if len(times) != len(ids) or not np.isfinite(times).all() or times[~self._timed[ids]].any():
+        # Without times all of them are 0, which is finite and the time of what has none.
+        wrong = times.any() and (not np.isfinite(times).all() or times[~self._timed[ids]].any())
+        if wrong or len(times) != len(ids):
             raise RecordError(f"{kind}: {len(times)} times for {len(ids)} objects, or one that is not finite", "value")
-        if ((_steps(ids) == 0) & (_steps(times) < 0)).any():
+        if len(ids) > 1 and ((_steps(ids) == 0) & (_steps(times) < 0)).any():
             raise RecordError(f"{kind}: objects are not sorted by time", "value")
         if len(ids) > MAX_OBJECTS and np.bincount(ids).max() > MAX_OBJECTS:
             raise RecordError(f"{kind}: over {MAX_OBJECTS} objects of one modality", "value")
@@ -255,6 +262,8 @@ class Decoder:
     def _check_series(self, columns: Columns) -> None:
         ids, counts = columns.series_S, columns.counts_S
         times, channels, values = columns.times_O, columns.channels_O, columns.values_O
+        if not any(map(len, (ids, counts, times, channels, values))):
+            return
         self._check_ids(ids, "series")
         self._check_counts(ids, counts, len(times), "series")
         if not len(times) == len(channels) == len(values):
@@ -272,27 +281,35 @@ class Decoder:
             raise RecordError("events are not sorted by channel and time", "value")
 
     def _check_others(self, columns: Columns) -> None:
+        if any(map(len, (columns.text_X, columns.text_times_X, columns.sizes_X, columns.bytes_))):
+            self._check_texts(columns)
+        if any(map(len, (columns.vector_V, columns.vector_times_V, columns.features_))):
+            self._check_vectors(columns)
+        if len(columns.empty_E):
+            self._check_empty(columns)
+        self._check_moments(columns)
+
+    def _check_texts(self, columns: Columns) -> None:
         self._check_rows(columns.text_X, columns.text_times_X, "text")
         self._check_counts(columns.text_X, columns.sizes_X, len(columns.bytes_), "text")
-        if len(columns.bytes_):
-            # Each text by itself: a character cut in two between neighbours would be whole in their sum.
-            end_X = np.cumsum(columns.sizes_X)
-            try:
-                for start, end in zip((end_X - columns.sizes_X).tolist(), end_X.tolist(), strict=True):
-                    bytes(columns.bytes_[start:end]).decode()
-            except UnicodeDecodeError as error:
-                raise RecordError(f"text is not UTF-8: {error}", "value") from error
+        # Each text by itself: a character cut in two between neighbours would be whole in their sum.
+        end_X = np.cumsum(columns.sizes_X)
+        try:
+            for start, end in zip((end_X - columns.sizes_X).tolist(), end_X.tolist(), strict=True):
+                bytes(columns.bytes_[start:end]).decode()
+        except UnicodeDecodeError as error:
+            raise RecordError(f"text is not UTF-8: {error}", "value") from error
+
+    def _check_vectors(self, columns: Columns) -> None:
         self._check_rows(columns.vector_V, columns.vector_times_V, "vector")
         if int(self._features[columns.vector_V].sum()) != len(columns.features_):
             raise RecordError(f"{len(columns.features_)} vector features do not fit {columns.vector_V.tolist()}")
         if not np.isfinite(columns.features_).all():
             raise RecordError("a vector holds NaN or infinity", "value")
-        self._check_empty(columns)
-        self._check_moments(columns)
 
     def _check_empty(self, columns: Columns) -> None:
         ids = columns.empty_E
-        if len(ids) and (ids[0] < 0 or ids[-1] >= len(self._kinds) or (_steps(ids) <= 0).any()):
+        if ids[0] < 0 or ids[-1] >= len(self._kinds) or (_steps(ids) <= 0).any():
             raise RecordError(f"empty modality numbers {ids.tolist()} are not ascending within the schema")
         full = {*columns.text_X.tolist(), *columns.vector_V.tolist(), *columns.arrays}
         for number in ids.tolist():
@@ -303,16 +320,17 @@ class Decoder:
         moments_K = columns.moments_K
         if len(moments_K) and not self.schema.has_moments:
             raise RecordError("moments, and no task of the schema has labels at moments")
-        if not np.isfinite(moments_K).all() or (_steps(moments_K) <= 0).any():
+        if len(moments_K) and (not np.isfinite(moments_K).all() or (_steps(moments_K) <= 0).any()):
             raise RecordError("moments are not finite and ascending", "value")
         offsets = self.schema.target_offsets
         for i, task in enumerate(self.schema.tasks):
-            for row in columns.targets_KW[:, offsets[i] : offsets[i + 1]]:
-                if problem := task.check(row):
-                    raise RecordError(problem, "value")
+            if problem := task.check(columns.targets_KW[:, offsets[i] : offsets[i + 1]]):
+                raise RecordError(problem, "value")
 
     def _check_codes(self, columns: Columns) -> None:
         ids, counts, codes = columns.codes_Q, columns.code_counts_Q, columns.code_ids_C
+        if not any(map(len, (ids, counts, codes, columns.code_times_C, columns.code_values_C))):
+            return
         self._check_ids(ids, "codes")
         self._check_counts(ids, counts, len(codes), "codes")
         if not len(codes) == len(columns.code_times_C) == len(columns.code_values_C):

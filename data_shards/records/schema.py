@@ -279,23 +279,24 @@ class TaskSpec:
         """Columns of the target: 1 for binary and multiclass (the class number), 2 for survival, else ``dim``."""
         return {"binary": 1, "multiclass": 1, "survival": 2}.get(self.kind, self.dim)
 
-    def check(self, target_W: np.ndarray) -> str | None:
-        """None if the labelled (not NaN) entries are legal, otherwise the sentence that says what is wrong."""
-        known = target_W[~np.isnan(target_W)]
-        if not np.isfinite(known).all():
+    def check(self, target_KW: np.ndarray) -> str | None:
+        """None if the labelled (not NaN) entries of some samples are legal, otherwise the sentence of what is wrong."""
+        if np.isinf(target_KW).any():
             return f"task {self.name}: the target is infinite"
         if self.kind == "regression":
             return None
         if self.kind == "survival":
-            return self._check_survival(target_W)
+            return next(filter(None, map(self._check_survival, target_KW.tolist())), None)
         top = len(self.classes) if self.kind == "multiclass" else 2
-        bad = known[(known < 0) | (known >= top) | (known != np.floor(known))]
-        if len(bad):
-            return f"task {self.name} ({self.kind}): label {bad[0]:g} is out of range, legal are 0 to {top - 1}"
+        # Of NaN every comparison is false.
+        bad_KW = (target_KW < 0) | (target_KW >= top) | (target_KW % 1 > 0)
+        if bad_KW.any():
+            label = target_KW[bad_KW][0]
+            return f"task {self.name} ({self.kind}): label {label:g} is out of range, legal are 0 to {top - 1}"
         return None
 
-    def _check_survival(self, target_W: np.ndarray) -> str | None:
-        time, seen = target_W.tolist()
+    def _check_survival(self, target_W: list[float]) -> str | None:
+        time, seen = target_W
         if np.isnan(time) and np.isnan(seen):
             return None
         if not time >= 0 or seen not in (0.0, 1.0):

@@ -112,10 +112,13 @@ class Accumulator:
         if not records:
             return
         self.records += len(records)
-        for record in records:
-            self.present[record.present()] += 1
-        self._add_values([piece for record in records for piece in self._pieces(record)])
-        self._add_times(records)
+        numbers = [number for record in records for number in record.present()]
+        self.present += np.bincount(np.array(numbers, np.int64), minlength=len(self.present))
+        self._add_values([*self._joined(records), *(piece for record in records for piece in self._dense(record))])
+        if self._has_times_M.any():
+            self._add_times(records)
+        if self._counted_M.any():
+            self._count_objects(records)
         targets = np.concatenate([record.targets_KW for record in records])
         row, column = np.nonzero(~np.isnan(targets))
         self.targets.add(column, targets[row, column])
@@ -132,8 +135,6 @@ class Accumulator:
         numbers, times = (np.concatenate(column) for column in zip(*rows, strict=True))
         has_times = self._has_times_M[numbers]
         self.times.add(numbers[has_times], times[has_times])
-        if self._counted_M.any():
-            self._count_objects(records)
 
     def _count_objects(self, records: Sequence[Columns]) -> None:
         """How many objects, or codes, there are of what is there."""
@@ -152,17 +153,30 @@ class Accumulator:
         for counts, more in zip(self.class_counts, other.class_counts, strict=True):
             counts += more
 
-    def _pieces(self, record: Columns) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-        """(channel of the whole schema, value, which of them the sketch sees: None = all) columns of one record."""
+    def _joined(self, records: Sequence[Columns]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+        """(channel of the whole schema, value, which of them the sketch sees: None = all) of what lies in columns.
+
+        Of all records at once, kind by kind: of one channel in the records' order.
+        """
+        base = self.base
+
+        def all_of(name: str) -> np.ndarray:
+            return np.concatenate([getattr(record, name) for record in records])
+
+        yield np.repeat(base[all_of("series_S")], all_of("counts_S")) + all_of("channels_O"), all_of("values_O"), None
+        yield base[all_of("text_X")], all_of("sizes_X").astype(np.float32), None
+        vector_V, features = all_of("vector_V").astype(np.int64), all_of("features_")
+        width_V = base[vector_V + 1] - base[vector_V]
+        # Features count up from their modality's first channel.
+        first_V = base[vector_V] - (np.cumsum(width_V) - width_V)
+        yield np.repeat(first_V, width_V) + np.arange(len(features)), features, None
+        codes, values = np.repeat(base[all_of("codes_Q")], all_of("code_counts_Q")), all_of("code_values_C")
+        valued = ~np.isnan(values)
+        yield codes[valued], values[valued], None
+
+    def _dense(self, record: Columns) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+        """As `_joined`, of pictures and recordings of one record."""
         base, modalities = self.base, self.schema.modalities
-        yield np.repeat(base[record.series_S], record.counts_S) + record.channels_O, record.values_O, None
-        yield base[record.text_X], record.sizes_X.astype(np.float32), None
-        if len(record.vector_V):
-            features = [np.arange(base[n], base[n + 1]) for n in record.vector_V.tolist()]
-            yield np.concatenate(features), record.features_, None
-        codes = np.repeat(base[record.codes_Q], record.code_counts_Q)
-        valued = ~np.isnan(record.code_values_C)
-        yield codes[valued], record.code_values_C[valued], None
         for number, arrays in record.arrays.items():
             channels = np.arange(base[number], base[number + 1])
             for array in arrays:
