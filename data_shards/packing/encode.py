@@ -49,7 +49,7 @@ class UnitEncoder:
         """
         schema, notes = self.schema, Counter[str]()
         records, train = list[Encoded](), dict[str, list[Columns]]()
-        shapes = dict[Form, tuple[np.ndarray, np.ndarray]]()  # lengths and objects, which plain records share
+        shapes = dict[Form | None, tuple[np.ndarray, np.ndarray]]()  # lengths and objects, which plain records share
         for form, record, payload, columns in self._encoded(unit, notes):
             for split, part in record.splits.items():
                 train.setdefault(split, []).extend([columns] if part == TRAIN else [])

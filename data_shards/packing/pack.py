@@ -115,8 +115,9 @@ def pack(
     }
 
 
-def _learn_schema(source: Source) -> None:
+def _learn_schema(source: Source, crew: Crew) -> None:
     """Let a source learn its schema from all of its data; ValueError for a series that no model could be trained on."""
+    source.prepare(crew)
     source.units()
     for modality in source.schema.modalities:
         if modality.kind == "series" and modality.horizon is None:
@@ -145,7 +146,7 @@ class _Packing:
     def run(self, told: Told, log_s: float) -> tuple[Manifest, int]:
         """The data set, and how many of its shards an earlier attempt had made."""
         source, storage = self.source, self.storage
-        _learn_schema(source)
+        _learn_schema(source, self.crew)
         base = self.base
         if base is not None:
             refuse_unfit(base, source)

@@ -242,8 +242,8 @@ class Decoder:
         """Objects of one kind: by modality, then by time; time 0 without times."""
         self._check_ids(ids, kind, several=True)
         # Without times all of them are 0, which is finite and the time of what has none.
-        wrong = times.any() and (not np.isfinite(times).all() or times[~self._timed[ids]].any())
-        if wrong or len(times) != len(ids):
+        wrong = len(times) != len(ids)
+        if wrong or (times.any() and (not np.isfinite(times).all() or times[~self._timed[ids]].any())):
             raise RecordError(f"{kind}: {len(times)} times for {len(ids)} objects, or one that is not finite", "value")
         if len(ids) > 1 and ((_steps(ids) == 0) & (_steps(times) < 0)).any():
             raise RecordError(f"{kind}: objects are not sorted by time", "value")

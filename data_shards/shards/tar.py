@@ -26,7 +26,7 @@ class ShardBuilder:
     """
 
     def __init__(self) -> None:
-        self._pieces: list[bytes | memoryview] = []
+        self._pieces: list[bytes | bytearray | memoryview] = []
         self._header, self._sum = _header()
         self.size = 0
         """Bytes so far."""

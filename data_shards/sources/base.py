@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from data_shards.crew import Crew
 from data_shards.errors import PathError
 from data_shards.paths import absolute_path
 from data_shards.records.record import Codes, Record
@@ -45,6 +46,9 @@ class Source(ABC):
 
     def __init__(self, options: SourceOptions) -> None:
         self.options = options
+
+    def prepare(self, crew: Crew) -> None:  # noqa: B027 - most sources have nothing to do
+        """What ``units`` needs and many can do together, e.g. sort rows out by record; once, before ``units``."""
 
     @abstractmethod
     def units(self) -> Sequence[Any]:

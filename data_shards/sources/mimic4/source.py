@@ -50,6 +50,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_shards.crew import Here
 from data_shards.paths import absolute_path
 from data_shards.records.record import Codes, Record, Value
 from data_shards.records.vocabulary import VocabularyRule
@@ -73,7 +74,7 @@ from data_shards.sources.mimic4.schema import mimic4_schema
 from data_shards.sources.mimic4.studies import Studies, study_times, whole_studies
 from data_shards.sources.mimic4.tables import DIAGNOSES, EVENTS, ITEMS, RowFilter, event_tables, find_table, unbalanced
 from data_shards.sources.part_lists import read_part_list
-from data_shards.sources.readers.spill import Spill, spill
+from data_shards.sources.readers.spill import Sorting, Spill, sort_out
 
 SHARES = (("train", 0.7), ("val", 0.15), ("test", 0.15))
 UNIT_PATIENTS = 200
@@ -133,7 +134,7 @@ class Mimic4(Source):
                 self.stays = with_parts(cohort, self.part_list)
             self._temporary = tempfile.TemporaryDirectory(prefix="fleximoe-mimic4-", dir=self.scratch)
             for name in self.events:
-                self._spill(name, Path(self._temporary.name) / f"{name}.arrow")
+                self._spill(name, Path(self._temporary.name) / name)
         return [(a, self.stays[a : a + UNIT_PATIENTS]) for a in range(0, len(self.stays), UNIT_PATIENTS)]
 
     def _spill(self, name: str, out: Path) -> None:
@@ -144,14 +145,17 @@ class Mimic4(Source):
         keep: RowFilter | CountedRows = rows
         if self.phenotypes is not None and name == _LABELS:
             keep = CountedRows(rows, pa.array(sorted({stay.admission for own in self.stays for stay in own})))
-        made = spill([file], columns, "subject_id", subjects, UNIT_PATIENTS, out, True, keep)
+        out.mkdir()
+        # Filters count what they leave out, so this process does it.
+        table = Sorting([file], columns, "subject_id", True, keep)
+        (made,) = sort_out([table], subjects, UNIT_PATIENTS, out, Here())
         self._spills[name] = made
         self.counts.update(rows.counts)
         self.counts.update({f"{name}_{what}": count for what, count in made.notes.items()})
         if isinstance(keep, CountedRows) and self.phenotypes is not None:
             self.counts.update(keep.counts)
             self.counts.update(self.phenotypes.count(keep.codes, file, options.icd9_zeros == "restore"))
-        elif name in ITEMS and not made.places:
+        elif name in ITEMS and made.empty:
             raise ValueError(
                 f"{file}: none of its {rows.counts[f'{name}_rows']:,} rows is an observation of a patient with a stay; "
                 f"are the tables of one release? Left out: {dict(rows.counts)}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -75,6 +75,23 @@ class Cells:
     key: str | None = None
     replace: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     replaced: Counter[str] = field(default_factory=Counter)
+
+    def fresh(self) -> Cells:
+        """For another piece of the same table, which may be read elsewhere."""
+        return replace(self, swallowed=Counter(), zoned={}, durations={}, replaced=Counter())
+
+    def join(self, other: Cells) -> None:
+        """Take in what was found in a later piece. Raises CellError: the pieces do not agree."""
+        self.swallowed += other.swallowed
+        self.replaced += other.replaced
+        try:
+            name = ""
+            for name, zoned in other.zoned.items():
+                self._same_zone(name, zoned)
+            for name, duration in other.durations.items():
+                self._same_elapsed(name, duration)
+        except CellError as error:
+            raise CellError(None, f"column {name!r} {error}") from error
 
     def convert(self, column: pa.Array, name: str, kind: str) -> pa.Array:
         """A piece of a column as `kind`; raises CellError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,40 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
     return files
 
 
-def batches(file: Path, columns: Mapping[str, str], cells: Cells | None = None) -> Iterator[pa.RecordBatch]:
-    """Some columns of a file, piece by piece.
+@dataclass(frozen=True)
+class Stretch:
+    """Rows of a file that can be read without those before.
+
+    Attributes:
+        groups: of a Parquet file, its row groups [first, stop); None: everything. row: number of the first row, from 0.
+        bytes: as it is stored.
+    """
+
+    file: Path
+    groups: tuple[int, int] | None = None
+    row: int = 0
+    bytes: int = 0
+
+
+def stretches(file: Path, size: int) -> Iterator[Stretch]:
+    """A file in stretches of so many bytes: of Parquet one or more row groups; any other file is one."""
+    if not file.name.lower().endswith(_PARQUET):
+        yield Stretch(file, bytes=file.stat().st_size)
+        return
+    with pa.parquet.ParquetFile(file) as parquet:
+        about = parquet.metadata
+        first, row, rows, held = 0, 0, 0, 0
+        for group in range(about.num_row_groups):
+            own = about.row_group(group)
+            rows += own.num_rows
+            held += sum(own.column(n).total_compressed_size for n in range(own.num_columns))
+            if held >= size or group == about.num_row_groups - 1:
+                yield Stretch(file, (first, group + 1), row, held)
+                first, row, rows, held = group + 1, row + rows, 0, 0
+
+
+def batches(place: Path | Stretch, columns: Mapping[str, str], cells: Cells | None = None) -> Iterator[pa.RecordBatch]:
+    """Some columns of a file or a stretch of it, piece by piece.
 
     Args:
         columns: name -> type (see ``cells``); a name that the file lacks may be a Hive partition: /y=1/ in its path
@@ -61,9 +94,9 @@ def batches(file: Path, columns: Mapping[str, str], cells: Cells | None = None) 
     Raises:
         ValueError: a missing column, or a cell that is not of the type; names file, row and column.
     """
-    cells = cells or Cells()
-    row, parts = 0, _partitions(file)
-    for batch in _raw(file, list(columns), parts, cells):
+    cells, own = cells or Cells(), place if isinstance(place, Stretch) else Stretch(place)
+    file, row = own.file, own.row
+    for batch in _raw(file, list(columns), _partitions(file), cells, own.groups):
         arrays = []
         for name, kind in columns.items():
             arrays.append(_convert(file, batch, name, kind, cells, row))
@@ -109,11 +142,13 @@ def _convert(file: Path, batch: pa.RecordBatch, name: str, kind: str, cells: Cel
         raise ValueError(f"{file}: column {name!r} ({kinds}) cannot be read as {kind}: {error}") from error
 
 
-def _raw(file: Path, names: list[str], parts: dict[str, str | None], cells: Cells) -> Iterator[pa.RecordBatch]:
+def _raw(
+    file: Path, names: list[str], parts: dict[str, str | None], cells: Cells, groups: tuple[int, int] | None = None
+) -> Iterator[pa.RecordBatch]:
     """Columns as the file has them; those that only the path has are text."""
     name = file.name.lower()
     if name.endswith(_PARQUET):
-        yield from _parquet(file, names, parts)
+        yield from _parquet(file, names, parts, groups)
     elif name.endswith(_JSON):
         yield from _json_lines(file, names, parts)
     else:
@@ -140,7 +175,9 @@ def _with_parts(
         yield pa.record_batch(arrays, names=list(names))
 
 
-def _parquet(file: Path, names: list[str], parts: dict[str, str | None]) -> Iterator[pa.RecordBatch]:
+def _parquet(
+    file: Path, names: list[str], parts: dict[str, str | None], groups: tuple[int, int] | None
+) -> Iterator[pa.RecordBatch]:
     try:
         with pa.parquet.ParquetFile(file) as parquet:
             there = parquet.schema_arrow.names
@@ -153,7 +190,8 @@ def _parquet(file: Path, names: list[str], parts: dict[str, str | None]) -> Iter
                     raise ValueError(missing_column(file, name, there))
             own = {name: value for name, value in parts.items() if name not in there}
             wanted = [name for name in names if name not in own]
-            pieces = parquet.iter_batches(batch_size=_BATCH_ROWS, columns=wanted)
+            chosen = None if groups is None else range(*groups)
+            pieces = parquet.iter_batches(batch_size=_BATCH_ROWS, row_groups=chosen, columns=wanted)
             yield from _with_parts(pieces, names, own)
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{file} cannot be read as Parquet: {str(error).splitlines()[0]}") from error

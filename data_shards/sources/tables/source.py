@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from data_shards.crew import Buffer, Crew, Here, in_order
 from data_shards.paths import absolute_path
 from data_shards.records.record import Codes, Record, Value, escape_key
 from data_shards.records.survival import edges_from
@@ -27,7 +29,7 @@ from data_shards.records.vocabulary import Vocabulary, VocabularyRule
 from data_shards.sources.base import Source, SourceOptions, described_files
 from data_shards.sources.readers.cells import Cells
 from data_shards.sources.readers.csv_dialect import EMPTY_WORDS
-from data_shards.sources.readers.spill import Spill, spill
+from data_shards.sources.readers.spill import Sorting, Spill, sort_out
 from data_shards.sources.readers.table_files import batches, find_files
 from data_shards.sources.tables.codes import codes, vocabulary
 from data_shards.sources.tables.columns import Place, listed_words, replaced_cells, wanted_columns
@@ -108,22 +110,26 @@ class Tables(Source):
         return self.mapping.records.file, self.mapping.records.key
 
     def units(self) -> list[int]:
-        """Numbers of pieces of the records' file. Reads every table once, and sorts its rows out on disk."""
-        if self._temporary is None:
-            keys = self._keys()
-            self._temporary = tempfile.TemporaryDirectory(prefix="fleximoe-tables-", dir=self.scratch)
-            for number, (place, columns) in enumerate(self.columns.items()):
-                out = Path(self._temporary.name) / f"{number}.arrow"
-                skip = self._skips_unknown(place)
-                cells = self._cells(place)
-                self._spills[place] = spill(
-                    self.files[place], columns, place[1], keys, UNIT_RECORDS, out, skip, cells=cells
-                )
-            self.records_count = len(keys)
-            self._find_windows()
-            self._find_intervals()
-            self.schema = dataset_schema(self.mapping)
+        """Numbers of pieces of the records' file."""
+        self.prepare(Here())
         return self._numbers
+
+    def prepare(self, crew: Crew) -> None:
+        """Read every table once, and sort its rows out on disk."""
+        if self._temporary is not None:
+            return
+        keys = self._keys()
+        self._temporary = tempfile.TemporaryDirectory(prefix="fleximoe-tables-", dir=self.scratch)
+        tables = [
+            Sorting(self.files[place], columns, place[1], self._skips_unknown(place), cells=self._cells(place))
+            for place, columns in self.columns.items()
+        ]
+        made = sort_out(tables, keys, UNIT_RECORDS, Path(self._temporary.name), crew)
+        self._spills = dict(zip(self.columns, made, strict=True))
+        self.records_count = len(keys)
+        self._find_windows(crew)
+        self._find_intervals(crew)
+        self.schema = dataset_schema(self.mapping)
 
     @property
     def _numbers(self) -> list[int]:
@@ -210,13 +216,14 @@ class Tables(Source):
         found = ["groups_called_like_empty"] if self.mapping.records.group and group in EMPTY_WORDS else []
         return found + [f"parts_called_like_empty.{split}" for split, part in parts.items() if part in EMPTY_WORDS]
 
-    def _find_windows(self) -> None:
+    def _find_windows(self, crew: Crew) -> None:
         """The longest time seen as the horizon of each modality whose mapping names none."""
         modalities = dict(self.mapping.modalities)
         for name, modality in modalities.items():
             if not modality.timed or modality.horizon is not None:
                 continue
-            longest = max((self._longest_time(modality, unit) for unit in self._numbers), default=0.0)
+            with crew.team({"look": _Longest(self, name)}) as team:
+                longest = max(in_order(team, "look", self._numbers), default=0.0)
             if not longest > 0:
                 raise ValueError(
                     f"{modality.kind} {name}: no time above 0 was seen, so its observation window is unknown; give "
@@ -226,13 +233,14 @@ class Tables(Source):
             modalities[name] = modality.model_copy(update={"horizon": longest})
         self.mapping = self.mapping.model_copy(update={"modalities": modalities})
 
-    def _find_intervals(self) -> None:
+    def _find_intervals(self, crew: Crew) -> None:
         """Ends of the intervals of each survival task whose mapping names their number, from the training part."""
         tasks = dict(self.mapping.tasks)
         for name, task in tasks.items():
             if task.intervals is None:
                 continue
-            seen = [pair for unit in self._numbers for pair in self._training_pairs(task, unit)]
+            with crew.team({"look": _TrainingPairs(self, name)}) as team:
+                seen = [pair for pairs in in_order(team, "look", self._numbers) for pair in pairs]
             time_N, seen_N = np.array(seen, np.float32).reshape(-1, 2).T
             try:
                 edges = edges_from(time_N, seen_N, task.intervals)
@@ -241,7 +249,7 @@ class Tables(Source):
             tasks[name] = task.model_copy(update={"intervals": None, "edges": edges})
         self.mapping = self.mapping.model_copy(update={"tasks": tasks})
 
-    def _training_pairs(self, task: Task, unit: int) -> list[np.ndarray]:
+    def training_pairs(self, task: Task, unit: int) -> list[np.ndarray]:
         """(time, seen) of the training part's records of a unit; of several splits the first one that is named."""
         tables = self._tables(unit)
         rows, home = tables.get(self.mapping.place(task)), tables[self.home]
@@ -250,7 +258,8 @@ class Tables(Source):
         split = next(iter(self.mapping.split.columns), "default")
         return [labels[n] for n, own in enumerate(parts) if n in labels and own and own.get(split) == "train"]
 
-    def _longest_time(self, modality: Modality, unit: int) -> float:
+    def longest_time(self, modality: Modality, unit: int) -> float:
+        """The latest time of a modality in a unit, 0 if there is none."""
         tables = self._tables(unit)
         found = self._values(modality, tables, tables[self.home], Counter())
         return max((_last_time(value) for value in found.values()), default=0.0)
@@ -332,6 +341,28 @@ class Tables(Source):
         around = Around(home, self.folder, self.mapping.has_moments, known)
         found: dict[int, Held] = _READ[type(modality)](tables[place], modality, around, notes)
         return found
+
+
+@dataclass(frozen=True)
+class _Longest:
+    """What a worker looks for in a unit: the latest time of a modality."""
+
+    source: Tables
+    name: str
+
+    def __call__(self, unit: int, buffers: Sequence[Buffer] = ()) -> float:
+        return self.source.longest_time(self.source.mapping.modalities[self.name], unit)
+
+
+@dataclass(frozen=True)
+class _TrainingPairs:
+    """Likewise: (time, seen) of a task."""
+
+    source: Tables
+    name: str
+
+    def __call__(self, unit: int, buffers: Sequence[Buffer] = ()) -> list[np.ndarray]:
+        return self.source.training_pairs(self.source.mapping.tasks[self.name], unit)
 
 
 def _last_time(value: Held) -> float:

@@ -226,7 +226,7 @@ from collections import Counter
 import pyarrow as pa
 from data_shards import create_source
 from data_shards.sources.readers import csv_files, spill
-csv_files.BLOCK_BYTES, spill.BUFFER_ROWS = 1 << 18, 20_000
+csv_files.BLOCK_BYTES, spill.BUFFER_ROWS, spill.PART_BYTES = 1 << 18, 20_000, 4 << 20
 source, notes = create_source("tables", {"path": sys.argv[1]}), Counter()
 records = sum(1 for unit in source.units() for record in source.read(unit, notes))
 print(json.dumps([records, notes["observations"], pa.default_memory_pool().max_memory()]))
