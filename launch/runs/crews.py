@@ -14,14 +14,14 @@ from trainer.config.run_config import RunConfig
 
 @contextlib.contextmanager
 def crew_at(address: str | None, workers: int, debug: bool) -> Iterator[Crew]:
-    """The crew at `address`, at RAY_ADDRESS or of the job that this runs in; without any of them of this machine.
+    """The crew at `address`, or of the job that this runs in; without both of this machine.
 
     Args:
         workers: at most so many work at a time; 0: one for each CPU, of this machine or of the cluster.
 
     Raises ConnectionError: there is no Ray at the address.
     """
-    if not (address or os.environ.get("RAY_ADDRESS") or in_submitted_job()):
+    if not (address or in_submitted_job()):
         count = workers or os.cpu_count() or 1
         yield Processes(count) if count > 1 else Here()
         return

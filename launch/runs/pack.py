@@ -17,7 +17,7 @@ def pack_data(
     address: str | None,
     debug: bool,
 ) -> None:
-    """Pack a source where `address`, RAY_ADDRESS or the job that this runs in says; prints the report as the last line.
+    """Pack a source where `address` or the job that this runs in says; prints the report as the last line.
 
     Raises as `pack_source`; ConnectionError: there is no Ray at the address. RunFailedError: a worker failed for good.
     """

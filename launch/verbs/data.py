@@ -51,7 +51,10 @@ def pack(
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that work; 0 = one per CPU, of all nodes.")] = 0,
     address: Annotated[
-        str | None, typer.Option(help="Pack on this Ray, e.g. auto; default: RAY_ADDRESS, else this machine alone.")
+        str | None,
+        typer.Option(
+            help="Pack on this Ray, e.g. auto; in a submitted job it is the default, else this machine alone."
+        ),
     ] = None,
     shard_mb: Annotated[int, typer.Option(min=1, help="Size at which a shard is closed, in MiB.")] = 64,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set that is there.")] = False,
@@ -169,7 +172,10 @@ def verify(
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that look; 0 = one per CPU, of all nodes.")] = 0,
     address: Annotated[
-        str | None, typer.Option(help="Look from this Ray, e.g. auto; default: RAY_ADDRESS, else this machine alone.")
+        str | None,
+        typer.Option(
+            help="Look from this Ray, e.g. auto; in a submitted job it is the default, else this machine alone."
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -190,7 +196,10 @@ def copy(
     out: Annotated[str, typer.Argument(metavar="TO", help="Folder or URL (s3://, gs://, ...) of the copy.")],
     workers: Annotated[int, typer.Option(min=0, help="Processes that copy; 0 = one per CPU, of all nodes.")] = 0,
     address: Annotated[
-        str | None, typer.Option(help="Copy from this Ray, e.g. auto; default: RAY_ADDRESS, else this machine alone.")
+        str | None,
+        typer.Option(
+            help="Copy from this Ray, e.g. auto; in a submitted job it is the default, else this machine alone."
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set that is there.")] = False,
     lease_s: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 from data_shards import pack
 from tests.data_shards.build import SCHEMA, ListSource, make_record
 from tests.data_shards.packing.units.killed_pack import SIZES
-from tests.launch.commands import ROOT, environment, last_json, python
+from tests.launch.commands import ROOT, environment, last_json, python, wait_until
 from tests.launch.heads import ray_head
+from tests.launch.runs.packed_by_nodes import COUNT as BY_NODES
 from tests.launch.runs.packed_on_ray import COUNT
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
@@ -48,3 +50,31 @@ def test_the_command_packs_on_a_ray_as_on_one_machine(head, tmp_path):
     many = last_json(python("-m", "launch", "pack", *options, *words, env=head.env))
     assert many["digest"] == alone["digest"] and many["shards"] == alone["shards"] > 1
     assert files(tmp_path / "ray") == files(tmp_path / "alone")
+
+
+def test_a_node_dies(head, tmp_path):
+    once, out = tmp_path / "once", tmp_path / "out"
+    pack(ListSource(SCHEMA, [make_record(i) for i in range(BY_NODES)]), str(once), **SIZES)
+    with head.joined():
+        words = [sys.executable, "-m", "tests.launch.runs.packed_by_nodes", str(out), head.address]
+        packing = subprocess.Popen(words, cwd=ROOT, env=head.env, stdout=subprocess.PIPE, text=True)
+        wait_until(lambda: len(list(out.glob("shard-*.tar"))) >= 20, "some shards are there", 240)
+    # Its tasks, and the records that it had encoded, are gone with it.
+    said, _ = packing.communicate(timeout=300)
+    assert packing.returncode == 0
+    units = [path.name.split("-")[1:] for path in tmp_path.glob("out.unit-*")]
+    assert len({node for _, node in units}) == 2
+    assert len(units) > len({unit for unit, _ in units}) == BY_NODES // 7, "some are read again elsewhere"
+    assert json.loads(said.splitlines()[-1])["shards_before"] == 0
+    assert files(out) == files(once)
+
+
+def test_inside_a_submitted_job_the_command_packs_on_its_ray(head, tmp_path):
+    options = ["synthetic", "-o", "records=1100", "-o", "modalities=vector:1", "--shard-mb", "1"]
+    alone = last_json(python("-m", "launch", "pack", *options, "--out", str(tmp_path / "alone"), "--workers", "1"))
+    words = [sys.executable, "-m", "launch", "pack", *options, "--out", str(tmp_path / "job")]
+    environment = json.dumps({"env_vars": {"PYTHONPATH": str(ROOT)}})
+    done = head.ray("job", "submit", "--runtime-env-json", environment, "--", *words)
+    assert done.returncode == 0 and "connected to Ray at" in done.stdout + done.stderr
+    assert alone["digest"] in done.stdout + done.stderr
+    assert files(tmp_path / "job") == files(tmp_path / "alone")

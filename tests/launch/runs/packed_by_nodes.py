@@ -1,0 +1,46 @@
+"""`python -m tests.launch.runs.packed_by_nodes FOLDER ADDRESS`: a pack by the nodes of a Ray; prints the report.
+
+Which node reads a unit is noted as an empty file beside the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_shards import Record, pack
+from launch.runs.crews import crew_at
+from tests.data_shards.build import SCHEMA, ListSource, make_record
+from tests.data_shards.packing.units.killed_pack import SIZES
+
+COUNT = 1_400
+
+
+class Noted(ListSource):
+    """Slow enough for a node to die in between."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(SCHEMA, [make_record(i) for i in range(COUNT)])
+        self.folder = folder
+
+    def read(self, unit: tuple[int, int], notes: Counter[str]) -> Iterator[Record]:
+        import ray
+
+        Path(f"{self.folder}.unit-{unit[0]}-{ray.get_runtime_context().get_node_id()}").touch()
+        time.sleep(0.1)
+        yield from super().read(unit, notes)
+
+
+def main() -> None:
+    folder, address = sys.argv[1:]
+    with crew_at(address, 0, debug=False) as crew:
+        report = pack(Noted(folder), folder, crew=crew, **SIZES)
+    print(json.dumps(report), flush=True)
+
+
+if __name__ == "__main__":
+    main()
