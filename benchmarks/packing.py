@@ -19,7 +19,7 @@ import re
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,14 @@ def packed(records: int, way: str, workers: int, folder: str) -> None:
     """In a process of its own: pack, and leave the report."""
     from benchmarks.packing import Tiny  # by a name that workers of a Ray know, too
 
-    with _crew(way, workers) as crew:
+    with crew_of(way, workers) as crew:
         report = pack(Tiny(records), f"{folder}/set", crew=crew, shard_bytes=SHARD, log_s=LOG_S)
     Path(folder, "report.json").write_text(json.dumps(report))
 
 
 @contextlib.contextmanager
-def _crew(way: str, workers: int) -> Iterator[Crew]:
+def crew_of(way: str, workers: int) -> Iterator[Crew]:
+    """Who works: alone, processes, or tasks of a local Ray."""
     if way != "ray":
         yield Processes(workers) if way == "processes" else Here()
         return
@@ -85,10 +86,14 @@ def _crew(way: str, workers: int) -> Iterator[Crew]:
         yield RayCrew(workers)
 
 
-def measured(records: int, way: str, workers: int, work: str | None) -> dict[str, Any]:
-    """Seconds, digest, and of each kind of process peaks (MiB) and processor seconds, of one pack."""
+def measured(packs: Callable[..., None], job: Any, way: str, workers: int, work: str | None) -> dict[str, Any]:
+    """Seconds, digest, and of each kind of process peaks (MiB) and processor seconds, of one pack.
+
+    Args:
+        packs: called with job, way, workers and a folder, leaves the report there.
+    """
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        process = multiprocessing.get_context("spawn").Process(target=packed, args=(records, way, workers, folder))
+        process = multiprocessing.get_context("spawn").Process(target=packs, args=(job, way, workers, folder))
         process.start()
         looks, ended = dict[int, tuple[str, float, float]](), threading.Event()
         watcher = threading.Thread(target=_watch, args=(psutil.Process(process.pid), looks, ended))
@@ -143,7 +148,7 @@ def main() -> None:
     results = json.loads(chosen.keep.read_text()) if chosen.keep and chosen.keep.exists() else {}
     for records in chosen.records:
         for way in chosen.ways:
-            results[f"{way} {records}"] = measured(records, way, chosen.workers, chosen.work)
+            results[f"{way} {records}"] = measured(packed, records, way, chosen.workers, chosen.work)
             if chosen.keep:
                 chosen.keep.write_text(json.dumps(results))
         assert len({own["digest"] for name, own in results.items() if name.endswith(f" {records}")}) == 1
@@ -153,14 +158,14 @@ def main() -> None:
         rate = int(records) / own["seconds"]
         peaks = [f"{own['peaks'].get(kind, 0):.0f}" for kind in KINDS]
         rows.append(
-            [way, f"{int(records):,}", f"{rate:,.0f}", *peaks, *(_micro(own, k, int(records)) for k in KINDS[:2])]
+            [way, f"{int(records):,}", f"{rate:,.0f}", *peaks, *(micro(own, k, int(records)) for k in KINDS[:2])]
         )
     table(["by", "records", "records/s", *(f"{kind} MiB" for kind in KINDS), "packer us", "worker us"], rows)
     last_line("packing", {name: own["seconds"] for name, own in results.items()}, results=results)
 
 
-def _micro(own: dict[str, Any], kind: str, records: int) -> str:
-    """Microseconds of processor time a record."""
+def micro(own: dict[str, Any], kind: str, records: int) -> str:
+    """Microseconds of processor time of a kind of process, a record or row."""
     return f"{own['cpu'].get(kind, 0.0) / records * 1e6:.1f}"
 
 
