@@ -4,12 +4,13 @@
 
 Rows of one series in long form (record, hours, channel, value), in Parquet files, each row of any record. Columns as in
 `benchmarks.packing`; the digests must be equal. The first line says what the table has as files and in memory.
-``--work`` is the folder for everything; ``--keep`` as there.
+``--work`` is the folder for everything, ``--tables`` one whose tables stay; ``--keep`` as there.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import tempfile
 from pathlib import Path
@@ -27,8 +28,10 @@ GROUP = 1 << 18  # rows
 
 
 def made(folder: Path, rows: int, records: int, files: int) -> tuple[Path, int, int]:
-    """The mapping file, and bytes of the table as files and in memory."""
-    rng, held = np.random.default_rng(0), 0
+    """The mapping file, and bytes of the table as files and in memory; those of an earlier call if there are some."""
+    rng, held, told = np.random.default_rng(0), 0, folder / "bytes.json"
+    if told.exists():
+        return (folder / "mapping.yaml", *json.loads(told.read_text()))
     keys = pa.array([f"s{number:08d}" for number in rng.permutation(records)])
     labels = pa.array(rng.integers(0, 2, records))
     pa.parquet.write_table(pa.table({"stay": keys, "died": labels}), folder / "stays.parquet")
@@ -54,7 +57,9 @@ def made(folder: Path, rows: int, records: int, files: int) -> tuple[Path, int, 
         "tasks": {"died": {"kind": "binary", "column": "died"}},
     }
     (folder / "mapping.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-    return folder / "mapping.yaml", sum(file.stat().st_size for file in folder.glob("events-*")), held
+    stored = sum(file.stat().st_size for file in folder.glob("events-*"))
+    told.write_text(json.dumps([stored, held]))
+    return folder / "mapping.yaml", stored, held
 
 
 _SCHEMA = pa.schema([("stay", pa.string()), ("hours", pa.float64()), ("channel", pa.string()), ("value", pa.float64())])
@@ -77,10 +82,12 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=usual)
     parser.add_argument("--ways", nargs="+", default=["alone", "processes"], choices=["alone", "processes", "ray"])
     parser.add_argument("--work", type=Path, default=None)
+    parser.add_argument("--tables", type=Path, default=None, help="where tables are made once and stay")
     parser.add_argument("--keep", type=Path, default=None)
     chosen = parser.parse_args()
     results = json.loads(chosen.keep.read_text()) if chosen.keep and chosen.keep.exists() else {}
-    with tempfile.TemporaryDirectory(dir=chosen.work) as folder:
+    with contextlib.ExitStack() as stack:
+        folder = chosen.tables or stack.enter_context(tempfile.TemporaryDirectory(dir=chosen.work))
         mapping, stored, held = made(Path(folder), chosen.rows, chosen.records, chosen.files)
         print(f"{chosen.rows:,} rows of {chosen.records:,} records: {stored / 2**20:,.0f} MiB as files, "
               f"{held / 2**20:,.0f} MiB in memory", flush=True)  # fmt: skip

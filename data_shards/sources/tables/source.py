@@ -2,8 +2,8 @@
 
 The mapping file (``mapping``) says which file has a row per record, where each modality's rows are and which
 record they belong to, where labels are and how the data are split. Tables may be larger than memory and in any order
-(``table_files``): memory holds the keys of the records and one piece of a table at a time; a temporary folder holds
-the columns that are used, once.
+(``spill``): memory holds the keys of the records and one piece of a table at a time; a temporary folder holds the
+columns that are used.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class TablesOptions(SourceOptions):
         None, description=f"a shipped mapping, for tables in a known layout: {', '.join(SHIPPED)}; path is their folder"
     )
     scratch: str | None = Field(
-        None, description="folder for temporary copies of the used columns; default: the system's"
+        None,
+        description="folder for temporary copies of the used columns, which all workers see; default: the system's",
     )
 
 
