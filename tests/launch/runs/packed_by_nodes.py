@@ -14,6 +14,7 @@ from pathlib import Path
 
 from data_shards import Record, pack
 from launch.runs.crews import crew_at
+from tests.data_shards import build
 from tests.data_shards.build import SCHEMA, ListSource, make_record
 from tests.data_shards.packing.units.killed_pack import SIZES
 
@@ -38,6 +39,9 @@ class Noted(ListSource):
 def main() -> None:
     folder, address = sys.argv[1:]
     with crew_at(address, 0, debug=False) as crew:
+        from ray import cloudpickle
+
+        cloudpickle.register_pickle_by_value(build)  # tests are not part of what a driver ships
         report = pack(Noted(folder), folder, crew=crew, **SIZES)
     print(json.dumps(report), flush=True)
 

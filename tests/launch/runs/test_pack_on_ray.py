@@ -22,8 +22,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 @pytest.fixture(scope="module")
 def head():
-    # Workers find sources of tests, which are not part of what a driver ships.
-    with ray_head(PYTHONPATH=str(ROOT)) as own:
+    with ray_head() as own:
         yield own
 
 
@@ -74,7 +73,7 @@ def test_inside_a_submitted_job_the_command_packs_on_its_ray(head, tmp_path):
     options = ["synthetic", "-o", "records=1100", "-o", "modalities=vector:1", "--shard-mb", "1"]
     alone = last_json(python("-m", "launch", "pack", *options, "--out", str(tmp_path / "alone"), "--workers", "1"))
     words = [sys.executable, "-m", "launch", "pack", *options, "--out", str(tmp_path / "job")]
-    done = head.ray("job", "submit", "--", *words)
+    done = head.ray("job", "submit", "--working-dir", ".", "--", *words)
     assert done.returncode == 0 and "connected to Ray at" in done.stdout + done.stderr
     assert alone["digest"] in done.stdout + done.stderr
     assert files(tmp_path / "job") == files(tmp_path / "alone")

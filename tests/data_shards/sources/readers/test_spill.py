@@ -83,9 +83,11 @@ def test_stretches_are_all_rows_once(tmp_path: Path) -> None:
     whole = [row for batch in batches(file, {"word": "text"}) for row in batch.column(0).to_pylist()]
     for size in (1, 900, 1 << 30):
         found = list(stretches(file, size))
-        rows = [row for own in found for batch in batches(own, {"word": "text"}) for row in batch.column(0).to_pylist()]
-        assert rows == whole and len(found) == {1: 14, 1 << 30: 1}.get(size, len(found))
-        assert [own.row for own in found] == [whole.index(r) for r in [str(own.row) for own in found]]
+        rows = [
+            [row for batch in batches(own, {"word": "text"}) for row in batch.column(0).to_pylist()] for own in found
+        ]
+        assert [row for own in rows for row in own] == whole and len(found) == {1: 14, 1 << 30: 1}.get(size, len(found))
+        assert [own.row for own in found] == [int(own[0]) for own in rows]
 
 
 def test_pieces_that_do_not_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
