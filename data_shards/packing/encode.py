@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_shards.packing.units.encoded import Encoded, Summary, dump_records, summary_of
+from data_shards.packing.units.plain import Form, PlainEncoder
 from data_shards.records.arrays import Limits
 from data_shards.records.codec import encode_record
 from data_shards.records.columns import Columns, sample_times, timed_rows
 from data_shards.records.decoder import Decoder
 from data_shards.records.knots import knots_of
-from data_shards.records.plain import Form, PlainEncoder
 from data_shards.records.record import Objects, Record
 from data_shards.records.schema import RARE, UNKNOWN, DatasetSchema
 from data_shards.records.statistics import TRAIN, Accumulator

@@ -11,10 +11,10 @@ import pytest
 
 from data_shards import DatasetSchema, ModalitySpec, Record, TaskSpec
 from data_shards.packing.encode import UnitEncoder
-from data_shards.records import plain as plain_module
+from data_shards.packing.units import plain as plain_module
+from data_shards.packing.units.plain import PlainEncoder
 from data_shards.records.codec import encode_record
 from data_shards.records.decoder import Decoder
-from data_shards.records.plain import PlainEncoder
 from tests.data_shards.build import ListSource
 
 MODALITIES = (
