@@ -99,9 +99,9 @@ class Replica:
         return dict(self._counts)
 
     def _load(self, version: Version) -> Loaded:
-        from trainer.inference.portable.model import PortableModel
+        from trainer.ensemble.portable import open_export
 
-        model = PortableModel(version.url, self._device)
+        model = open_export(version.url, self._device)
         model.predict(model.records([model.example]))  # what is made at the first use is made before the first request
 
         def said(samples: list[Any], explain: bool) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What is served: a run, a checkpoint, an export or a registered model; and which version of it is the newest.
+"""What is served: a run, a checkpoint, an ensemble, an export or a registered model; and which version of it is the newest.
 
 Their exports lie in one place, a folder or a URL that all copies of the model see.
 """
@@ -53,8 +53,8 @@ def newest(model: str) -> Newest | Version:
     fs, root = fsspec.url_to_fs(url)
     if fs.exists(f"{root}/model.json"):
         about = json.loads(fs.cat_file(f"{root}/model.json"))
-        return Version(f"{about['config']['name']}-step-{about['step']}", url)
-    return _of_checkpoint(url)
+        return Version(about.get("name") or f"{about['config']['name']}-step-{about['step']}", url)
+    return _of_run(url)
 
 
 def _of_checkpoint(url: str) -> Newest:
@@ -67,6 +67,19 @@ def _of_checkpoint(url: str) -> Newest:
         export_model(checkpoint.url, out)
 
     return Newest(f"{checkpoint.meta['config']['name']}-step-{checkpoint.step}", checkpoint.url, write)
+
+
+def _of_run(url: str) -> Newest:
+    from trainer.ensemble.portable import export_ensemble
+    from trainer.ensemble.stored import is_ensemble, read_ensemble
+
+    if not is_ensemble(url):
+        return _of_checkpoint(url)
+
+    def write(out: str) -> None:
+        export_ensemble(url, out)
+
+    return Newest(read_ensemble(url).about["name"], url, write)  # made once, so the place says which
 
 
 def _registered(word: str) -> Newest:

@@ -74,6 +74,8 @@ def export_ensemble(url: str, out_url: str) -> dict[str, Any]:
                 reports.append({**export_model(member.url, folder), "folder": folder})
         about = _about(reports[0]["folder"])
         about |= {"format": FORMAT, "checkpoint": absolute_url(url), **_described(ensemble)}
+        about["name"] = ensemble.about["name"]
+        about["calibration"] = None  # a member's is not that of all together
         lease.confirm()
         fs.pipe_file(f"{root}/model.json", json.dumps(about, indent=1).encode())
     sums = {key: sum(report[key] for report in reports) for key in ("parameters", "bytes")}

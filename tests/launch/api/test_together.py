@@ -12,11 +12,12 @@ import fleximoe
 from launch.compare.comparison import compare
 from launch.runs.ensemble import show_ensemble
 from launch.runs.train import evaluate_run
+from launch.serving.source import newest, put
 from tests.launch.api.test_portable import patterns, records
 from tests.launch.api.ward import SMALL, notes, stays, vitals
 from trainer.baseline.learners import families
 from trainer.baseline.learners.trees import TreeSetting
-from trainer.ensemble.portable import write_registered_ensemble
+from trainer.ensemble.portable import open_export, write_registered_ensemble
 from trainer.metrics.formulas import auroc, counts_by_score
 from trainer.run_folder import TEST_PREDICTIONS
 from trainer.tracking.history import find_runs
@@ -122,6 +123,11 @@ def test_an_export_has_all_members_and_says_the_same(best, trees, here, tmp_path
     assert model.rows([model.example]).columns.tolist() == [name for name in wanted if name != "died.target"]
     with pytest.raises(ValueError, match="is an ensemble, and a record is explained by one model"):
         model.predict(model.records(patterns()), explain=True)
+    served = put(newest(best.url), str(tmp_path / "served"))
+    assert served.name == best.name and newest(str(tmp_path / "model")).name == best.name
+    again = open_export(served.url)
+    assert again.predict(again.records(patterns())).to_pandas().equals(said)
+    assert again.description["calibration"] is None  # a member has one of its own
     code = write_registered_ensemble(best.url, str(tmp_path / "registered"))
     assert code is not None and "open_export" in (tmp_path / "registered" / "mlflow_code.py").read_text()
     linear = fleximoe.baseline(trees.recipe["data"]["url"], family="linear", name="flat", **here)
