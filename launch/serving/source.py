@@ -1,4 +1,4 @@
-"""What is served: a run, a checkpoint, an ensemble, an export or a registered model; and which version of it is the newest.
+"""What is served: a run, a checkpoint, an ensemble, an export or a registered model; and which version is the newest.
 
 Their exports lie in one place, a folder or a URL that all copies of the model see.
 """
