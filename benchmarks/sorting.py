@@ -78,8 +78,10 @@ def main() -> None:
     from benchmarks.common import last_line, table
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, usual in (("rows", 2_000_000), ("records", 10_000), ("files", 8), ("workers", 2)):
-        parser.add_argument(f"--{name}", type=int, default=usual)
+    parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--records", type=int, default=10_000)
+    parser.add_argument("--files", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--ways", nargs="+", default=["alone", "processes"], choices=["alone", "processes", "ray"])
     parser.add_argument("--work", type=Path, default=None)
     parser.add_argument("--tables", type=Path, default=None, help="where tables are made once and stay")

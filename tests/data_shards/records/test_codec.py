@@ -176,6 +176,17 @@ def test_forged_records_are_refused(name: str) -> None:
         DECODER.columns(changed(change), "r00001")  # type: ignore[arg-type]
 
 
+def test_numbers_that_were_legal_of_one_kind_are_not_of_another() -> None:
+    """A decoder remembers lists of modality numbers that it has looked at."""
+    schema = DatasetSchema("two", (ModalitySpec("v", "vector", shape=(1,)), ModalitySpec("t", "text", max_length=9)))
+    decoder, payload = Decoder(schema), encode_record(Record("r", {"v": np.ones(1, np.float32)}), schema)
+    assert decoder.columns(payload).vector_V.tolist() == [0]
+    tensors, metadata = load_tensors(payload)
+    forged = {"text.modality": tensors["vector.modality"], "text.count": np.zeros(1, np.int32)}
+    with pytest.raises(RecordError, match="are not all of kind text"):
+        decoder.columns(dump_tensors(forged, metadata))
+
+
 def test_flipped_bytes_never_do_worse_than_a_record_error() -> None:
     payload = encode_record(make_record(1, share=1.0), SCHEMA)
     rng, refused = np.random.default_rng(0), 0
