@@ -151,7 +151,7 @@ def test_job_tags_name_submission_and_metadata(monkeypatch):
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("r", ["runs"]),
+        ("r", ["runs", "report"]),
         ("in", ["init", "inspect"]),
         ("train di", ["digits"]),
         ("pack easy", ["easy_vqa"]),
