@@ -111,11 +111,8 @@ def _array(column: Column, kind: str) -> pa.Array:
 
 
 def _empty(kind: str, rows: int) -> Column:
-    import pyarrow as pa
-
-    if kind in TEXT:
-        return list[str]()
-    return np.empty(rows, pa.type_for_alias(kind).to_pandas_dtype())
+    # Arrow's names of numbers are NumPy's; to ask Arrow for NumPy's type loads pandas.
+    return list[str]() if kind in TEXT else np.empty(rows, np.dtype(kind))
 
 
 def _put(found: Column, start: int, column: pa.ChunkedArray, name: str, kind: str) -> None:

@@ -79,7 +79,7 @@ def test_mlflow_serves_what_the_run_predicts(run, uri, tmp_path):
         request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body.encode(), head)
         said = pd.DataFrame(json.loads(opener.open(request, timeout=240).read())["predictions"])
     finally:
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGTERM)  # its server is a process of its own
         process.wait(60)
     wanted = run.predict(thin()).set_index("key").loc[said["key"]]
     assert len(said) == len(thin()) > 150

@@ -218,7 +218,8 @@ def test_a_killed_sweep_continues_to_the_same_best(tmp_path):
         assert client.get_run(parent).info.status == "FINISHED"
         stopped = [row for row in result["trials"] if row["status"] == "stopped"]
         assert len(stopped) + sum(row["status"] == "finished" for row in result["trials"]) == 4
-    (version,) = [v for v in client.search_model_versions("name = 's'") if v.source == whole["best"]["checkpoint"]]
+    known = client.search_model_versions("name = 's'")
+    (version,) = [found for found in known if found.tags["uri"] == whole["best"]["checkpoint"]]
     assert len(version.tags["data.digest"]) == 64
     assert version.tags["parent_run"] == whole["run_id"] and version.run_id == whole["best"]["run_id"]
     space_file(tmp_path, SPACE + "seeds: 2\n")
