@@ -78,7 +78,7 @@ def chosen(config: RunConfig, facts: Facts, tasks: Sequence[TaskSpec]) -> dict[s
     """A value for every key of `preset.FITTED`; those of length follow what the recipe names of the others."""
     preset, open_keys = config.preset, set(config.unnamed)
     batch_size = _batch_size(config, facts) if "training.batch_size" in open_keys else config.training.batch_size
-    a_pass = math.ceil(facts.samples / batch_size)
+    a_pass = max(1, math.ceil(facts.samples / batch_size))  # an empty part is refused later, in a sentence
     wanted = STEPS * FACTORS[preset] * math.sqrt(max(1.0, facts.samples / 10_000))
     epochs = min(max(round(wanted / a_pass), EPOCHS[0]), EPOCHS[1])
     if "training.epochs" not in open_keys:
@@ -124,6 +124,7 @@ def _metric(facts: Facts, tasks: Sequence[TaskSpec]) -> str:
 
     Else the loss, which is less a matter of luck; so, too, for several tasks, and where numbers are predicted.
     """
+    if len(tasks) > 1 or facts.labelled < FEW:
+        return "val/loss"
     seen = facts.validation * (1.0 if facts.rarest is None else facts.rarest / facts.labelled)
-    enough = facts.labelled >= FEW and seen >= RANKED
-    return f"val/{METRICS.get(tasks[0].kind, 'loss')}" if len(tasks) == 1 and enough else "val/loss"
+    return f"val/{METRICS.get(tasks[0].kind, 'loss')}" if seen >= RANKED else "val/loss"

@@ -87,6 +87,13 @@ def test_what_is_named_stays_and_lengths_follow_it():
     assert (without.model.scale, without.model.series.statistics) == ("standard", "none")
 
 
+def test_what_cannot_be_learned_from_is_left_to_those_who_refuse_it():
+    """No record, or no label of one task of two: the rules divide by neither."""
+    assert chosen(recipe(), Facts(0, 0, None, 0, 0.0, True, 0), [BINARY])["training.epochs"] == 150
+    found = chosen(recipe(), replace(WARD, labelled=0), [BINARY, NUMBER])
+    assert found["training.early_stopping.metric"] == "val/loss"
+
+
 def test_presets_differ_as_they_say():
     fast, best = (chosen(recipe(preset=name), WARD, [BINARY]) for name in ("fast", "best"))
     assert (fast["model.dim"], fast["model.layers"], fast["training.epochs"]) == (32, 1, 4)
