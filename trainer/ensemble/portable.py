@@ -45,9 +45,11 @@ def export_run(url: str, out_url: str, form: str = "safetensors") -> dict[str, A
         form: safetensors, or a graph as of `export_graph`.
 
     Raises:
-        CheckpointError: as `export_model`; an ensemble of baselines alone. NoGraphError: as `export_graph`; an
-            ensemble. LeaseHeldError: another export is at work.
+        CheckpointError: as `export_model`; an ensemble of baselines alone; the folder holds another form, and what
+            opens it could take either. NoGraphError: as `export_graph`; an ensemble. LeaseHeldError: another export is
+            at work.
     """
+    _refuse_other_form(out_url, form)
     if form == "safetensors":
         return export_ensemble(url, out_url) if is_ensemble(url) else export_model(url, out_url)
     from trainer.inference.portable.graph.export import export_graph
@@ -56,6 +58,18 @@ def export_run(url: str, out_url: str, form: str = "safetensors") -> dict[str, A
     if is_ensemble(url):
         raise NoGraphError(f"{url} is an ensemble, and each of its members is a graph of its own: export those")
     return export_graph(url, out_url, form)
+
+
+def _refuse_other_form(out_url: str, form: str) -> None:
+    from trainer.inference.portable.graph.export import FILES
+
+    fs, root = fsspec.url_to_fs(absolute_url(out_url))
+    for other, name in {"safetensors": "model.json", **FILES}.items():
+        if other != form and fs.exists(f"{root}/{name}"):
+            raise CheckpointError(
+                f"{out_url} holds an export as {other} ({name}), and who opens a folder takes the one model that is in "
+                "it: export to another folder"
+            )
 
 
 def export_ensemble(url: str, out_url: str) -> dict[str, Any]:

@@ -125,3 +125,16 @@ def test_a_missing_tensor_is_named(graphs, model):
 def test_another_format_is_refused(run, tmp_path):
     with pytest.raises(fleximoe.InputError, match="format='tf': there are safetensors, pt2 and onnx"):
         run.export(tmp_path / "graph", format="tf")
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted"), [("model.onnx", "safetensors"), ("model.json", "pt2"), ("model.pt2", "onnx")]
+)
+def test_one_folder_holds_one_model(run, tmp_path, there, wanted):
+    """`load` and `serve` would otherwise open the older one."""
+    (tmp_path / there).touch()
+    with pytest.raises(
+        fleximoe.FleximoeError, match=f"holds an export as .* \\({there}\\), .*: export to another folder"
+    ):
+        run.export(tmp_path, format=wanted)
+    assert [path.name for path in tmp_path.iterdir()] == [there]
