@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_shards import pack
+from data_shards.yaml_file import to_yaml
 from tests.data_shards.build import SCHEMA, ListSource, make_record
 from tests.data_shards.packing.units.killed_pack import SIZES
 from tests.launch.commands import ROOT, environment, last_json, python, wait_until
@@ -77,3 +81,38 @@ def test_inside_a_submitted_job_the_command_packs_on_its_ray(head, tmp_path):
     assert done.returncode == 0 and "connected to Ray at" in done.stdout + done.stderr
     assert alone["digest"] in done.stdout + done.stderr
     assert files(tmp_path / "job") == files(tmp_path / "alone")
+
+
+def test_rows_of_tables_are_sorted_out_by_workers_of_ray_as_by_one_process(head, tmp_path):
+    records, rng = 600, np.random.default_rng(0)
+    pq.write_table(pa.table({"id": np.arange(records), "y": np.arange(records) % 2}), tmp_path / "stays.parquet")
+    for number in range(4):  # pieces in random order of records: each worker has rows of all of them
+        own = rng.integers(0, records, 5_000)
+        columns = {
+            "id": own,
+            "t": rng.random(5_000) * 10,
+            "what": rng.choice(["a", "b"], 5_000),
+            "v": rng.random(5_000),
+        }
+        pq.write_table(pa.table(columns), tmp_path / f"events{number}.parquet")
+    series = {
+        "kind": "series",
+        "file": "events*.parquet",
+        "time": "t",
+        "channel": "what",
+        "value": "v",
+        "channels": ["a", "b"],
+    }
+    series["horizon"] = 10
+    mapping = {
+        "name": "ward",
+        "records": {"file": "stays.parquet", "key": "id"},
+        "modalities": {"events": series},
+        "tasks": {"y": {"kind": "binary", "column": "y"}},
+    }
+    (tmp_path / "mapping.yaml").write_text(to_yaml(mapping))
+    words = ["-m", "launch", "pack", "tables", "--source", str(tmp_path / "mapping.yaml"), "--shard-mb", "1"]
+    alone = last_json(python(*words, "--out", str(tmp_path / "alone"), "--workers", "1"))
+    many = last_json(python(*words, "--out", str(tmp_path / "ray"), "--address", head.address, env=head.env))
+    assert alone["observations"] == 20_000 and many["digest"] == alone["digest"]
+    assert files(tmp_path / "ray") == files(tmp_path / "alone")
