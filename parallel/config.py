@@ -59,6 +59,11 @@ class MoEConfig(BaseModel):
         description="How a token is compared with an expert's prototype: dot product (softmax), "
         "negative distance (laplace) or negative squared distance (gaussian).",
     )
+    gate_bias: bool = Field(
+        False,
+        description="Whether a learned number for each expert is added to its logit, as FuseMoE's theory has it (-|W_i "
+        "- x| + b_i); of a per-modality router one set for each modality. It bears on the choice and on the weights.",
+    )
     router: RouterKind = Field(
         "joint",
         description="joint: one router for all modalities; per_modality: a router each over shared experts; "

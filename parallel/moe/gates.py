@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from parallel.config import GateKind
 from parallel.moe.router_product import Groups, group_rows, matrix_gradient, product, rows_gradient, splits
+from parallel.moe.segments import look_up
 
 DISTANCE_EPS = 1e-6
 NORM_EPS = 1e-5
@@ -161,6 +162,7 @@ class Gate(nn.Module):
         experts: number of experts E.
         prototype_rows: 1, or the number of modalities if each has its own prototypes.
         temperature_rows: 1, or the number of modalities if each has its own temperature.
+        bias: whether each expert has a learned number that is added to its logits (FuseMoE, section 4).
         generator: source of the initial prototypes, so that the global random state is left alone.
     """
 
@@ -172,10 +174,12 @@ class Gate(nn.Module):
         prototype_rows: int = 1,
         temperature_rows: int = 1,
         generator: torch.Generator | None = None,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.kind, self.dim = kind, dim
         self.prototypes = nn.Parameter(torch.empty(prototype_rows, dim, experts))
+        self.bias = nn.Parameter(torch.zeros(prototype_rows, experts)) if bias else None
         self.log_temperature = nn.Parameter(torch.zeros(temperature_rows))
         if not self.prototypes.is_meta:
             nn.init.normal_(self.prototypes, std=dim**-0.5, generator=generator)
@@ -192,4 +196,13 @@ class Gate(nn.Module):
         made: Tensor = _Logits.apply(
             x_ND, self.prototypes, self.log_temperature, row_N, groups if number > 1 else None, self.kind
         )
-        return made
+        return self.biased(made, row_N)
+
+    def biased(self, logits_NE: Tensor, row_N: Tensor | None) -> Tensor:
+        """Logits with what each expert has of its own; the same tensor where experts have nothing."""
+        if self.bias is None:
+            return logits_NE
+        # Added after the temperature, which would else learn at its pace. In the logits' precision.
+        if len(self.bias) == 1 or row_N is None:
+            return logits_NE + self.bias[0]
+        return logits_NE + look_up(self.bias.to(logits_NE.dtype), row_N)

@@ -94,7 +94,9 @@ class Router(nn.Module):
         self.config = config
         shared = config.router == "joint"
         prototype_rows = modalities if config.router == "per_modality" else 1
-        self.gate = Gate(config.gate, dim, config.experts, prototype_rows, 1 if shared else modalities, generator)
+        self.gate = Gate(
+            config.gate, dim, config.experts, prototype_rows, 1 if shared else modalities, generator, config.gate_bias
+        )
         self.noise_weight = nn.Parameter(torch.zeros(prototype_rows, dim, config.experts)) if config.noise else None
         pools = [range(config.experts)]
         if config.router == "disjoint":

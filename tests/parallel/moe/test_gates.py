@@ -99,6 +99,26 @@ def test_one_prototype_set_a_modality_equals_separate_gates(kind: GateKind) -> N
     torch.testing.assert_close(gate(x_ND, row_N), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_bias_is_added_to_the_logits_of_its_expert_and_modality(kind: GateKind, rows: int) -> None:
+    """softmax(-|W_i - x| + b_i), as the theory of the paper has it; at the start it adds nothing."""
+    torch.manual_seed(0)
+    gate, row_N = Gate(kind, 5, 4, rows, rows, bias=True).double(), torch.tensor([2, 0, 0, 2, 1, 0, 2])
+    x_ND = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    inputs = (x_ND, gate.prototypes, gate.log_temperature)
+    assert gate.bias is not None
+    torch.testing.assert_close(gate(x_ND, row_N), reference_logits(*inputs, row_N, kind))
+    torch.nn.init.normal_(gate.bias)
+    expected = reference_logits(*inputs, row_N, kind) + gate.bias[row_N if rows > 1 else row_N * 0]
+    torch.testing.assert_close(gate(x_ND, row_N), expected)
+    up_NE = torch.randn(7, 4, dtype=torch.float64)
+    oracle = torch.autograd.grad(expected, (*inputs, gate.bias), up_NE)
+    mine = torch.autograd.grad(gate(x_ND, row_N), (*inputs, gate.bias), up_NE)
+    for own, theirs in zip(mine, oracle, strict=True):
+        torch.testing.assert_close(own.double(), theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_initial_prototypes_are_random_and_leave_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
     first = Gate("laplace", 8, 4, generator=torch.Generator().manual_seed(1))

@@ -19,8 +19,8 @@ def router_of(seed: int = 0, modalities: int = 3, dim: int = 8, **settings: obje
 @pytest.mark.parametrize(("router", "gate"), itertools.product(ROUTERS, GATES))
 def test_every_parameter_is_registered_gets_a_gradient_and_is_saved(router: str, gate: str) -> None:
     torch.manual_seed(0)
-    module = router_of(router=router, gate=gate, noise=1.0)
-    assert set(module.state_dict()) == {"gate.prototypes", "gate.log_temperature", "noise_weight"}
+    module = router_of(router=router, gate=gate, noise=1.0, gate_bias=True)
+    assert set(module.state_dict()) == {"gate.prototypes", "gate.bias", "gate.log_temperature", "noise_weight"}
     assert {name for name, _ in module.named_parameters()} == set(module.state_dict())
     x_UD, modality_U = torch.randn(60, 8), torch.arange(60) % 3
     routing = module(x_UD, modality_U)

@@ -81,11 +81,17 @@ class GraphGate(Gate):
         tau_T = self.log_temperature.exp()
         tau_N1 = tau_T if len(tau_T) == 1 or row_N is None else tau_T.index_select(0, row_N)[:, None]
         if self.kind == "softmax":
-            return product_NE * tau_N1
+            return self._with_bias(product_NE * tau_N1, row_N)
         width = x_ND.shape[1]
         squared_NE = z_ND.square().sum(1, keepdim=True) + width * size_NE - 2 * width**0.5 * product_NE + DISTANCE_EPS
         squared_NE = squared_NE.clamp_min(DISTANCE_EPS)
-        return -tau_N1 * (squared_NE.sqrt() if self.kind == "laplace" else squared_NE / width**0.5)
+        distance_NE = squared_NE.sqrt() if self.kind == "laplace" else squared_NE / width**0.5
+        return self._with_bias(-tau_N1 * distance_NE, row_N)
+
+    def _with_bias(self, logits_NE: Tensor, row_N: Tensor | None) -> Tensor:
+        if self.bias is None:
+            return logits_NE
+        return logits_NE + (self.bias if len(self.bias) == 1 or row_N is None else self.bias.index_select(0, row_N))
 
 
 def attend(qkv_ND: Tensor, sequence_N: Tensor, heads: int) -> Tensor:
