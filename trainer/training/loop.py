@@ -12,7 +12,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ from trainer.training.profiler import StepProfiler
 from trainer.training.progress import Progress
 from trainer.training.record_trace import RecordTrace
 from trainer.training.step_loss import step_loss
-from trainer.training.timetable import Timetable
+from trainer.training.timetable import PACE_AFTER, Timetable, steps_that_fit
 from trainer.worker.collectives import sum_over_ranks
 from trainer.worker.console import bar
 from trainer.worker.heartbeat import doing
@@ -80,6 +80,7 @@ class TrainingLoop:
         self.meter = meter_of(session)
         self.profiler = StepProfiler(training.profile if session.context.rank == 0 else 0, tracker)
         self.stopped, self._starting, self._save_wanted = False, True, False
+        self._started = 0.0
         self.routing_total: list[Tensor] = []
         self._biased = biased_routers(self.engine.module)
         self._step_counts: list[Tensor] = []
@@ -97,6 +98,8 @@ class TrainingLoop:
             PeerError: another rank died or hung.
         """
         self.engine.train()
+        self._started = time.perf_counter() - self.progress.seconds
+        self._pace()
         # Once more: its clock starts here, not where the loop was made.
         self.meter = meter_of(self.session)
         with self.profiler:
@@ -145,12 +148,31 @@ class TrainingLoop:
             due = self.timetable.evaluation_due(progress)
             if due:
                 self._evaluate()
+            if due or progress.step == PACE_AFTER:
+                self._pace()
             progress.finished = self.timetable.at_the_end(progress)
             # After the evaluation: a checkpoint holds the score that ranks it.
             if due or self.timetable.checkpoint_due(progress) or progress.finished or self._save_wanted:
                 self._save()
             if progress.finished:
                 return
+
+    def _pace(self) -> None:
+        """How long the run will be, where its recipe gives minutes. Collective."""
+        minutes, progress = self.config.training.minutes, self.progress
+        if minutes is None or progress.step < PACE_AFTER:
+            return
+        self._count_seconds()
+        fits = steps_that_fit(progress.step, progress.seconds, minutes)
+        self.timetable = replace(self.timetable, fits=fits)
+        if self.context.rank == 0:
+            logger.info("training.minutes=%g: %d steps fit, %d at most", minutes, fits, self.timetable.total_steps)
+
+    def _count_seconds(self) -> None:
+        """By the first rank's clock, the same on every rank. Collective."""
+        if self.config.training.minutes is not None:
+            own = time.perf_counter() - self._started if self.context.rank == 0 else 0.0
+            self.progress.seconds = float(sum_over_ranks(torch.tensor([own], dtype=torch.float64)))
 
     def _timed(self, steps: Iterator[Step]) -> Iterator[Step]:
         """Count the time that the loop waits for data."""
@@ -323,6 +345,7 @@ class TrainingLoop:
     def _save(self) -> None:
         """Checkpoint of this very step."""
         progress = self.progress
+        self._count_seconds()
         doing(f"the checkpoint of step {progress.step}")
         # A score ranks the weights that it was measured with, and no later ones.
         score = progress.score if progress.evaluated_step == progress.step else None

@@ -34,6 +34,8 @@ class Progress:
     bad_evaluations: int = 0
     evaluated_step: int = -1
     nonfinite_steps: int = 0
+    seconds: float = 0.0
+    """That training took so far, by the first rank's clock; counted where `training.minutes` is given."""
     finished: bool = False
     moves: list[dict[str, Any]] = field(default_factory=list)
     """When data were left for a newer version: `step`, `from` and `to` (digests), `left` (the epoch that was begun, and

@@ -8,6 +8,8 @@ from trainer.config.sections import TrainingConfig
 from trainer.training.early_stopping import out_of_patience
 from trainer.training.progress import Progress
 
+PACE_AFTER = 20  # steps, after which their time is known well enough
+
 
 @dataclass(frozen=True)
 class Timetable:
@@ -15,18 +17,19 @@ class Timetable:
 
     Args:
         steps_per_epoch: optimiser steps of one pass over the training part. validates: whether there is a validation
-            part; without one nothing is ever evaluated.
+            part; without one nothing is ever evaluated. fits: steps that fit into `training.minutes`, once it is known.
     """
 
     training: TrainingConfig
     steps_per_epoch: int
     validates: bool
+    fits: int | None = None
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of the whole run: all epochs, or `max_steps` if that is less."""
-        steps = self.training.epochs * self.steps_per_epoch
-        return steps if self.training.max_steps is None else min(steps, self.training.max_steps)
+        """Optimiser steps of the whole run: all epochs, or `max_steps`, or what fits, if that is less."""
+        limits = (self.training.epochs * self.steps_per_epoch, self.training.max_steps, self.fits)
+        return min(limit for limit in limits if limit is not None)
 
     def evaluation_due(self, progress: Progress) -> bool:
         """As often as `eval_every` says, and at the last step."""
@@ -45,3 +48,8 @@ class Timetable:
     def at_the_end(self, progress: Progress) -> bool:
         """By the recipe as it is now: a run that had ended goes on if it is given more epochs, steps or patience."""
         return out_of_patience(self.training.early_stopping, progress) or progress.step >= self.total_steps
+
+
+def steps_that_fit(step: int, seconds: float, minutes: float) -> int:
+    """Steps of a whole run of so many minutes, of which `step` took `seconds`; at least those that were made."""
+    return max(step, int(step * minutes * 60 / max(seconds, 1e-9)))

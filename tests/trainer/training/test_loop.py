@@ -14,6 +14,7 @@ from tests.ranks import run_ranks
 from tests.trainer.tiny import config, packed
 from trainer.config.run_config import RunConfig
 from trainer.jobs.job import run
+from trainer.training.loop import TrainingLoop
 from trainer.worker.context import SingleContext
 
 
@@ -91,3 +92,34 @@ def test_compiled_parts_give_the_same_losses(data: str, tmp_path: Path) -> None:
         run_ranks(_job, 1, chosen.model_dump(mode="json"))
         found.append(losses(tmp_path / str(compiled)))
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_minutes_are_the_time_of_all_processes_of_a_run(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three seconds a step: 40 in two minutes. Stopped after 30 and twice as slow then: five more, in 30 seconds."""
+    pace = {"slow_from": 10_000}
+
+    def count(loop: TrainingLoop) -> None:
+        step = loop.progress.step
+        loop.progress.seconds = 3.0 * step + 3.0 * max(0, step - pace["slow_from"])
+
+    monkeypatch.setattr(TrainingLoop, "_count_seconds", count)
+    chosen = config(data, tmp_path / "whole", training__epochs=1000, training__minutes=2.0, training__eval_every=5)
+    assert run(chosen, SingleContext())["step"] == 40
+    logged = [line for line in lines(tmp_path / "whole") if "train/lr" in line.get("metrics", {})]
+    rate = {line["step"]: line["metrics"]["train/lr"] for line in logged}
+    assert rate[40] < 0.1 * max(rate.values())
+    pace["slow_from"] = 30
+    first = chosen.model_copy(
+        update={"training": chosen.training.model_copy(update={"storage": str(tmp_path / "cut"), "max_steps": 30})}
+    )
+    assert run(first, SingleContext())["step"] == 30
+    again = first.model_copy(update={"training": first.training.model_copy(update={"max_steps": None})})
+    assert run(again, SingleContext())["step"] == 35
+
+
+def test_minutes_by_the_clock_end_a_run(data: str, tmp_path: Path) -> None:
+    chosen = config(data, tmp_path, training__epochs=100_000, training__minutes=0.02)
+    result = run(chosen, SingleContext())
+    assert 20 <= result["step"] < 100_000 and result["status"] == "finished"

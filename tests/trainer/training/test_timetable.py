@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from trainer.config.sections import TrainingConfig
 from trainer.training.progress import Progress
-from trainer.training.timetable import Timetable
+from trainer.training.timetable import Timetable, steps_that_fit
 
 STEPS_PER_EPOCH = 4
 RECORDS_PER_STEP = 10
@@ -29,6 +30,15 @@ def after(step: int, **more: Any) -> Progress:
 )
 def test_a_run_takes_its_epochs_and_no_more_than_max_steps(training, steps):
     assert timetable(**training).total_steps == steps
+
+
+def test_minutes_end_a_run_before_its_epochs_do_and_never_before_what_was_made():
+    table = replace(timetable(), fits=5)
+    assert (table.total_steps, table.at_the_end(after(4)), table.at_the_end(after(5))) == (5, False, True)
+    assert table.evaluation_due(after(5)) and not table.evaluation_due(after(3))
+    assert replace(timetable(), fits=500).total_steps == 12
+    # 20 steps took 30 s: in two minutes there are 80, in ten seconds those 20.
+    assert (steps_that_fit(20, 30.0, 2.0), steps_that_fit(20, 30.0, 1 / 6)) == (80, 20)
 
 
 @pytest.mark.parametrize(
