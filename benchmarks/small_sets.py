@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +179,7 @@ def ours(name: str, data: str, work: Path, fold: int, preset: str, changes: Sequ
     from trainer.jobs.job import run
     from trainer.worker.context import SingleContext
 
-    tried = "".join(f"_{change.replace('/', '-')}" for change in changes)
+    tried = "".join("_" + re.sub(r"[^A-Za-z0-9.]+", "-", change) for change in changes)
     tree = {"name": f"{name}_{preset}_{fold}{tried}", "preset": preset, "data": {"url": data, "split": f"fold{fold}"}}
     tree |= {"training": {"storage": str(work / "runs"), "log_every": 1000}, "tracking": {"mlflow": False}}
     folder = work / "runs" / str(tree["name"])

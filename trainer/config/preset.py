@@ -18,6 +18,7 @@ FITTED = (
     "model.modality_dropout",
     "model.scale",
     "model.series.statistics",
+    "model.waveform.statistics",
     "model.head.start",
     "model.head.members",
     "optim.lr",

@@ -75,6 +75,11 @@ class WaveformEncoderConfig(Section):
 
     patch: int = Field(16, ge=1, description="samples in one patch")
     tokens: int = Field(8, ge=1, description="tokens made of one waveform, each an equal stretch of its own length")
+    statistics: Literal["none", "kernels"] = Field(
+        "none",
+        description="kernels = tokens also say what the whole signal is: in which shares of its time 672 fixed kernels "
+        "of 9 samples, spans of 9 to 1,025, are answered, as MiniRocket counts them; far better on few recordings",
+    )
 
 
 class VectorEncoderConfig(Section):

@@ -21,6 +21,7 @@ from trainer.config.sections import ModelConfig
 from trainer.models.convolutions.sizes import picture_flops
 from trainer.models.encoder_groups import OWN, cut_group, cuts_of, encoder_layout
 from trainer.models.layers.token_layout import even_bins, grid_bins
+from trainer.models.numbers.kernels import FEATURES, READ
 from trainer.models.numbers.series_statistics import INPUTS
 from trainer.models.numbers.steps import STEPS
 from trainer.models.object_flops import EncoderCost, ExpectedTokens, Objects, count_objects, over_time_flops
@@ -32,7 +33,8 @@ FORWARD_AND_BACKWARD = 3
 class FlopCounter:
     """FLOPs of one model. Features are: records, pairs of each group, indicators, events, patches, positions, squares.
 
-    `pairs` are objects, where they have times. `patches` are of all signals of a group of waveforms;
+    `pairs` are objects, where they have times. `patches` are of all signals of a group of waveforms, and so are
+    `samples`, where fixed kernels read them;
     `positions` are byte groups of all texts and `text_squares` the sum of their squared numbers per text;
     `squares` is the sum of squared lengths of the sequences that attend across modalities (samples, or bins of a
     sample). Groups of codes also have `codes`, and timed groups `tokens`, and `within`, the sum of pairs' squared
@@ -60,12 +62,16 @@ class FlopCounter:
         self.tokens = {name: self._tokens(name) for name in self.layout}
         pairs = tuple(f"pairs/{name}" for name in self.layout)
         patches = tuple(f"patches/{name}" for name in self.layout if self._kind(name) == "waveform")
+        self.kernels = [name for name in self.layout if self._kind(name) == "waveform"]
+        if self.config.waveform.statistics == "none":
+            self.kernels = []
+        samples = tuple(f"samples/{name}" for name in self.kernels)
         own = tuple(f"{what}/{name}" for name in self.own for what in ("own", "own_squares"))
         self.objects = {name: self._objects(name) for name in self.layout if self._spec(name).timed}
         codes = tuple(f"codes/{name}" for name in self.layout if self._kind(name) == "codes")
         timed = tuple(f"{what}/{name}" for name in self.objects for what in ("tokens", "within"))
         always = ("indicators", "events", "positions", "text_squares", "squares")
-        self.features = ("records", *pairs, *patches, *own, *codes, *timed, *always)
+        self.features = ("records", *pairs, *patches, *samples, *own, *codes, *timed, *always)
         self._bins_MT = self._tokens_by_bin()
 
     def measure(self, batch: Batch) -> Tensor:
@@ -93,6 +99,8 @@ class FlopCounter:
             tensors |= {f"own/{name}": own_P.sum(), f"own_squares/{name}": own_P.square().sum()}
         if "series" in groups:
             number["events"] = float(len(groups["series"].values_O))
+        for name in set(self.kernels) & set(groups):
+            number[f"samples/{name}"] = float(groups[name].values_OC.shape[0])
         for name in groups:
             match self._kind(name):
                 case "text":
@@ -110,7 +118,7 @@ class FlopCounter:
         return features_X
 
     def forward_flops(self, features_X: Tensor | list[float]) -> dict[str, float]:
-        """FLOPs of a forward pass by part (encoders, pretrained, attention, router, experts, heads)."""
+        """FLOPs of a forward pass by part (encoders, kernels, pretrained, attention, router, experts, heads)."""
         values = dict(zip(self.features, torch.as_tensor(features_X).tolist(), strict=True))
         tokens = self.count_tokens(values)
         encoded = tokens - values["indicators"]
@@ -119,6 +127,7 @@ class FlopCounter:
         decisions = self.count_decisions(values)
         return {
             "encoders": sum(self._encoder(name, values) + self._over_time(name, values) for name in self.layout),
+            "kernels": sum(2 * READ * self._spec(name).width * values[f"samples/{name}"] for name in self.kernels),
             "pretrained": sum(self.pretrained_flops(name, values) for name in self.own),
             "attention": layers * self._attention(values, tokens, encoded),
             "router": layers * decisions * 2 * dim * moe.experts * (2 if moe.noise else 1),
@@ -127,9 +136,10 @@ class FlopCounter:
         }
 
     def step_flops(self, features_X: Tensor | list[float]) -> float:
-        """FLOPs of forward and backward."""
+        """FLOPs of forward and backward. Nothing is learned through fixed kernels."""
         parts = self.forward_flops(features_X)
-        return FORWARD_AND_BACKWARD * (sum(parts.values()) - parts["pretrained"]) + self.pretrained_step(features_X)
+        learned = sum(parts.values()) - parts["pretrained"] - parts["kernels"]
+        return FORWARD_AND_BACKWARD * learned + parts["kernels"] + self.pretrained_step(features_X)
 
     def pretrained_flops(self, name: str, values: dict[str, float]) -> float:
         """Of a forward pass of an encoder of `model.encoders`."""
@@ -258,7 +268,8 @@ class FlopCounter:
             case "image":
                 return pairs * number * picture_flops(config.image, spec.shape[0], dim)
             case "waveform":
-                return values[f"patches/{name}"] * 2 * 2 * dim * (spec.width * config.waveform.patch + dim)
+                whole = pairs * 2 * FEATURES * dim * (name in self.kernels)
+                return whole + values[f"patches/{name}"] * 2 * 2 * dim * (spec.width * config.waveform.patch + dim)
             case "text":
                 # Of all texts: counted with the first group of them.
                 if name != next(other for other in self.layout if self._kind(other) == "text"):

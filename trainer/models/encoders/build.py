@@ -92,7 +92,8 @@ def _object_encoder(specs: list[ModalitySpec], statistics: SplitStatistics, conf
             return ImageEncoder(first.shape, standardiser, config.image, dim, blocks)
         case "waveform":
             waveform = config.waveform
-            return WaveformEncoder(first.width, standardiser, waveform.patch, waveform.tokens, dim, blocks)
+            kernels = waveform.statistics == "kernels"
+            return WaveformEncoder(first.width, standardiser, waveform.patch, waveform.tokens, dim, blocks, kernels)
         case _:
             raise AssertionError(f"no encoder for {first.kind}")
 

@@ -7,6 +7,8 @@ where there are fewer patches than tokens, the nearest patch. So a short signal 
 of them empty, and is as visible to attention. What the stretches no longer tell, how long the signal is, is an input
 of its own. No parameter depends on a length.
 
+Where the recipe asks for it, a signal's tokens also say what it is as a whole, by fixed kernels (`numbers.kernels`).
+
 A signal without samples is present but empty: its tokens are their positions and the embedded length 0.
 
 Shape legend: P pairs (sample, modality), O samples of all signals, C channels, s samples a patch, N patches of all
@@ -16,6 +18,7 @@ signals, T tokens, E (patch, token) entries, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +29,14 @@ from trainer.models.encoders.layout import Encoder, GroupLayout, PresentPairs
 from trainer.models.layers.grouped_linear import Blocks, GroupedLinear, GroupedMLP
 from trainer.models.layers.ragged import offsets_to_ids
 from trainer.models.layers.standardise import Standardiser
+from trainer.models.numbers.kernels import FEATURES, KernelShares
 
 # Periods of the embedded length, each half of the one before, in octaves: the longest spans every length, the shortest,
 # a quarter, tells lengths 3 % apart.
 PERIODS, LONGEST_PERIOD = 8, 32.0
 LENGTH_INPUTS = 2 * PERIODS
 LENGTH_SCALE = 0.02  # of initial weights, as small as positions are
+HIDDEN_SHARES = 0.5  # of a signal's shares, while training: there are more of them than small data have signals
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,14 @@ class WaveformEncoder(Encoder):
     """Packed (O, C) samples with offsets -> (P, T, D)."""
 
     def __init__(
-        self, channels: int, standardiser: Standardiser, patch: int, tokens: int, dim: int, blocks: int
+        self,
+        channels: int,
+        standardiser: Standardiser,
+        patch: int,
+        tokens: int,
+        dim: int,
+        blocks: int,
+        kernels: bool = False,
     ) -> None:
         super().__init__()
         self.standardiser, self.patch, self.tokens = standardiser, patch, tokens
@@ -54,6 +66,7 @@ class WaveformEncoder(Encoder):
         self.length = GroupedLinear(blocks, LENGTH_INPUTS, dim)
         nn.init.uniform_(self.length.weight, -LENGTH_SCALE, LENGTH_SCALE)
         self.position_TD = nn.Parameter(torch.randn(tokens, dim) * 0.02)
+        self.whole = WholeSignal(channels, dim, blocks) if kernels else None
 
     def lay_out(self, group: WaveformGroup, block_P: Tensor, blocks: int, present: PresentPairs | None) -> PatchLayout:
         """Numbers of patches, from the lengths of the signals on the CPU."""
@@ -66,20 +79,39 @@ class WaveformEncoder(Encoder):
         assert isinstance(own, PatchLayout)
         length_P = group.offsets.diff()
         patches_P = -(-length_P // self.patch)
-        embedded_ND = self.network(self._patches(group, layout.block_P, patches_P, own.patches.rows), own.patches)
+        pair_O = offsets_to_ids(group.offsets, group.values_OC.shape[0])
+        value_OC = self.standardiser(group.values_OC, layout.block_P[pair_O])
+        patch_NX = self._patches(value_OC, pair_O, group.offsets, patches_P, own.patches.rows)
+        embedded_ND = self.network(patch_NX, own.patches)
         token_PTD = stretch_means(embedded_ND, patches_P, self.tokens, own.entries)
-        return token_PTD + self.position_TD + self.length(length_features(length_P), layout.pairs)[:, None]
+        token_PTD = token_PTD + self.position_TD + self.length(length_features(length_P), layout.pairs)[:, None]
+        if self.whole is None:
+            return token_PTD
+        by_signal = Segments.of(pair_O, length_P.shape[0], ascending=True)
+        return token_PTD + self.whole(value_OC, by_signal, group.offsets, layout.pairs)[:, None].to(token_PTD.dtype)
 
-    def _patches(self, group: WaveformGroup, block_P: Tensor, patches_P: Tensor, patches: int) -> Tensor:
+    def _patches(self, value_OC: Tensor, pair_O: Tensor, offsets: Tensor, patches_P: Tensor, patches: int) -> Tensor:
         """(N, s * C) standardised samples; what a signal's last patch lacks is 0, its mean."""
-        samples, channels = group.values_OC.shape
-        pair_O = offsets_to_ids(group.offsets, samples)
-        value_OC = self.standardiser(group.values_OC, block_P[pair_O])
+        samples, channels = value_OC.shape
         # Samples keep their order; each signal moves to the start of its first patch.
-        moved_P = (patches_P.cumsum(0) - patches_P) * self.patch - group.offsets[:-1]
+        moved_P = (patches_P.cumsum(0) - patches_P) * self.patch - offsets[:-1]
         cell_O = torch.arange(samples, device=pair_O.device) + moved_P[pair_O]
         padded = value_OC.new_zeros(patches * self.patch, channels).index_copy(0, cell_O, value_OC)
         return padded.view(-1, self.patch * channels)
+
+
+class WholeSignal(nn.Module):
+    """Signals -> (P, D), from the shares of time in which fixed kernels are answered."""
+
+    def __init__(self, channels: int, dim: int, blocks: int) -> None:
+        super().__init__()
+        self.shares, self.norm = KernelShares(channels), nn.LayerNorm(FEATURES, elementwise_affine=False)
+        self.dropout, self.project = nn.Dropout(HIDDEN_SHARES), GroupedLinear(blocks, FEATURES, dim)
+
+    def forward(self, value_OC: Tensor, by_signal: Any, offsets_P1: Tensor, pairs: Any) -> Tensor:
+        """Standardised samples, the signal of each, where signals begin, and the block of each."""
+        shares_PX = self.norm(self.shares(value_OC, by_signal, offsets_P1))
+        return self.project(self.dropout(shares_PX), pairs)  # type: ignore[no-any-return]
 
 
 def length_features(length_P: Tensor) -> Tensor:

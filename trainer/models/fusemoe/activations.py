@@ -10,6 +10,7 @@ from data_shards import ModalitySpec
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics
 from trainer.models.convolutions.sizes import picture_elements
 from trainer.models.flops import FlopCounter
+from trainer.models.numbers.kernels import FEATURES, KERNELS, LENGTH
 from trainer.models.numbers.series_statistics import INPUTS
 from trainer.models.numbers.steps import STEPS
 from trainer.models.object_flops import ExpectedTokens, Objects
@@ -89,6 +90,8 @@ def _add_lengths(
         patch = counter.config.waveform.patch
         samples = table.count[0] / max(1, table.present)
         values[f"patches/{spec.group}"] += there * (samples + number * (patch - 1) / 2) / patch
+        if spec.group in counter.kernels:
+            values[f"samples/{spec.group}"] += there * samples
 
 
 @dataclass(frozen=True)
@@ -129,10 +132,16 @@ def activations(counter: FlopCounter, features: list[float], width: int, cpu: bo
         inputs=tokens * row,
         heads=pooled + heads,
         # Gradients of a view and of its parts; of both sides of a block's two sums; of every latent's weighted tokens.
-        encoders_working=tokens * 4 * row,
+        encoders_working=tokens * 4 * row + _kernels_working(counter, values),
         block_working=tokens * 4 * row,
         heads_working=tokens * latents * row,
     )
+
+
+def _kernels_working(counter: FlopCounter, values: dict[str, float]) -> float:
+    """What the kernels of one dilation read of every sample, and what is made of their answers, in fp32."""
+    widths = {name: counter.schema.modalities[counter.layout[name][0]].width for name in counter.kernels}
+    return max((values[f"samples/{n}"] * (2 * LENGTH * c + 5 * KERNELS) * 4 for n, c in widths.items()), default=0.0)
 
 
 def activation_elements(counter: FlopCounter, features: list[float]) -> tuple[float, float]:
@@ -196,7 +205,8 @@ def _encoder(counter: FlopCounter, name: str, indices: list[int], values: dict[s
         case "image":
             return rows * picture_elements(config.image, spec.shape[0], dim) * width
         case "waveform":
-            return values[f"patches/{name}"] * (spec.width * config.waveform.patch + 5 * dim) * width
+            whole = pairs * (FEATURES * (2 * width + 1) + dim * width) * (name in counter.kernels)
+            return whole + values[f"patches/{name}"] * (spec.width * config.waveform.patch + 5 * dim) * width
 
 
 def _series(counter: FlopCounter, indices: list[int], values: dict[str, float], pairs: float, width: int) -> float:

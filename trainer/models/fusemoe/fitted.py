@@ -93,6 +93,7 @@ def chosen(config: RunConfig, facts: Facts, tasks: Sequence[TaskSpec]) -> dict[s
         "model.modality_dropout": _modality_dropout(facts),
         "model.scale": "quantile" if facts.quantiles else "standard",
         "model.series.statistics": "token" if facts.quantiles else "none",
+        "model.waveform.statistics": "kernels",
         "model.head.start": "base",
         "model.head.members": {"fast": 1, "good": 4, "best": 8}[preset],
         "optim.lr": 2e-3 if small else 1e-3,

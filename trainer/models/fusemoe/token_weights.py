@@ -22,10 +22,10 @@ def token_weights(counter: FlopCounter) -> TokenWeights:
     number = len(counter.schema.modalities)
     present_M, unit_M, object_M, empty_M = np.zeros((4, number))
     # Of no record: some arithmetic is done once a batch.
-    fixed = _flops(counter, {})["encoders"]
+    fixed = _encoding(counter, {})
     for name, indices in counter.layout.items():
         token = _token_flops(counter, name)
-        unit_M[indices] = (_flops(counter, _unit(counter, name))["encoders"] - fixed) / token
+        unit_M[indices] = (_encoding(counter, _unit(counter, name)) - fixed) / token
         once = _pretrained(counter, name, unit_M, token)
         objects = counter.objects.get(name)
         if objects is None:
@@ -79,10 +79,16 @@ def _unit(counter: FlopCounter, name: str) -> dict[str, float]:
         case "text":
             return {"positions": 1 / counter.config.text.stride}
         case "waveform":
-            return {f"patches/{name}": 1 / counter.config.waveform.patch}
+            return {f"patches/{name}": 1 / counter.config.waveform.patch, f"samples/{name}": 1.0}
         case "codes":
             return {f"codes/{name}": 1.0}
     return {}
+
+
+def _encoding(counter: FlopCounter, values: dict[str, float]) -> float:
+    """FLOPs of encoders in a forward pass that is a third of a step."""
+    found = _flops(counter, values)
+    return found["encoders"] + found["kernels"] / FORWARD_AND_BACKWARD
 
 
 def _flops(counter: FlopCounter, values: dict[str, float]) -> dict[str, float]:

@@ -119,7 +119,11 @@ class GraphWaveform(WaveformEncoder):
         patch_ND = self.network(x_NX, GraphBlocks(block_N, layout.pairs.blocks))
         token_PTD = self._stretches(patch_ND, patches_P, start_P1, signals)
         length_PD = self.length(length_features(length_P), layout.pairs)
-        return token_PTD + self.position_TD + length_PD[:, None]  # type: ignore[no-any-return]
+        token_PTD = token_PTD + self.position_TD + length_PD[:, None]
+        if self.whole is None:
+            return token_PTD
+        whole_PD = self.whole(value_OC, GraphSegments(signal_O, signals), group.offsets, layout.pairs)
+        return token_PTD + whole_PD[:, None]  # type: ignore[no-any-return]
 
     def _stretches(self, patch_ND: Tensor, patches_P: Tensor, start_P1: Tensor, signals: int) -> Tensor:
         """As `encoders.waveform.stretch_means`."""

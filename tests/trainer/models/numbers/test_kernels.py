@@ -1,0 +1,60 @@
+"""Shares of a signal that fixed kernels answer: against loops, and what must not move them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from parallel.moe.segments import Segments
+from trainer.models.numbers.kernels import FEATURES, KERNELS, KernelShares, kernels, mixes, shares_reference
+
+
+def shares(*signals: Tensor) -> Tensor:
+    """(P, X) of signals that lie back to back."""
+    lengths = torch.tensor([len(signal) for signal in signals])
+    signal_O = torch.repeat_interleave(torch.arange(len(signals)), lengths)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    own = KernelShares(signals[0].shape[1])
+    return own(torch.cat(signals), Segments.of(signal_O, len(signals), ascending=True), offsets)  # type: ignore[no-any-return]
+
+
+def walk(length: int, channels: int, seed: int = 0) -> Tensor:
+    return torch.randn(length, channels, generator=torch.Generator().manual_seed(seed)).cumsum(0)
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_shares_are_what_loops_over_one_signal_give(channels: int) -> None:
+    signals = [walk(length, channels, length) for length in (23, 1, 9, 0, 12)]
+    signals.append(torch.full((7, channels), 3.25))
+    found_PX = shares(*signals)
+    assert found_PX.shape == (6, FEATURES) and found_PX.abs().max() < 3.1
+    for signal, found_X in zip(signals, found_PX, strict=True):
+        expected_X = torch.tensor(shares_reference(signal.tolist()))
+        torch.testing.assert_close(found_X, expected_X, rtol=0, atol=2e-5)
+
+
+def test_kernels_answer_shapes_and_no_constant_and_are_the_same_for_everyone() -> None:
+    assert kernels().shape == (9, KERNELS) and not kernels().sum(0).any()
+    assert len({tuple(column) for column in kernels().T.tolist()}) == KERNELS == 84
+    assert torch.equal(mixes(4), mixes(4)) and set((mixes(4) > 0).sum(1).unique().tolist()) == {1, 2, 3}
+    torch.testing.assert_close(mixes(4).square().sum(1), torch.ones(8, KERNELS))
+
+
+def test_level_and_size_move_nothing() -> None:
+    """Also of a signal that rests for most of its time, where an answer of 0 is only rounding away from either side."""
+    signal = torch.cat([torch.zeros(200, 2), walk(60, 2), torch.zeros(200, 2)])
+    plain, moved = shares(signal), shares(signal * 37.1 + 4.7)
+    assert (plain - moved).abs().max() < 1e-3
+    assert (shares(signal) - shares(signal.flip(1))).abs().max() > 0.1  # channels are told apart
+
+
+def test_a_signal_does_not_depend_on_its_neighbours() -> None:
+    one, other = walk(40, 3, 1), walk(700, 3, 2)
+    torch.testing.assert_close(shares(other, one, other)[1], shares(one)[0], rtol=0, atol=1e-6)
+
+
+def test_signals_that_differ_in_shape_alone_are_told_apart() -> None:
+    """Two sawtooths, one the other backwards: equal values, equal spectrum."""
+    up = (torch.arange(120) % 12).float()[:, None]
+    assert (shares(up) - shares(up.flip(0))).abs().max() > 0.3
