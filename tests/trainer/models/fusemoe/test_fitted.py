@@ -37,6 +37,7 @@ def test_values_of_small_and_larger_data():
         "model.modality_dropout": 0.0,
         "model.scale": "quantile",
         "model.series.statistics": "token",
+        "model.waveform.statistics": "kernels",
         "model.head.start": "base",
         "model.head.members": 4,
         "optim.lr": 0.002,
