@@ -172,6 +172,13 @@ class ModelConfig(Section):
     modality_dropout: Probability = Field(
         0.0, description="chance that a present modality of a training sample is hidden; at least one always stays"
     )
+    time_dropout: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="share of its observation window, on average, that is hidden of a training sample: a stretch "
+        "anywhere in it, up to twice as long; what is then left of a modality may be nothing, but it was looked for",
+    )
     missing_embedding: bool = Field(True, description="one learned token stands for each absent modality")
     pooling: Literal["attention", "mean", "last"] = Field(
         "attention",

@@ -24,6 +24,7 @@ from parallel import biased_routers, reduce_stats
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.evaluation.part import evaluate_part
+from trainer.models.layers.hide_times import drop_stretches
 from trainer.models.layers.missing import drop_modalities
 from trainer.models.layers.staging import Stage, Staged
 from trainer.session import Session
@@ -237,6 +238,10 @@ class TrainingLoop:
         if probability:
             key = mixed_seed(self.config.training.seed, "modalities", self.progress.epoch)
             batch = drop_modalities(batch, probability, key)
+        share = self.config.model.time_dropout
+        if share:
+            key = mixed_seed(self.config.training.seed, "time", self.progress.epoch)
+            batch = drop_stretches(batch, self.session.schema, share, key)
         return self._stage(batch)
 
     def _agree(self, batches: list[Batch], step: Step) -> tuple[dict[str, float], int, bool]:

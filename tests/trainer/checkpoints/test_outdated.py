@@ -20,6 +20,7 @@ from trainer.checkpoints.find import committed_paths, open_checkpoint
 from trainer.checkpoints.listing import list_checkpoints
 from trainer.checkpoints.pieces import write_digested_json
 from trainer.config.run_config import RunConfig
+from trainer.config.sections import ModelConfig
 from trainer.inference.export import checkpoint_model, export_model, load_model
 from trainer.models.mope.host.backbone import host_architecture, load_host
 
@@ -75,7 +76,7 @@ def test_waveforms_of_an_earlier_version_are_refused_wherever_weights_are_used(t
     with pytest.raises(ValueError, match=WAVEFORMS):
         export_model(old.url, str(tmp_path / "again"))
     with pytest.raises(ValueError, match=f"mope.host: .*{WAVEFORMS}"):
-        host_architecture(old.url, 0.0)
+        host_architecture(old.url, ModelConfig())
     with pytest.raises(ValueError, match=f"mope.host: .*{WAVEFORMS}"):
         load_host(old.url, open_manifest(data).schema)
     with pytest.raises(AssertionError, match=WAVEFORMS):
@@ -119,7 +120,7 @@ def test_texts_of_an_earlier_version_keep_their_declared_positions(tmp_path: Pat
     old = rewritten(open_checkpoint(run.run_dir), forget)
     assert job(1, evaluation_config(old))["metrics"]["test/loss"] == expected
     checkpoint_model(old)
-    assert host_architecture(old.url, 0.0).text.positions == 6
+    assert host_architecture(old.url, ModelConfig()).text.positions == 6
     # A run that goes on is told the number.
     rewritten(open_checkpoint(stopped.run_dir), forget)
     stopped.model.text.positions = None

@@ -83,6 +83,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_stopped_run_continues_to_the_same_bits(data: str, tmp_path: Path) -> None:
     """World 2, expert-parallel 2, dropout, router noise and modality dropout on."""
     layout: dict[str, Any] = {"parallel__workers": 2, "parallel__expert_parallel": 2, "model__modality_dropout": 0.3}
+    layout |= {"model__time_dropout": 0.2}
     whole = job(2, config(data, tmp_path / "whole", **layout))
     broken = config(data, tmp_path / "broken", **layout)
     first = job(2, broken, stop_at=3)

@@ -30,6 +30,18 @@ def random_window(index_B: Tensor, share: float, key: int) -> Tensor:
     return torch.stack([start_B1, start_B1 + share], dim=2)
 
 
+def drop_stretches(batch: Batch, schema: DatasetSchema, share: float, key: int) -> Batch:
+    """Of every record a stretch of time is hidden, anywhere in its window, which is this share of it on average.
+
+    Its length is drawn evenly up to twice that, so that also whole records are learned from. What is hidden is a
+    function of (key, number of the record).
+    """
+    length_B, place_B = keyed_uniform(key, batch.index_B, 2).unbind(1)
+    length_B = 2 * share * length_B
+    start_B = place_B * (1 - length_B)
+    return hide_times(batch, schema, torch.stack([start_B, start_B + length_B], 1)[:, None])
+
+
 def hide_times(batch: Batch, schema: DatasetSchema, window_BW2: Tensor) -> Batch:
     """The batch without what stands in windows [start, end) of a record's horizon; one that ends at 1 hides it too."""
     groups = {}

@@ -82,7 +82,7 @@ class MopeJob(TowerJob):
             return config
         from trainer.models.mope.host.backbone import host_architecture
 
-        model = host_architecture(mope.host, config.model.modality_dropout)
+        model = host_architecture(mope.host, config.model)
         return config.model_copy(update={"model": model})
 
     def schema(self, config: RunConfig, schema: DatasetSchema) -> DatasetSchema:

@@ -9,7 +9,7 @@ import torch
 
 from data_shards import Batch
 from tests.trainer.models.timed_batch import MOMENTS, SCHEMA, batch_of, build, records_of
-from trainer.models.layers.hide_times import hide_times, last_part, random_window
+from trainer.models.layers.hide_times import drop_stretches, hide_times, last_part, random_window
 
 TIMED = [spec for spec in SCHEMA.modalities if spec.has_times]
 
@@ -86,3 +86,22 @@ def test_a_model_reads_a_batch_with_hidden_times() -> None:
         timed = {spec.name for spec in TIMED}
         empty = [{n: [] if n in timed else value for n, value in record.items()} for record in records_of(8)]
         torch.testing.assert_close(model(nothing).pooled_BX, model(batch_of(empty, MOMENTS, [1.0] * 8)).pooled_BX)
+
+
+def test_stretches_that_training_hides_are_of_the_record_and_as_long_as_asked_on_average() -> None:
+    """Every record has an event at each hundredth of its window: what is left of them shows the stretch."""
+    times = [round(10 * number / 100 + 0.05, 2) for number in range(100)]
+    name = next(spec.name for spec in TIMED if spec.kind == "series")
+    records = [{name: [(time, 0, 1.0) for time in times]} for _ in range(300)]
+    batch = batch_of(records)
+    kept = drop_stretches(batch, SCHEMA, 0.3, key=5)
+    left_B = next(group.offsets for key, group in kept.groups.items() if "series" in key).diff()
+    hidden_B = 1 - left_B / 100
+    assert abs(float(hidden_B.mean()) - 0.3) < 0.03 and float(hidden_B.max()) <= 0.61 and float(hidden_B.min()) < 0.05
+    again = drop_stretches(batch, SCHEMA, 0.3, key=5)
+    assert_equal(kept, again)
+    assert torch.equal(kept.present_BM, batch.present_BM)
+    other = next(
+        group.offsets for key, group in drop_stretches(batch, SCHEMA, 0.3, key=6).groups.items() if "series" in key
+    )
+    assert not torch.equal(other.diff(), left_B)

@@ -52,8 +52,8 @@ class Host:
         model.load_state_dict(local, strict=False)
 
 
-def host_architecture(url: str, modality_dropout: float) -> ModelConfig:
-    """The section `model` that the host was trained with; only `modality_dropout` is the fine-tuning's own.
+def host_architecture(url: str, own: ModelConfig) -> ModelConfig:
+    """The section `model` that the host was trained with; only what is hidden while training is the fine-tuning's own.
 
     Balance losses are switched off: a frozen router cannot follow them, and prompts should not.
     """
@@ -63,7 +63,8 @@ def host_architecture(url: str, modality_dropout: float) -> ModelConfig:
         declared = declared_positions(DatasetSchema.from_json(json.dumps(about["schema"])).modalities, model)
         model = model.model_copy(update={"text": model.text.model_copy(update={"positions": declared})})
     moe = model.moe.model_copy(update={"balance": 0.0, "entropy": 0.0, "z": 0.0})
-    return model.model_copy(update={"moe": moe, "modality_dropout": modality_dropout})
+    hidden = {"modality_dropout": own.modality_dropout, "time_dropout": own.time_dropout}
+    return model.model_copy(update={"moe": moe, **hidden})
 
 
 def load_host(url: str, schema: DatasetSchema, weights: bool = True) -> Host:
