@@ -21,7 +21,7 @@ from trainer.config.sections import ModelConfig
 from trainer.models.convolutions.sizes import picture_flops
 from trainer.models.encoder_groups import OWN, cut_group, cuts_of, encoder_layout
 from trainer.models.layers.token_layout import even_bins, grid_bins
-from trainer.models.numbers.kernels import FEATURES, READ
+from trainer.models.numbers.kernels import FEATURES, MOMENTS, READ
 from trainer.models.numbers.series_statistics import INPUTS
 from trainer.models.numbers.steps import STEPS
 from trainer.models.object_flops import EncoderCost, ExpectedTokens, Objects, count_objects, over_time_flops
@@ -33,8 +33,8 @@ FORWARD_AND_BACKWARD = 3
 class FlopCounter:
     """FLOPs of one model. Features are: records, pairs of each group, indicators, events, patches, positions, squares.
 
-    `pairs` are objects, where they have times. `patches` are of all signals of a group of waveforms, and so are
-    `samples`, where fixed kernels read them;
+    `pairs` are objects, where they have times. `patches` are of all signals of a group of waveforms, and `moments`
+    those at which fixed kernels look, with those that fill the rows of shorter signals;
     `positions` are byte groups of all texts and `text_squares` the sum of their squared numbers per text;
     `squares` is the sum of squared lengths of the sequences that attend across modalities (samples, or bins of a
     sample). Groups of codes also have `codes`, and timed groups `tokens`, and `within`, the sum of pairs' squared
@@ -65,13 +65,13 @@ class FlopCounter:
         self.kernels = [name for name in self.layout if self._kind(name) == "waveform"]
         if self.config.waveform.statistics == "none":
             self.kernels = []
-        samples = tuple(f"samples/{name}" for name in self.kernels)
+        moments = tuple(f"moments/{name}" for name in self.kernels)
         own = tuple(f"{what}/{name}" for name in self.own for what in ("own", "own_squares"))
         self.objects = {name: self._objects(name) for name in self.layout if self._spec(name).timed}
         codes = tuple(f"codes/{name}" for name in self.layout if self._kind(name) == "codes")
         timed = tuple(f"{what}/{name}" for name in self.objects for what in ("tokens", "within"))
         always = ("indicators", "events", "positions", "text_squares", "squares")
-        self.features = ("records", *pairs, *patches, *samples, *own, *codes, *timed, *always)
+        self.features = ("records", *pairs, *patches, *moments, *own, *codes, *timed, *always)
         self._bins_MT = self._tokens_by_bin()
 
     def measure(self, batch: Batch) -> Tensor:
@@ -99,8 +99,10 @@ class FlopCounter:
             tensors |= {f"own/{name}": own_P.sum(), f"own_squares/{name}": own_P.square().sum()}
         if "series" in groups:
             number["events"] = float(len(groups["series"].values_O))
-        for name in set(self.kernels) & set(groups):
-            number[f"samples/{name}"] = float(groups[name].values_OC.shape[0])
+        for name in self.kernels:
+            if name in groups and groups[name].pairs:
+                most = groups[name].offsets.diff().max().clamp_max(MOMENTS)
+                tensors[f"moments/{name}"] = groups[name].pairs * most
         for name in groups:
             match self._kind(name):
                 case "text":
@@ -127,7 +129,7 @@ class FlopCounter:
         decisions = self.count_decisions(values)
         return {
             "encoders": sum(self._encoder(name, values) + self._over_time(name, values) for name in self.layout),
-            "kernels": sum(2 * READ * self._spec(name).width * values[f"samples/{name}"] for name in self.kernels),
+            "kernels": sum(2 * READ * self._spec(name).width * values[f"moments/{name}"] for name in self.kernels),
             "pretrained": sum(self.pretrained_flops(name, values) for name in self.own),
             "attention": layers * self._attention(values, tokens, encoded),
             "router": layers * decisions * 2 * dim * moe.experts * (2 if moe.noise else 1),

@@ -54,12 +54,23 @@ def varying(x_BX: np.ndarray) -> np.ndarray:
     return np.flatnonzero(lowest_X < highest_X).astype(np.int64)
 
 
-def read_table(manifest: Manifest, config: DataConfig, part: str, layout: Layout, told: Told | None = None) -> Table:
-    """Raises ValueError: an unknown split or part. ShardError: damaged data, or nothing that could be read."""
+def read_table(
+    manifest: Manifest,
+    config: DataConfig,
+    part: str,
+    layout: Layout,
+    told: Told | None = None,
+    hide: Callable[[Batch], Batch] = lambda batch: batch,
+) -> Table:
+    """`hide` takes away from a batch what is not to be seen.
+
+    Raises:
+        ValueError: an unknown split or part. ShardError: damaged data, or nothing that could be read.
+    """
     loader = StepLoader(manifest, config, part, READ, shuffle=False)
     x_BX, read = np.empty((loader.samples, len(layout.names)), np.float32), 0
     kept: list[Batch] = []
-    for batch in _batches(loader, told):
+    for batch in map(hide, _batches(loader, told)):
         x_BX[read : read + len(batch)] = rows(layout, batch)
         read += len(batch)
         kept.append(batch.changed(batch.present_BM, {}))  # what of it is small

@@ -29,7 +29,7 @@ from trainer.models.encoders.layout import Encoder, GroupLayout, PresentPairs
 from trainer.models.layers.grouped_linear import Blocks, GroupedLinear, GroupedMLP
 from trainer.models.layers.ragged import offsets_to_ids
 from trainer.models.layers.standardise import Standardiser
-from trainer.models.numbers.kernels import FEATURES, KernelShares
+from trainer.models.numbers.kernels import FEATURES, KernelShares, most_moments
 
 # Periods of the embedded length, each half of the one before, in octaves: the longest spans every length, the shortest,
 # a quarter, tells lengths 3 % apart.
@@ -41,10 +41,12 @@ HIDDEN_SHARES = 0.5  # of a signal's shares, while training: there are more of t
 
 @dataclass(frozen=True)
 class PatchLayout:
-    """Patches of each modality of the group, and how many (patch, token) entries there are."""
+    """Patches of each modality of the group, how many (patch, token) entries there are, and at how many moments of a
+    signal kernels look."""
 
     patches: Blocks
     entries: int
+    moments: int
 
 
 class WaveformEncoder(Encoder):
@@ -72,7 +74,7 @@ class WaveformEncoder(Encoder):
         """Numbers of patches, from the lengths of the signals on the CPU."""
         patches_P = -(-group.offsets.diff() // self.patch)
         patches_M = torch.zeros(blocks, dtype=torch.int64).index_add_(0, block_P, patches_P)
-        return PatchLayout(Blocks.of(patches_M), entries_of(patches_P, self.tokens))
+        return PatchLayout(Blocks.of(patches_M), entries_of(patches_P, self.tokens), most_moments(group.offsets))
 
     def forward(self, group: WaveformGroup, layout: GroupLayout) -> Tensor:
         own = layout.own
@@ -88,7 +90,7 @@ class WaveformEncoder(Encoder):
         if self.whole is None:
             return token_PTD
         by_signal = Segments.of(pair_O, length_P.shape[0], ascending=True)
-        return token_PTD + self.whole(value_OC, by_signal, group.offsets, layout.pairs)[:, None].to(token_PTD.dtype)
+        return token_PTD + self.whole(value_OC, by_signal, group.offsets, own.moments, layout.pairs)[:, None]
 
     def _patches(self, value_OC: Tensor, pair_O: Tensor, offsets: Tensor, patches_P: Tensor, patches: int) -> Tensor:
         """(N, s * C) standardised samples; what a signal's last patch lacks is 0, its mean."""
@@ -108,9 +110,9 @@ class WholeSignal(nn.Module):
         self.shares, self.norm = KernelShares(channels), nn.LayerNorm(FEATURES, elementwise_affine=False)
         self.dropout, self.project = nn.Dropout(HIDDEN_SHARES), GroupedLinear(blocks, FEATURES, dim)
 
-    def forward(self, value_OC: Tensor, by_signal: Any, offsets_P1: Tensor, pairs: Any) -> Tensor:
+    def forward(self, value_OC: Tensor, by_signal: Any, offsets_P1: Tensor, moments: int, pairs: Any) -> Tensor:
         """Standardised samples, the signal of each, where signals begin, and the block of each."""
-        shares_PX = self.norm(self.shares(value_OC, by_signal, offsets_P1))
+        shares_PX = self.norm(self.shares(value_OC, by_signal, offsets_P1, moments))
         return self.project(self.dropout(shares_PX), pairs)  # type: ignore[no-any-return]
 
 

@@ -10,7 +10,7 @@ from data_shards import ModalitySpec
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics
 from trainer.models.convolutions.sizes import picture_elements
 from trainer.models.flops import FlopCounter
-from trainer.models.numbers.kernels import FEATURES, KERNELS, LENGTH
+from trainer.models.numbers.kernels import FEATURES, KERNELS, LENGTH, MOMENTS
 from trainer.models.numbers.series_statistics import INPUTS
 from trainer.models.numbers.steps import STEPS
 from trainer.models.object_flops import ExpectedTokens, Objects
@@ -91,7 +91,7 @@ def _add_lengths(
         samples = table.count[0] / max(1, table.present)
         values[f"patches/{spec.group}"] += there * (samples + number * (patch - 1) / 2) / patch
         if spec.group in counter.kernels:
-            values[f"samples/{spec.group}"] += there * samples
+            values[f"moments/{spec.group}"] += there * number * min(samples / max(number, 1.0), MOMENTS)
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,9 @@ def activations(counter: FlopCounter, features: list[float], width: int, cpu: bo
 
 
 def _kernels_working(counter: FlopCounter, values: dict[str, float]) -> float:
-    """What the kernels of one dilation read of every sample, and what is made of their answers, in fp32."""
+    """What the kernels of one dilation read at every moment, and what is made of their answers, in fp32."""
     widths = {name: counter.schema.modalities[counter.layout[name][0]].width for name in counter.kernels}
-    return max((values[f"samples/{n}"] * (2 * LENGTH * c + 5 * KERNELS) * 4 for n, c in widths.items()), default=0.0)
+    return max((values[f"moments/{n}"] * (2 * LENGTH * c + 5 * KERNELS) * 4 for n, c in widths.items()), default=0.0)
 
 
 def activation_elements(counter: FlopCounter, features: list[float]) -> tuple[float, float]:

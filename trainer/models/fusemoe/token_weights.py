@@ -79,7 +79,7 @@ def _unit(counter: FlopCounter, name: str) -> dict[str, float]:
         case "text":
             return {"positions": 1 / counter.config.text.stride}
         case "waveform":
-            return {f"patches/{name}": 1 / counter.config.waveform.patch, f"samples/{name}": 1.0}
+            return {f"patches/{name}": 1 / counter.config.waveform.patch, f"moments/{name}": 1.0}
         case "codes":
             return {f"codes/{name}": 1.0}
     return {}

@@ -10,9 +10,13 @@ shares depend neither on a level nor on a size, and need no constants of the tra
 there are four features: the shares of time in which the answer is above 0, above `FAR` and below -`FAR`, and how large
 answers are beside the signal. Shares are counted by steps with slopes (`STEEP`), so that rounding cannot move them.
 
-Beyond its ends a signal is its mean. One without samples, or that never moves, has answers of 0.
+Answers are looked at at every sample of a signal of up to `MOMENTS`, and of a longer one at so many times, one in each
+of as many equal stretches, at a place that moves by the golden ratio, so that no period is met at one phase alone: the
+cost of a signal is bounded. Beyond its ends a signal is its mean. One without samples, or that never moves, has answers
+of 0.
 
-Shapes: O samples of all signals, P signals, C channels, K kernels, J samples of a kernel, X features.
+Shapes: O samples of all signals, P signals, R moments of a signal, C channels, K kernels, J samples of a kernel, X
+features.
 """
 
 from __future__ import annotations
@@ -31,10 +35,12 @@ LENGTH, PICKED = 9, 3
 DILATIONS = (1, 2, 4, 8, 16, 32, 64, 128)
 KERNELS = math.comb(LENGTH, PICKED)
 MIXED = 3  # most channels of a kernel
+MOMENTS = 256
+GOLDEN = (math.sqrt(5) - 1) / 2
 FAR, STEEP = 0.7, 5.0
 LEAST, RATIO_SCALE = 1e-4, 3.0
 FEATURES = len(DILATIONS) * KERNELS * 4
-READ = LENGTH * len(DILATIONS) * KERNELS  # products for a sample and channel
+READ = LENGTH * len(DILATIONS) * KERNELS  # products for a moment and channel
 
 
 def kernels() -> Tensor:
@@ -63,36 +69,53 @@ class KernelShares(nn.Module):
         self.weight = Constant(weight.flatten(1, 2))  # (dilations, J * C, K)
 
     @torch.no_grad()
-    def forward(self, value_OC: Tensor, by_signal: Any, offsets_P1: Tensor) -> Tensor:
-        """`by_signal`: `Segments` of samples, ascending; `offsets_P1`: where each signal begins."""
-        samples = value_OC.shape[0]
-        at_O = torch.arange(samples, device=value_OC.device)
-        first_O, end_O = by_signal.spread(offsets_P1[:-1]), by_signal.spread(offsets_P1[1:])
+    def forward(self, value_OC: Tensor, by_signal: Any, offsets_P1: Tensor, moments: int) -> Tensor:
+        """`by_signal`: `Segments` of samples, ascending; `offsets_P1`: where each signal begins; `moments`: R."""
+        length_P1 = offsets_P1.diff()[:, None]
+        at_PR, there_PR = moments_of(length_P1, moments)
         moved_OC = value_OC - by_signal.spread(by_signal.mean(value_OC))
         size_P1 = by_signal.mean(moved_OC.square()).mean(1, keepdim=True).sqrt()
+        # Behind the last sample one more, the mean: what is read beyond the ends.
+        moved_OC = torch.cat([moved_OC, moved_OC.new_zeros(1, value_OC.shape[1])])
         found = []
         for dilation, weight_XK in zip(DILATIONS, self.weight(), strict=True):
             read = []
             for place in range(LENGTH):
-                there_O = at_O + (place - LENGTH // 2) * dilation
-                inside_O = (there_O >= first_O) & (there_O < end_O)
-                read.append(moved_OC[there_O.clamp(0, max(samples - 1, 0))] * inside_O[:, None])
-            answer_OK = torch.cat(read, 1) @ weight_XK
-            found += _features(answer_OK, size_P1, by_signal)
+                near_PR = at_PR + (place - LENGTH // 2) * dilation
+                inside_PR = (near_PR >= 0) & (near_PR < length_P1)
+                read.append(moved_OC[torch.where(inside_PR, near_PR + offsets_P1[:-1, None], value_OC.shape[0])])
+            answer_PRK = (torch.cat(read, 2) @ weight_XK) * there_PR[..., None]
+            found += _features(answer_PRK, there_PR[..., None], size_P1)
         return torch.cat(found, 1)
 
 
-def _features(answer_OK: Tensor, size_P1: Tensor, by_signal: Any) -> list[Tensor]:
+def moments_of(length_P1: Tensor, moments: int) -> tuple[Tensor, Tensor]:
+    """(P, R) int64, the samples that are looked at, and float32, 1 where there is one: the first of each row."""
+    number_P1, at_R = length_P1.clamp_max(MOMENTS), torch.arange(moments, device=length_P1.device)
+    stretch_P1 = length_P1.double() / number_P1.clamp_min(1)
+    within_PR = (at_R.double() * GOLDEN).frac() * stretch_P1
+    at_PR = at_R * length_P1 // number_P1.clamp_min(1) + within_PR.long()
+    return at_PR.clamp_max((length_P1 - 1).clamp_min(0)), (at_R < number_P1).float()
+
+
+def most_moments(offsets_P1: Tensor) -> int:
+    """R of these signals. The host waits if they are on a device."""
+    return min(MOMENTS, int(offsets_P1.diff().max())) if offsets_P1.shape[0] > 1 else 0
+
+
+def _features(answer_PRK: Tensor, there_PR1: Tensor, size_P1: Tensor) -> list[Tensor]:
     """(P, K) each."""
-    rms_PK = by_signal.mean(answer_OK.square()).sqrt()
+    number_P1 = there_PR1.sum(1).clamp_min(1)
+    rms_PK = (answer_PRK.square().sum(1) / number_P1).sqrt()
     # What is smaller than rounding leaves of the signal is no answer.
     far_PK = rms_PK > LEAST * size_P1
-    scaled_OK = answer_OK * by_signal.spread(torch.where(far_PK, 1 / rms_PK.clamp_min(1e-30), 0.0))
-    above_OK, high_OK, low_OK = (
-        (STEEP * scaled + 0.5).clamp(0, 1) for scaled in (scaled_OK, scaled_OK - FAR, -FAR - scaled_OK)
-    )
+    scaled_PRK = answer_PRK * torch.where(far_PK, 1 / rms_PK.clamp_min(1e-30), 0.0)[:, None]
+
+    def share(scaled_PRK: Tensor) -> Tensor:
+        return ((STEEP * scaled_PRK + 0.5).clamp(0, 1) * there_PR1).sum(1) / number_P1
+
+    shares = [2 * share(scaled_PRK) - 1, 2 * share(scaled_PRK - FAR) - 0.5, 2 * share(-FAR - scaled_PRK) - 0.5]
     ratio_PK = (rms_PK / size_P1.clamp_min(1e-30)).clamp(LEAST, 1 / LEAST).log() / RATIO_SCALE
-    shares = [2 * by_signal.mean(above_OK) - 1, *(2 * by_signal.mean(own_OK) - 0.5 for own_OK in (high_OK, low_OK))]
     return [*shares, torch.where(far_PK, ratio_PK, math.log(LEAST) / RATIO_SCALE)]
 
 
@@ -103,12 +126,15 @@ def shares_reference(value_LC: Sequence[Sequence[float]]) -> list[float]:
     mean_C = [sum(row[c] for row in value_LC) / length for c in range(channels)] if length else [0.0]
     moved = [[row[c] - mean_C[c] for c in range(channels)] for row in value_LC]
     size = math.sqrt(sum(x * x for row in moved for x in row) / length / channels) if length else 0.0
+    looked = min(length, MOMENTS)
+    stretch = length / looked if looked else 0.0
+    times = [min(i * length // looked + int((i * GOLDEN % 1) * stretch), length - 1) for i in range(looked)]
     found: list[float] = []
     for number, dilation in enumerate(DILATIONS):
         columns: list[list[float]] = [[], [], [], []]
         for kernel, own in enumerate(combinations(range(LENGTH), PICKED)):
             answers = []
-            for t in range(length):
+            for t in times:
                 answer = 0.0
                 for place in range(LENGTH):
                     there = t + (place - LENGTH // 2) * dilation
@@ -116,7 +142,7 @@ def shares_reference(value_LC: Sequence[Sequence[float]]) -> list[float]:
                         x = sum(mix[number][c][kernel] * moved[there][c] for c in range(channels))
                         answer += (2 if place in own else -1) * x
                 answers.append(answer)
-            rms = math.sqrt(sum(x * x for x in answers) / length) if length else 0.0
+            rms = math.sqrt(sum(x * x for x in answers) / looked) if length else 0.0
             far = rms > LEAST * size
             scaled = [x / rms if far else 0.0 for x in answers]
 

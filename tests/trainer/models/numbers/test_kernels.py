@@ -7,7 +7,17 @@ import torch
 from torch import Tensor
 
 from parallel.moe.segments import Segments
-from trainer.models.numbers.kernels import FEATURES, KERNELS, KernelShares, kernels, mixes, shares_reference
+from trainer.models.numbers.kernels import (
+    FEATURES,
+    KERNELS,
+    MOMENTS,
+    KernelShares,
+    kernels,
+    mixes,
+    moments_of,
+    most_moments,
+    shares_reference,
+)
 
 
 def shares(*signals: Tensor) -> Tensor:
@@ -16,7 +26,7 @@ def shares(*signals: Tensor) -> Tensor:
     signal_O = torch.repeat_interleave(torch.arange(len(signals)), lengths)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     own = KernelShares(signals[0].shape[1])
-    return own(torch.cat(signals), Segments.of(signal_O, len(signals), ascending=True), offsets)  # type: ignore[no-any-return]
+    return own(torch.cat(signals), Segments.of(signal_O, len(signals), ascending=True), offsets, most_moments(offsets))  # type: ignore[no-any-return]
 
 
 def walk(length: int, channels: int, seed: int = 0) -> Tensor:
@@ -27,8 +37,10 @@ def walk(length: int, channels: int, seed: int = 0) -> Tensor:
 def test_shares_are_what_loops_over_one_signal_give(channels: int) -> None:
     signals = [walk(length, channels, length) for length in (23, 1, 9, 0, 12)]
     signals.append(torch.full((7, channels), 3.25))
+    if channels == 1:
+        signals.append(walk(MOMENTS + 75, 1))
     found_PX = shares(*signals)
-    assert found_PX.shape == (6, FEATURES) and found_PX.abs().max() < 3.1
+    assert found_PX.shape == (len(signals), FEATURES) and found_PX.abs().max() < 3.1
     for signal, found_X in zip(signals, found_PX, strict=True):
         expected_X = torch.tensor(shares_reference(signal.tolist()))
         torch.testing.assert_close(found_X, expected_X, rtol=0, atol=2e-5)
@@ -39,6 +51,19 @@ def test_kernels_answer_shapes_and_no_constant_and_are_the_same_for_everyone() -
     assert len({tuple(column) for column in kernels().T.tolist()}) == KERNELS == 84
     assert torch.equal(mixes(4), mixes(4)) and set((mixes(4) > 0).sum(1).unique().tolist()) == {1, 2, 3}
     torch.testing.assert_close(mixes(4).square().sum(1), torch.ones(8, KERNELS))
+
+
+def test_of_a_long_signal_so_many_moments_are_looked_at_at_every_phase() -> None:
+    at_PR, there_PR = moments_of(torch.tensor([[4 * MOMENTS], [10]]), MOMENTS)
+    assert bool(there_PR[0].all()) and int(there_PR[1].sum()) == 10
+    assert at_PR[1, :10].tolist() == list(range(10))
+    assert torch.equal(at_PR[0] // 4, torch.arange(MOMENTS))  # one in each stretch
+    share = torch.bincount(at_PR[0] % 4) / MOMENTS
+    assert (share - 0.25).abs().max() < 0.01
+    # So shares are those of all samples, also of a signal whose period is a stretch; ends are a small part of them.
+    beat = torch.tensor([3.0, 0.0, 1.0, 0.0]).repeat(MOMENTS)[:, None]
+    near = slice(0, FEATURES // 4)  # the first two dilations
+    assert (shares(beat)[0, near] - shares(beat[:MOMENTS])[0, near]).abs().max() < 0.1
 
 
 def test_level_and_size_move_nothing() -> None:
