@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
-import fsspec
+from data_shards.paths import absolute_path, is_local
 
 # Written by the job.
 MLFLOW_RUN = "mlflow_run.json"  # which MLflow run this is: `MLflowRun`
@@ -68,30 +68,62 @@ class Result(TypedDict, total=False):
     seconds: float
 
 
+def _opened(run_dir: str) -> tuple[Any, str]:
+    import fsspec  # a folder of this machine is read without it
+
+    fs, root = fsspec.url_to_fs(run_dir)
+    return fs, str(root)
+
+
+def read_bytes(folder: str, name: str) -> bytes:
+    """A file of a folder, a path or a URL. Raises OSError, of a file that is not there FileNotFoundError."""
+    if is_local(folder):
+        return (absolute_path(folder) / name).read_bytes()
+    fs, root = _opened(folder)
+    fs.invalidate_cache(root)
+    data: bytes = fs.cat_file(f"{root}/{name}")
+    return data
+
+
+def exists(folder: str, name: str) -> bool:
+    """Whether a folder, a path or a URL, has a file."""
+    if is_local(folder):
+        return (absolute_path(folder) / name).exists()
+    fs, root = _opened(folder)
+    fs.invalidate_cache(root)
+    return bool(fs.exists(f"{root}/{name}"))
+
+
 def read_json(run_dir: str, name: str) -> Any:
     """A JSON file of a run's folder; None if it is not there (yet)."""
-    fs, root = fsspec.url_to_fs(run_dir)
-    fs.invalidate_cache(root)
-    return json.loads(fs.cat_file(f"{root}/{name}")) if fs.exists(f"{root}/{name}") else None
+    try:
+        return json.loads(read_bytes(run_dir, name))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def write_json(run_dir: str, name: str, value: Any) -> None:
     """Write a JSON file into a run's folder, which is made if it is not there."""
-    fs, root = fsspec.url_to_fs(run_dir)
+    write_bytes(run_dir, name, json.dumps(value, indent=1).encode())
+
+
+def write_bytes(folder: str, name: str, data: bytes) -> None:
+    """Write a file into a folder, which is made if it is not there."""
+    fs, root = _opened(folder)
     fs.makedirs(root, exist_ok=True)
-    fs.pipe_file(f"{root}/{name}", json.dumps(value, indent=1).encode())
+    fs.pipe_file(f"{root}/{name}", data)
 
 
 def remove(run_dir: str, name: str) -> None:
     """Take a file out of a run's folder, if it is there."""
-    fs, root = fsspec.url_to_fs(run_dir)
+    fs, root = _opened(run_dir)
     if fs.exists(f"{root}/{name}"):
         fs.rm_file(f"{root}/{name}")
 
 
 def remove_below(run_dir: str, name: str) -> None:
     """Take the files of a folder out of a run's folder, if there are any."""
-    fs, root = fsspec.url_to_fs(run_dir)
+    fs, root = _opened(run_dir)
     fs.invalidate_cache(root)
     for path in fs.find(f"{root}/{name}"):
         fs.rm_file(path)
@@ -99,7 +131,7 @@ def remove_below(run_dir: str, name: str) -> None:
 
 def put_file(run_dir: str, name: str, path: Path) -> None:
     """Copy a local file into a run's folder."""
-    fs, root = fsspec.url_to_fs(run_dir)
+    fs, root = _opened(run_dir)
     target = f"{root}/{name}"
     fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
     fs.put_file(str(path), target)
@@ -107,7 +139,7 @@ def put_file(run_dir: str, name: str, path: Path) -> None:
 
 def metric_lines(run_dir: str) -> Iterator[dict[str, Any]]:
     """Whole lines of a run's metrics, as far as they are written."""
-    fs, root = fsspec.url_to_fs(run_dir)
+    fs, root = _opened(run_dir)
     fs.invalidate_cache(root)
     if fs.exists(f"{root}/{METRICS}"):
         for line in fs.cat_file(f"{root}/{METRICS}").decode().split("\n")[:-1]:  # the last one may be half written

@@ -100,9 +100,20 @@ class Vocabulary:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what numbers depend on, in hexadecimal: the JSON text ``[names, rare]`` without spaces."""
-        text = json.dumps([self.names, self.rare], ensure_ascii=False, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        """SHA-256 of what numbers depend on (`digested`), in hexadecimal."""
+        return hashlib.sha256(self.digested()).hexdigest()
+
+    def digested(self) -> bytes:
+        """What numbers depend on: the JSON text ``[names, rare]`` without spaces. Without counts."""
+        return json.dumps([self.names, self.rare], ensure_ascii=False, separators=(",", ":")).encode()
+
+    @staticmethod
+    def of_digested(data: bytes) -> Vocabulary:
+        """Inverse of `digested`. Raises ValueError: it is no vocabulary."""
+        lists = json.loads(data)
+        if not isinstance(lists, list) or [type(own) for own in lists] != [list, list]:
+            raise ValueError("it is not JSON of two lists of codes")
+        return Vocabulary(tuple(lists[0]), (), tuple(lists[1]))
 
     @cached_property
     def _numbers(self) -> dict[str, int]:

@@ -227,7 +227,7 @@ class Run:
         Args:
             format: "safetensors", with recipe and schema; "pt2" or "onnx", one graph, compared with the model first.
         """
-        from trainer.ensemble.portable import export_run
+        from trainer.ensemble.export import export_run
 
         if format not in ("safetensors", "pt2", "onnx"):
             raise UsageError(f"format={format!r}: there are safetensors, pt2 and onnx")

@@ -70,7 +70,7 @@ def _of_checkpoint(url: str) -> Newest:
 
 
 def _of_run(url: str) -> Newest:
-    from trainer.ensemble.portable import export_ensemble
+    from trainer.ensemble.export import export_ensemble
     from trainer.ensemble.stored import is_ensemble, read_ensemble
 
     if not is_ensemble(url):

@@ -136,7 +136,7 @@ def _place(service: Service) -> Iterator[str]:
 def _recipe(url: str, replicas: int) -> RunConfig:
     """The model's own recipe, for what it says of the cluster."""
     from trainer.config.recipe import apply_overrides
-    from trainer.inference.portable.model import export_recipe
+    from trainer.inference.exported import export_recipe
 
     changes = [f"parallel.workers={replicas}", "parallel.expert_parallel=1", "cluster.cpus_per_worker=1"]
     return apply_overrides(export_recipe(url), changes)

@@ -45,7 +45,7 @@ def export_command(
     """Write the model (of a run: its best) for `fleximoe.load(OUT)`: as safetensors with recipe and schema, or as one
     graph, which is compared with the model first."""
     from launch.output.tables import print_json_line, print_metrics
-    from trainer.ensemble.portable import export_run
+    from trainer.ensemble.export import export_run
 
     report = export_run(run, out, format_.value)
     names = ("step", "members", "parameters", "bytes", "records", "difference")

@@ -9,7 +9,6 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-import fsspec
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -21,7 +20,7 @@ from trainer.baseline.features.table import Table
 from trainer.baseline.learners.families import Family
 from trainer.baseline.learners.task_model import TaskModel
 from trainer.metrics.predictions import Predictions
-from trainer.run_folder import BASELINE, BASELINE_ARRAYS, read_json, write_json
+from trainer.run_folder import BASELINE, BASELINE_ARRAYS, exists, read_bytes, read_json, write_bytes, write_json
 
 FORMAT = "fleximoe-baseline-1"
 
@@ -50,11 +49,9 @@ class Baseline:
 
 def write_baseline(run_dir: str, baseline: Baseline) -> None:
     """Both files; the description last."""
-    fs, root = fsspec.url_to_fs(run_dir)
-    fs.makedirs(root, exist_ok=True)
     arrays = {f"{task}/{name}": a for task, model in baseline.models.items() for name, a in model.arrays().items()}
     data = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-    fs.pipe_file(f"{root}/{BASELINE_ARRAYS}", data)
+    write_bytes(run_dir, BASELINE_ARRAYS, data)
     about = {
         "format": FORMAT,
         "family": baseline.family,
@@ -69,8 +66,7 @@ def write_baseline(run_dir: str, baseline: Baseline) -> None:
 
 def is_baseline(url: str) -> bool:
     """Whether there is a baseline in a folder."""
-    fs, root = fsspec.url_to_fs(absolute_url(url))
-    return bool(fs.exists(f"{root}/{BASELINE}"))
+    return exists(absolute_url(url), BASELINE)
 
 
 def read_baseline(url: str) -> Baseline:
@@ -81,9 +77,8 @@ def read_baseline(url: str) -> Baseline:
         raise ValueError(f"{url} holds no baseline: make one with python -m launch baseline DATA")
     if about.get("format") != FORMAT:
         raise ValueError(f"{url} has format {about.get('format')!r}; this version reads {FORMAT!r}")
-    fs, root = fsspec.url_to_fs(run_dir)
     try:
-        arrays = safetensors.numpy.load(fs.cat_file(f"{root}/{BASELINE_ARRAYS}"))
+        arrays = safetensors.numpy.load(read_bytes(run_dir, BASELINE_ARRAYS))
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"{url}/{BASELINE_ARRAYS} cannot be read: {error}") from None
     schema = DatasetSchema.from_json(json.dumps(about["schema"]))

@@ -14,13 +14,15 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import fsspec
 import torch
 from torch import Tensor
 
 from data_shards.lease.create import create_file
+
+if TYPE_CHECKING:
+    import fsspec
 
 ROLES = ("master", "exp_avg", "exp_avg_sq")
 

@@ -20,7 +20,7 @@ from trainer.config.run_config import RunConfig
 from trainer.ensemble.answers import AnyRequest, open_answers
 from trainer.ensemble.choose import Choice, choose_weight
 from trainer.ensemble.combine import combined
-from trainer.ensemble.portable import write_registered_ensemble
+from trainer.ensemble.export import write_registered_ensemble
 from trainer.ensemble.stored import Ensemble, Member, write_ensemble
 from trainer.metrics.prediction_table import predictions_of
 from trainer.metrics.predictions import Predictions

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import fsspec
 from pydantic import TypeAdapter, ValidationError
 
 from data_shards import TaskSpec
 from data_shards.paths import absolute_url
-from trainer.run_folder import ENSEMBLE, read_json, write_json
+from trainer.run_folder import ENSEMBLE, exists, read_json, write_json
 
 FORMAT = "fleximoe-ensemble-1"
 
@@ -53,8 +52,7 @@ def write_ensemble(run_dir: str, ensemble: Ensemble) -> None:
 
 def is_ensemble(url: str) -> bool:
     """Whether there is an ensemble in a folder."""
-    fs, root = fsspec.url_to_fs(absolute_url(url))
-    return bool(fs.exists(f"{root.rstrip('/')}/{ENSEMBLE}"))
+    return exists(absolute_url(url), ENSEMBLE)
 
 
 def read_ensemble(url: str) -> Ensemble:

@@ -16,11 +16,11 @@ from torch import nn
 
 from data_shards import Batch, DatasetSchema, TaskSpec
 from data_shards.records.vocabulary import Vocabulary
+from trainer.inference.answers import predicted
 from trainer.inference.embeddings import embedding_columns, watched_tokens
 from trainer.inference.explain import explain
 from trainer.inference.explain_objects import explain_objects, has_objects, object_columns
 from trainer.metrics.prediction_table import predictions_table
-from trainer.metrics.predictions import Predictions
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,7 @@ class Rows:
             output, tokens = watched_tokens(self.model, batch)
         else:
             output = self.model(batch)
-        logits = {
-            task.name: (output.logits[task.name] / self.temperatures.get(task.name, 1.0)).cpu() for task in self.tasks
-        }
-        targets = {task.name: batch.targets[task.name].cpu() for task in self.tasks}
-        moment_B = None if batch.moment_B is None else batch.moment_B.cpu()
-        said = Predictions(batch.index_B.cpu(), logits, targets, moment_B=moment_B)
+        said = predicted(self.tasks, output, batch, self.temperatures)
         table = predictions_table(self.tasks, said, batch.keys)
         if self.embeddings:
             if tokens is None:

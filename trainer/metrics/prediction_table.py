@@ -23,7 +23,7 @@ from torch import Tensor
 
 from data_shards import TaskSpec
 from trainer.metrics.predictions import Predictions
-from trainer.metrics.survival import median_time, risk, survival_at_edges
+from trainer.metrics.said import OPEN_ENDED, Column, said
 
 META = b"fleximoe.tasks"
 STEP = b"fleximoe.step"  # of the checkpoint that said it
@@ -47,36 +47,18 @@ def predictions_table(tasks: list[TaskSpec], predictions: Predictions, keys: lis
         columns["moment"] = _floats(predictions.moment_B[:, None], null_nan=True)
     for task in tasks:
         target_Bt = predictions.targets[task.name]
-        columns |= {f"{task.name}.{name}": array for name, array in said(task, predictions.logits[task.name]).items()}
+        own = said(task, predictions.logits[task.name])
+        columns |= {f"{task.name}.{name}": _array(task, column, name in OPEN_ENDED) for name, column in own.items()}
         columns[f"{task.name}.target"] = _floats(target_Bt, null_nan=True)
     columns |= {name: _floats(value_B[:, None], null_nan=True) for name, value_B in predictions.measures.items()}
     described = json.dumps([asdict(task) for task in tasks])
     return pa.table(columns).replace_schema_metadata({META: described.encode()})
 
 
-def said(task: TaskSpec, logits_BC: Tensor) -> dict[str, pa.Array]:
-    """What the model says for one task: columns without the task's name."""
-    if task.kind == "regression":
-        return {"value": _floats(logits_BC)}
-    if task.kind == "survival":
-        return {
-            "survival": _floats(survival_at_edges(logits_BC)),
-            "median": _floats(median_time(task, logits_BC)[:, None], null_nan=True),
-            "risk": _floats(risk(task, logits_BC)[:, None]),
-            "logits": _floats(logits_BC),
-        }
-    if task.kind == "binary":
-        probability_BC = logits_BC.sigmoid()
-        prediction = pa.array((probability_BC[:, 0] > 0.5).to(torch.int8).numpy())
-    elif task.kind == "multiclass":
-        probability_BC = logits_BC.softmax(dim=1)
-        prediction = pa.array([task.classes[number] for number in probability_BC.argmax(dim=1).tolist()], pa.string())
-    else:
-        probability_BC = logits_BC.sigmoid()
-        rows = (probability_BC > 0.5).tolist()
-        names = [[name for name, yes in zip(task.classes, row, strict=True) if yes] for row in rows]
-        prediction = pa.array(names, pa.list_(pa.string()))
-    return {"prediction": prediction, "probability": _floats(probability_BC), "logits": _floats(logits_BC)}
+def _array(task: TaskSpec, column: Column, null_nan: bool) -> pa.Array:
+    if isinstance(column, list):
+        return pa.array(column, pa.list_(pa.string()) if task.kind == "multilabel" else pa.string())
+    return _floats(column, null_nan) if column.is_floating_point() else pa.array(column.numpy())
 
 
 def _floats(x_BC: Tensor, null_nan: bool = False) -> pa.Array:

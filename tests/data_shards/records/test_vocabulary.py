@@ -45,6 +45,14 @@ def test_the_digest_is_of_what_numbers_depend_on() -> None:
     assert len({vocabulary.digest, *(other.digest for other in others)}) == 4
 
 
+@pytest.mark.parametrize(
+    "data", [b"[]", b"{}", b'[["a"]]', b'[["a"],"b"]', b'[["a"],["a"]]', b"[[1],[]]", b'[["a"', b"\xff"]
+)
+def test_what_is_no_vocabulary_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        Vocabulary.of_digested(data)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(CODES, st.integers(1, 9), max_size=30), st.integers(1, 5), st.integers(1, 10), st.randoms())
 def test_written_and_read_back_whatever_the_order_of_counting(
@@ -58,6 +66,8 @@ def test_written_and_read_back_whatever_the_order_of_counting(
     assert len(found.names) == min(most, sum(count >= least for count in counts.values()))
     again = Vocabulary.from_bytes(found.to_bytes(), found.rows)
     assert again == found and again.digest == found.digest
+    plain = Vocabulary.of_digested(found.digested())
+    assert (plain.names, plain.rare, plain.counts) == (found.names, found.rare, ()) and plain.digest == found.digest
     for code in counts:
         number = int(again.ids([code])[0])
         assert again.name(number) == (code if code in found.names else "(rare)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 import fleximoe
+from data_shards.records.vocabulary import Vocabulary
+from trainer.inference.exported import exported_vocabularies
 from trainer.inference.portable.model import PortableModel
 
 FIELDS: dict[str, Any] = {
@@ -63,6 +66,29 @@ def test_plain_records_are_predicted_as_records_whatever_is_missing(run, portabl
     np.testing.assert_allclose(said["died.logits"], wanted["died.logits"], atol=1e-5)
     assert said["died.logits"].round(6).nunique() > 10 and said["record"].tolist() == list(range(15))
     assert "died.target" not in said.columns
+
+
+def test_plain_answers_are_the_rows_of_the_table(portable):
+    rows = portable.answer(patterns())
+    assert rows == portable.predict(portable.records(patterns())).to_pylist() == portable.answer(records())
+    assert portable.answer([]) == []
+
+
+def test_vocabularies_are_those_of_training_also_as_an_earlier_version_left_them(portable, tmp_path):
+    wanted, about = portable.answer(patterns()), json.dumps(portable.about)
+    vocabulary = exported_vocabularies(portable.url, portable.about)["categories"]
+    (tmp_path / "vocabularies").mkdir()
+    (tmp_path / "model.json").write_text(about)
+    shutil.copy(f"{portable.url}/model.safetensors", tmp_path)
+    before = tmp_path / "vocabularies" / "categories.parquet"
+    before.write_bytes(vocabulary.to_bytes())
+    assert PortableModel(str(tmp_path)).answer(patterns()) == wanted
+    before.write_bytes(Vocabulary(tuple(reversed(vocabulary.names))).to_bytes())
+    with pytest.raises(ValueError, match="vocabulary of categories is not the one that the model was trained with"):
+        PortableModel(str(tmp_path))
+    before.unlink()
+    with pytest.raises(ValueError, match="the vocabulary of categories cannot be read"):
+        PortableModel(str(tmp_path))
 
 
 # What training, tracking and serving need is as if it were not installed.

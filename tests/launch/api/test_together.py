@@ -17,7 +17,8 @@ from tests.launch.api.test_portable import patterns, records
 from tests.launch.api.ward import SMALL, notes, stays, vitals
 from trainer.baseline.learners import families
 from trainer.baseline.learners.trees import TreeSetting
-from trainer.ensemble.portable import open_export, write_registered_ensemble
+from trainer.ensemble.export import write_registered_ensemble
+from trainer.ensemble.portable import open_export
 from trainer.metrics.formulas import auroc, counts_by_score
 from trainer.run_folder import TEST_PREDICTIONS
 from trainer.tracking.history import find_runs

@@ -21,7 +21,8 @@ from trainer.checkpoints.listing import list_checkpoints
 from trainer.checkpoints.pieces import write_digested_json
 from trainer.config.run_config import RunConfig
 from trainer.config.sections import ModelConfig
-from trainer.inference.export import checkpoint_model, export_model, load_model
+from trainer.inference.export import checkpoint_model, export_model
+from trainer.inference.exported import load_model
 from trainer.models.mope.host.backbone import host_architecture, load_host
 
 WAVEFORMS = (

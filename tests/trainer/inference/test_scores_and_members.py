@@ -15,7 +15,8 @@ from tests.trainer.jobs.test_train import STEADY, job, losses
 from tests.trainer.tiny import Reordered, TinyOptions, config, packed, predictor_of
 from trainer.checkpoints.evaluation_recipe import evaluation_config
 from trainer.checkpoints.find import open_checkpoint
-from trainer.inference.export import export_model, load_model
+from trainer.inference.export import export_model
+from trainer.inference.exported import load_model
 from trainer.inference.request import Request
 from trainer.metrics.prediction_table import read_predictions
 

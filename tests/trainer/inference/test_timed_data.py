@@ -17,7 +17,8 @@ from tests.trainer.jobs.test_train import job
 from tests.trainer.tiny import config, packed, predictor_of
 from trainer.checkpoints.find import open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
-from trainer.inference.export import export_model, load_model
+from trainer.inference.export import export_model
+from trainer.inference.exported import load_model
 from trainer.inference.request import choose_data
 
 pytestmark = pytest.mark.together

@@ -18,7 +18,8 @@ from trainer.checkpoints.find import open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.config.recipe import apply_overrides, load_recipe
 from trainer.config.run_config import RunConfig
-from trainer.inference.export import export_model, load_model
+from trainer.inference.export import export_model
+from trainer.inference.exported import load_model
 from trainer.inference.request import Request, choose_data
 from trainer.jobs.job import run
 from trainer.metrics.main_metric import task_curves

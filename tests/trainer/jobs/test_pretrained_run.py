@@ -20,7 +20,8 @@ from tests.trainer.tiny import config, predictor_of
 from trainer.checkpoints.evaluation_recipe import evaluation_config
 from trainer.checkpoints.find import open_checkpoint
 from trainer.config.run_config import RunConfig
-from trainer.inference.export import export_model, load_model
+from trainer.inference.export import export_model
+from trainer.inference.exported import load_model
 from trainer.inference.request import Request
 from trainer.jobs.job import run
 

@@ -25,7 +25,8 @@ from trainer.checkpoints.find import committed_paths, open_checkpoint
 from trainer.checkpoints.listing import list_checkpoints
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.config.run_config import RunConfig
-from trainer.inference.export import export_model, load_model
+from trainer.inference.export import export_model
+from trainer.inference.exported import load_model
 from trainer.jobs.job import run
 from trainer.metrics.scores import task_metrics
 from trainer.run_folder import stored_result

@@ -13,12 +13,14 @@ from data_shards import TaskSpec
 from trainer.metrics.calibration import fit_temperature, nll, reliability, statements
 from trainer.metrics.prediction_table import predictions_table, read_predictions, write_predictions
 from trainer.metrics.predictions import Predictions
+from trainer.metrics.said import plain_rows
 from trainer.metrics.scores import task_metrics
 
 BINARY = TaskSpec("died", "binary")
 CLASSES = TaskSpec("kind", "multiclass", classes=("u", "v", "w"))
 LABELS = TaskSpec("codes", "multilabel", classes=("p", "q"))
 DAYS = TaskSpec("days", "regression", unit="days")
+LEFT = TaskSpec("left", "survival", edges=(1.0, 2.0))
 
 
 def drawn(task: TaskSpec, records: int, sharpness: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,12 +67,18 @@ def test_calibration_error_and_brier_agree_with_torchmetrics() -> None:
 
 
 def test_predictions_survive_a_file_and_read_well(tmp_path: Path) -> None:
-    tasks = [BINARY, CLASSES, LABELS, DAYS]
+    tasks = [BINARY, CLASSES, LABELS, DAYS, LEFT]
     logits = {task.name: torch.arange(2.0 * task.dim).view(2, task.dim) - 1 for task in tasks}
     targets = {"died": torch.tensor([[1.0], [torch.nan]]), "kind": torch.tensor([[2.0], [0.0]])}
     targets |= {"codes": torch.tensor([[1.0, torch.nan], [0.0, 1.0]]), "days": torch.tensor([[3.5], [torch.nan]])}
-    said = Predictions(torch.tensor([4, 9]), logits, targets)
-    row = predictions_table(tasks, said, ["a", "b"]).to_pylist()[1]
+    targets["left"] = torch.tensor([[1.5, 1.0], [3.0, 0.0]])
+    logits["left"] = torch.tensor([[-3.0, -3.0], [1.0, 2.0]])
+    said = Predictions(torch.tensor([4, 9]), logits, targets, moment_B=torch.tensor([torch.nan, 2.0]))
+    rows = predictions_table(tasks, said, ["a", "b"]).to_pylist()
+    row = rows[1]
+    labels = {f"{task.name}.target" for task in tasks}
+    assert rows[0]["left.median"] is rows[0]["moment"] is None and rows[1]["left.median"] is not None
+    assert plain_rows(tasks, said, ["a", "b"]) == [{k: v for k, v in own.items() if k not in labels} for own in rows]
     assert (row["record"], row["key"], row["died.prediction"], row["died.target"]) == (9, "b", 0, None)
     assert row["kind.prediction"] == "w" and sum(row["kind.probability"]) == pytest.approx(1)
     assert row["codes.prediction"] == ["p", "q"] and row["days.value"] == 0.0

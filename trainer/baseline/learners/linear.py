@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from trainer.baseline.learners.problem import Array, Learned, Problem
 
@@ -58,7 +58,8 @@ class NormalScores:
             own_B, knot_Q = x_BX[:, column].astype(np.float64), self.knot_QF[:, number]
             # Between the first and the last of equal knots, so that equal values stand in the middle of their rank.
             rank_B = np.interp(own_B, knot_Q, share_Q) - np.interp(-own_B, -knot_Q[::-1], -share_Q[::-1])
-            score_B = ndtri(np.clip(rank_B / 2, edge, 1 - edge))
+            share_B = torch.from_numpy(np.clip(rank_B / 2, edge, 1 - edge))
+            score_B = torch.special.ndtri(share_B).numpy()
             found_BF[:, number] = np.where(np.isnan(own_B), 0.0, score_B)
         found_BF[:, len(self.column_F) :] = np.isnan(x_BX[:, self.pattern_P])
         return found_BF

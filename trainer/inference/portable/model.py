@@ -7,33 +7,33 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import fsspec
 import numpy as np
-import pyarrow as pa
 import torch
 
 from data_shards import Batch, DatasetSchema, Record
 from data_shards.loading.collate import Collator
 from data_shards.packing.encode import newest
-from data_shards.paths import absolute_url
 from data_shards.records.codec import encode_record
 from data_shards.records.columns import Columns, cut, samples_of
 from data_shards.records.decoder import Decoder
 from trainer.checkpoints.description import statistics_from_json
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.config.run_config import RunConfig
+from trainer.inference.answers import predicted
 from trainer.inference.explain import check_explainable
-from trainer.inference.export import exported, exported_vocabularies
+from trainer.inference.exported import exported, exported_vocabularies
 from trainer.inference.portable.example import example_record, plain_form
 from trainer.inference.portable.values import Fields, record_of
-from trainer.inference.rows import Rows
+from trainer.metrics.predictions import Predictions
+from trainer.metrics.said import plain_rows
 from trainer.models.job_type import job_type
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 BATCH = 64
-Answers = Callable[[Batch], pa.Table]
+Answers = Callable[[Batch], "pa.Table"]
 
 
 class PortableModel:
@@ -78,20 +78,39 @@ class PortableModel:
 
     def batch(self, records: Sequence[Record]) -> Batch:
         """Records as the model's batch, on the CPU. Raises ValueError: see `columns`."""
-        samples = [(own, number) for number, record in enumerate(records) for own in self.columns(record)]
+        samples = self._samples(records)
         return self._collate([own for own, _ in samples], np.array([number for _, number in samples], np.int64))
+
+    def answer(self, given: Sequence[Fields | Record]) -> list[dict[str, Any]]:
+        """As `predict`, of plain records or `Record`s, each row a dict of plain values: without pyarrow and pandas.
+
+        Raises ValueError: see `columns`; a record that is not in the plain form.
+        """
+        own = [
+            each if isinstance(each, Record) else record_of(each, self.schema, number)
+            for number, each in enumerate(given)
+        ]
+        batches = self._batches(self._samples(own))
+        return [row for batch in batches for row in plain_rows(self.tasks, self.predictions(batch), batch.keys)]
+
+    def predictions(self, batch: Batch) -> Predictions:
+        """What the model says of a batch, without gradients."""
+        with torch.no_grad():
+            return predicted(self.tasks, self.model(batch), batch)
 
     def predict(self, records: Sequence[Record], explain: bool = False, embeddings: bool = False) -> pa.Table:
         """The rows of `predict`, without labels: one a record, or one a moment; `record` is its place in the list.
 
         Raises ValueError: see `columns`; a model that cannot be explained.
         """
-        samples = [(own, number) for number, record in enumerate(records) for own in self.columns(record)]
-        return self.said(samples, explain, embeddings)
+        return self.said(self._samples(records), explain, embeddings)
 
     def said(self, samples: Sequence[tuple[Columns, int]], explain: bool = False, embeddings: bool = False) -> pa.Table:
         """As `predict`, of samples with the number of the record that each is of."""
-        tables = list(self._tables(samples, self.answers(explain, embeddings)))
+        import pyarrow as pa  # `answer` needs none
+
+        rows = self.answers(explain, embeddings)
+        tables = [rows(batch) for batch in self._batches(samples)]
         if not tables:
             raise ValueError("there is no record to predict")
         table = pa.concat_tables(tables)
@@ -111,14 +130,19 @@ class PortableModel:
         statistics = statistics_from_json(self.about["statistics"])
         return example_record(self.schema, statistics, self._vocabularies)
 
-    def _tables(self, samples: Sequence[tuple[Columns, int]], rows: Answers) -> Iterator[pa.Table]:
+    def _samples(self, records: Sequence[Record]) -> list[tuple[Columns, int]]:
+        return [(own, number) for number, record in enumerate(records) for own in self.columns(record)]
+
+    def _batches(self, samples: Sequence[tuple[Columns, int]]) -> Iterator[Batch]:
         for start in range(0, len(samples), BATCH):
             part = samples[start : start + BATCH]
             numbers = np.array([number for _, number in part], np.int64)
-            yield rows(self._collate([own for own, _ in part], numbers).to(self.device))
+            yield self._collate([own for own, _ in part], numbers).to(self.device)
 
     def answers(self, explain: bool = False, embeddings: bool = False) -> Answers:
         """What says the rows of a batch. Raises ValueError: a model that cannot be explained."""
+        from trainer.inference.rows import Rows  # tables of pyarrow: `answer` needs none
+
         if explain:
             check_explainable(self.model)
         names, numbers = dict(enumerate(self.schema.modality_names)), self.schema.numbers
@@ -147,9 +171,3 @@ class PortableModel:
         ]
         about = {"data": self.schema.name, "step": self.about["step"], "calibration": self.about.get("calibration")}
         return {**about, "modalities": modalities, "tasks": tasks}
-
-
-def export_recipe(url: str) -> RunConfig:
-    """The recipe that an export was trained by, without loading its weights."""
-    fs, root = fsspec.url_to_fs(absolute_url(url))
-    return RunConfig.of(json.loads(fs.cat_file(f"{root}/model.json"))["config"])

@@ -19,9 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.checkpoints.checkpoint import checkpoint_weights
 from trainer.checkpoints.description import statistics_from_json
-from trainer.checkpoints.find import open_checkpoint
 from trainer.checkpoints.pieces import CheckpointError
 from trainer.config.job_types import TOWER
 from trainer.config.mope import TowerConfig
@@ -150,6 +148,10 @@ def _from_config(settings: Any, attention: str | None) -> Any:
 
 def _from_run(asked: Asked, source: str, weights: bool) -> Loaded:
     """A tower that `train` made: its recipe says the architecture, its checkpoint holds the weights."""
+    # An export of a model without towers is opened without what reads checkpoints.
+    from trainer.checkpoints.checkpoint import checkpoint_weights
+    from trainer.checkpoints.find import open_checkpoint
+
     try:
         checkpoint = open_checkpoint(source)
     except (CheckpointError, FileNotFoundError) as error:
