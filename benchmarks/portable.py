@@ -2,7 +2,7 @@
 
 Three data sets: digits, the first stays of PhysioNet 2012 (left out without its folder) by the architecture of the
 shipped recipe, and made-up records with pictures, codes at times and codes with values. A small model of each is
-trained for an epoch, exported in every form, and asked about 100 records of the data, whose modalities are hidden by
+trained for an epoch, exported in every form, and asked about 200 records of the data, whose modalities are hidden by
 every pattern in turn (at most 64), in batches of 25 and one by one. Printed: the largest difference of a logit from the
 model of the run's checkpoint, and the CPU seconds and MB of each export.
 """
@@ -31,7 +31,7 @@ from trainer.inference.export import checkpoint_model
 from trainer.inference.portable.graph.model import inputs_of
 from trainer.models.layers.missing import keep_modalities
 
-RECORDS, PATTERNS, BATCH, STAYS = 100, 64, 25, 400
+RECORDS, PATTERNS, BATCH, STAYS = 200, 64, 25, 400
 NAMES = ("digits", "made-up", "physionet2012")
 SMALL: dict[str, Any] = {"dim": 32, "layers": 2, "heads": 4, "bins": 8, "moe": {"experts": 8, "top_k": 2}}
 ICU = SMALL | {"attention": "factorized", "scale": "quantile", "series": {"statistics": "token"}}
@@ -83,7 +83,7 @@ def first_stays(source: str, place: Path) -> str:
 
 
 def batches(run: fleximoe.Run) -> Iterator[Batch]:
-    """100 records of the run's data, hidden by every pattern in turn, together and each alone."""
+    """200 records of the run's data, hidden by every pattern in turn, together and each alone."""
     data = RunConfig.of(run.recipe).data
     loader = StepLoader(open_manifest(data.url), data, "train", 1, shuffle=False)
     patterns: Any = None

@@ -1,6 +1,6 @@
 """An exported model as it lies in its folder, opened again: what `inference.export` has written.
 
-A folder of this machine needs torch, safetensors and pydantic alone.
+A folder of this machine needs torch, safetensors, numpy and pydantic alone.
 """
 
 from __future__ import annotations

@@ -88,7 +88,8 @@ def _inside(
     if around.moments:
         return np.ones(len(time_N), bool)
     horizon = np.inf if spec.horizon is None else spec.horizon
-    inside: np.ndarray = (time_N >= 0) & (time_N <= horizon)
+    # As stored: a window that is the longest time seen would else leave that time out where it was rounded down.
+    inside: np.ndarray = (time_N >= 0) & (time_N.astype(np.float32) <= np.float32(horizon))
     outside = int((~inside).sum())
     if outside and spec.outside == "error":
         raise ValueError(

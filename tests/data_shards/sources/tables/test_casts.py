@@ -264,21 +264,23 @@ def test_durations_are_times(tmp_path: Path) -> None:
         read(tmp_path, mapping)
 
 
+@pytest.mark.parametrize("longest", ["0.1", "19.9"])
 def test_the_window_of_a_series_without_one_is_its_longest_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    longest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where units are small, and 0.1 is more in float32 than in float64."""
+    """Also where units are small; 0.1 is more in float32 than in float64, and 19.9 is less."""
     monkeypatch.setattr("data_shards.sources.tables.source.UNIT_RECORDS", 1)
     mapping = series(channel="c", value="v", channels=["K"], other_channels="skip")
     mapping["modalities"]["w"] = {**mapping["modalities"]["s"], "channels": ["Na"], "horizon": 5}
     del mapping["modalities"]["s"]["horizon"]
-    table = "id,t,c,v\nb,0.1,K,1\na,0.05,K,1\na,7,X,1\na,3,Na,1\n"
+    table = f"id,t,c,v\nb,{longest},K,1\na,0.05,K,1\na,70,X,1\na,3,Na,1\n"
     read(tmp_path, mapping, r_csv="id\na\nb\n", e_csv=table)
     source = create_source("tables", {"path": str(tmp_path / "mapping.yaml")})
     report = pack(source, str(tmp_path / "out"))
     horizons = {m.name: m.horizon for m in open_manifest(str(tmp_path / "out")).schema.modalities}
-    assert horizons == {"s": float(np.float32(0.1)), "w": 5.0}
-    assert report["source"]["horizons_from_longest_times"] == {"s": float(np.float32(0.1))}
+    window = float(np.float32(longest))
+    assert horizons == {"s": window, "w": 5.0}
+    assert report["source"]["horizons_from_longest_times"] == {"s": window}
     with pytest.raises(ValueError, match=r"1 observations of a unit are outside 0 to inf hours, the first at -1"):
         read(tmp_path, mapping, e_csv="id,t,c,v\na,-1,K,1\n")
     with pytest.raises(ValueError, match=r"series s: no time above 0 was seen.*give horizon"):
