@@ -184,9 +184,9 @@ def load(path: str | PathLike[str]) -> Any:
     graph.
 
     A graph needs torch alone, or onnxruntime alone, on a machine without anything else of this code's requirements:
-    `load(path)(tensors)` gives logits by task. A safetensors export, also that of an ensemble, needs torch, safetensors,
-    numpy and pydantic for `.answer([{MODALITY: VALUE}])`, a list of dicts; `.predict(.records(...))` gives a table of
-    pyarrow, `.rows(...)` a data frame, and `.example` is a record (docs/serving.md).
+    `load(path)(tensors)` gives logits by task. A safetensors export, also that of an ensemble, needs torch, numpy,
+    safetensors and pydantic for `.answer([{MODALITY: VALUE}])`, a list of dicts; `.predict(.records(...))` gives a
+    table of pyarrow, `.rows(...)` a data frame, and `.example` is a record (docs/serving.md).
 
     Raises:
         ValueError: there is no export, or onnxruntime is not installed.

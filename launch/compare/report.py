@@ -34,7 +34,10 @@ def page(comparison: Comparison) -> str:
         ),
         section(
             "Calibration",
-            picture(figures.calibration(comparison), _of_first(comparison, "reliability on the test part")),
+            picture(
+                figures.calibration(comparison),
+                _of_first(comparison, "reliability on the test part, all runs and tasks of a variant together"),
+            ),
         ),
         section("Which expert serves which modality", *_routing(comparison)),
         section("What absent modalities cost", *_missing(comparison)),

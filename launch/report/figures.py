@@ -15,7 +15,7 @@ from trainer.evaluation.sampled import EIGHTHS
 from trainer.figures.evaluation import reliability_figure
 from trainer.figures.routing import routing_figure
 from trainer.figures.survival import curves_figure, survival_calibration_figure
-from trainer.metrics.calibration import statements
+from trainer.metrics.calibration import statements, statements_name
 from trainer.metrics.survival_scores import followed
 from trainer.tracking.history import TrackedRun
 
@@ -60,7 +60,7 @@ def reliability(kept: Kept | None) -> Figure | None:
     for task in kept.tasks if kept else ():
         own = statements(task, kept.predictions.logits[task.name], kept.predictions.targets[task.name])  # type: ignore[union-attr]
         if own is not None and len(own[0]):
-            stated[task.name] = own
+            stated[statements_name(task)] = own
     return reliability_figure(stated) if stated else None
 
 

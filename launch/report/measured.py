@@ -18,7 +18,7 @@ from trainer.tracking.history import TrackedRun
 Row = tuple[Any, ...]
 
 METRIC_COLUMNS = ("metric", "value", "95 % from", "to")
-EXPERT_COLUMNS = ("block", "modality", "tokens", "busiest expert", "its share", "evenness")
+EXPERT_COLUMNS = ("block", "modality", "choices", "busiest expert", "its share", "evenness")
 CALIBRATION = ("ece", "brier", "integrated_brier")
 
 

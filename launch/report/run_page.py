@@ -45,7 +45,7 @@ def run_page(run_dir: str, sample: int) -> str:
     computed = compute(run_dir, sample)
     sections = [
         section("Data", *_data(run)),
-        section("Learning curves", picture(figures.curves(run, main), "loss and validation while training")),
+        section("Learning curves", picture(figures.curves(run, main), f"loss and validation while training{_by(run)}")),
         section(
             "Test metrics", paragraph(counts_words(run, found)), table(METRIC_COLUMNS, metric_rows(run, found), ".4f")
         ),
@@ -67,6 +67,12 @@ def _main(run: TrackedRun) -> str | None:
         except ValueError:
             continue
     return None
+
+
+def _by(run: TrackedRun) -> str:
+    """By which metric the best step is the best."""
+    metric = said(run.params, "training.early_stopping.metric")
+    return f"; the best by {metric}" if metric and "best/step" in run.metrics else ""
 
 
 def _finding(run: TrackedRun, main: str | None, found: Mapping[str, Any]) -> list[str]:
@@ -193,10 +199,13 @@ def _reasons(computed: Computed) -> list[str]:
 def _experts(run: TrackedRun) -> list[str]:
     counts = run.json(ROUTING)
     rows = expert_rows(counts)
-    note = "Evenness: entropy of a modality's shares of experts; 1 is all alike, 0 a single expert." if rows else ""
+    note = (
+        "Counted in the steps of the last line of the training log; a token makes a choice for each expert it goes to. "
+        "Evenness: entropy of a modality's shares of experts; 1 is all alike, 0 a single expert."
+    )
     return [
-        paragraph(note, "quiet"),
-        picture(figures.routing(counts), "share of a modality's tokens that each expert serves"),
+        paragraph(note if rows else "", "quiet"),
+        picture(figures.routing(counts), "share of a modality's choices that each expert has"),
         table(EXPERT_COLUMNS, rows, ".3f"),
         picture(figures.experts_over_time(run), "use of experts while training"),
     ]
@@ -227,7 +236,7 @@ def _lineage(run: TrackedRun, run_dir: str) -> list[str]:
         ("started", f"{datetime.fromtimestamp(run.started_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"),
         ("packages", _packages(run)),
         ("best checkpoint", result.get("checkpoint", "")),
-        ("best step", f"{run.metrics['best/step']:.0f}" if "best/step" in run.metrics else ""),
+        ("best step", f"{run.metrics['best/step']:.0f}{_by(run)}" if "best/step" in run.metrics else ""),
         ("MLflow run", run.id),
         *_backbone(result.get("checkpoint")),
     ]

@@ -71,7 +71,7 @@ def missing_figure(curves: dict[str, dict[str, Any]]) -> Figure:
             rate, middle, low, high = zip(*by_rate(curve), strict=True)
             left.plot(rate, middle, marker="o", markersize=4, label=name)
             left.fill_between(rate, low, high, alpha=0.2)
-        left.set(xlabel="share of the present modalities hidden", ylabel=metric, title="mean and range over draws")
+        left.set(xlabel="share of the present\nmodalities hidden", ylabel=metric, title="mean and range over draws")
         left.legend(fontsize=8)
         _without_bars(right, own, metric)
         for axes in time:
@@ -90,7 +90,7 @@ def _over_time(axes: Axes, curves: dict[str, dict[str, Any]], metric: str) -> No
             label = f"{name}: {'its end' if what == 'last' else 'any stretch'}"
             axes.plot(rate, middle, line, marker="o", markersize=4, color=f"C{number % 10}", label=label)
             axes.fill_between(rate, low, high, color=f"C{number % 10}", alpha=0.2)
-    axes.set(xlabel="share of the observation window hidden", ylabel=metric, title="time hidden")
+    axes.set(xlabel="share of the observation\nwindow hidden", ylabel=metric, title="time hidden")
     axes.legend(fontsize=8)
 
 
@@ -108,7 +108,7 @@ def _without_bars(axes: Axes, curves: dict[str, dict[str, Any]], metric: str, mo
         axes.barh([place for place, _ in known], [value for _, value in known], height=height, label=name)
     axes.set_yticks([row + 0.4 - height / 2 for row in range(len(shown))], shown, fontsize=8)
     axes.axvline(0, color="gray", linewidth=0.8)
-    axes.set(xlabel=f"{metric} lost without it", title="one modality removed")
+    axes.set(xlabel=f"{metric}\nlost without it", title="one modality removed")
 
 
 def confusion_figure(task: TaskSpec, logits_BC: Tensor, truth_B: Tensor) -> Figure:

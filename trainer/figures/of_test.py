@@ -8,7 +8,7 @@ from pathlib import Path
 from data_shards import TaskSpec
 from trainer.figures.evaluation import confusion_figure, reliability_figure, roc_figure
 from trainer.figures.survival import curves_figure, survival_calibration_figure
-from trainer.metrics.calibration import statements
+from trainer.metrics.calibration import statements, statements_name
 from trainer.metrics.prediction_table import write_predictions
 from trainer.metrics.predictions import Predictions
 from trainer.metrics.survival_scores import followed
@@ -36,7 +36,9 @@ def log_test_figures(tracker: Tracker, tasks: list[TaskSpec], predictions: Predi
             continue
         stated = statements(task, predictions.logits[task.name], predictions.targets[task.name])
         if stated is not None and len(stated[0]):
-            tracker.log_figure(f"figures/reliability_{task.name}.png", reliability_figure({task.name: stated}))
+            tracker.log_figure(
+                f"figures/reliability_{task.name}.png", reliability_figure({statements_name(task): stated})
+            )
         target_Bt = predictions.targets[task.name]
         known_B = ~target_Bt.isnan().any(dim=1)
         logits_BC, truth_B = predictions.logits[task.name][known_B], target_Bt[known_B][:, 0].long()

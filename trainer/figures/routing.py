@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 
@@ -18,6 +19,7 @@ def routing_figure(modalities: list[str], counts: list[Tensor]) -> Figure:
         axes.set_yticks(range(len(modalities)), modalities, fontsize=8)
         axes.set_title(f"block {layer}: share of a modality's routed tokens by expert", fontsize=9)
         axes.set_xlabel("expert", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.colorbar(image, ax=axes)
     figure.tight_layout()
     return figure

@@ -72,6 +72,12 @@ def statements(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> tuple[Te
     return logits_BC[known_Bt].sigmoid(), target_Bt[known_Bt]
 
 
+def statements_name(task: TaskSpec) -> str:
+    """What `statements` are called in a figure: those of several labels lie together, where the metric `ece` is the
+    mean over labels."""
+    return f"{task.name}, labels together" if task.kind == "multilabel" and task.dim > 1 else task.name
+
+
 def nll(task: TaskSpec, logits_BC: Tensor, target_Bt: Tensor) -> float:
     """Mean negative log-likelihood of the labels, in nats; NaN without any label."""
     if task.kind == "multiclass":

@@ -55,6 +55,11 @@ SMALLEST_TEXT = """Math.min(...[...document.querySelectorAll("svg text")].map(te
   const svg = text.closest("svg");
   return parseFloat(getComputedStyle(text).fontSize) * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
 }))"""
+CUT = """[...document.querySelectorAll("svg text")].filter(text => {
+  const own = text.getBoundingClientRect(), whole = text.closest("svg").getBoundingClientRect();
+  return own.left < whole.left - 1 || own.right > whole.right + 1 || own.top < whole.top - 1
+    || own.bottom > whole.bottom + 1;
+}).map(text => text.textContent)"""
 # What a reader of a screen needs: one title, headings in order, names of figures, of columns and of buttons.
 NAMELESS = """[
   ...[...document.querySelectorAll("svg")].filter(own =>
@@ -110,6 +115,7 @@ def test_pages_are_legible_for_everybody(pages, sweep, tmp_path):
                     told = page.evaluate(CONTRAST)
                     assert told["found"] == [] and told["texts"] > 50 and told["marks"] > 3, (name, scheme)
                     assert page.evaluate("document.documentElement.scrollWidth") <= width, (name, width)
+                    assert page.evaluate(CUT) == [], (name, width)
                     papers.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
             assert len(papers) == 2, "light and dark are two"
             look(page, 1000, "light")
