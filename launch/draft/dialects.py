@@ -25,9 +25,13 @@ _DATES = (
 
 
 def likely_dialect(paths: Sequence[Path]) -> tuple[Dialect, str]:
-    """One dialect for all CSV files of a folder, and why it is not the default."""
+    """One dialect for all CSV files of a folder, and why it is not the default.
+
+    Raises:
+        ValueError: their heads are separated by different marks.
+    """
     cells: list[str] = []
-    marks: set[str] = set()
+    marks: dict[str, str] = {}  # mark -> the first file with it
     for path in paths:
         name = path.name.lower()
         if ".tsv" in name or not any(kind in name for kind in (".csv", ".txt")):
@@ -37,10 +41,17 @@ def likely_dialect(paths: Sequence[Path]) -> tuple[Dialect, str]:
             continue
         counts = {mark: lines[0].count(mark) for mark in (",", ";", "\t", "|")}
         mark = max(counts, key=lambda one: counts[one])
-        marks.add(mark if counts[mark] else ",")
+        if counts[mark]:  # a single column says nothing
+            marks.setdefault(mark, path.name)
         cells += [cell.strip().strip('"') for line in lines[1:] for cell in line.split(mark)]
+    if len(marks) > 1:
+        (mark, name), (other, second) = list(marks.items())[:2]
+        raise ValueError(
+            f"{name} is separated by {mark!r} and {second} by {other!r}, and one way of writing is drafted for all "
+            "files: write them alike, or the mapping by hand with a section csv beside each file"
+        )
     said: dict[str, str] = {}
-    if len(marks) == 1 and marks != {","}:
+    if marks and "," not in marks:
         said["separator"] = min(marks)
         if any(_DECIMAL.match(cell) for cell in cells):
             said["decimal"] = ","

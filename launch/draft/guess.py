@@ -74,7 +74,8 @@ def guess_mapping(
         del draft.tree[empty]
     if not draft.tree["modalities"]:
         raise ValueError(
-            "nothing is left that could be a modality: " + "; ".join(draft.left_out or ["no other column"])
+            "nothing is left that could be a modality: "
+            + "; ".join([*draft.doubts.get("records", []), *(draft.left_out or ["no other column"])])
         )
     return draft
 

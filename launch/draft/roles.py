@@ -33,6 +33,9 @@ PARTS = {
 }  # fmt: skip
 
 
+ALMOST = 0.1  # share of cells that may keep a column from being a key, to say so
+
+
 @dataclass
 class Home:
     """The table with a row a record, its column of keys, and all of them as text."""
@@ -72,11 +75,33 @@ def find_home(tables: Sequence[Table], key: str | None, records: str | None, dra
     best = max(range(len(candidates)), key=lambda i: scores[i])
     table, column = candidates[best]
     if key is None and (len(tables) > 1 and not links[best]):
+        for sentence in _almost_keys(table, tables):
+            draft.doubt("records", sentence)
         draft.doubt("records", f"no other table has a column {column.name!r} whose cells are among these keys")
     same = [c.name for t, c in candidates if t is table and c is not column and _KEY.search(c.name)]
     if key is None and same and not links[best]:
         draft.doubt("records", f"key: {', '.join(same)} would do, too")
     return Home(table, column.name, table.read({column.name: "text"})[column.name].combine_chunks())
+
+
+def _almost_keys(table: Table, tables: Sequence[Table]) -> list[str]:
+    """Columns that other tables refer to, and that would name records but for a few cells."""
+    found = []
+    for name, column in table.columns.items():
+        files = [other.file for other in tables if not column.unique and _leads_to(other, name, table)]
+        if not files or not _can_name(column):
+            continue
+        cells = table.read({name: "text"})[name]
+        counts = pc.value_counts(cells.drop_null())
+        twice = [str(own["values"]) for own in counts.to_pylist() if own["counts"] > 1]
+        bad = len(cells) - len(counts)
+        if 0 < bad <= ALMOST * len(cells):
+            what = f"{twice[0]!r} is there more than once" if twice else "it has empty cells"
+            found.append(
+                f"{', '.join(files)} refer to column {name!r}, which cannot be the key as {what} ({bad:,} of "
+                f"{len(cells):,} rows too many): mend that first, and draft again"
+            )
+    return found
 
 
 def has_key(table: Table, others: Sequence[Table]) -> bool:

@@ -180,3 +180,21 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"mapping.yaml exists: give another folder with --out, or --overwrite"):
         draft_folder(str(tmp_path / "fine"), None, False)
     draft_folder(str(tmp_path / "fine"), None, True)
+
+
+def test_a_key_that_is_there_twice_is_said_and_so_are_two_ways_of_writing(tmp_path):
+    folder = tmp_path / "twice"
+    rows = [(n if n < 60 else 3, 1000 + 7 * n, ("no", "yes")[n % 2], n % 9) for n in range(61)]
+    table(folder / "patients.csv", "patient_id,zip,died,age", rows)
+    table(folder / "labs.csv", "patient_id,hour,value", [(n % 60, n % 24, n % 5) for n in range(120)])
+    text, tree = drafted(folder)
+    assert (
+        tree["records"]["key"] == "zip" and "labs.csv refer to column 'patient_id', which cannot be the key as" in text
+    )
+    assert "'3' is there more than once (1 of 61 rows too many)" in text
+    table(folder / "patients.csv", "patient_id,zip,died", [row[:3] for row in rows])
+    with pytest.raises(ValueError, match=r"nothing is left that could be a modality: .*labs\.csv refer to column"):
+        draft_folder(str(folder), str(tmp_path / "out"), False)
+    table(folder / "labs.csv", "patient_id;hour;value", [(n % 60, n % 24, n % 5) for n in range(120)], ";")
+    with pytest.raises(ValueError, match=r"labs.csv is separated by ';' and patients.csv by ','"):
+        draft_folder(str(folder), str(tmp_path / "out"), False)
