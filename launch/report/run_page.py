@@ -15,6 +15,7 @@ from launch.compare.tested import Kept, kept_of
 from launch.datasets.page import labels, modalities
 from launch.output.html import contents, html_page, paragraph, picture, section, table
 from launch.report import figures
+from launch.report.chosen import chosen
 from launch.report.computed import Computed, compute
 from launch.report.kept import STATUS, kept_by, of_folder, said
 from launch.report.measured import (
@@ -45,6 +46,7 @@ def run_page(run_dir: str, sample: int) -> str:
     computed = compute(run_dir, sample)
     sections = [
         section("Data", *_data(run)),
+        section("What it consists of", *chosen(read_json(run_dir, RESULT) or {})),
         section("Learning curves", picture(figures.curves(run, main), f"loss and validation while training{_by(run)}")),
         section(
             "Test metrics", paragraph(counts_words(run, found)), table(METRIC_COLUMNS, metric_rows(run, found), ".4f")
@@ -230,7 +232,10 @@ def _lineage(run: TrackedRun, run_dir: str) -> list[str]:
         ("folder", run_dir),
         ("data digest", said(run.params, "dataset.digest", tags.get("dataset.digest", ""))),
         ("job", said(run.params, "job")),
-        ("seeds", f"{said(run.params, 'training.seed')} (training), {said(run.params, 'data.seed')} (data)"),
+        (
+            "seeds",
+            ", ".join(f"{seed} ({of})" for of in ("training", "data") if (seed := said(run.params, f"{of}.seed"))),
+        ),
         ("code", tags["git.commit"] + changes if "git.commit" in tags else ""),
         ("command", tags.get("command", "")),
         ("started", f"{datetime.fromtimestamp(run.started_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"),

@@ -14,6 +14,7 @@ import pytest
 import fleximoe
 from data_shards import open_manifest
 from launch.compare.bootstrap import draw_weights, interval, task_measures
+from launch.report.chosen import chosen
 from launch.report.kept import kept_by
 from launch.report.measured import evenness, expert_rows, seconds_by_line
 from launch.report.sweep import read_sweep
@@ -53,6 +54,7 @@ def test_numbers_of_the_page_are_those_of_the_run(run, page):
     tags = {name: value for line in lines for name, value in line.get("tags", {}).items()}
     assert lineage["command"] == tags["command"] and lineage.get("code", "").split(" ")[0] == tags.get("git.commit", "")
     assert lineage["best checkpoint"] == json.loads((Path(run.url) / "result.json").read_text())["checkpoint"]
+    assert lineage["best step"].endswith("; the best by val/loss") and lineage["seeds"] == "0 (training), 0 (data)"
     assert "dim: 16" in page.split("<summary>the recipe</summary>")[1]
 
 
@@ -157,3 +159,16 @@ def test_a_sweep_that_wants_less_has_the_smallest_as_its_best(sweep):
     found = read_sweep(str(sweep))
     assert found is not None and found.variants() == [((0.1,), pytest.approx(0.55), 2, 2), ((0.001,), 0.5, 1, 2)]
     assert found.by_budget() == [(100.0, 0.5, "s-001")]
+
+
+def test_members_and_what_a_baseline_chose_are_told():
+    result = {"members": ["a", "b"], "weights": {"died": [0.7, 0.3]}, "chosen": {}}
+    (told, rows) = chosen(result)
+    assert "by its weight." in told and "chosen" not in told and "<td>died</td>" in rows and 'data-value="0.7"' in rows
+    scores = {"died": {"metric": "val/auroc", "scores": [[0.25, 0.5], [0.3, 0.75]]}}
+    (told, rows) = chosen({**result, "chosen": scores})
+    assert "The weight of b was chosen" in told and "val/auroc" in rows and 'data-value="0.75"' in rows
+    found = {"died": [{"penalty": 0.001, "iterations": 12, "val_loss": 0.5}]}
+    told, note, rows = chosen({"family": "linear", "chosen": found, "notes": ["few labels"]})
+    assert "family linear" in told and "few labels" in note and "penalty 0.001, iterations 12" in rows
+    assert 'data-value="0.5"' in rows and chosen({"status": "finished"}) == []

@@ -10,7 +10,7 @@ import torch
 from torchmetrics.functional import classification
 
 from data_shards import TaskSpec
-from trainer.metrics.calibration import fit_temperature, nll, reliability, statements
+from trainer.metrics.calibration import fit_temperature, nll, reliability, statements, statements_name
 from trainer.metrics.prediction_table import predictions_table, read_predictions, write_predictions
 from trainer.metrics.predictions import Predictions
 from trainer.metrics.said import plain_rows
@@ -64,6 +64,14 @@ def test_calibration_error_and_brier_agree_with_torchmetrics() -> None:
     assert got["ece"] == pytest.approx(float(expected), abs=1e-5)
     wrong = np.eye(3)[target_B1[:, 0].long().numpy()] - logits_BC.double().softmax(1).numpy()
     assert got["brier"] == pytest.approx((wrong**2).sum(1).mean(), abs=1e-6)
+
+
+def test_several_labels_together_are_called_so_as_their_error_is_another_number_than_the_mean_over_labels() -> None:
+    logits_BC, target_BC = torch.full((2, 2), 2.0), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    stated, chance = statements(LABELS, logits_BC, target_BC), 1 / (1 + np.exp(-2.0))
+    assert stated is not None and reliability(*stated).error == pytest.approx(chance - 0.5)
+    assert float(task_metrics(LABELS, logits_BC, target_BC)["ece"]) == pytest.approx(((1 - chance) + chance) / 2)
+    assert statements_name(LABELS) == "codes, labels together" and statements_name(BINARY) == "died"
 
 
 def test_predictions_survive_a_file_and_read_well(tmp_path: Path) -> None:
