@@ -36,6 +36,7 @@ MISSING_CURVE = "missing_curve.json"
 MISSING_FIGURE = "figures/missing_curve.png"
 ROUTING = "routing/expert_by_modality.json"
 ROUTING_FIGURE = "figures/expert_by_modality.png"
+PROMPT_SITES, PROMPT_ENTROPY = "mope/expert_by_site.json", "mope/routing_entropy.json"
 # Written by a sweep: into its own folder, and into those of its trials.
 SWEEP = "sweep.json"
 SWEEP_RESULTS = "sweep_results.json"

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from launch.compare.tested import Kept
 from trainer.evaluation.sampled import EIGHTHS
 from trainer.figures.evaluation import reliability_figure
+from trainer.figures.prompt_experts import site_figure
 from trainer.figures.routing import routing_figure
 from trainer.figures.survival import curves_figure, survival_calibration_figure
 from trainer.metrics.calibration import statements, statements_name
@@ -83,6 +84,11 @@ def routing(table: dict[str, Any] | None) -> Figure | None:
     if not table or not table["layers"]:
         return None
     return routing_figure(table["modalities"], [torch.tensor(layer) for layer in table["layers"]])
+
+
+def prompts(sites: dict[str, list[float]], entropy: dict[str, float]) -> Figure:
+    """What each prompt expert weighs, place by place."""
+    return site_figure({site: torch.tensor(weights) for site, weights in sites.items()}, entropy)
 
 
 def experts_over_time(run: TrackedRun) -> Figure | None:

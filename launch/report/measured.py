@@ -19,6 +19,7 @@ Row = tuple[Any, ...]
 
 METRIC_COLUMNS = ("metric", "value", "95 % from", "to")
 EXPERT_COLUMNS = ("block", "modality", "choices", "busiest expert", "its share", "evenness")
+PROMPT_COLUMNS = ("place", "busiest expert", "its mean weight", "entropy")
 CALIBRATION = ("ece", "brier", "integrated_brier")
 
 
@@ -68,17 +69,29 @@ def evenness(count_E: np.ndarray) -> float:
     return float(-(share_E * np.log(share_E)).sum() / math.log(len(count_E))) if len(count_E) > 1 else 1.0
 
 
+def prompt_rows(sites: dict[str, list[float]], entropy: dict[str, float]) -> list[Row]:
+    """Rows of PROMPT_COLUMNS, one a place of prompts."""
+    found = []
+    for site, weights in sites.items():
+        busiest = int(np.argmax(weights))
+        found.append((site, busiest, float(weights[busiest]), entropy.get(site)))
+    return found
+
+
 def cost_rows(run: TrackedRun, result: dict[str, Any], checkpoint_bytes: int | None) -> list[Row]:
     """(what, number, unit). Sums are over the logged steps; each line of a log stands for the steps since the last."""
     workers = int(said(run.params, "parallel.workers", "1"))
     seconds = seconds_by_line(run)
     rate = dict(run.history("perf/tflops"))
     arithmetic = sum(rate[step] * workers * spent for step, spent in seconds.items() if step in rate)
+    # On a frozen backbone only what is trained is counted so.
+    own = "trained parameters" if run.metrics.get("parameters/frozen") else "parameters"
     rows: list[Row | None] = [
         ("workers", workers, ""),
-        _last(run, "parameters/total", "parameters", ""),
-        _last(run, "parameters/active", "parameters that a token passes", ""),
-        _last(run, "parameters/experts", "parameters of experts", ""),
+        _last(run, "parameters/total", own, ""),
+        _last(run, "parameters/active", f"{own} that a token passes", ""),
+        _last(run, "parameters/experts", f"{own} of experts", ""),
+        _last(run, "parameters/frozen", "frozen parameters", "") if own != "parameters" else None,
         _last(run, "train/samples_seen", "samples seen", ""),
         ("time in training steps", sum(seconds.values()), "s") if seconds else None,
         ("time of the last start, from its first second to its last", float(result["seconds"]), "s")

@@ -21,6 +21,7 @@ from launch.report.kept import STATUS, kept_by, of_folder, said
 from launch.report.measured import (
     EXPERT_COLUMNS,
     METRIC_COLUMNS,
+    PROMPT_COLUMNS,
     Row,
     calibration_rows,
     cost_rows,
@@ -28,12 +29,25 @@ from launch.report.measured import (
     expert_rows,
     intervals,
     metric_rows,
+    prompt_rows,
 )
 from trainer.figures.evaluation import missing_figure
 from trainer.metrics.main_metric import HIDDEN, by_rate, larger_is_better, primary_metric, task_curves
-from trainer.run_folder import CONFIG, MISSING_CURVE, RECIPE, REQUIREMENTS, RESULT, ROUTING, TEMPERATURE, read_json
+from trainer.run_folder import (
+    CONFIG,
+    MISSING_CURVE,
+    PROMPT_ENTROPY,
+    PROMPT_SITES,
+    RECIPE,
+    REQUIREMENTS,
+    RESULT,
+    ROUTING,
+    TEMPERATURE,
+    read_json,
+)
 from trainer.tracking.history import TrackedRun
 
+BACKBONES = ("mope.host", "mope.image.source", "mope.text.source")
 PACKAGES = ("torch", "deepspeed", "ray", "fleximoe")
 
 
@@ -55,6 +69,7 @@ def run_page(run_dir: str, sample: int) -> str:
         section("What absent modalities cost", *_missing(run, run_dir, computed)),
         section("What answers rest on", *_reasons(computed)),
         section("Experts", *_experts(run)),
+        section("Prompt experts", *_prompts(run)),
         section("Cost", table(("what", "number", "unit"), cost_rows(run, *_result(run, run_dir)), ",.4g")),
         section("Where it is from", *_lineage(run, run_dir)),
     ]
@@ -213,6 +228,21 @@ def _experts(run: TrackedRun) -> list[str]:
     ]
 
 
+def _prompts(run: TrackedRun) -> list[str]:
+    sites, entropy = run.json(PROMPT_SITES), run.json(PROMPT_ENTROPY)
+    if not sites or not entropy:
+        return []
+    note = (
+        "Mean weight of each prompt expert over the test part, at each place that is prompted. Entropy of a record's "
+        "weights, the mean over records: 0 a single expert, 1 all alike."
+    )
+    return [
+        paragraph(note, "quiet"),
+        picture(figures.prompts(sites, entropy), "mean weight of each prompt expert"),
+        table(PROMPT_COLUMNS, prompt_rows(sites, entropy), ".3f"),
+    ]
+
+
 def _result(run: TrackedRun, run_dir: str) -> tuple[dict[str, Any], int | None]:
     """What the run said at its end, and the bytes of the checkpoint that it names."""
     result = read_json(run_dir, RESULT) or {}
@@ -243,6 +273,7 @@ def _lineage(run: TrackedRun, run_dir: str) -> list[str]:
         ("best checkpoint", result.get("checkpoint", "")),
         ("best step", f"{run.metrics['best/step']:.0f}{_by(run)}" if "best/step" in run.metrics else ""),
         ("MLflow run", run.id),
+        *((f"backbone: {key}", said(run.params, key)) for key in BACKBONES),
         *_backbone(result.get("checkpoint")),
     ]
     recipe = run.artifact(RECIPE)
@@ -269,6 +300,12 @@ def _backbone(checkpoint: str | None) -> list[tuple[str, str]]:
         meta = open_checkpoint(checkpoint).meta
     except (ValueError, OSError):
         return []
-    rows = [("backbone", str(meta["backbone"]))] if meta.get("backbone") else []
+    rows = [("backbone", _told(meta["backbone"]))] if meta.get("backbone") else []
     made = {**(meta.get("encoders") or {}), **(meta.get("embedded") or {})}
-    return rows + [(f"encoder of {name}", str(own)) for name, own in made.items()]
+    return rows + [(f"encoder of {name}", _told(own)) for name, own in made.items()]
+
+
+def _told(facts: Mapping[str, Any]) -> str:
+    """Facts in one line, those that say nothing left out."""
+    kept = {key: ", ".join(map(str, own)) if isinstance(own, list) else own for key, own in facts.items()}
+    return "; ".join(f"{key} {own:,}" if isinstance(own, int) else f"{key} {own}" for key, own in kept.items() if own)

@@ -17,6 +17,7 @@ from launch.compare.bootstrap import draw_weights, interval, task_measures
 from launch.report.chosen import chosen
 from launch.report.kept import kept_by
 from launch.report.measured import evenness, expert_rows, seconds_by_line
+from launch.report.run_page import run_page
 from launch.report.sweep import read_sweep
 from launch.report.sweep_page import sweep_page
 from trainer.evaluation.sampled import spread_evenly
@@ -172,3 +173,22 @@ def test_members_and_what_a_baseline_chose_are_told():
     told, note, rows = chosen({"family": "linear", "chosen": found, "notes": ["few labels"]})
     assert "family linear" in told and "few labels" in note and "penalty 0.001, iterations 12" in rows
     assert 'data-value="0.5"' in rows and chosen({"status": "finished"}) == []
+
+
+def test_a_run_on_a_frozen_backbone_says_what_is_trained_and_what_its_prompts_do(tmp_path):
+    sizes = {"parameters/total": 7.0, "parameters/experts": 0.0, "parameters/active": 7.0, "parameters/frozen": 1000.0}
+    lines = [
+        {"params": {"mope.host": "runs/icu", "training.early_stopping.metric": "val/auroc", "job": "mope"}},
+        {"time": 1.0, "step": 3, "metrics": {**sizes, "best/step": 3.0}},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "mope").mkdir()
+    (tmp_path / "mope" / "expert_by_site.json").write_text(json.dumps({"block.0.labs": [0.25, 0.75]}))
+    (tmp_path / "mope" / "routing_entropy.json").write_text(json.dumps({"block.0.labs": 0.5}))
+    page = run_page(str(tmp_path), 0)
+    assert rows(page, "Prompt experts") == [["block.0.labs", "1", "0.75", "0.5"]]
+    cost = {row[0]: row[1] for row in rows(page, "Cost")}
+    assert cost["trained parameters"] == "7" and cost["frozen parameters"] == "1000" and "parameters" not in cost
+    lineage = dict(rows(page, "Where it is from"))
+    assert lineage["backbone: mope.host"] == "runs/icu" and lineage["best step"] == "3; the best by val/auroc"
+    assert "<h2>Experts</h2>" not in page and "<h2>What it consists of</h2>" not in page

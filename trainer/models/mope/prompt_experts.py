@@ -17,6 +17,7 @@ from trainer.figures.gallery import Gallery, gallery_figure
 from trainer.figures.prompt_experts import class_figure, site_figure
 from trainer.models.mope.prompts.router import routing_entropy
 from trainer.models.output import Fused
+from trainer.run_folder import PROMPT_ENTROPY, PROMPT_SITES
 from trainer.tracking.tracker import Tracker
 from trainer.worker.collectives import rows_to_first
 
@@ -61,10 +62,10 @@ class PromptExperts:
         if not gathered:
             return
         entropy = {site: float(routing_entropy(known(weights)).mean()) for site, weights in gathered.items()}
-        tracker.log_json("mope/routing_entropy.json", entropy)
+        tracker.log_json(PROMPT_ENTROPY, entropy)
         tracker.log_metrics({"mope/entropy_mean": sum(entropy.values()) / len(entropy)}, 0)
         usage = {site: known(weights).mean(0) for site, weights in gathered.items()}
-        tracker.log_json("mope/expert_by_site.json", {site: mean_K.tolist() for site, mean_K in usage.items()})
+        tracker.log_json(PROMPT_SITES, {site: mean_K.tolist() for site, mean_K in usage.items()})
         tracker.log_figure("mope/expert_by_site.png", site_figure(usage, entropy))
         if self.task is not None:
             classes = list(self.task.classes) or ["0", "1"]
