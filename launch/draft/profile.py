@@ -24,6 +24,9 @@ _TRIED = ("number", "date", "elapsed", "numbers", "text", "file")
 _CANNOT = (CellError, pa.ArrowInvalid, pa.ArrowNotImplementedError)
 
 
+_PADDED = r"^0\d{3,}$"  # digits that begin with a zero; hours and months have fewer
+
+
 @dataclass
 class Column:
     """What all cells of a column have in common.
@@ -106,7 +109,7 @@ class _Look:
         self._words: dict[str, int] | None = {}
         self._seen: set[str] | None = set()  # None: a cell was there twice
         self._spaced = 0
-        self._whole = True
+        self._whole, self._padded = True, False
 
     def take(self, raw: pa.Array) -> None:
         own = self.column
@@ -144,6 +147,7 @@ class _Look:
     def _texts(self, text: pa.Array) -> None:
         own, filled = self.column, text.drop_null()
         if len(filled):
+            self._padded |= bool(pc.any(pc.match_substring_regex(filled, _PADDED)).as_py())
             own.longest = max(own.longest, int(pc.max(pc.utf8_length(filled)).as_py()))
             self._spaced += int(pc.sum(pc.match_substring(filled, " ")).as_py() or 0)
         if self._words is None and self._seen is None:
@@ -162,6 +166,8 @@ class _Look:
     def done(self) -> Column:
         own = self.column
         own.kind = next((kind for kind in _TRIED if kind in self._cells), "")
+        if own.kind == "number" and self._padded:
+            own.kind = "text"  # 05242 is the name of a place, and no number
         if own.empty == own.rows:
             own.kind = "nothing"
         own.words, own.unique = self._words, self._seen is not None and own.rows > 0

@@ -198,3 +198,11 @@ def test_a_key_that_is_there_twice_is_said_and_so_are_two_ways_of_writing(tmp_pa
     table(folder / "labs.csv", "patient_id;hour;value", [(n % 60, n % 24, n % 5) for n in range(120)], ";")
     with pytest.raises(ValueError, match=r"labs.csv is separated by ';' and patients.csv by ','"):
         draft_folder(str(folder), str(tmp_path / "out"), False)
+
+
+def test_digits_that_begin_with_a_zero_are_names(tmp_path):
+    rows = [(n, f"0{n % 4}123", f"{n % 24:02d}", f"{n:05d}", ("no", "yes")[n % 2]) for n in range(48)]
+    table(tmp_path / "z" / "people.csv", "id,zip,hour,card,died", rows)
+    _, tree = drafted(tmp_path / "z")
+    assert tree["modalities"]["categories"]["columns"] == ["zip"]
+    assert tree["modalities"]["numbers"]["columns"] == ["hour"], "05 is an hour"
