@@ -1,6 +1,6 @@
 """Does a run that is killed again and again end as if nothing had happened?
 
-    python -m benchmarks.survive --kills 20 --seed 0 [--data times]
+    python -m benchmarks.survive --kills 20 --seed 0 [--data times | grown]
 
 Trains a small recipe twice under Ray on two expert-parallel workers: once undisturbed, once while a worker, all of
 them, or the driver are killed with SIGKILL at random moments: in a step, a checkpoint, an evaluation. Then compares
@@ -9,7 +9,8 @@ and the loss curve in MLflow point for point. Prints what it does; the last line
 is the median time from the kill of workers to the next new step, and `phases_s` what it is made of.
 
 The records are handwritten digits in eight modalities, or with `--data times` codes at times with labels at moments,
-looked up in a table that is spread over the workers.
+looked up in a table that is spread over the workers; with `--data grown` the digits came in three packs, each appended
+to those before.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from benchmarks.finished_run import lost_and_repeated, newest_checkpoint, run_st
 from data_shards import create_source, open_manifest, pack
 from data_shards.paths import absolute_path
 from data_shards.shards.reader import read_index
+from data_shards.sources.base import Source
+from data_shards.sources.digits import Digits, DigitsOptions
 from trainer.tracking.mlflow_client import metric_history
 from trainer.training.record_trace import delivered
 
@@ -44,12 +47,28 @@ logger = logging.getLogger("survive")
 WEIGHTS = {"worker": 6, "workers": 2, "driver": 2}
 VICTIMS = tuple(WEIGHTS)
 CHECKPOINT_EVERY, EVALUATE_EVERY, STEPS_PER_EPOCH = 5, 10, 20
-RECOVERY_LIMIT_S = 180.0
-DATA: dict[str, tuple[str, dict[str, str]]] = {
-    "digits": ("digits", {}),
+PATIENCE_S = 180.0
+
+
+class SomeDigits(Digits):
+    """Some of the units of digits."""
+
+    def __init__(self, own: slice) -> None:
+        super().__init__(DigitsOptions())
+        self.own = own
+
+    def units(self) -> list[tuple[int, int]]:
+        """As `Digits.units`."""
+        return super().units()[self.own]
+
+
+DATA: dict[str, Callable[[], list[Source]]] = {
+    "digits": lambda: [create_source("digits", {})],
     # About as many samples as digits has: moments of 80 records
-    "times": ("planted_times", {"label": "hourly", "records": "80", "codes": "20000"}),
+    "times": lambda: [create_source("planted_times", {"label": "hourly", "records": "80", "codes": "20000"})],
+    "grown": lambda: [SomeDigits(slice(*bounds)) for bounds in ((0, 2), (2, 3), (3, None))],
 }
+"""What is packed, one after the other into one data set."""
 
 
 @dataclass
@@ -70,6 +89,7 @@ class Run:
     data: Path
     name: str
     epochs: int
+    patience_s: float = PATIENCE_S
     process: subprocess.Popen[bytes] | None = None
     kills: list[Kill] = field(default_factory=list)
     orphans: list[psutil.Process] = field(default_factory=list)
@@ -138,14 +158,14 @@ class Run:
             raise RuntimeError(f"run {self.name} ended with exit code {self.process.returncode}, see {self.folder}")
 
 
-def until(run: Run, condition: Callable[[], bool], limit_s: float) -> bool:
+def until(run: Run, condition: Callable[[], bool]) -> bool:
     """Poll until the condition holds; False if the run ended first. Raises TimeoutError."""
-    deadline = time.monotonic() + limit_s
+    deadline = time.monotonic() + run.patience_s
     while not condition():
         if run.ended():
             return False
         if time.monotonic() > deadline:
-            raise TimeoutError(f"run {run.name} made no progress for {limit_s:.0f} s, see {run.folder}")
+            raise TimeoutError(f"run {run.name} made no progress for {run.patience_s:.0f} s, see {run.folder}")
         time.sleep(0.003)
     return True
 
@@ -165,9 +185,9 @@ def kill_once(run: Run, rng: random.Random, kinds: list[str]) -> bool:
     victim = rng.choices(kinds, [WEIGHTS[kind] for kind in kinds])[0]
     moment = rng.choices(["step", "checkpoint", "evaluation"], [4, 3, 3])[0]
     start, patience = run.last_step()[0], rng.randint(1, 9)
-    if not until(run, lambda: run.last_step()[0] >= start + patience, RECOVERY_LIMIT_S):
+    if not until(run, lambda: run.last_step()[0] >= start + patience):
         return False
-    if not until(run, moment_reached(run, moment), RECOVERY_LIMIT_S):
+    if not until(run, moment_reached(run, moment)):
         return False
     time.sleep(rng.uniform(0, 0.15))
     workers = run.workers()
@@ -176,7 +196,7 @@ def kill_once(run: Run, rng: random.Random, kinds: list[str]) -> bool:
     kill = Kill(victim, moment, run.last_step()[0])
     at = time.time()
     gone = _kill(run, victim, workers, rng)
-    if not until(run, lambda: run.last_step()[1] > gone, RECOVERY_LIMIT_S):
+    if not until(run, lambda: run.last_step()[1] > gone):
         return False
     kill.recovery_s = run.last_step()[1] - at
     run.kills.append(kill)
@@ -262,15 +282,19 @@ def main() -> None:
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS), help="who may be killed")
     parser.add_argument("--data", choices=DATA, default="digits", help="what is trained on")
     parser.add_argument("--quick", action="store_true", help="three kills")
+    parser.add_argument(
+        "--patience", type=float, default=PATIENCE_S, help="seconds to wait for a step (busy machine: more)"
+    )
     parser.add_argument("--folder", type=absolute_path, help="keep everything here instead of a temporary folder")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     kills = 3 if arguments.quick else arguments.kills
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="survive_"))
     folder.mkdir(parents=True, exist_ok=True)
-    pack(create_source(*DATA[arguments.data]), str(folder / "data"), overwrite=True)
+    for number, source in enumerate(DATA[arguments.data]()):
+        pack(source, str(folder / "data"), overwrite=not number, append=bool(number))
     epochs = 2 + -(-kills * 9 // STEPS_PER_EPOCH)
-    whole, broken = (Run(folder, folder / "data", name, epochs) for name in ("whole", "broken"))
+    whole, broken = (Run(folder, folder / "data", name, epochs, arguments.patience) for name in ("whole", "broken"))
     logger.info("undisturbed run of %d epochs", epochs)
     whole.start()
     whole.wait()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import multiprocessing
-import tempfile
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
+
+from data_shards.scratch import Scratch
 
 Buffer = bytes | memoryview
 Work = Callable[[Any, Sequence[Buffer]], Any]
@@ -131,7 +132,7 @@ class Processes:
         """As `Crew.team`. Each process is given the works once, however much they carry."""
         context = multiprocessing.get_context("spawn")
         with (
-            tempfile.TemporaryDirectory(prefix="fleximoe-units-") as folder,
+            Scratch("units") as folder,
             ProcessPoolExecutor(self.count, mp_context=context, initializer=_start, initargs=(works, folder)) as pool,
         ):
             try:

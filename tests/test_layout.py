@@ -71,7 +71,7 @@ FLOORS = {
         ("shards",),
         ("records",),
         ("paths", "permutation", "config", "yaml_file", "parquet", "node_arrays", "crew"),
-        ("errors",),
+        ("errors", "scratch"),
     ),
 }
 # The rooms' faces: lazy, so the names in them are no imports of theirs.

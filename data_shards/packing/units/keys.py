@@ -8,13 +8,13 @@ Shapes: N entries.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from data_shards.packing.units.encoded import key_hashes
+from data_shards.scratch import Scratch
 
 RUN = 1 << 20
 """Entries of a run, and of a range: 12 MiB."""
@@ -30,7 +30,7 @@ class KeyCheck:
 
     def __init__(self, run: int = RUN) -> None:
         self.run = run
-        self._folder = tempfile.TemporaryDirectory(prefix="fleximoe-keys-")
+        self._folder = Scratch("keys")
         self._runs: list[tuple[Path, int]] = []
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
         self._waits = 0

@@ -40,7 +40,6 @@ window of a stay that is packed, or of no admission before one).
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,6 +53,7 @@ from data_shards.crew import Here
 from data_shards.paths import absolute_path
 from data_shards.records.record import Codes, Record, Value
 from data_shards.records.vocabulary import VocabularyRule
+from data_shards.scratch import Scratch
 from data_shards.sources.base import Source, SourceOptions, hashed_part
 from data_shards.sources.mimic4.codes import (
     CODE_TABLES,
@@ -115,7 +115,7 @@ class Mimic4(Source):
         self.stays: list[list[Stay]] = []  # of each patient
         self.counts = Counter[str]()  # of what was left out before a unit was read
         self._spills: dict[str, Spill] = {}
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._temporary: Scratch | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """For a worker process: it gets stays with its unit, and must not remove the temporary folder."""
@@ -132,7 +132,7 @@ class Mimic4(Source):
             self.counts, self.stays = cohort.counts, cohort.patients
             if self.part_list is not None:
                 self.stays = with_parts(cohort, self.part_list)
-            self._temporary = tempfile.TemporaryDirectory(prefix="fleximoe-mimic4-", dir=self.scratch)
+            self._temporary = Scratch("mimic4", self.scratch)
             for name in self.events:
                 self._spill(name, Path(self._temporary.name) / name)
         return [(a, self.stays[a : a + UNIT_PATIENTS]) for a in range(0, len(self.stays), UNIT_PATIENTS)]

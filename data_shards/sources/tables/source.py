@@ -9,7 +9,6 @@ columns that are used.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from data_shards.paths import absolute_path
 from data_shards.records.record import Codes, Record, Value, escape_key
 from data_shards.records.survival import edges_from
 from data_shards.records.vocabulary import Vocabulary, VocabularyRule
+from data_shards.scratch import Scratch
 from data_shards.sources.base import Source, SourceOptions, described_files
 from data_shards.sources.readers.cells import Cells
 from data_shards.sources.readers.csv_dialect import EMPTY_WORDS
@@ -99,7 +99,7 @@ class Tables(Source):
         self.records_count = 0
         self.horizons: dict[str, float] = {}
         self._spills: dict[Place, Spill] = {}
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._temporary: Scratch | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """For a worker process, which reads the temporary folder but must not remove it."""
@@ -120,7 +120,7 @@ class Tables(Source):
         if self._temporary is not None:
             return
         keys = self._keys()
-        self._temporary = tempfile.TemporaryDirectory(prefix="fleximoe-tables-", dir=self.scratch)
+        self._temporary = Scratch("tables", self.scratch)
         tables = [
             Sorting(self.files[place], columns, place[1], self._skips_unknown(place), cells=self._cells(place))
             for place, columns in self.columns.items()

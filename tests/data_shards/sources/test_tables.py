@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import signal
 import struct
 import subprocess
 import sys
@@ -352,3 +353,26 @@ def test_places_in_a_mapping_start_from_its_folder_and_follow_the_one_rule(tmp_p
     (home / "maps" / "mapping.yaml").write_text(yaml.safe_dump(mapping | {"records": {"file": "s3://b/x", "key": "k"}}))
     with pytest.raises(PathError, match="'s3://b/x' is a URL"):
         create_source("tables", {"path": "~/maps/mapping.yaml"})
+
+
+KILLED = """
+import os, signal, sys
+from data_shards import create_source
+source = create_source("tables", {"path": sys.argv[1], "scratch": sys.argv[2]})
+source.units()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_rows_that_a_killed_pack_had_sorted_out_are_removed_by_the_next_one(tmp_path: Path) -> None:
+    path, scratch = lay_tables(tmp_path), tmp_path / "scratch"
+    scratch.mkdir()
+    ended = subprocess.run([sys.executable, "-c", KILLED, path, str(scratch)], check=False)
+    (left,) = scratch.iterdir()
+    assert ended.returncode == -signal.SIGKILL and any(own.suffix == ".arrow" for own in left.iterdir())
+    report = pack(create_source("tables", {"path": path, "scratch": str(scratch)}), str(tmp_path / "after"))
+    assert not list(scratch.iterdir())
+    # As one that nothing had happened to
+    alone = pack(create_source("tables", {"path": path}), str(tmp_path / "alone"))
+    one, two = (open_manifest(own["url"]) for own in (report, alone))
+    assert [shard.sha256 for shard in one.shards] == [shard.sha256 for shard in two.shards]
