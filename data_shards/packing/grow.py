@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +23,9 @@ from data_shards.shards.manifest import Manifest
 from data_shards.shards.tables import load_sketches
 from data_shards.sources.base import Source
 
-NOTES, MAPPING = "notes", "mapping"  # entries of `Manifest.source`
+logger = logging.getLogger(__name__)
+
+NOTES, MAPPING, ORDER = "notes", "mapping", "order_of_shares"  # entries of `Manifest.source`
 
 
 def refuse_unfit(base: Manifest, source: Source) -> None:
@@ -56,15 +60,26 @@ def refuse_unfit(base: Manifest, source: Source) -> None:
 
 def _refuse_other_split(base: Manifest, source: Source) -> None:
     """Raise ValueError if a mapping divides groups otherwise than the one before; a group could be in two parts."""
-    before = base.source.get(MAPPING, {}).get("split", {})
-    if not before:
+    if MAPPING not in base.source:
         return
-    now = source.report(Counter()).get(MAPPING, {}).get("split", {})
-    for key in ("shares", "seed"):
-        mine, theirs = before.get(key, "not given"), now.get(key, "not given")
+    report = source.report(Counter())
+    before, now = base.source[MAPPING].get("split", {}), report.get(MAPPING, {}).get("split", {})
+    found: dict[str, tuple[Any, Any]] = {
+        f"split.{key}": (before.get(key, "not given"), now.get(key, "not given")) for key in ("shares", "seed")
+    }
+    if ORDER in base.source:
+        # A part is a stretch of the hash, so which one comes first decides, too.
+        found["split.shares in the order"] = base.source[ORDER], report.get(ORDER, [])
+    elif "columns" not in before:
+        logger.warning(
+            "%s does not say in which order split.shares stood when it was packed: see that it is the same now, or new "
+            "records of a group come into another part than its old ones",
+            base.url,
+        )
+    for what, (mine, theirs) in found.items():
         if mine != theirs:
             raise ValueError(
-                f"{base.url} was divided by split.{key} {mine}, in the source it is {theirs}: new records of a group "
+                f"{base.url} was divided by {what} {mine}, in the source it is {theirs}: new records of a group "
                 "could come into another part than its old ones; keep split of the mapping as it was"
             )
 

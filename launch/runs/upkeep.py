@@ -88,22 +88,20 @@ def _noted(path: Path, manifest: Manifest, deep: bool) -> dict[int, Finding]:
 
 
 def copy_data(
-    url: str, out: str, workers: int, address: str | None, overwrite: bool, lease_s: float, debug: bool
+    url: str, out: str, versions: bool, workers: int, address: str | None, overwrite: bool, lease_s: float, debug: bool
 ) -> None:
     """Copy a data set; prints a JSON object as the last line."""
     with crew_at(address, workers, debug) as crew:
-        report = copy(absolute_url(url), absolute_url(out), crew, overwrite=overwrite, lease_s=lease_s)
-    if report["version"] > 1:
-        logger.info(
-            "this is version %d; earlier ones are not copied with it: `inspect --versions` says what opens each, to be "
-            "copied to a place of its own",
-            report["version"],
+        report = copy(
+            absolute_url(url), absolute_url(out), crew, versions=versions, overwrite=overwrite, lease_s=lease_s
         )
+    if report["version"] > 1 and not versions:
+        logger.info("this is version %d; earlier ones are not copied with it (--versions)", report["version"])
     print_table(f"copied to {report['url']}", ("what", "how much"), [(key, report[key]) for key in _SHOWN])
     print_json_line(report)
 
 
-_SHOWN = ("records", "files", "bytes", "copied")
+_SHOWN = ("versions", "records", "files", "bytes", "copied")
 
 
 def drop_data_version(url: str, version: str, lease_s: float) -> None:

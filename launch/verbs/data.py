@@ -194,6 +194,9 @@ def verify(
 def copy(
     url: Annotated[str, typer.Argument(metavar="DATA", help="Folder or URL of a packed data set, or of a version.")],
     out: Annotated[str, typer.Argument(metavar="TO", help="Folder or URL (s3://, gs://, ...) of the copy.")],
+    versions: Annotated[
+        bool, typer.Option("--versions", help="All versions of a data set that has grown; what they share, once.")
+    ] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that copy; 0 = one per CPU, of all nodes.")] = 0,
     address: Annotated[
         str | None,
@@ -209,11 +212,12 @@ def copy(
 ) -> None:
     """Copy a data set, with every file compared before and after; if it is stopped, the same command goes on.
 
-    One version is copied, the newest unless DATA is the file of an earlier head (`inspect --versions`).
+    One version is copied, the newest unless DATA is the file of an earlier head (`inspect --versions`); with --versions
+    all that are kept.
     """
     from launch.runs.upkeep import copy_data
 
-    copy_data(url, out, workers, address, overwrite, lease_s, debug)
+    copy_data(url, out, versions, workers, address, overwrite, lease_s, debug)
 
 
 @app.command()

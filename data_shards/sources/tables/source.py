@@ -284,11 +284,12 @@ class Tables(Source):
         return Cells(self.mapping.dialect(place[0]), listed, key=place[1], replace=replace)
 
     def report(self, notes: Counter[str]) -> dict[str, Any]:
-        """Options, what was counted, and which files were read."""
+        """Options, what was counted, which files were read, and what a head in sorted JSON would not tell."""
         files = sorted({file.name for own in self.files.values() for file in own})
         return super().report(notes) | {
             "mapping": self.mapping.model_dump(mode="json", exclude_defaults=True),
             "files": files,
+            "order_of_shares": list(self.mapping.split.shares),
             "horizons_from_longest_times": self.horizons,
         }
 

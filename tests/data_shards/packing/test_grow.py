@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from data_shards import DatasetSchema, Manifest, Record, open_manifest, pack
+from data_shards import DatasetSchema, Manifest, Record, create_source, open_manifest, pack
 from data_shards.crew import Here
 from data_shards.errors import ManifestError, ShardError
+from data_shards.packing.grow import refuse_unfit
 from data_shards.packing.upkeep.copy import copy
 from data_shards.packing.upkeep.drop import drop_version
 from data_shards.shards.reader import read_index
 from data_shards.shards.tables import load_sketches
-from data_shards.shards.versions import files_of, versions_of
+from data_shards.shards.versions import files_of, head_name, versions_of
+from data_shards.sources.base import Source
 from tests.data_shards.build import SCHEMA, ListSource, make_record
 from tests.data_shards.packing import remade
 
@@ -162,6 +165,32 @@ def test_another_rule_for_splits_is_refused(tmp_path: Path, monkeypatch: pytest.
     assert open_manifest(str(tmp_path)).records == 30
 
 
+def test_the_order_of_shares_is_part_of_the_rule(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def tables(name: str, split: dict[str, object] | None, start: int) -> Source:
+        rows = "".join(f"r{n},g{n // 2},{n}\n" for n in range(start, start + 40))
+        (tmp_path / f"{name}.csv").write_text(f"key,group,x\n{rows}")
+        records = {"file": f"{name}.csv", "key": "key", "group": "group"}
+        mapping = {"name": "n", "records": records, "modalities": {"x": {"kind": "vector", "columns": ["x"]}}}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(mapping | ({"split": split} if split else {})))
+        return create_source("tables", {"path": str(tmp_path / f"{name}.yaml")})
+
+    turned, given = {"shares": {"test": 0.1, "val": 0.1, "train": 0.8}}, {"shares": {"train": 0.6, "test": 0.4}}
+    folder = str(tmp_path / "set")
+    pack(tables("first", None, 0), folder)
+    words = r"by split.shares in the order \['train', 'val', 'test'\], in the source it is \['test', 'val', 'train'\]"
+    with pytest.raises(ValueError, match=words):
+        pack(tables("second", turned, 39), folder, append=True)
+    with pytest.raises(ValueError, match=r"by split.shares not given, in the source it is {'train': 0.6, 'test': 0.4}"):
+        pack(tables("third", given, 39), folder, append=True)
+    pack(tables("fourth", None, 41), folder, append=True)
+    manifest = open_manifest(folder)
+    assert manifest.records == 80 and manifest.source["order_of_shares"] == ["train", "val", "test"]
+    # A data set of before does not say it, and grows with a word of warning
+    own = replace(manifest, source={k: v for k, v in manifest.source.items() if k != "order_of_shares"})
+    refuse_unfit(own, tables("fifth", turned, 90))
+    assert "does not say in which order split.shares stood" in caplog.text
+
+
 def test_a_dropped_version_takes_only_what_nobody_else_names(tmp_path: Path) -> None:
     first, second, third = grown(tmp_path, SCHEMA, RECORDS, [40, 41])
     before = {path.name for path in tmp_path.iterdir()}
@@ -188,6 +217,38 @@ def test_a_copy_is_the_version_that_was_named(tmp_path: Path, version: int) -> N
     assert report["digest"] == again.digest == manifests[version].digest and keys(again) == keys(manifests[version])
     assert {path.name for path in (tmp_path / "copy").iterdir()} == {*files_of(manifests[version]), "manifest.json"}
     assert report["copied"] == sum(p.stat().st_size for p in (tmp_path / "copy").iterdir()) - again_head(tmp_path)
+
+
+def test_a_copy_of_all_versions_is_the_same_files(tmp_path: Path) -> None:
+    manifests = grown(tmp_path / "grown", SCHEMA, RECORDS, [40, 41])
+    files = {path.name: path.read_bytes() for path in (tmp_path / "grown").iterdir()}
+    report = copy(str(tmp_path / "grown"), str(tmp_path / "copy"), Here(), versions=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()} == files
+    assert (report["versions"], report["files"], report["bytes"]) == (3, len(files), sum(map(len, files.values())))
+    for version, manifest in zip(versions_of(str(tmp_path / "copy")), manifests, strict=True):
+        assert version.digest == manifest.digest and keys(open_manifest(version.url)) == keys(manifest)
+    # It grows on as the original does
+    for folder in ("grown", "copy"):
+        pack(ListSource(SCHEMA, [make_record(90)]), str(tmp_path / folder), append=True, **SIZES)  # type: ignore[arg-type]
+    assert open_manifest(str(tmp_path / "copy")).digest == open_manifest(str(tmp_path / "grown")).digest
+    # Of a version with those before it; in place of the whole, nothing of which is left over
+    second = versions_of(str(tmp_path / "grown"))[1].url
+    report = copy(second, str(tmp_path / "copy"), Here(), versions=True, overwrite=True)
+    assert [version.digest for version in versions_of(report["url"])] == [own.digest for own in manifests[:2]]
+    wanted = files_of(manifests[0]) | files_of(manifests[1]) | {"manifest.json", head_name(manifests[0])}
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == wanted
+    assert report["copied"] == 0
+
+
+def test_a_damaged_file_of_an_earlier_version_is_not_copied(tmp_path: Path) -> None:
+    first, _, _ = grown(tmp_path / "grown", SCHEMA, RECORDS, [40, 41])
+    only = max(files_of(first) - files_of(open_manifest(str(tmp_path / "grown"))))
+    assert only.startswith("sketches-")
+    (tmp_path / "grown" / only).write_bytes(b"x" + (tmp_path / "grown" / only).read_bytes()[1:])
+    copy(str(tmp_path / "grown"), str(tmp_path / "newest"), Here())
+    with pytest.raises(ShardError, match=f"{only}: has another SHA-256"):
+        copy(str(tmp_path / "grown"), str(tmp_path / "copy"), Here(), versions=True)
+    assert not (tmp_path / "copy" / "manifest.json").exists()
 
 
 def again_head(folder: Path) -> int:
