@@ -22,7 +22,7 @@ from launch.compare.bootstrap import (
     task_measures,
 )
 from launch.compare.pairs import Pair, all_pairs, finding
-from launch.compare.tested import Kept, all_comparable, kept_of, why_not_notes
+from launch.compare.tested import Kept, all_comparable, kept_of, why_none, why_not_notes
 from launch.compare.variants import Variant, continued_notes, differing_params, group, seed_of
 from trainer.metrics.by_record import record_rows
 from trainer.metrics.main_metric import larger_is_better, primary_metric
@@ -145,8 +145,8 @@ def _resample(variants: Sequence[Variant], kept: dict[str, Kept | None], metric:
     # Equal records get equal draws, whichever run they belong to.
     weights: dict[int, Array] = {}
     for variant in variants:
-        missing = [run.name for run in variant.runs if kept[run.id] is None]
-        notes += [f"Run {name} kept no test predictions, so it has no interval." for name in missing]
+        missing = [run for run in variant.runs if kept[run.id] is None]
+        notes += [f"Run {run.name} {why_none(run)}, so it has no interval." for run in missing]
         if missing or not all_comparable(variant.runs, kept, metric):
             continue
         rows, ids = [], [run.id for run in variant.runs]

@@ -14,7 +14,7 @@ from itertools import combinations
 from data_shards import TaskSpec
 from trainer.metrics.prediction_table import read_predictions
 from trainer.metrics.predictions import Predictions
-from trainer.run_folder import TEST_PREDICTIONS
+from trainer.run_folder import STRETCHES, TEST_PREDICTIONS
 from trainer.tracking.history import TrackedRun
 
 # What makes the loss of two runs two quantities.
@@ -51,6 +51,18 @@ def kept_of(run: TrackedRun) -> Kept | None:
     """The predictions that a run kept; None if it kept none. Raises ValueError: the file is none of ours."""
     file = run.artifact(TEST_PREDICTIONS)
     return None if file is None else Kept(*read_predictions(file))
+
+
+def why_none(run: TrackedRun) -> str:
+    """In words: why there are no predictions of a run to draw from; the end of a sentence that begins with its name."""
+    most = int(run.params.get("training.gathered_samples", 0))
+    samples = int(run.metrics.get("test/moments", run.metrics.get("test/records", 0)))
+    if not 0 < most < samples:
+        return "kept no test predictions"
+    return (
+        f"tested {samples:,} samples, more than training.gathered_samples ({most:,}): its predictions lie in its "
+        f"folder, in {STRETCHES}/test, a file of each worker, and are not read back"
+    )
 
 
 def why_not(first: TrackedRun, second: TrackedRun, kept: dict[str, Kept | None], metric: str) -> str | None:

@@ -11,7 +11,7 @@ import numpy as np
 from data_shards import TaskSpec
 from launch.compare.bootstrap import DRAWS, Interval, draw_weights, interval
 from launch.compare.comparison import COUNTS, draws_of
-from launch.compare.tested import Kept
+from launch.compare.tested import Kept, why_none
 from launch.report.kept import said
 from trainer.tracking.history import TrackedRun
 
@@ -42,12 +42,13 @@ def metric_rows(run: TrackedRun, found: dict[str, Interval]) -> list[Row]:
     return rows
 
 
-def counts_words(run: TrackedRun, found: dict[str, Interval]) -> str:
+def counts_words(run: TrackedRun, found: dict[str, Interval], kept: Kept | None) -> str:
     """What was tested, and where intervals come from."""
     told = [f"{int(run.metrics[name]):,} {name.removeprefix('test/')}" for name in COUNTS if name in run.metrics]
     about = f"Of the test part: {', '.join(told)}." if told else ""
     drawn = f" Intervals: the middle 95 % over {DRAWS:,} draws of the test records." if found else ""
-    return (about + drawn).strip()
+    without = "" if kept is not None or not told else f" The run {why_none(run)}, so there are no intervals."
+    return (about + (drawn or without)).strip()
 
 
 def expert_rows(routing: dict[str, Any] | None) -> list[Row]:

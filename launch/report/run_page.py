@@ -63,7 +63,9 @@ def run_page(run_dir: str, sample: int) -> str:
         section("What it consists of", *chosen(read_json(run_dir, RESULT) or {})),
         section("Learning curves", picture(figures.curves(run, main), f"loss and validation while training{_by(run)}")),
         section(
-            "Test metrics", paragraph(counts_words(run, found)), table(METRIC_COLUMNS, metric_rows(run, found), ".4f")
+            "Test metrics",
+            paragraph(counts_words(run, found, kept)),
+            table(METRIC_COLUMNS, metric_rows(run, found), ".4f"),
         ),
         section("Calibration", *_calibration(run, kept, run_dir)),
         section("What absent modalities cost", *_missing(run, run_dir, computed)),

@@ -27,6 +27,7 @@ from launch.compare.pairs import (
     SEEDS_ONLY,
 )
 from launch.compare.report import page
+from launch.compare.tested import why_none
 from trainer.metrics.prediction_table import write_predictions
 from trainer.metrics.predictions import Predictions
 from trainer.metrics.scores import part_metrics
@@ -271,3 +272,13 @@ def test_the_last_line_says_the_same(
     assert result["comparable"] is False and result["pairs"] == []
     assert result["finding"] == "No two variants compare, so none is better."
     assert result["finding"] in (tmp_path / "page.html").read_text()
+
+
+def test_predictions_that_each_worker_kept_are_named():
+    def run(**metrics):
+        return TrackedRun("", "x", "x", "FINISHED", 0, {"training.gathered_samples": "1000"}, metrics, {})
+
+    assert why_none(run(**{"test/records": 1000.0})) == why_none(run()) == "kept no test predictions"
+    words = why_none(run(**{"test/records": 10.0, "test/moments": 1001.0}))
+    assert words.startswith("tested 1,001 samples, more than training.gathered_samples (1,000)")
+    assert "predictions/test, a file of each worker" in words
