@@ -11,8 +11,8 @@ step that is this loader's first one: indices and chunks read and compared with 
 At the end one rank does all of that by the loader itself, from nothing, with processes that it starts.
 
 `resident` is what the processes hold beyond what they held before, as the system counts it: private pages of every
-process, and pages of shared files once (Pss), over the number of chunks; of the order alone pages of its file, and the
-most that the process that made it held meanwhile. Seconds, and seconds of the processor where others are at work
+process before it reads its batch, and pages of shared files once (Pss), over the number of chunks; of the order alone
+its file, those of its pages that are mapped, and the most that the process that made it held meanwhile. Seconds, and seconds of the processor where others are at work
 beside it. Files were just written, so they are read from memory.
 """
 
@@ -177,18 +177,19 @@ def process(folder: str, scratch: str, seat: tuple[int, int, int], go: Any, done
     for size in BATCHES:
         taken = [timed(lambda i=i, size=size: made.numbers(i * size, (i + 1) * size))[1] for i in range(STEPS)]
         positions[size] = statistics.median(taken)
+    held = private_and_shared()[0]
     step, read, read_cpu = used(lambda: there[0, loader * BATCH])
     if step.error is not None:
         raise step.error
     keys = [key for buffer in step.buffers for key in Batch.from_buffer(buffer).keys]
     answers.put(
         {"open": opened, "prepare": prepared, "hand over": out + into, "bytes": len(data), "order": ordered,
-         "positions": positions, "read": read, "before": before, "step": loader, "samples": len(keys), "io": step.io,
-         "peak of the order": most,
+         "positions": positions, "read": read, "grown": held - before, "step": loader, "samples": len(keys), "io": step.io,
+         "peak of the order": most, "file of the order": Path(own).stat().st_size,
          "cpu": {"open": opened_cpu, "prepare": prepared_cpu, "order": ordered_cpu, "read": read_cpu}}
     )  # fmt: skip
     done.wait()
-    answers.put((*private_and_shared(), of_files(scratch)[own]))
+    answers.put((private_and_shared()[1], of_files(scratch)[own]))
 
 
 def node(folder: Path, scratch: Path, ranks: int, loaders: int) -> tuple[list[dict[str, Any]], int, int]:
@@ -208,8 +209,8 @@ def node(folder: Path, scratch: Path, ranks: int, loaders: int) -> tuple[list[di
     for each in started:
         each.join()
     assert sum(found[rank * (1 + loaders)]["samples"] for rank in range(ranks)) == BATCH  # of the first step
-    grown = sum(private for private, _, _ in held) - sum(answer["before"] for answer in found)
-    return found, grown + sum(shared for _, shared, _ in held), sum(order for _, _, order in held)
+    grown = sum(answer["grown"] for answer in found)
+    return found, grown + sum(shared for shared, _ in held), sum(order for _, order in held)
 
 
 def whole_rank(folder: Path, ranks: int, loaders: int) -> dict[str, float]:

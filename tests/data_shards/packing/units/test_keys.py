@@ -28,7 +28,7 @@ def twice(shards: list[list[str]], run: int) -> tuple[tuple[str, int, int] | Non
             check.add(keys_module.key_hashes(own)[20:], number)
         folder = Path(check._folder.name)
         found = check.twice(keys_of)
-        assert len(list(folder.iterdir())) == {1: 20, 7: 20, 64: 7, 1000: 1}[run]
+        assert len(list(folder.glob("*.run"))) == {1: 20, 7: 20, 64: 7, 1000: 1}[run]
     assert not folder.exists()
     return found, asked
 
