@@ -12,8 +12,8 @@ At the end one rank does all of that by the loader itself, from nothing, with pr
 
 `resident` is what the processes hold beyond what they held before, as the system counts it: private pages of every
 process before it reads its batch, and pages of shared files once (Pss), over the number of chunks; of the order alone
-its file, those of its pages that are mapped, and the most that the process that made it held meanwhile. Seconds, and seconds of the processor where others are at work
-beside it. Files were just written, so they are read from memory.
+its file, those of its pages that are mapped, and the most that the process that made it held meanwhile. Seconds, and
+seconds of the processor where others are at work beside it. Files were just written, so they are read from memory.
 """
 
 from __future__ import annotations
@@ -184,7 +184,8 @@ def process(folder: str, scratch: str, seat: tuple[int, int, int], go: Any, done
     keys = [key for buffer in step.buffers for key in Batch.from_buffer(buffer).keys]
     answers.put(
         {"open": opened, "prepare": prepared, "hand over": out + into, "bytes": len(data), "order": ordered,
-         "positions": positions, "read": read, "grown": held - before, "step": loader, "samples": len(keys), "io": step.io,
+         "positions": positions, "read": read,
+         "grown": held - before, "step": loader, "samples": len(keys), "io": step.io,
          "peak of the order": most, "file of the order": Path(own).stat().st_size,
          "cpu": {"open": opened_cpu, "prepare": prepared_cpu, "order": ordered_cpu, "read": read_cpu}}
     )  # fmt: skip
@@ -276,9 +277,8 @@ def main() -> None:
     resident, io, samples = held / chosen.chunks, first["io"], first["samples"]
     told = f"{resident:.1f} bytes a chunk; to a loader travel {first['bytes']} bytes"
     print(f"{len(found)} processes hold {held / 2**30:.2f} GiB: {told}")
-    print(
-        f"the order: {order / 2**20:.0f} MiB once a node, while it is made {first['peak of the order'] / 2**20:.0f} MiB"
-    )
+    most, size = first["peak of the order"] / 2**20, first["file of the order"] / 2**20
+    print(f"the order: a file of {size:.0f} MiB, {order / 2**20:.0f} mapped by all; while it is made {most:.0f} MiB")
     print(f"first batch of a rank: {samples} samples, {io['reads']} reads, {io['bytes']} bytes")
     parts = f"{whole['until loader']:.2f} s to its loader, {whole['until batch']:.2f} to its first batch"
     print(f"a rank with {chosen.loaders} loaders, from nothing: {parts}, {whole['cpu']:.2f} s of the processor")
