@@ -52,8 +52,8 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
     """Folders whose owner has died on this machine."""
     for path in parent.glob(f"{prefix}*"):
         try:
-            # Others may write into the parent, and could lay a link there.
-            if path.is_symlink() or path.lstat().st_uid != os.getuid():
+            # Others may write into the parent. Of a link nothing is removed: `rmtree` refuses it.
+            if path.lstat().st_uid != os.getuid():
                 continue
             with (path / LOCK).open() as stream:
                 if stream.read() != socket.gethostname():
