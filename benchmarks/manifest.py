@@ -211,6 +211,9 @@ def node(folder: Path, scratch: Path, ranks: int, loaders: int) -> tuple[list[di
         each.join()
     assert sum(found[rank * (1 + loaders)]["samples"] for rank in range(ranks)) == BATCH  # of the first step
     grown = sum(answer["grown"] for answer in found)
+    of_each = ", ".join(f"{answer['grown'] / 2**20:.0f}" for answer in found)
+    files = f"mapped {sum(shared for shared, _ in held) / 2**20:.0f}"
+    print(f"MiB: {files}, private of each process {of_each}")
     return found, grown + sum(shared for shared, _ in held), sum(order for _, order in held)
 
 
