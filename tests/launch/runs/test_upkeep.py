@@ -48,7 +48,7 @@ def test_exit_code_and_versions(tmp_path, capsys):
     assert [(own["number"], own["records"], own["digest"]) for own in versions] == [
         (1, 40, first.digest), (2, 60, second.digest),
     ]  # fmt: skip
-    copy_data(versions[0]["url"], str(tmp_path / "copy"), 1, None, False, 60, False)
+    copy_data(versions[0]["url"], str(tmp_path / "copy"), False, 1, None, False, 60, False)
     assert last(capsys)["digest"] == first.digest == open_manifest(str(tmp_path / "copy")).digest
     drop_data_version(str(tmp_path / "set"), "1", 60)
     assert last(capsys)["removed"][0] == f"manifest-00001-{first.digest[:12]}.json"
