@@ -36,7 +36,7 @@ def test_links_lead_to_files(page: Path) -> None:
     assert [link for link in links if "://" not in link and not (page.parent / link).is_file()] == []
 
 
-@pytest.mark.parametrize("page", ["first_run", "your_data"])
+@pytest.mark.parametrize("page", ["first_run", pytest.param("your_data", marks=pytest.mark.long)])
 def test_commands_of_a_page_run_one_after_the_other(page: str, tmp_path: Path) -> None:
     """As a user has it: the files of the page, its commands, and the project's Python first in the path."""
     blocks = list(BLOCK.finditer((ROOT / "docs" / f"{page}.md").read_text("utf-8")))

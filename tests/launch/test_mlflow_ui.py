@@ -19,7 +19,7 @@ from launch.mlflow_ui import Server
 from tests.launch.commands import ROOT, environment, python
 from tests.ports import free_port
 
-pytestmark = pytest.mark.together
+pytestmark = [pytest.mark.together, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,7 @@ def test_a_job_that_fails_gives_its_exit_code_and_its_sentence(head, place):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_strangers_and_wrong_tokens_are_refused(head):
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{head.dashboard}/api/jobs/")
@@ -124,7 +124,7 @@ def test_strangers_and_wrong_tokens_are_refused(head):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_is_submitted_to_an_open_ray_unless_that_is_said(open_head):
     refused = open_head.launch("list", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64)
     assert refused.returncode == 2 and "asks for no token" in refused.stderr

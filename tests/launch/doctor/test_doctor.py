@@ -58,7 +58,7 @@ def test_a_closed_ray_is_looked_at_from_inside_by_a_job(head, place):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_open_ray_fails_loudly(open_head):
     done = open_head.launch("doctor")
     open_doors = [each.text for each in findings(done, "strangers", "fail")]

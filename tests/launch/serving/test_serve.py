@@ -16,7 +16,7 @@ from tests.launch.commands import environment
 from tests.ports import free_port
 
 pytest.importorskip("grpc_reflection", reason="the extra `serve` is not installed")
-pytestmark = [pytest.mark.ray, pytest.mark.together]
+pytestmark = [pytest.mark.ray, pytest.mark.together, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

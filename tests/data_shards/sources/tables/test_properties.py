@@ -175,7 +175,7 @@ def by_pandas(folder: Path) -> tuple[dict, int]:
     return found, observations
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=75, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data(), st.sampled_from([1, 2, 500]), st.sampled_from([1, 3, 1 << 20]), st.sampled_from([30, 200, 1 << 23]))
 def test_csv_and_parquet_give_the_records_that_pandas_reads(tables_of, unit, buffer, block) -> None:
     stays, events = tables_of

@@ -336,6 +336,7 @@ def test_an_adapter_stands_for_its_checkpoint(vqa: str, tmp_path: Path) -> None:
         job(1, evaluation_config(open_checkpoint(str(folder))))
 
 
+@pytest.mark.long
 def test_mlflow_knows_the_job_its_backbone_and_a_registered_version(icu: tuple[str, str], tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
