@@ -68,8 +68,9 @@ def _refuse_other_split(base: Manifest, source: Source) -> None:
         f"split.{key}": (before.get(key, "not given"), now.get(key, "not given")) for key in ("shares", "seed")
     }
     if ORDER in base.source:
-        # A part is a stretch of the hash, so which one comes first decides, too.
-        found["split.shares in the order"] = base.source[ORDER], report.get(ORDER, [])
+        # A part is a stretch of the hash, so which one comes first decides, too. Records that no mapping divides say
+        # their parts themselves.
+        found["split.shares in the order"] = base.source[ORDER], report.get(ORDER, base.source[ORDER])
     elif "columns" not in before:
         logger.warning(
             "%s does not say in which order split.shares stood when it was packed: see that it is the same now, or new "

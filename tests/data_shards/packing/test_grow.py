@@ -189,6 +189,8 @@ def test_the_order_of_shares_is_part_of_the_rule(tmp_path: Path, caplog: pytest.
     own = replace(manifest, source={k: v for k, v in manifest.source.items() if k != "order_of_shares"})
     refuse_unfit(own, tables("fifth", turned, 90))
     assert "does not say in which order split.shares stood" in caplog.text
+    # Records that no mapping divides say their parts themselves
+    refuse_unfit(manifest, ListSource(manifest.schema, []))
 
 
 def test_a_dropped_version_takes_only_what_nobody_else_names(tmp_path: Path) -> None:
