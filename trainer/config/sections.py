@@ -258,9 +258,9 @@ class TrainingConfig(Section):
         None,
         gt=0,
         description="minutes that training may take, evaluations in it and earlier processes of the run included: how "
-        "many steps fit is measured after 20 and at each evaluation, and the learning rate falls towards that end; "
-        "epochs and max_steps say the most; the last evaluation and the test part come on top. Equal recipes then "
-        "give runs of other lengths; null = no limit",
+        "many steps fit is measured after 20 and at each evaluation, and the learning rate falls towards that end; a "
+        "run whose first 20 take longer ends among them; epochs and max_steps say the most; the last evaluation and "
+        "the test part come on top. Equal recipes then give runs of other lengths; null = no limit",
     )
     batch_size: int = Field(64, ge=1, description="records of one optimiser step, over all workers")
     accumulation: int = Field(1, ge=1, description="micro-batches that one optimiser step is made of")

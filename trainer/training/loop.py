@@ -37,7 +37,7 @@ from trainer.training.profiler import StepProfiler
 from trainer.training.progress import Progress
 from trainer.training.record_trace import RecordTrace
 from trainer.training.step_loss import step_loss
-from trainer.training.timetable import PACE_AFTER, Timetable, steps_that_fit
+from trainer.training.timetable import PACED, Timetable, steps_that_fit
 from trainer.worker.collectives import sum_over_ranks
 from trainer.worker.console import bar
 from trainer.worker.heartbeat import doing
@@ -146,10 +146,11 @@ class TrainingLoop:
                 # At once, without an evaluation that may be due: `_catch_up` owes it.
                 self._save()
                 return
+            if progress.step in PACED:
+                self._pace()  # before it is asked what is due: this may be the last step
             due = self.timetable.evaluation_due(progress)
             if due:
                 self._evaluate()
-            if due or progress.step == PACE_AFTER:
                 self._pace()
             progress.finished = self.timetable.at_the_end(progress)
             # After the evaluation: a checkpoint holds the score that ranks it.
@@ -161,12 +162,12 @@ class TrainingLoop:
     def _pace(self) -> None:
         """How long the run will be, where its recipe gives minutes. Collective."""
         minutes, progress = self.config.training.minutes, self.progress
-        if minutes is None or progress.step < PACE_AFTER:
+        if minutes is None or not progress.step:
             return
         self._count_seconds()
         fits = steps_that_fit(progress.step, progress.seconds, minutes)
         self.timetable = replace(self.timetable, fits=fits)
-        if self.context.rank == 0:
+        if self.context.rank == 0 and fits is not None:
             logger.info("training.minutes=%g: %d steps fit, %d at most", minutes, fits, self.timetable.total_steps)
 
     def _count_seconds(self) -> None:

@@ -8,7 +8,8 @@ from trainer.config.sections import TrainingConfig
 from trainer.training.early_stopping import out_of_patience
 from trainer.training.progress import Progress
 
-PACE_AFTER = 20  # steps, after which their time is known well enough
+PACED = (1, 2, 5, 10, 20)  # steps after which a run of so many minutes looks at the clock, beside evaluations
+KNOWN_AFTER = PACED[-1]  # steps, after which their time is known well enough
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Timetable:
         return out_of_patience(self.training.early_stopping, progress) or progress.step >= self.total_steps
 
 
-def steps_that_fit(step: int, seconds: float, minutes: float) -> int:
-    """Steps of a whole run of so many minutes, of which `step` took `seconds`; at least those that were made."""
+def steps_that_fit(step: int, seconds: float, minutes: float) -> int | None:
+    """Steps of a whole run of so many minutes, of which `step` took `seconds`; at least those that were made.
+
+    None: it is too early to say; but of no time nothing is left.
+    """
+    if step < KNOWN_AFTER:
+        return step if seconds >= minutes * 60 else None
     return max(step, int(step * minutes * 60 / max(seconds, 1e-9)))

@@ -119,6 +119,21 @@ def test_minutes_are_the_time_of_all_processes_of_a_run(
     assert run(again, SingleContext())["step"] == 35
 
 
+@pytest.mark.parametrize(("seconds_of_a_step", "steps"), [(2.0, 20), (10.0, 5)])
+def test_a_run_that_time_ends_is_evaluated_first(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds_of_a_step: float, steps: int
+) -> None:
+    """Half a minute: over after 20 steps, when it is first known how many fit, or before, when they are slow."""
+
+    def count(loop: TrainingLoop) -> None:
+        loop.progress.seconds = seconds_of_a_step * loop.progress.step
+
+    monkeypatch.setattr(TrainingLoop, "_count_seconds", count)
+    chosen = config(data, tmp_path, training__epochs=1000, training__minutes=0.5, training__eval_every=1000)
+    assert run(chosen, SingleContext())["step"] == steps
+    assert [line["step"] for line in lines(tmp_path) if "val/loss" in line.get("metrics", {})] == [steps]
+
+
 def test_minutes_by_the_clock_end_a_run(data: str, tmp_path: Path) -> None:
     chosen = config(data, tmp_path, training__epochs=100_000, training__minutes=0.02)
     result = run(chosen, SingleContext())

@@ -39,6 +39,8 @@ def test_minutes_end_a_run_before_its_epochs_do_and_never_before_what_was_made()
     assert replace(timetable(), fits=500).total_steps == 12
     # 20 steps took 30 s: in two minutes there are 80, in ten seconds those 20.
     assert (steps_that_fit(20, 30.0, 2.0), steps_that_fit(20, 30.0, 1 / 6)) == (80, 20)
+    # Of the first steps only that they have used it up is known.
+    assert (steps_that_fit(5, 59.0, 1.0), steps_that_fit(5, 61.0, 1.0)) == (None, 5)
 
 
 @pytest.mark.parametrize(
