@@ -94,6 +94,17 @@ def test_compiled_parts_give_the_same_losses(data: str, tmp_path: Path) -> None:
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
+def test_time_is_hidden_of_what_is_learned_from_and_not_of_what_is_evaluated(data: str, tmp_path: Path) -> None:
+    """One step that moves next to nothing."""
+    still: dict[str, Any] = {"training__max_steps": 1, "optim__lr": 1e-12, "model__dropout": 0.0}
+    for name, share in (("whole", 0.0), ("hidden", 0.4)):
+        run(config(data, tmp_path / name, model__time_dropout=share, **still), SingleContext())
+    assert abs(losses(tmp_path / "whole")[1] - losses(tmp_path / "hidden")[1]) > 1e-4
+    told = [[own["metrics"] for own in lines(tmp_path / name) if "metrics" in own] for name in ("whole", "hidden")]
+    found = [next(own["val/loss"] for own in each if "val/loss" in own) for each in told]
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
 def test_minutes_are_the_time_of_all_processes_of_a_run(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
