@@ -87,7 +87,7 @@ class Browser:
             page.call(f"{domain}.enable")
         error = page.call("Page.navigate", {"url": url}).get("errorText")
         assert not error, f"{url}: {error}"
-        self._pump(lambda: page.loaded, f"the load of {url}")
+        self.wait(lambda: page.loaded, f"the load of {url}")
         return page
 
     def call(self, method: str, parameters: dict[str, Any] | None = None, session: str | None = None) -> dict[str, Any]:
@@ -96,12 +96,13 @@ class Browser:
         answers = list[dict[str, Any]]()  # commands are sent one at a time, so the next answer is this one's
         message: dict[str, Any] = {"id": self._last, "method": method, "params": parameters or {}}
         os.write(self._write, json.dumps(message | ({"sessionId": session} if session else {})).encode() + b"\0")
-        self._pump(lambda: bool(answers), method, answers.append)
+        self.wait(lambda: bool(answers), method, answers.append)
         assert "error" not in answers[0], f"{method}: {answers[0]['error']}"
         result: dict[str, Any] = answers[0]["result"]
         return result
 
-    def _pump(self, done: Any, what: str, answer: Any = lambda found: None) -> None:
+    def wait(self, done: Any, what: str, answer: Any = lambda found: None) -> None:
+        """Take in messages until it is `done`; answers to commands go to `answer`."""
         end = time.monotonic() + PATIENCE_S
         while not done():
             message = self._next(end, what)
@@ -161,6 +162,12 @@ class Page:
         answer = self.call("Runtime.evaluate", wanted)
         assert "exceptionDetails" not in answer, f"{expression}: {answer['exceptionDetails']}"
         return answer["result"].get("value")
+
+    def load_by(self, script: str) -> None:
+        """Run what leaves or reloads the page, and wait for the next one: in between nothing can be asked."""
+        self.loaded = False
+        self.evaluate(f"void setTimeout(() => {{ {script} }})")
+        self.browser.wait(lambda: self.loaded, f"the load by {script}")
 
     def broken_pictures(self) -> list[str]:
         """Alternative text of pictures that did not decode; an SVG in the page needs no decoding."""

@@ -84,8 +84,8 @@ def test_the_token_is_asked_for_and_goes_nowhere_but_into_the_header(browser, ur
         page.evaluate("$('token').value") == "" and page.evaluate("localStorage.length + document.cookie.length") == 0
     )
     assert page.requests == [f"{url}/", f"{url}/schema", f"{url}/schema"]
-    page.evaluate("$('leave').click()")
-    until(page, "document.readyState === 'complete' && $('inside').hidden")
+    page.load_by("$('leave').click()")
+    assert page.evaluate("$('inside').hidden")
     assert page.evaluate("sessionStorage.length") == 0
 
 
