@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+LINES = 1000  # of a run's record, sent at once
 
 
 def open_run(config: TrackingConfig, run_name: str, tags: Mapping[str, str], run_dir: str) -> str | None:
@@ -293,6 +296,8 @@ class RunStore:
                 )
             case "restart":
                 self._logged_steps |= self._sent_steps
+            case "replay":
+                self._replay(self._batches, first["step"])
             case "status":
                 client.set_terminated(run_id, first["status"], end_time=first["time"])
 
@@ -309,6 +314,13 @@ class RunStore:
         batches.metrics(points)
         for point in points:
             self._sent_steps[point.key] = max(point.step, self._sent_steps.get(point.key, -1))
+
+    def _replay(self, batches: Batches, step: int) -> None:
+        """Send what the run's own lines say of steps up to this one, and MLflow lacks."""
+        known = (own for own in operations_in(self._run_dir) if own["op"] == "metrics" and own["step"] <= step)
+        while lines := list(islice(known, LINES)):
+            self._log_metrics(batches, lines)
+        self._logged_steps |= self._sent_steps
 
     def _log_params(self, batches: Batches, values: Mapping[str, str]) -> None:
         # A parameter cannot be changed, so the run keeps its first value and says what came later.

@@ -71,4 +71,13 @@ class Restart(TypedDict):
     time: int
 
 
-Operation = Params | Metrics | File | Dataset | Model | Tags | End | Restart
+class Replay(TypedDict):
+    """Points of up to this step are to be sent from the run's own lines, where they are not there yet: the queue of a
+    process that was killed is lost with it."""
+
+    op: Literal["replay"]
+    step: int
+    time: int
+
+
+Operation = Params | Metrics | File | Dataset | Model | Tags | End | Restart | Replay

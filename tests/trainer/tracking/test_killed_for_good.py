@@ -11,6 +11,7 @@ from tests.trainer.tracking.curves import points
 from trainer.run_folder import stored_run_id
 from trainer.tracking.create import create_tracker
 from trainer.tracking.mlflow_run import deliver_lines
+from trainer.tracking.tracker import Tracker
 
 
 def written_lines(config, folder: str, steps: range) -> None:
@@ -61,3 +62,24 @@ def test_a_store_that_takes_nothing_is_a_warning(config, tmp_path: Path, caplog)
         deliver_lines(config, "r", folder, "KILLED")
     assert any("MLflow has not everything of run r" in text and "metrics.jsonl" in text for text in caplog.messages)
     deliver_lines(config.model_copy(update={"mlflow": False}), "r", folder, "KILLED")
+
+
+def test_points_that_a_killed_process_had_queued_are_sent_by_the_one_that_goes_on(store, tmp_path: Path) -> None:
+    folder, own = str(tmp_path / "runs" / "r"), store.model_copy(update={"flush_seconds": 3600.0})
+
+    def start(step: int) -> Tracker:
+        tracker = create_tracker(own, "r", None, {}, 0, folder)
+        tracker.rewind(step)
+        return tracker
+
+    killed = start(0)
+    killed.log_metrics({"train/loss": 1.0}, 1)
+    killed.flush()
+    for step in range(2, 2 + 1500):  # of which none is sent, and nothing is said at the end
+        killed.log_metrics({"train/loss": 1 / step}, step)
+    following = start(1499)
+    following.log_metrics({"train/loss": -1.0}, 1500)
+    following.finish("FINISHED")
+    found = points(MlflowClient(store.uri), following.run_id, "train/loss")
+    assert found == [(step, 1 / step) for step in range(1, 1500)] + [(1500, -1.0)]
+    assert following.delivery == "complete"
