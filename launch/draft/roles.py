@@ -104,6 +104,9 @@ def _almost_keys(table: Table, tables: Sequence[Table]) -> list[str]:
     return found
 
 
+LINKED = 0.5  # share of a column's cells that are keys, from which on it says which record a row belongs to
+
+
 def has_key(table: Table, others: Sequence[Table]) -> bool:
     """Whether a column names records beyond doubt: it is called a key, or other tables refer to it."""
     return any(
@@ -124,7 +127,7 @@ def _leads_to(other: Table, name: str, table: Table) -> bool:
         return False
     try:
         keys = table.read({name: "text"})[name].combine_chunks()
-        return _share_among(other, name, keys) >= 0.5
+        return _share_among(other, name, keys) >= LINKED
     except ValueError:
         return False
 
@@ -142,8 +145,9 @@ def illegal_keys(home: Home) -> bool:
     return any(not KEY.fullmatch(key) for key in home.keys.to_pylist())
 
 
-def find_link(table: Table, home: Home) -> str | None:
-    """The column that says which record a row belongs to; None if no column does."""
+def nearest_link(table: Table, home: Home) -> tuple[str, float] | None:
+    """The column whose cells are most often records' keys, and the share of its different cells that are; None if no
+    column can hold keys."""
     same = [home.key] if home.key in table.columns else []
     others = [
         name
@@ -153,7 +157,7 @@ def find_link(table: Table, home: Home) -> str | None:
     best = max(
         ((_share_among(table, name, home.keys), name == home.key, name) for name in [*same, *others]), default=None
     )
-    return best[2] if best is not None and best[0] >= 0.5 else None
+    return None if best is None else (best[2], best[0])
 
 
 def unknown_rows(table: Table, link: str, home: Home) -> int:

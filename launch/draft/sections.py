@@ -9,7 +9,7 @@ from typing import Any
 from data_shards.sources.readers.picture_files import PictureError, decode
 from launch.draft.draft import Draft
 from launch.draft.profile import Column, Table
-from launch.draft.roles import Home, find_link, find_origin, time_column, time_unit, unknown_rows
+from launch.draft.roles import LINKED, Home, find_origin, nearest_link, time_column, time_unit, unknown_rows
 
 _VALUE = ("value", "valuenum", "val", "result", "amount", "measurement", "reading", "dose", "quantity")
 _CHANNEL = (
@@ -26,13 +26,21 @@ def of_records(home: Home, used: set[str], draft: Draft, folder: Path) -> None:
     _plain(home.table, [c for c in home.table.columns.values() if c.name not in used], {}, draft, folder, "")
 
 
+def _nearest(found: tuple[str, float] | None) -> str:
+    """How far a table is from being about the records."""
+    if found is None or not found[1]:
+        return ""
+    return f" ({found[1]:.0%} of the values of {found[0]!r} do: if it is the key, add the table, unknown_keys: skip)"
+
+
 def of_table(table: Table, home: Home, draft: Draft, folder: Path) -> None:
     """Modalities of another table."""
     stem = Path(table.file).stem.split(".")[0]
-    link = find_link(table, home)
-    if link is None:
-        draft.left_out.append(f"{table.file}: no column of it names records of {home.table.file}")
+    found = nearest_link(table, home)
+    if found is None or found[1] < LINKED:
+        draft.left_out.append(f"{table.file}: no column of it names records of {home.table.file}{_nearest(found)}")
         return
+    link = found[0]
     base: dict[str, Any] = {"file": table.file}
     if link != home.key:
         base["key"] = link

@@ -25,8 +25,13 @@ def curves_figure(task: TaskSpec, own: Followed) -> Figure:
         axes.step(time, np.concatenate([[1.0], found.value_U]), where="post", color=color, label=label)
         edge, mean = np.concatenate([[0.0], own.edge_T]), own.survival_BT[rows].mean(axis=0)
         axes.plot(edge, np.concatenate([[1.0], mean]), linestyle="--", color=color, marker="o", markersize=2.5)
+    # What is predicted ends at the last edge; how long some are followed beyond it is not what the figure is about.
+    last = float(own.edge_T[-1])
+    longer = int((own.time_B > last).sum())
     axes.set(xlabel=f"time [{task.unit}]" if task.unit else "time", ylabel="chance not to have happened yet")
-    axes.set(ylim=(0, 1.02), title=f"{task.name}: predicted (dashed) and Kaplan-Meier")
+    if longer:
+        axes.set_xlabel(f"{axes.get_xlabel()}; {longer} of {len(own.time_B)} were followed beyond the last edge")
+    axes.set(xlim=(0, 1.02 * last), ylim=(0, 1.02), title=f"{task.name}: predicted (dashed) and Kaplan-Meier")
     axes.legend(fontsize=8)
     figure.tight_layout()
     return figure

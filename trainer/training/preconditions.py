@@ -25,6 +25,7 @@ def check_preconditions(session: Session) -> None:
     """
     _can_learn(session)
     _say_moments(session)
+    _say_nothing_to_hide(session)
     _can_choose(session)
     _can_measure(session)
 
@@ -78,6 +79,19 @@ def _say_moments(session: Session) -> None:
             "part train has %d samples, the moments of %d records: batch sizes, epochs and all counts are of samples",
             samples,
             session.manifest.splits[session.config.data.split]["train"],
+        )
+
+
+def _say_nothing_to_hide(session: Session) -> None:
+    """What the recipe wants hidden while training, and these data cannot have hidden."""
+    model, modalities = session.config.model, session.schema.modalities
+    if model.time_dropout and not any(spec.has_times for spec in modalities):
+        _say(session, f"model.time_dropout={model.time_dropout:g} hides nothing: no modality of these data has times")
+    if model.modality_dropout and len(modalities) == 1:
+        _say(
+            session,
+            f"model.modality_dropout={model.modality_dropout:g} hides nothing: {modalities[0].name} is the only "
+            "modality, and at least one always stays",
         )
 
 

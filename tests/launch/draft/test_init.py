@@ -206,3 +206,15 @@ def test_digits_that_begin_with_a_zero_are_names(tmp_path):
     _, tree = drafted(tmp_path / "z")
     assert tree["modalities"]["categories"]["columns"] == ["zip"]
     assert tree["modalities"]["numbers"]["columns"] == ["hour"], "05 is an hour"
+
+
+def test_a_table_mostly_of_other_records_is_left_out_with_the_nearest_column(tmp_path):
+    folder = tmp_path / "clinic"
+    folder.mkdir()
+    table(folder / "stays.csv", "stay,age,died", [(f"s{n}", 50 + n, n % 2) for n in range(20)])
+    table(folder / "labs.csv", "stay,hours,sodium", [(f"s{n // 2}", n / 2, 135.5 + n) for n in range(100)])
+    table(folder / "wards.csv", "ward,beds", [(f"w{n}", 5 + n) for n in range(30)])
+    text, tree = drafted(folder)
+    assert set(tree["modalities"]) == {"numbers"}
+    assert "labs.csv: no column of it names records of stays.csv (40% of the values of 'stay' do: if it" in text
+    assert "wards.csv: no column of it names records of stays.csv\n" in text

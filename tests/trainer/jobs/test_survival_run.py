@@ -157,7 +157,10 @@ def test_figures_show_thirds_and_times() -> None:
     target = torch.tensor(np.stack([rng.exponential(4, 90), rng.integers(0, 2, 90)], axis=1))
     own = followed(LIFE, logits, target)
     figure: Figure = curves_figure(LIFE, own)
-    assert len(figure.axes[0].lines) == 6 and figure.axes[0].get_xlabel() == "time [days]"
+    axes, longer = figure.axes[0], int((own.time_B > 8).sum())
+    assert len(axes.lines) == 6 and 0 < longer < 90
+    assert axes.get_xlabel() == f"time [days]; {longer} of 90 were followed beyond the last edge"
+    assert axes.get_xlim()[1] == pytest.approx(1.02 * 8)
     assert len(survival_calibration_figure(LIFE, own).axes[0].lines) == 1 + len(own.calibrations()) == 4
 
 

@@ -307,3 +307,12 @@ def test_indexes_are_read_until_enough_is_known(tmp_path: Path, monkeypatch: pyt
     assert seen.values == {"y": ({0.0, 1.0},), "z": ({2.0},)} and seen.labelled == {"y": 32, "z": 2}
     assert first == 1 and len(read) > 3
     assert part_labels(manifest, "default", "nothing", ["y"], lambda found: True).records == 0
+
+
+def test_what_cannot_be_hidden_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = packed(tmp_path / "data", WHOLE)
+    tree = recipe(data, tmp_path, model__time_dropout=0.3, model__modality_dropout=0.2, training__max_steps=1)
+    with caplog.at_level("WARNING"):
+        run(RunConfig.model_validate(tree), SingleContext())
+    assert "model.time_dropout=0.3 hides nothing: no modality of these data has times" in caplog.text
+    assert "model.modality_dropout=0.2 hides nothing: age is the only modality" in caplog.text
