@@ -151,6 +151,12 @@ class HeadConfig(Section):
         description="heads of a task that share most weights: each learns for itself, and the mean of their "
         "probabilities is answered; 1 = one plain head",
     )
+    skip: Literal["none", "linear"] = Field(
+        "none",
+        description="linear = what each modality's last tokens say before any fusion is also added to the answer, by "
+        "one linear layer that starts at 0 (a wide part beside the deep one, arXiv 1606.07792): what needs no fusion "
+        "need not be learned through it",
+    )
 
 
 class ModelConfig(Section):

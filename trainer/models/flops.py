@@ -313,7 +313,8 @@ class FlopCounter:
     def _heads(self) -> float:
         dim = self.config.dim
         inputs = dim * (self.config.latents if self.config.pooling == "attention" else 1)
-        return self.config.head.members * sum(2 * 2 * dim * (inputs + logits) for logits in self.tasks.values())
+        skip = 2 * dim * sum(self.tasks.values()) * (self.config.head.skip == "linear")
+        return skip + self.config.head.members * sum(2 * 2 * dim * (inputs + logits) for logits in self.tasks.values())
 
 
 def lengths_of(group: Any) -> Tensor:

@@ -89,14 +89,14 @@ def test_what_small_parts_add_is_what_torch_counts(manifest: Manifest) -> None:
         with FlopCounterMode(display=False, custom_mapping=KERNELS) as seen, torch.no_grad():
             model.embed(batch)
         found["encoders"].append((seen.get_total_flops(), counter.forward_flops(counter.measure(batch))["encoders"]))
-    for members in (1, 5):
-        run = config(manifest.url, Path("unused"), model__head__members=members)
+    for members, skip in ((1, "none"), (5, "none"), (1, "linear")):
+        run = config(manifest.url, Path("unused"), model__head__members=members, model__head__skip=skip)
         model = FuseMoE(manifest.schema, list(tasks), manifest.statistics["default"], run.model, LocalDispatcher(), 0)
         counter = FlopCounter(manifest.schema, tasks, run.model, "joint")
         pooled_BX = torch.zeros(len(batch), model.pooling.width)  # type: ignore[arg-type]
         with FlopCounterMode(display=False) as seen, torch.no_grad():
             for head in model.heads.values():
-                head(pooled_BX)
+                head(pooled_BX, pooled_BX[:, : run.model.dim])
         found["heads"].append((seen.get_total_flops(), counter.forward_flops(counter.measure(batch))["heads"]))  # type: ignore[arg-type]
     for (torch_before, before), *others in found.values():
         for torch_after, after in others:

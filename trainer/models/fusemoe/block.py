@@ -84,3 +84,8 @@ class Pooling(nn.Module):
         # One query after the other: all of them at once would be as many copies of the tokens.
         pooled = [by_sample.sum(weight_N[:, None] * value_ND) for weight_N in weight_NL.unbind(1)]
         return torch.cat(pooled, 1).to(x_ND.dtype)
+
+
+def last_tokens(x_ND: Tensor, layout: TokenLayout) -> Tensor:
+    """(B, D) in fp32 at least: the sum of the tokens that show each modality at its last, those of absence too."""
+    return Segments.of(layout.sample_N, layout.samples).sum(x_ND * layout.final_N[:, None])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from data_shards import TaskSpec
-from trainer.models.layers.heads import SCALED
+from trainer.models.layers.heads import SCALED, Skip
 from trainer.models.layers.standardise import Constant
 
 
@@ -36,8 +36,10 @@ class Members(nn.Module):
         dropout: float,
         mean: list[float],
         std: list[float],
+        skip: Skip | None = None,
     ) -> None:
         super().__init__()
+        self.skip = skip  # one for all members
         self.kind = task.kind
         self.scaled = task.kind in SCALED or any(mean)
         self.norm, self.shared, self.dropout = nn.LayerNorm(inputs), nn.Linear(inputs, hidden), nn.Dropout(dropout)
@@ -49,12 +51,14 @@ class Members(nn.Module):
         self.bias = nn.Parameter(torch.empty(members, task.dim).uniform_(-bound, bound))
         self.mean, self.std = Constant(torch.tensor(mean)), Constant(torch.tensor(std))
 
-    def forward(self, pooled_BX: Tensor) -> Tensor:
-        """(B, X) -> float32 (K, B, C)."""
+    def forward(self, pooled_BX: Tensor, first_BD: Tensor | None = None) -> Tensor:
+        """(B, X), and, for the skip, (B, D) -> float32 (K, B, C)."""
         each_KBX = self.norm(pooled_BX) * self.scale_in[:, None]
         hidden_KBH = (each_KBX @ self.shared.weight.t() + self.shared.bias) * self.scale_out[:, None]
         hidden_KBH = self.dropout(functional.gelu(hidden_KBH + self.shift[:, None]))
         logits_KBC = torch.baddbmm(self.bias[:, None], hidden_KBH, self.weight).float()
+        if self.skip is not None and first_BD is not None:
+            logits_KBC = logits_KBC + self.skip(first_BD)
         return logits_KBC * self.std() + self.mean() if self.scaled else logits_KBC
 
     def together(self, logits_KBC: Tensor) -> Tensor:

@@ -22,11 +22,11 @@ from trainer.config.sections import ModelConfig
 from trainer.models.encoder_groups import Cut, cut_group, cuts_of, encoder_layout, module_name
 from trainer.models.encoders.build import build_encoder
 from trainer.models.encoders.layout import Encoder, GroupLayout, PresentPairs, group_layout_of
-from trainer.models.fusemoe.block import FusionBlock, Pooling
+from trainer.models.fusemoe.block import FusionBlock, Pooling, last_tokens
 from trainer.models.fusemoe.members import Members
 from trainer.models.fusemoe.moment import MomentEmbedding, longest_horizon
 from trainer.models.layers.embedding import Embedding
-from trainer.models.layers.heads import Head, answer_scale
+from trainer.models.layers.heads import Head, Skip, answer_scale
 from trainer.models.layers.staging import plan_of
 from trainer.models.layers.token_layout import TokenLayout, token_layout
 from trainer.models.output import Fused
@@ -103,9 +103,12 @@ class FuseMoE(nn.Module):
         for task in [task for task in schema.tasks if task.name in tasks]:
             about = answer_scale(statistics, task, config.head.start, balanced)
             sizes = (self.pooling.width, 2 * config.dim, config.dropout)
+            skip = Skip(config.dim, task.dim) if config.head.skip == "linear" else None
             several = config.head.members > 1
             self.heads[task.name] = (
-                Members(task, config.head.members, *sizes, *about) if several else Head(task, *sizes, *about)
+                Members(task, config.head.members, *sizes, *about, skip)
+                if several
+                else Head(task, *sizes, *about, skip)
             )
 
     def forward(self, batch: Batch) -> Fused:
@@ -113,6 +116,7 @@ class FuseMoE(nn.Module):
 
     def fuse(self, x_ND: Tensor, layout: TokenLayout) -> Fused:
         """What follows the encoders: blocks, pooling, heads."""
+        first_BD = last_tokens(x_ND, layout) if self.config.head.skip == "linear" else None
         routing = []
         for block in self.blocks:
             x_ND, stats = self._block(block, x_ND, layout)
@@ -120,7 +124,7 @@ class FuseMoE(nn.Module):
         pooled_BX = self.pooling(x_ND, layout)
         logits, members = {}, {}
         for name, head in self.heads.items():
-            logits[name] = head(pooled_BX)
+            logits[name] = head(pooled_BX, first_BD)
             if isinstance(head, Members):
                 members[name] = logits[name]
                 logits[name] = head.together(members[name])

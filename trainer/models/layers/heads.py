@@ -24,6 +24,20 @@ from trainer.models.layers.standardise import Constant
 SCALED = ("regression", "survival")  # answers are deviations from what the training part says of all records
 
 
+class Skip(nn.Module):
+    """(B, D) tokens before any fusion, summed -> what they add to the logits (B, C): nothing, before it has learned.
+
+    Without a bias, so that a modality that says nothing adds nothing.
+    """
+
+    def __init__(self, dim: int, logits: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(logits, dim))
+
+    def forward(self, first_BD: Tensor) -> Tensor:
+        return functional.linear(first_BD.to(self.weight.dtype), self.weight).float()
+
+
 class Head(nn.Module):
     """Pooled vector -> logits of one task.
 
@@ -32,18 +46,28 @@ class Head(nn.Module):
     """
 
     def __init__(
-        self, task: TaskSpec, inputs: int, hidden: int, dropout: float, mean: list[float], std: list[float]
+        self,
+        task: TaskSpec,
+        inputs: int,
+        hidden: int,
+        dropout: float,
+        mean: list[float],
+        std: list[float],
+        skip: Skip | None = None,
     ) -> None:
         super().__init__()
+        self.skip = skip
         self.scaled = task.kind in SCALED or any(mean)
         self.network = nn.Sequential(
             nn.LayerNorm(inputs), nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, task.dim)
         )
         self.mean, self.std = Constant(torch.tensor(mean)), Constant(torch.tensor(std))
 
-    def forward(self, pooled_BX: Tensor) -> Tensor:
-        """(B, X) -> float32 (B, C)."""
+    def forward(self, pooled_BX: Tensor, first_BD: Tensor | None = None) -> Tensor:
+        """(B, X), and, for the skip, (B, D) -> float32 (B, C)."""
         logits_BC = self.network(pooled_BX).float()
+        if self.skip is not None and first_BD is not None:
+            logits_BC = logits_BC + self.skip(first_BD)
         return logits_BC * self.std() + self.mean() if self.scaled else logits_BC
 
 

@@ -56,6 +56,7 @@ def differs(schema: DatasetSchema, records: Any, moments: Any = None, **changes:
 @pytest.mark.parametrize("way", ["tokens", "utde"])
 def test_timed_objects(way, attention):
     changes = {"model__objects__irregularity": way, "model__codes__irregularity": way, "model__pooling": "last"}
+    changes |= {"model__head__skip": "linear"}
     assert differs(SCHEMA, RECORDS, **changes, model__attention=attention) < 1e-5
 
 
@@ -72,14 +73,18 @@ def test_texts_signals_pictures_and_series(changes):
 
 def test_other_heads_gates_and_experts():
     changes = {"model__head__members": 3, "model__moe__gate": "laplace", "model__moe__router": "per_modality"}
-    changes |= {"model__moe__gate_bias": True}
+    changes |= {"model__moe__gate_bias": True, "model__head__skip": "linear"}
     assert differs(PLAIN, records_of(5, seed=3, schema=PLAIN), **changes, model__moe__shared_expert_hidden=8) < 1e-5
 
 
 CASES = {
     "timed": (SCHEMA, None, {"model__attention": "factorized", "model__codes__irregularity": "tokens"}),
     "moments": (MOMENTS, [1.0, 3.0, 9.0, 50.0, 2.0, 4.0, 5.0], {"model__objects__irregularity": "tokens"}),
-    "plain": (PLAIN, None, {**WHOLE, "model__attention": "per_modality", "model__head__members": 2}),
+    "plain": (
+        PLAIN,
+        None,
+        {**WHOLE, "model__attention": "per_modality", "model__head__members": 2, "model__head__skip": "linear"},
+    ),
 }
 
 
