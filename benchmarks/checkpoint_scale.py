@@ -140,6 +140,8 @@ def value_of(number: int, role: int, start: int, numel: int) -> np.ndarray:
 class Rank:
     """An engine that is asked for its fragments only."""
 
+    averages = False
+
     def __init__(self, model: Blocks, rank: int, world: int, expert_parallel: int) -> None:
         self.model, self.intervals = model, model.intervals(rank, world, expert_parallel)
         self.numbers = {name: number for number, name in enumerate(model.parameters())}

@@ -186,6 +186,7 @@ def _engine(
         clip=optim.clip or 0.0,
         accumulation=config.training.accumulation,
         lr_of=partial(job.learning_rate, config),
+        ema=optim.ema,
     )
 
 

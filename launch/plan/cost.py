@@ -201,6 +201,7 @@ class CostModel:
             "expert_parameters": expert * self.width,
             "master_weights": shard * 4,
             "moments": shard * 8,
+            **({"averaged_weights": shard * 4} if self.config.optim.ema else {}),
             "code_tables": sum(table.kept(world) for table in tables),
             "gradients": int(moment.gradients),
             "activations": int(moment.activations),

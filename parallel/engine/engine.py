@@ -16,6 +16,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from parallel.config import MoEConfig, ParallelConfig, Precision
 from parallel.control import control_group, is_control_group
 from parallel.engine import deepspeed_internals as internals
+from parallel.engine.averages import WeightAverages
 from parallel.engine.deepspeed_config import deepspeed_config, group_name, parameter_groups, refuse_scalars
 from parallel.engine.fragments import Fragment, collect_fragments
 from parallel.engine.import_guards import AdamW, keep_compiler_out, keep_old_names_quiet, uncompiled, without
@@ -127,6 +129,11 @@ class Engine:
         clip: largest global gradient norm; 0 = no clipping.
         accumulation: micro-batches of a step.
         lr_of: (name) -> base learning rate of a parameter; None = `lr`. Rows of spread tables have `lr`.
+        ema: decay of an average of the weights that is kept beside them (`averaged`); 0 = none.
+
+    Raises:
+        ValueError: an average is asked for, and a table that is trained is spread over ranks: rows that a step does not
+            touch are brought up to date when they are read, and have no average.
     """
 
     def __init__(
@@ -143,6 +150,7 @@ class Engine:
         clip: float = 0.0,
         accumulation: int = 1,
         lr_of: Callable[[str], float | None] = lambda name: None,
+        ema: float = 0.0,
     ) -> None:
         # First, as it can still say the parameter's name.
         refuse_scalars(model)
@@ -159,6 +167,11 @@ class Engine:
         no_decay = no_decay or (lambda name, parameter: False)
         row_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._tables = SpreadTables(model, mesh, row_dtype, betas, eps, weight_decay, no_decay, clip)
+        if ema and self._tables.trained:
+            raise ValueError(
+                f"optim.ema={ema:g} does not go with tables that are spread over ranks "
+                f"({', '.join(self._tables.trained)}): set optim.ema=0, or raise model.codes.spread_above"
+            )
         for table in self._tables.trained.values():
             table.register_forward_hook(self._remember_rows)
         stages = stages_of(model)
@@ -191,6 +204,8 @@ class Engine:
         # Both before the first pass: they change what `initialize` has set up.
         internals.take_over(self._zero, self._tables.gradients)
         internals.create_moments(self._zero)
+        self._updates = 0
+        self._averages = WeightAverages(self._zero.single_partition_of_fp32_groups, ema) if ema else None
         reductions = internals.reductions_of(self._zero, stages)
         self._reducer = GradientReducer(stages, reductions, mesh.world, zero_stage == 1, mesh.device)
         self._engine.enable_backward_allreduce = False  # the reducer's work
@@ -256,6 +271,10 @@ class Engine:
         # By all that ZeRO's update goes by: the same norm, rate and decision.
         self._tables.finish(accepted, self.grad_norm, self._lr)
         self._memory.forget() if accepted else self._memory.restore()
+        if accepted:
+            self._updates += 1
+            if self._averages is not None:
+                self._averages.follow(self._updates)
         return accepted
 
     def grad_norm(self) -> float:
@@ -267,6 +286,16 @@ class Engine:
         for group, base in zip(self._zero.param_groups, self._base_lrs, strict=True):
             group["lr"] = base * factor
         self._lr = self._base_lr * factor
+
+    @property
+    def averages(self) -> bool:
+        """Whether an average of the weights is kept."""
+        return self._averages is not None
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model has the average of its weights, if one is kept; nothing may be trained there. Collective,
+        at both ends."""
+        return nullcontext() if self._averages is None else self._averages.in_place(self._zero.update_lp_params)
 
     def close(self) -> None:
         """Release DeepSpeed's references to the model."""
@@ -308,7 +337,12 @@ class Engine:
     def fragments(self) -> list[Fragment]:
         """This rank's part of master weights and moments, without a collective (see `parallel.engine.fragments`)."""
         return [
-            *collect_fragments(self._zero, self.logical_parameters(), self._first_expert),
+            *collect_fragments(
+                self._zero,
+                self.logical_parameters(),
+                self._first_expert,
+                None if self._averages is None else self._averages.tensors,
+            ),
             *self._tables.fragments(),
         ]
 
@@ -320,6 +354,7 @@ class Engine:
 
     @optimizer_step.setter
     def optimizer_step(self, value: int) -> None:
+        self._updates = value
         for state in internals.states(self._zero):
             state["step"].fill_(value)
         self._tables.start_at(value)

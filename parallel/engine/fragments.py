@@ -9,6 +9,7 @@ number of ranks, expert-parallel degree or ZeRO stage.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,8 @@ from torch import Tensor
 class Fragment:
     """`numel` elements of parameter `name` (full logical `shape`), from flat offset `start`.
 
-    master, exp_avg and exp_avg_sq are 1-D fp32 views of the live optimizer state: writing into them changes it.
+    master, exp_avg and exp_avg_sq are 1-D fp32 views of the live optimizer state: writing into them changes it; so is
+    `average`, of the master weights, where the engine keeps one.
     """
 
     name: str
@@ -29,18 +31,27 @@ class Fragment:
     master: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
+    average: Tensor | None = None
 
 
-def collect_fragments(zero: Any, shapes: dict[str, tuple[int, ...]], first_expert: dict[str, int]) -> list[Fragment]:
+def collect_fragments(
+    zero: Any,
+    shapes: dict[str, tuple[int, ...]],
+    first_expert: dict[str, int],
+    averages: Sequence[Tensor] | None = None,
+) -> list[Fragment]:
     """Fragments of this rank from DeepSpeed's ZeRO-1/2 optimizer.
 
     Args:
         zero: `DeepSpeedZeroOptimizer`, with moments created.
         shapes: full logical shape of every parameter.
         first_expert: for parameters that hold experts, the global id of the first one on this rank.
+        averages: of the groups' slices of master weights.
     """
     fragments = []
-    for flat, group in zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True):
+    slices = zero.single_partition_of_fp32_groups
+    beside: Sequence[Tensor | None] = averages or [None] * len(slices)
+    for flat, group, average in zip(slices, zero.bit16_groups, beside, strict=True):
         moments = zero.optimizer.state[flat]
         for parameter in group:
             mapping = parameter._hp_mapping
@@ -54,5 +65,7 @@ def collect_fragments(zero: Any, shapes: dict[str, tuple[int, ...]], first_exper
             views = [
                 t.detach().narrow(0, here.start, here.numel) for t in (flat, moments["exp_avg"], moments["exp_avg_sq"])
             ]
+            if average is not None:
+                views.append(average.narrow(0, here.start, here.numel))
             fragments.append(Fragment(name, shapes[name], shift + in_parameter.start, here.numel, *views))
     return fragments

@@ -199,7 +199,7 @@ def _train_reference(net: Net, case: Case) -> dict[str, np.ndarray]:
     return {"losses": np.array(losses), "norms": np.array(norms), **gradients, **weights}
 
 
-def make_engine(rank: int, world: int, case: Case, seed: int = 3) -> Engine:
+def make_engine(rank: int, world: int, case: Case, seed: int = 3, ema: float = 0.0) -> Engine:
     parallel = ParallelConfig(workers=world, expert_parallel=case.expert_parallel, zero_stage=case.zero_stage)
     mesh = create_mesh(parallel, case.moe)
     return Engine(
@@ -212,6 +212,7 @@ def make_engine(rank: int, world: int, case: Case, seed: int = 3) -> Engine:
         precision=case.precision,
         clip=case.clip,
         accumulation=case.accumulation,
+        ema=ema,
     )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from trainer.checkpoints.index import Index
 from trainer.checkpoints.pieces import (
+    ROLES,
     CheckpointError,
     Piece,
     PieceReader,
@@ -76,6 +77,11 @@ class Checkpoint:
         return address(self.fs, self.path.rsplit("/", 2)[0])
 
     @property
+    def roles(self) -> tuple[str, ...]:
+        """What it holds of every parameter."""
+        return tuple(self.meta.get("index", {}).get("roles", ROLES))
+
+    @property
     def run_id(self) -> str | None:
         """The MLflow run that wrote it."""
         return run_of(self.run_dir, self.meta["mlflow_run_id"])
@@ -99,7 +105,7 @@ class Checkpoint:
         if self.meta["format"] == FIRST_FORMAT:
             return PieceReader(self.fs, self.path, [Piece(**row) for row in json.loads(data)])
         stored = self.meta["index"]
-        found = Index(data, self.meta["parameters"], stored["tag"], stored["block"], stored["part"])
+        found = Index(data, self.meta["parameters"], stored["tag"], stored["block"], stored["part"], self.roles)
         found.check(self.path)
         return StreamReader(self.fs, self.path, found)
 

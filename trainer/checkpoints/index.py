@@ -57,15 +57,24 @@ class Index:
 
     Args:
         parameters: logical shapes by name, of those that must be there.
-        tag: of the checkpoint's files: `stream.file_name`. block, part: bytes of a block and of a file.
+        tag: of the checkpoint's files: `stream.file_name`. block, part: bytes of a block and of a file. roles: in each
+            rank's stream.
     """
 
-    def __init__(self, data: bytes, parameters: Parameters, tag: str, block: int, part: int = PART) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        parameters: Parameters,
+        tag: str,
+        block: int,
+        part: int = PART,
+        roles: Sequence[str] = ROLES,
+    ) -> None:
         columns, metadata = load_tensors(data, LIMITS)
         self._names: list[str] = json.loads(metadata["names"])
         self._numbers = {name: number for number, name in enumerate(self._names)}
         self._sizes = {name: int(np.prod(shape)) for name, shape in parameters.items()}
-        self._tag, self.block, self.part = tag, block, part
+        self._tag, self.block, self.part, self.roles = tag, block, part, tuple(roles)
         counts = columns["intervals"]
         rank = np.repeat(np.arange(len(counts)), counts)
         numel = columns["numel"].astype(np.int64)
@@ -87,7 +96,7 @@ class Index:
     @property
     def stream_bytes(self) -> np.ndarray:
         """Length of each rank's stream."""
-        lengths: np.ndarray = 4 * len(ROLES) * self._each
+        lengths: np.ndarray = 4 * len(self.roles) * self._each
         return lengths
 
     def check(self, where: str) -> None:
@@ -132,7 +141,7 @@ class Index:
             begin, end = max(start, own), min(start + numel, own + length)
             if begin < end:
                 rank = int(self._rank[at])
-                base = int(self._each[rank]) * ROLES.index(role) + int(self._offset[at]) - own
+                base = int(self._each[rank]) * self.roles.index(role) + int(self._offset[at]) - own
                 yield Place(rank, 4 * (base + begin), 4 * (base + end), 4 * (begin - start))
 
     def content(self, rank: int, begin: int) -> str:
@@ -140,4 +149,4 @@ class Index:
         role, element = divmod(begin // 4, int(self._each[rank]))
         own = np.flatnonzero((self._rank == rank) & (self._offset <= element))
         at = own[np.argmax(self._offset[own])]
-        return f"{self._names[int(self._name[at])]}, {ROLES[role]}"
+        return f"{self._names[int(self._name[at])]}, {self.roles[role]}"

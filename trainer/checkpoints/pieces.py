@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     import fsspec
 
 ROLES = ("master", "exp_avg", "exp_avg_sq")
+LIVE = "live"
+AVERAGED = (*ROLES, LIVE)
+"""Of a run that averages its weights: the average is its `master`, which everybody reads; `live` goes on training."""
 
 
 class CheckpointError(ValueError):

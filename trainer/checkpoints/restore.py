@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parallel import Engine
+from parallel import Engine, Fragment
 from trainer.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from trainer.checkpoints.description import outdated
-from trainer.checkpoints.pieces import ROLES, CheckpointError, ForeignCheckpointError, Wanted
+from trainer.checkpoints.pieces import LIVE, CheckpointError, ForeignCheckpointError, Wanted
 from trainer.worker.collectives import broadcast_bytes, broadcast_json, sum_over_ranks
 
 logger = logging.getLogger(__name__)
@@ -81,11 +81,25 @@ def _opened(fs: fsspec.AbstractFileSystem, path: str, engine: Engine) -> Checkpo
 def _read(checkpoint: Checkpoint, index: bytes, engine: Engine, moments: bool) -> Values:
     """All that this rank needs; the engine stays as it is. Raises CheckpointError."""
     check_parameters(checkpoint, engine.logical_parameters())
-    targets = [(fragment, role) for fragment in engine.fragments() for role in (ROLES if moments else ROLES[:1])]
-    wanted = [Wanted(fragment.name, role, fragment.start, fragment.numel) for fragment, role in targets]
+    targets = [
+        (fragment, role, target)
+        for fragment in engine.fragments()
+        for role, target in _targets(fragment, checkpoint.roles, moments)
+    ]
+    wanted = [Wanted(fragment.name, role, fragment.start, fragment.numel) for fragment, role, _ in targets]
     found = checkpoint.reader(index).read_all(wanted)
-    values = [(getattr(fragment, role), value) for (fragment, role), value in zip(targets, found, strict=True)]
+    values = [(target, value) for (_, _, target), value in zip(targets, found, strict=True)]
     return values + _buffers(checkpoint, engine)
+
+
+def _targets(fragment: Fragment, roles: tuple[str, ...], moments: bool) -> list[tuple[str, Tensor]]:
+    """What is read, and where to: of weights that are only looked at, and of an average, what everybody reads; of
+    weights that go on learning, those that did. A run that keeps an average from now on begins it with its weights."""
+    trained = LIVE if moments and LIVE in roles else "master"
+    found = [(trained, fragment.master)]
+    if fragment.average is not None:
+        found.append(("master", fragment.average))
+    return [*found, ("exp_avg", fragment.exp_avg), ("exp_avg_sq", fragment.exp_avg_sq)] if moments else found
 
 
 def _put(checkpoint: Checkpoint, engine: Engine, values: Values, moments: bool) -> None:

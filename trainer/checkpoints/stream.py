@@ -1,10 +1,10 @@
 """A rank's part of a checkpoint: one stream of bytes, cut into few files, with a digest of every block.
 
-The stream holds, for one role after the other (`ROLES`), the intervals of logical tensors that the rank owns, as fp32,
-those of the smallest tensors first. Small tensors and large ones (experts) are shared among different numbers of ranks,
-so what another number of ranks needs of a stream lies together, and is read in few requests. The stream is cut into
-files of at most `PART` bytes, each in safetensors layout, and into blocks: a reader that needs a slice reads and checks
-the blocks that cover it.
+The stream holds, one role after the other (`pieces.ROLES`), the intervals of logical tensors that the rank owns, as
+fp32, those of the smallest tensors first. Small tensors and large ones (experts) are shared among different numbers
+of ranks, so what another number of ranks needs of a stream lies together, and is read in few requests. The stream is
+cut into files of at most `PART` bytes, each in safetensors layout, and into blocks: a reader that needs a slice reads
+and checks the blocks that cover it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from data_shards.lease.create import creating_mode
 from parallel import Fragment
-from trainer.checkpoints.pieces import ROLES
+from trainer.checkpoints.pieces import LIVE, ROLES
 
 PART = 1 << 28
 """Bytes of a file, at most: files are written and read side by side."""
@@ -47,10 +47,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Stream:
-    """A copy of what a rank owns, detached from training. `values` is 1-D fp32 on the CPU."""
+    """A copy of what a rank owns, detached from training. `values` is 1-D fp32 on the CPU, one role after the other."""
 
     intervals: list[Interval]
     values: Tensor
+    roles: tuple[str, ...] = ROLES
 
 
 @dataclass(frozen=True)
@@ -62,20 +63,30 @@ class Written:
     block_digests: np.ndarray
 
 
-def snapshot(fragments: Iterable[Fragment]) -> Stream:
+def role_of(fragment: Fragment, role: str) -> Tensor:
+    """The live tensor that a checkpoint holds as this role."""
+    if role == LIVE:
+        return fragment.master
+    if role == "master" and fragment.average is not None:
+        return fragment.average
+    found: Tensor = getattr(fragment, role)
+    return found
+
+
+def snapshot(fragments: Iterable[Fragment], roles: tuple[str, ...] = ROLES) -> Stream:
     """Copies of this rank's fragments, in the stream's order; training may go on changing the originals."""
     kept = [fragment for fragment in fragments if fragment.numel]
     kept.sort(key=lambda fragment: math.prod(fragment.shape))
     each = sum(fragment.numel for fragment in kept)
     on_gpu = bool(kept) and kept[0].master.is_cuda
-    values, at = torch.empty(len(ROLES) * each, dtype=torch.float32, pin_memory=on_gpu), 0
-    for role in ROLES:
+    values, at = torch.empty(len(roles) * each, dtype=torch.float32, pin_memory=on_gpu), 0
+    for role in roles:
         for fragment in kept:
-            values[at : at + fragment.numel].copy_(getattr(fragment, role).detach(), non_blocking=True)
+            values[at : at + fragment.numel].copy_(role_of(fragment, role).detach(), non_blocking=True)
             at += fragment.numel
     if on_gpu:
         torch.cuda.current_stream(kept[0].master.device).synchronize()  # one wait for all copies
-    return Stream([Interval(fragment.name, fragment.start, fragment.numel) for fragment in kept], values)
+    return Stream([Interval(fragment.name, fragment.start, fragment.numel) for fragment in kept], values, roles)
 
 
 def block_bytes(elements: int) -> int:
@@ -109,7 +120,7 @@ def write_stream(
 
     def write(begin: int) -> tuple[int, bytes, list[bytes]]:
         end = min(begin + PART, len(data))
-        header = _header(stream.intervals, begin // 4, end // 4)
+        header = _header(stream, begin // 4, end // 4)
         before_file()
         with fs.open(f"{folder}/{name(begin // PART)}", creating_mode(fs)) as file:
             file.write(header)
@@ -136,12 +147,12 @@ def digest_rows(digests: Sequence[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST)
 
 
-def _header(intervals: Sequence[Interval], begin: int, end: int) -> bytes:
+def _header(stream: Stream, begin: int, end: int) -> bytes:
     """Of a safetensors file that holds elements [begin, end) of the stream. One that is cut has a part in each file."""
     entries: dict[str, Any] = {}
     at = 0
-    for role in ROLES:
-        for interval in intervals:
+    for role in stream.roles:
+        for interval in stream.intervals:
             low, high = max(begin, at), min(end, at + interval.numel)
             if low < high:
                 entries[f"{interval.name}|{role}|{interval.start + low - at}"] = {

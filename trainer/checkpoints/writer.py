@@ -32,7 +32,7 @@ from parallel import Engine
 from trainer.checkpoints.checkpoint import FORMAT, Checkpoint, address
 from trainer.checkpoints.find import Inventory
 from trainer.checkpoints.index import Index, joined, message
-from trainer.checkpoints.pieces import ROLES, CheckpointError, write_digested_json
+from trainer.checkpoints.pieces import AVERAGED, ROLES, CheckpointError, write_digested_json
 from trainer.checkpoints.stream import PART, Stream, block_bytes, file_name, snapshot, write_stream
 from trainer.run_folder import CHECKPOINTS
 from trainer.worker.mailbox import Mailbox, own_mailbox
@@ -107,9 +107,10 @@ class CheckpointWriter:
         # One at a time: two would hold two copies of the state, and could commit in the wrong order.
         self.settle()
         # A copy, as training goes on changing the state while the thread writes.
-        stream = snapshot(engine.fragments())
+        roles = AVERAGED if engine.averages else ROLES
+        stream = snapshot(engine.fragments(), roles)
         parameters = engine.logical_parameters()
-        block = block_bytes(len(ROLES) * sum(int(np.prod(shape)) for shape in parameters.values()))
+        block = block_bytes(len(roles) * sum(int(np.prod(shape)) for shape in parameters.values()))
         if self.failed is not None and self._rank == 0:
             self._mailbox.collect(self._topic(self._tag()))  # what nobody asked for
         # All ranks save equally often, so that they agree on the tag.
@@ -117,6 +118,8 @@ class CheckpointWriter:
         tag = self._tag()
         meta = {**meta, "format": FORMAT, "parameters": parameters, "world": self._world}
         meta["index"] = {"file": f"{tag}-index.safetensors", "tag": tag, "block": block, "part": PART}
+        if roles != ROLES:
+            meta["index"]["roles"] = list(roles)
         meta["buffers"] = {name: tensor.tolist() for name, tensor in engine.buffers().items()}
         self._written.clear()
         self._abandoned.clear()
@@ -210,7 +213,8 @@ class CheckpointWriter:
     def _commit(self, path: str, meta: dict[str, Any], tag: str, before: _Before) -> Checkpoint:
         index = joined(self._await_ranks(tag), list(meta["parameters"]))
         stored = meta["index"]
-        Index(index, meta["parameters"], tag, stored["block"], stored["part"]).check(path)
+        roles = stored.get("roles", ROLES)
+        Index(index, meta["parameters"], tag, stored["block"], stored["part"], roles).check(path)
         self._guard.confirm()
         create_file(self._fs, f"{path}/{stored['file']}", index)
         # Metrics first: they are never behind a checkpoint that a run goes on from.

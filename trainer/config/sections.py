@@ -231,6 +231,13 @@ class OptimConfig(Section):
     warmup: float = Field(0.05, ge=0, description="warm-up: a fraction of all steps below 1, a number of steps from 1")
     min_lr_factor: float = Field(0.05, ge=0, le=1, description="the schedule ends at this fraction of the peak")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient over all parameters; null = never")
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of an exponential moving average of the weights, which is evaluated, tested and exported in "
+        "place of the last ones; it reaches about 1 / (1 - decay) steps back; 0 = none",
+    )
 
 
 class EarlyStoppingConfig(Section):

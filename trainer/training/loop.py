@@ -335,7 +335,8 @@ class TrainingLoop:
         stopping, progress = self.config.training.early_stopping, self.progress
         start = time.perf_counter()
         doing(f"the evaluation of step {progress.step}")
-        metrics, _ = evaluate_part(self.session, "val")
+        with self.engine.averaged():
+            metrics, _ = evaluate_part(self.session, "val")
         # Seconds of an evaluation are no seconds of training steps.
         self.meter.since += time.perf_counter() - start
         record_evaluation(stopping, progress, metrics)

@@ -83,6 +83,7 @@ class Flat:
     """An engine with ten tensors of 400,000 elements in one optimizer group."""
 
     total, tensors = 4_000_000, 10
+    averages = False
 
     def __init__(self, rank: int, world: int) -> None:
         self.intervals = flat(self.total, self.tensors, rank, world)

@@ -23,6 +23,8 @@ from trainer.worker.mailbox import Mailbox
 class StillEngine:
     """An engine whose state is two small tensors, split into uneven fragments."""
 
+    averages = False
+
     def __init__(self) -> None:
         self.flat = torch.arange(10.0)
 

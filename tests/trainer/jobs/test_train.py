@@ -72,7 +72,7 @@ def weights(storage: Path) -> dict[str, np.ndarray]:
     return {
         f"{name} {role}": reader.read(name, role, 0, size).numpy()
         for name, size in sizes.items()
-        for role in ("master", "exp_avg", "exp_avg_sq")
+        for role in checkpoint.roles
     }
 
 
@@ -100,6 +100,33 @@ def test_a_stopped_run_continues_to_the_same_bits(data: str, tmp_path: Path) -> 
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     # A finished run that is started again has nothing to do, and says the same.
     assert job(2, broken)["metrics"] == whole["metrics"]
+
+
+def test_an_average_of_weights_is_evaluated_tested_and_read_and_training_goes_on_with_the_last_ones(
+    data: str, tmp_path: Path
+) -> None:
+    """Stopped and continued to the same bits; moved to one rank; and what trains is what trains without an average."""
+    layout: dict[str, Any] = {**STEADY, "parallel__workers": 2, "parallel__expert_parallel": 2}
+    job(2, config(data, tmp_path / "plain", **layout))
+    whole = job(2, config(data, tmp_path / "whole", **layout, optim__ema=0.9))
+    for name in ("broken", "moved"):
+        assert job(2, config(data, tmp_path / name, **layout, optim__ema=0.9), stop_at=5)["step"] == 5
+    assert job(2, config(data, tmp_path / "broken", **layout, optim__ema=0.9))["metrics"] == whole["metrics"]
+    moved = config(data, tmp_path / "moved", **STEADY, optim__ema=0.9)
+    assert job(1, moved)["metrics"] == pytest.approx(whole["metrics"], abs=1e-3)
+    plain, expected, got = (weights(tmp_path / name) for name in ("plain", "whole", "broken"))
+    assert expected.keys() == got.keys() == weights(tmp_path / "moved").keys()
+    assert all(np.array_equal(expected[name], got[name]) for name in expected)
+    live = {name.removesuffix(" live"): value for name, value in got.items() if name.endswith(" live")}
+    assert len(live) == len(got) / 4
+    assert all(np.array_equal(value, plain[f"{name} master"]) for name, value in live.items())
+    assert max(float(np.abs(value - got[f"{name} master"]).max()) for name, value in live.items()) > 1e-3
+    # The part that was evaluated while training, again from the checkpoint, as anybody reads it.
+    lines = [json.loads(line) for line in (tmp_path / "moved" / "run" / "metrics.jsonl").read_text().splitlines()]
+    seen = [line for line in lines if "val/loss" in line.get("metrics", {})][-1]
+    checkpoint = open_checkpoint(f"{moved.run_dir}/checkpoints/step-{seen['step']:010d}")
+    again = job(1, evaluation_config(checkpoint, part="val"))
+    assert again["metrics"]["val/loss"] == pytest.approx(seen["metrics"]["val/loss"], abs=1e-6)
 
 
 @pytest.mark.long
