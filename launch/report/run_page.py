@@ -303,8 +303,16 @@ def _backbone(checkpoint: str | None) -> list[tuple[str, str]]:
     except (ValueError, OSError):
         return []
     rows = [("backbone", _told(meta["backbone"]))] if meta.get("backbone") else []
+    asked = meta["config"].get("model", {}).get("encoders", {})
+    trained = {name: _trained(asked.get(name, {})) for name in meta.get("encoders") or {}}
     made = {**(meta.get("encoders") or {}), **(meta.get("embedded") or {})}
-    return rows + [(f"encoder of {name}", _told(own)) for name, own in made.items()]
+    return rows + [(f"encoder of {name}", _told({**own, **trained.get(name, {})})) for name, own in made.items()]
+
+
+def _trained(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a pretrained encoder the run has trained, as its recipe has it."""
+    how = {"none": "nothing", "lora": f"LoRA of rank {asked.get('rank')}", "all": "all weights"}
+    return {"trained": how.get(str(asked.get("train")), asked.get("train"))}
 
 
 def _told(facts: Mapping[str, Any]) -> str:

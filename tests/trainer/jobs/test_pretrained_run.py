@@ -14,6 +14,7 @@ import torch
 
 from data_shards import DatasetSchema, ModalitySpec, Objects, Record, TaskSpec, open_manifest, pack
 from data_shards.sources.base import Source, SourceOptions
+from launch.report.run_page import _backbone
 from tests.trainer.jobs.test_train import FixedContext, job, losses, weights
 from tests.trainer.pretrained import RATE, SIDE, WORDS, save_encoder
 from tests.trainer.tiny import config, predictor_of
@@ -107,6 +108,9 @@ def test_a_stopped_run_continues_to_the_same_bits_and_is_evaluated_predicted_and
     assert job(2, broken, stop_at=3)["step"] == 3
     last = job(2, broken)
     assert last["metrics"] == whole["metrics"] and losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    said = dict(_backbone(whole["checkpoint"]))  # on the run's page
+    how = {"notes": "nothing", "cxr": "LoRA of rank 2", "sound": "all weights"}
+    assert all(said[f"encoder of {name}"].endswith(f"trained {what}") for name, what in how.items())
     expected, got = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert expected.keys() == got.keys() and all(np.array_equal(expected[name], got[name]) for name in expected)
     # What is held: of the frozen one nothing, of LoRA its factors, of the trained one everything.
