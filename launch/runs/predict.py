@@ -1,4 +1,5 @@
-"""The verb `predict`: predictions of a checkpoint for every record of a data set, or each moment, as one Parquet file.
+"""The verb `predict`: predictions of a checkpoint for every record of a data set, or each moment, as one Parquet file,
+or as a folder of them (`predict_parts`).
 
 One process, or several over Ray with parallel.workers=N. Workers take stretches of the data set; the driver puts their
 rows in the order of the data set and writes them, so the file does not depend on how many workers there were. The file
@@ -7,11 +8,13 @@ appears when the last row is in it, and not at all if anything fails.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +26,29 @@ from launch.cluster.environment import prepare_for_ray
 from launch.errors import RunFailedError, UsageError
 from launch.output.tables import print_json_line
 from launch.runs.embed import sources_of
+from launch.runs.predict_parts import (
+    PART_SAMPLES,
+    Folder,
+    Part,
+    asked_of,
+    is_folder,
+    parts_of,
+    write_here,
+    write_part,
+)
 from launch.runs.requests import Asked, request_of
 from trainer.config.run_config import RunConfig
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from trainer.ensemble.answers import AnyRequest
+    from trainer.ensemble.answers import Answers, AnyRequest
+    from trainer.inference.predictor import Stretch
 
     Rows = Iterator[tuple[pa.Table, dict[str, int]]]
+
+
+logger = logging.getLogger("fleximoe")
 
 
 def predict_records(
@@ -72,32 +89,79 @@ def predict_into(
     Raises:
         UsageError: `out` exists. RunFailedError: a worker failed for good. ValueError: wrong checkpoint or data.
     """
-    started = time.perf_counter()
+    started, folder = time.perf_counter(), is_folder(out)
     out, checkpoint = absolute_url(out), absolute_url(checkpoint)
     data = None if data is None else absolute_url(data)
     asked = Asked(data, part, tuple(overrides), explain, calibrated, embeddings, sources_of(encode))
     config, request = request_of(checkpoint, asked)
+    by = {"checkpoint": getattr(request, "checkpoint", checkpoint), "workers": config.parallel.workers}
+    if folder:
+        done = {"out": f"{out.rstrip('/')}/", **_into_folder(config, request, out, part, overwrite, debug, by)}
+    else:
+        done = {"out": out, **_into_file(config, request, out, part, overwrite, debug), **by}
+    return {**done, "seconds": round(time.perf_counter() - started, 2)}
+
+
+def _into_file(
+    config: RunConfig, request: AnyRequest, out: str, part: str | None, overwrite: bool, debug: bool
+) -> dict[str, Any]:
     fs, path = fsspec.url_to_fs(out)
     if fs.exists(path) and not overwrite:
         raise UsageError(f"{out} exists: give another name, or --overwrite")
     rows = _on_ray(config, request, part, debug) if config.parallel.workers > 1 else _here(request)
     found: Counter[str] = Counter()
     _, skipped = write_whole(_counted(rows, found), out)
-    return {
-        "out": out,
-        **found,
-        "skipped": dict(skipped),
-        "checkpoint": getattr(request, "checkpoint", checkpoint),
-        "workers": config.parallel.workers,
-        "seconds": round(time.perf_counter() - started, 2),
-    }
+    return {**found, "skipped": dict(skipped)}
 
 
-def _here(request: AnyRequest) -> Rows:
+def _into_folder(
+    config: RunConfig,
+    request: AnyRequest,
+    out: str,
+    part: str | None,
+    overwrite: bool,
+    debug: bool,
+    by: dict[str, Any],
+) -> dict[str, Any]:
+    parts = parts_of(_stretches(config, part), PART_SAMPLES)
+    if not parts:
+        raise UsageError("there is no record to predict")
+    folder = Folder(out, asked_of(request, config, PART_SAMPLES), overwrite)
+    missing = folder.missing(parts)
+    if len(missing) < len(parts):
+        logger.info("%d of %d files are there already: going on behind them", len(parts) - len(missing), len(parts))
+    started, rows = time.perf_counter(), 0
+    for number, written in enumerate(_written(config, request, missing, folder.url, debug), 1):
+        rows += written
+        spent = time.perf_counter() - started
+        logger.info(
+            "file %d of %d: %.0f rows a second, about %.0f s left",
+            len(parts) - len(missing) + number,
+            len(parts),
+            rows / spent,
+            spent / number * (len(missing) - number),
+        )
+    return folder.finish(parts, by)
+
+
+def _written(config: RunConfig, request: AnyRequest, parts: list[Part], url: str, debug: bool) -> Iterator[int]:
+    """Rows of each file, when it is there."""
+    if config.parallel.workers > 1 and parts:
+        with _pool(config, request, len(parts), debug) as pool:
+            yield from pool.map_unordered(lambda actor, part: actor.write.remote(part, url), parts)
+    elif parts:
+        yield from write_here(_opened(request), parts, url)
+
+
+def _opened(request: AnyRequest) -> Answers:
     from trainer.ensemble.answers import open_answers
     from trainer.worker.context import default_device
 
-    answers = open_answers(request, default_device(0))
+    return open_answers(request, default_device(0))
+
+
+def _here(request: AnyRequest) -> Rows:
+    answers = _opened(request)
     for stretch in answers.stretches():
         yield answers(stretch)
 
@@ -113,19 +177,29 @@ def _counted(rows: Rows, found: Counter[str]) -> Rows:
 
 
 def _on_ray(config: RunConfig, request: AnyRequest, part: str | None, debug: bool) -> Rows:
-    """Rows in the order of the data set. A worker that dies is started again, and its stretch with it."""
+    """Rows in the order of the data set."""
+    stretches = _stretches(config, part)
+    # Rows are yielded inside: this Ray lives until the last one is taken.
+    with _pool(config, request, len(stretches), debug) as pool:
+        yield from pool.map(lambda actor, stretch: actor.predict.remote(stretch), stretches)
+
+
+def _stretches(config: RunConfig, part: str | None) -> list[Stretch]:
+    from data_shards import open_manifest
+    from trainer.inference.predictor import cut_stretches
+
+    return cut_stretches(open_manifest(config.data.url, config.data.storage_options).counts(config.data.split, part))
+
+
+@contextmanager
+def _pool(config: RunConfig, request: AnyRequest, items: int, debug: bool) -> Iterator[Any]:
+    """Workers over Ray. One that dies is started again, and what it was asked with it. Raises RunFailedError."""
     prepare_for_ray(config)
     import ray
     from ray.util import ActorPool
 
-    from data_shards import open_manifest
     from launch.cluster.ray_session import gpus_wanted, ray_session
-    from trainer.inference.predictor import cut_stretches
 
-    stretches = cut_stretches(
-        open_manifest(config.data.url, config.data.storage_options).counts(config.data.split, part)
-    )
-    # Rows are yielded inside: this Ray lives until the last one is taken.
     with ray_session(config, debug):
         retries = config.cluster.max_failures
         worker = ray.remote(PredictWorker).options(
@@ -134,10 +208,9 @@ def _on_ray(config: RunConfig, request: AnyRequest, part: str | None, debug: boo
             max_restarts=retries,
             max_task_retries=retries,
         )
-        number = min(config.parallel.workers, len(stretches))
-        pool = ActorPool([worker.remote(request) for _ in range(number)])
+        number = min(config.parallel.workers, items)
         try:
-            yield from pool.map(lambda actor, stretch: actor.predict.remote(stretch), stretches)
+            yield ActorPool([worker.remote(request) for _ in range(number)])
         except ray.exceptions.RayTaskError as error:
             raise RunFailedError(f"{type(error.cause).__name__}: {error.cause}") from error
         except ray.exceptions.RayError as error:
@@ -159,6 +232,10 @@ class PredictWorker:
     def predict(self, stretch: Any) -> tuple[Any, dict[str, int]]:
         """Rows of one stretch."""
         return self._answers(stretch)
+
+    def write(self, part: Part, url: str) -> int:
+        """Rows of one file, which is then there."""
+        return write_part(self._answers, part, url)
 
 
 def write_whole(rows: Rows, url: str) -> tuple[int, Counter[str]]:

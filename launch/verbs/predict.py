@@ -14,7 +14,9 @@ app = typer.Typer(rich_markup_mode=None)
 @app.command()
 def predict(
     checkpoint: Annotated[str, typer.Argument(help="Folder or URL of a checkpoint, or of a run.")],
-    out: Annotated[str, typer.Option(help="Parquet file or URL to write.")],
+    out: Annotated[
+        str, typer.Option(help="Parquet file or URL to write; with a / at its end a folder of files, for large data.")
+    ],
     overrides: Overrides = None,
     data: Annotated[
         str | None, typer.Option(help="Data with the same modalities; default: what it was trained on.")
@@ -44,11 +46,13 @@ def predict(
 ) -> None:
     """Predict every record of a data set and write one Parquet file; it appears whole or not at all.
 
-    One process by default, over Ray with parallel.workers=N; the file is the same.
+    One process by default, over Ray with parallel.workers=N; the file is the same. Into a folder each worker writes
+    whole files of its own; a command that was killed goes on behind those that are complete.
 
     \b
     python -m launch predict runs/NAME --data data/new --out predictions.parquet
     python -m launch predict runs/NAME --part test --out s3://bucket/test.parquet --explain parallel.workers=8
+    python -m launch predict runs/NAME --data s3://bucket/all --out s3://bucket/said/ parallel.workers=64
     """
     from launch.runs.predict import predict_records
 

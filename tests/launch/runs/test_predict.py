@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet
 import pytest
 
-from launch.errors import UsageError
-from launch.runs.predict import write_whole
+from launch.errors import RunFailedError, UsageError
+from launch.runs import predict as predicting
+from launch.runs import predict_parts
+from launch.runs.predict import predict_into, write_whole
 from tests.launch.commands import ROOT, SMALL, environment, last_json, python
+from tests.object_store import local_s3
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -78,3 +85,84 @@ def a_worker_below(pid: int) -> int:
                 return int(process.info["pid"])
         time.sleep(0.2)
     raise AssertionError("no worker appeared")
+
+
+@pytest.fixture
+def small_files(monkeypatch):
+    """Three files for three thousand records."""
+    monkeypatch.setattr(predicting, "PART_SAMPLES", 1000)
+
+
+def test_a_folder_holds_the_rows_of_a_file_in_its_order(place, tmp_path, small_files):
+    run = str(place / "runs" / "r")
+    one = predict_into(run, None, str(tmp_path / "one.parquet"), explain=True)
+    many = predict_into(run, None, f"{tmp_path}/many/", explain=True)
+    alike = ("records", "skipped", "checkpoint", "workers")
+    assert [one[key] for key in alike] == [many[key] for key in alike] and many["files"] == 3
+    names = sorted(path.name for path in (tmp_path / "many").iterdir())
+    assert names == ["_asked.json", "_predictions.json", *(f"part-{n:08d}.parquet" for n in range(3))]
+    expected, found = (pyarrow.parquet.read_table(tmp_path / name) for name in ("one.parquet", "many"))
+    assert found.equals(expected) and found["record"].to_pylist() == list(range(3000))
+    with pytest.raises(UsageError, match="many/ exists: give another name, or --overwrite"):
+        predict_into(run, None, f"{tmp_path}/many/", explain=True)
+    predict_into(run, None, f"{tmp_path}/many/", part="test", overwrite=True)
+    assert (
+        pyarrow.parquet.read_table(tmp_path / "many").num_rows
+        == predict_into(run, None, str(tmp_path / "test.parquet"), part="test")["records"]
+    )
+
+
+@pytest.mark.parametrize("where", ["here", "s3"])
+def test_a_folder_goes_on_behind_what_is_complete(place, tmp_path, small_files, monkeypatch, where):
+    run = str(place / "runs" / "r")
+    with local_s3(monkeypatch) if where == "s3" else nullcontext(str(tmp_path)) as home:
+        out, whole = f"{home}/said/", predict_parts.write_part
+        written = []
+
+        def fails_at_the_second(answers, part, url):
+            if part.number == 1:
+                raise RunFailedError("a worker died")
+            written.append(part.number)
+            return whole(answers, part, url)
+
+        monkeypatch.setattr(predict_parts, "write_part", fails_at_the_second)
+        with pytest.raises(RunFailedError, match="a worker died"):
+            predict_into(run, None, out)
+        fs, root = fsspec.url_to_fs(out)
+        fs.invalidate_cache()
+        left = sorted(path.rsplit("/", 1)[1] for path in fs.ls(root.rstrip("/"), detail=False))
+        assert left == ["_asked.json", "part-00000000.parquet"]
+        for other in ({"part": "test"}, {"explain": True}, {"overrides": ["training.eval_batch_size=3"]}):
+            with pytest.raises(UsageError, match="holds something else, or part of other predictions"):
+                predict_into(run, None, out, **other)
+        fs.pipe_file(f"{root.rstrip('/')}/.part-00000001.parquet.17.tmp", b"half")
+        monkeypatch.setattr(
+            predict_parts,
+            "write_part",
+            lambda answers, part, url: written.append(part.number) or whole(answers, part, url),
+        )
+        done = predict_into(run, None, out)
+        assert written == [0, 1, 2] and done["records"] == 3000
+        fs.invalidate_cache()
+        assert not [path for path in fs.ls(root.rstrip("/"), detail=False) if path.endswith(".tmp")]
+        table = pyarrow.dataset.dataset(root.rstrip("/"), filesystem=fs, format="parquet").to_table()
+    expected = tmp_path / "one.parquet"
+    predict_into(run, None, str(expected))
+    assert table.equals(pyarrow.parquet.read_table(expected))
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_workers_over_ray_write_the_same_folder_also_when_one_dies(place, tmp_path):
+    run = str(place / "runs" / "r")
+    command = [sys.executable, "-m", "launch", "predict", run, "--out", f"{tmp_path}/many/", "parallel.workers=2"]
+    driver = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    os.kill(a_worker_below(driver.pid), signal.SIGKILL)
+    stdout, stderr = driver.communicate(timeout=240)
+    assert driver.returncode == 0, stderr
+    assert json.loads(stdout.splitlines()[-1])["records"] == 3000 and "rows a second, about 0 s left" in stderr
+    predict_into(run, None, str(tmp_path / "one.parquet"))
+    one, many = (pyarrow.parquet.read_table(tmp_path / name) for name in ("one.parquet", "many"))
+    assert many.equals(one)

@@ -33,7 +33,7 @@ class Facts:
         rarest: samples of the rarest class of all tasks with classes; None without such a task.
         modalities: that some sample has. absent: the mean share of samples that lack one of these.
         quantiles: whether all modalities with numbers have some.
-        validation: samples of that part.
+        validation: samples of that part. codes: entries of all vocabularies.
     """
 
     samples: int
@@ -43,6 +43,7 @@ class Facts:
     absent: float
     quantiles: bool
     validation: int
+    codes: int = 0
 
     @staticmethod
     def of(
@@ -65,6 +66,7 @@ class Facts:
             absent,
             all(statistics.modalities[name].quantiles for name in numbers if statistics.modalities[name].present),
             parts.get("val", 0),
+            sum(spec.codes or 0 for spec in schema.modalities if spec.kind == "codes"),
         )
 
 
@@ -96,7 +98,9 @@ def chosen(config: RunConfig, facts: Facts, tasks: Sequence[TaskSpec]) -> dict[s
         "model.waveform.statistics": "kernels",
         "model.head.start": "base",
         "model.head.members": {"fast": 1, "good": 4, "best": 8}[preset],
+        "model.head.skip": "linear",
         "optim.lr": 2e-3 if small else 1e-3,
+        "optim.ema": 0.0 if facts.codes > config.model.codes.spread_above else _ema(a_pass),
         "training.batch_size": batch_size,
         "training.epochs": epochs,
         "training.eval_every": every,
@@ -111,6 +115,11 @@ def _batch_size(config: RunConfig, facts: Facts) -> int:
     most = 64 if facts.samples < 30_000 else 128 if facts.samples < 300_000 else 256
     size = 2 ** round(math.log2(max(facts.samples, 1) / 30)) if facts.samples > 60 else 2
     return max(min(max(size, 8), most), at_least)
+
+
+def _ema(a_pass: int) -> float:
+    """An average that reaches a third of an epoch back."""
+    return round(min(max(1 - 3 / a_pass, 0.9), 0.999), 3)
 
 
 def _modality_dropout(facts: Facts) -> float:

@@ -40,7 +40,9 @@ def test_values_of_small_and_larger_data():
         "model.waveform.statistics": "kernels",
         "model.head.start": "base",
         "model.head.members": 4,
+        "model.head.skip": "linear",
         "optim.lr": 0.002,
+        "optim.ema": 0.9,  # a third of 14 steps is less than it reaches
         "training.batch_size": 8,  # 107 / 30 is less
         "training.epochs": 143,  # 2000 steps of 14
         "training.eval_every": 67,  # 2002 steps in 30
@@ -52,7 +54,11 @@ def test_values_of_small_and_larger_data():
     # 180 steps an epoch; 2000 x root of 1.1481 is 2143
     assert [found[f"training.{key}"] for key in ("batch_size", "epochs", "eval_every")] == [64, 12, "epoch"]
     assert found["training.early_stopping.metric"] == "val/auroc" and found["training.early_stopping.patience"] == 4
+    assert found["optim.ema"] == 0.983  # 60 of 180 steps
+    coded = replace(WARD, codes=recipe().model.codes.spread_above + 1)  # whose table is spread over ranks
+    assert chosen(recipe(), coded, [BINARY])["optim.ema"] == 0
     large = replace(WARD, samples=1_000_000, labelled=1_000_000, rarest=30_000)
+    assert chosen(recipe(), large, [BINARY])["optim.ema"] == 0.999
     assert [chosen(recipe(), large, [BINARY])[f"training.{key}"] for key in ("batch_size", "epochs")] == [256, 5]
     assert set(found) == set(FITTED)
 
