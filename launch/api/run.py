@@ -134,7 +134,7 @@ class Run:
         import pandas as pd
 
         from launch.api.new_records import packed_for
-        from launch.runs.predict import predict_into
+        from launch.runs.prediction.predict import predict_into
 
         data = frames.get("records", data) if data is None else data
         if part is not None and data is not None and not isinstance(data, str | Path | Data):

@@ -54,7 +54,7 @@ def predict(
     python -m launch predict runs/NAME --part test --out s3://bucket/test.parquet --explain parallel.workers=8
     python -m launch predict runs/NAME --data s3://bucket/all --out s3://bucket/said/ parallel.workers=64
     """
-    from launch.runs.predict import predict_records
+    from launch.runs.prediction.predict import predict_records
 
     wishes = (encode or [], overrides or [], overwrite, debug, embeddings)
     predict_records(checkpoint, data, out, part, explain, calibrated, *wishes)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from launch.runs.predict import predict_into
+from launch.runs.prediction.predict import predict_into
 from tests.launch.api.test_portable import records
 from trainer import load_model
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import fleximoe
-from launch.runs.predict import predict_into
+from launch.runs.prediction.predict import predict_into
 from tests.launch.api.ward import SMALL, STAYS, notes, stays, vitals
 
 

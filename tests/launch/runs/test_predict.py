@@ -18,9 +18,9 @@ import pyarrow.parquet
 import pytest
 
 from launch.errors import RunFailedError, UsageError
-from launch.runs import predict as predicting
-from launch.runs import predict_parts
-from launch.runs.predict import predict_into, write_whole
+from launch.runs.prediction import parts as predict_parts
+from launch.runs.prediction import predict as predicting
+from launch.runs.prediction.predict import predict_into, write_whole
 from tests.launch.commands import ROOT, SMALL, environment, last_json, python
 from tests.object_store import local_s3
 

@@ -1,5 +1,5 @@
 """The verb `predict`: predictions of a checkpoint for every record of a data set, or each moment, as one Parquet file,
-or as a folder of them (`predict_parts`).
+or as a folder of them (`parts`).
 
 One process, or several over Ray with parallel.workers=N. Workers take stretches of the data set; the driver puts their
 rows in the order of the data set and writes them, so the file does not depend on how many workers there were. The file
@@ -26,7 +26,7 @@ from launch.cluster.environment import prepare_for_ray
 from launch.errors import RunFailedError, UsageError
 from launch.output.tables import print_json_line
 from launch.runs.embed import sources_of
-from launch.runs.predict_parts import (
+from launch.runs.prediction.parts import (
     PART_SAMPLES,
     Folder,
     Part,

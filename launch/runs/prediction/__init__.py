@@ -1,0 +1,1 @@
+"""Answers for every record of a data set, as files."""
