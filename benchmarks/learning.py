@@ -48,6 +48,8 @@ VARIANTS: dict[str, dict[str, str]] = {
     "quantile": {**PLAIN, **QUANTILE},
     "piecewise": {**TOKEN, **QUANTILE, "model.vector.numbers": "piecewise"},
     "start": {**PLAIN, "model.head.start": "base"},
+    "skip": {**TOKEN, **QUANTILE, "model.head.skip": "linear"},
+    "skip_ema": {**TOKEN, **QUANTILE, "model.head.skip": "linear", "optim.ema": "0.98"},
 }
 FIRST = ("base", "token", "token_quantile")
 
