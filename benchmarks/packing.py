@@ -145,6 +145,8 @@ def main() -> None:
     parser.add_argument("--work", default=None, help="folder for the data sets")
     parser.add_argument("--keep", type=Path, default=None, help="file for results of several runs")
     chosen = parser.parse_args()
+    if chosen.work:
+        Path(chosen.work).mkdir(parents=True, exist_ok=True)
     results = json.loads(chosen.keep.read_text()) if chosen.keep and chosen.keep.exists() else {}
     for records in chosen.records:
         for way in chosen.ways:

@@ -1,11 +1,13 @@
 """`python -m tests.launch.runs.packed_by_nodes FOLDER ADDRESS`: a pack by the nodes of a Ray; prints the report.
 
-Which node reads a unit is noted as an empty file beside the folder.
+Which node reads a unit is noted as an empty file beside the folder. A node whose environment has GUEST hangs in its
+third unit, until it is killed: FOLDER.hung says that it does.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -22,7 +24,7 @@ COUNT = 1_400
 
 
 class Noted(ListSource):
-    """Slow enough for a node to die in between."""
+    """Slow enough for two nodes to take part."""
 
     def __init__(self, folder: str) -> None:
         super().__init__(SCHEMA, [make_record(i) for i in range(COUNT)])
@@ -31,7 +33,12 @@ class Noted(ListSource):
     def read(self, unit: tuple[int, int], notes: Counter[str]) -> Iterator[Record]:
         import ray
 
-        Path(f"{self.folder}.unit-{unit[0]}-{ray.get_runtime_context().get_node_id()}").touch()
+        node = ray.get_runtime_context().get_node_id()
+        Path(f"{self.folder}.unit-{unit[0]}-{node}").touch()
+        own = list(Path(self.folder).parent.glob(f"{Path(self.folder).name}.unit-*-{node}"))
+        if "GUEST" in os.environ and len(own) == 3:
+            Path(f"{self.folder}.hung").touch()
+            time.sleep(600)
         time.sleep(0.1)
         yield from super().read(unit, notes)
 
