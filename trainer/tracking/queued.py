@@ -107,7 +107,8 @@ class QueuedSink:
     def rewind(self, step: int) -> None:
         """The store knows which steps it has, and keeps the first value of each; what it lacks of the others was queued
         in a process that was killed."""
-        self.take({"op": "replay", "step": step, "time": int(time.time() * 1000)})
+        if step:  # else nothing came before
+            self.take({"op": "replay", "step": step, "time": int(time.time() * 1000)})
 
     def flush(self, timeout_s: float) -> None:
         """Send now what is queued; waits for it at most `timeout_s` seconds."""
