@@ -108,11 +108,11 @@ def first_chunks(counts_K: np.ndarray, steps: int) -> np.ndarray:
     return EpochOrder(counts_K, SEED, 0, DataConfig(url=".").window_chunks).take(0, steps * BATCH)[0]
 
 
-def private_and_shared() -> tuple[int, int]:
-    """Bytes that only this process holds, and its share of those that several map."""
+def private_bytes() -> int:
+    """Bytes that only this process holds."""
     lines = dict(line.split()[:2] for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
     private = int(lines["Private_Clean:"]) + int(lines["Private_Dirty:"])
-    return private << 10, (int(lines["Pss:"]) - private) << 10
+    return private << 10
 
 
 def of_files(folder: str) -> dict[str, int]:
@@ -161,7 +161,7 @@ def process(folder: str, scratch: str, seat: tuple[int, int, int], go: Any, done
     """
     tempfile.tempdir = scratch
     go.wait()
-    before = private_and_shared()[0]
+    before = private_bytes()
     manifest, opened, opened_cpu = used(lambda: open_manifest(folder))
     config, order = DataConfig(url=folder), {"batch_size": BATCH, "shuffle": True, "seed": SEED}
     rank, ranks, loader = seat
@@ -177,7 +177,7 @@ def process(folder: str, scratch: str, seat: tuple[int, int, int], go: Any, done
     for size in BATCHES:
         taken = [timed(lambda i=i, size=size: made.numbers(i * size, (i + 1) * size))[1] for i in range(STEPS)]
         positions[size] = statistics.median(taken)
-    held = private_and_shared()[0]
+    held = private_bytes()
     step, read, read_cpu = used(lambda: there[0, loader * BATCH])
     if step.error is not None:
         raise step.error
@@ -190,7 +190,8 @@ def process(folder: str, scratch: str, seat: tuple[int, int, int], go: Any, done
          "cpu": {"open": opened_cpu, "prepare": prepared_cpu, "order": ordered_cpu, "read": read_cpu}}
     )  # fmt: skip
     done.wait()
-    answers.put((private_and_shared()[1], of_files(scratch)[own]))
+    files = of_files(scratch)
+    answers.put((sum(files.values()), files[own]))
 
 
 def node(folder: Path, scratch: Path, ranks: int, loaders: int) -> tuple[list[dict[str, Any]], int, int]:
@@ -212,7 +213,7 @@ def node(folder: Path, scratch: Path, ranks: int, loaders: int) -> tuple[list[di
     assert sum(found[rank * (1 + loaders)]["samples"] for rank in range(ranks)) == BATCH  # of the first step
     grown = sum(answer["grown"] for answer in found)
     of_each = ", ".join(f"{answer['grown'] / 2**20:.0f}" for answer in found)
-    files = f"mapped {sum(shared for shared, _ in held) / 2**20:.0f}"
+    files = f"files of the data's tables and order, mapped by all, {sum(shared for shared, _ in held) / 2**20:.0f}"
     print(f"MiB: {files}, private of each process {of_each}")
     return found, grown + sum(shared for shared, _ in held), sum(order for _, order in held)
 

@@ -90,7 +90,11 @@ def load_shards(
         return ShardList(arrays, table), table
 
     def make() -> dict[str, np.ndarray]:
+        import pyarrow
+
         arrays, table = _load(storage, shards, chunks, columns, moments)
+        # What unpacking took and gave back, Arrow keeps for later; nothing of this size comes later.
+        pyarrow.default_memory_pool().release_unused()
         return arrays | table.arrays()
 
     shared = node_arrays(f"tables 1 {shards.sha256} {chunks.sha256} {columns} {moments}", make)
