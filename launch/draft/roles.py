@@ -15,6 +15,7 @@ from launch.draft.draft import Draft
 from launch.draft.profile import Column, Table
 
 _KEY = re.compile(r"(?:^|_)(?:id|key|uid|uuid|no|nr|index|number)$|id$", re.I)
+LINKED = 0.5  # share of a column's cells that are keys, from which on it says which record a row belongs to
 _GROUP = re.compile(
     r"(?:^|_)(?:patient|subject|person|participant|user|speaker|customer|client|animal)(?:_?(?:id|no|nr))?$", re.I
 )
@@ -102,9 +103,6 @@ def _almost_keys(table: Table, tables: Sequence[Table]) -> list[str]:
                 f"{len(cells):,} rows too many): mend that first, and draft again"
             )
     return found
-
-
-LINKED = 0.5  # share of a column's cells that are keys, from which on it says which record a row belongs to
 
 
 def has_key(table: Table, others: Sequence[Table]) -> bool:

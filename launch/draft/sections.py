@@ -30,7 +30,8 @@ def _nearest(found: tuple[str, float] | None) -> str:
     """How far a table is from being about the records."""
     if found is None or not found[1]:
         return ""
-    return f" ({found[1]:.0%} of the values of {found[0]!r} do: if it is the key, add the table, unknown_keys: skip)"
+    share = f"{found[1]:.0%} of the values of {found[0]!r} do"
+    return f" ({share}: if it is the key, add the table with unknown_keys: skip)"
 
 
 def of_table(table: Table, home: Home, draft: Draft, folder: Path) -> None:

@@ -39,14 +39,17 @@ class WeightAverages:
 
     @contextmanager
     def in_place(self, gather: Callable[[], None]) -> Iterator[None]:
-        """Inside, the averages are the master weights. `gather` makes the model's weights from these; collective."""
+        """Inside, the averages are the master weights. `gather` makes the model's weights from these; collective.
+
+        After an error the master weights are back, and the model's are not: other ranks may be anywhere by then.
+        """
         self._exchange()
-        gather()
         try:
+            gather()
             yield
         finally:
             self._exchange()
-            gather()
+        gather()
 
     def _exchange(self) -> None:
         for one, other in zip(self.slices, self.tensors, strict=True):

@@ -12,10 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +27,16 @@ from data_shards.errors import skipped_words
 from data_shards.paths import is_local
 from launch.errors import RunFailedError, UsageError
 from trainer.config.run_config import RunConfig
+from trainer.run_folder import BASELINE, BASELINE_ARRAYS
 
 if TYPE_CHECKING:
-    from trainer.ensemble.answers import Answers, AnyRequest
+    from trainer.ensemble.answers import Answers, AnyRequest, BaselineRequest
     from trainer.inference.predictor import Stretch
+    from trainer.inference.request import Request
 
 PART_SAMPLES = 1 << 16
 ASKED, DONE = "_asked.json", "_predictions.json"
+_OWN = re.compile(r"_asked\.json|_predictions\.json|part-\d{8,}\.parquet|\.part-\d{8,}\.parquet\.\d+\.tmp")
 _COUNTS = b"fleximoe.counts"  # in a file's metadata, so that it need not be made again to be counted
 
 
@@ -66,49 +70,78 @@ def parts_of(stretches: Sequence[Stretch], samples: int = PART_SAMPLES) -> list[
 
 
 def asked_of(request: AnyRequest, config: RunConfig, samples: int) -> str:
-    """What is asked, as a digest: of the request, of the checkpoints it names, and of the data."""
+    """What is asked, as a digest: of the request, whoever works on it, of the models it names, and of the data."""
     data = open_manifest(config.data.url, config.data.storage_options).digest
-    members = getattr(request, "members", (request,))
-    commits = [_commit(str(getattr(member, "checkpoint", ""))) for member in members]
-    return hashlib.sha256(repr((request, commits, data, samples)).encode()).hexdigest()
+    from trainer.ensemble.answers import EnsembleRequest
+
+    asked: list[Any] = [data, samples]
+    if isinstance(request, EnsembleRequest):
+        asked += [*map(_model, request.members), request.weights, request.tasks]
+    else:
+        asked.append(_model(request))
+    return hashlib.sha256(repr(asked).encode()).hexdigest()
 
 
-def _commit(checkpoint: str) -> str:
-    fs, path = fsspec.url_to_fs(checkpoint)
-    return fs.cat_file(f"{path}/COMMIT").decode() if checkpoint and fs.exists(f"{path}/COMMIT") else ""
+def _model(request: Request | BaselineRequest) -> tuple[Any, str]:
+    """The request without what decides how many work on it and where, and what its model is, whatever its name."""
+    from trainer.ensemble.answers import BaselineRequest
+
+    if isinstance(request, BaselineRequest):
+        return request, _digest(request.url, (BASELINE, BASELINE_ARRAYS))
+    alone = request.config.model_copy(update={"parallel": None, "cluster": None, "tracking": None})
+    return replace(request, config=alone), _digest(request.checkpoint, ("COMMIT",))
+
+
+def _digest(url: str, names: Iterable[str]) -> str:
+    fs, path = fsspec.url_to_fs(url)
+    return hashlib.sha256(b"".join(fs.cat_file(f"{path}/{name}") for name in names)).hexdigest()
 
 
 class Folder:
     """The target.
 
     Raises:
-        UsageError: something else is there, or all of it is.
+        UsageError: something else is there, which also `overwrite` leaves alone, or all of it is.
     """
 
     def __init__(self, url: str, asked: str, overwrite: bool) -> None:
         self.url = url.rstrip("/")
         self._fs, self._root = fsspec.url_to_fs(self.url)
         self._fs.invalidate_cache()
-        if overwrite and self._fs.exists(self._root):
-            self._fs.rm(self._root, recursive=True)
-        there = self._fs.exists(self._root) and bool(self._fs.ls(self._root, detail=False))
-        if there and self._fs.exists(f"{self._root}/{DONE}"):
+        if strangers := sorted(name for name in self._names() if not _OWN.fullmatch(name)):
+            raise UsageError(f"{self.url}/ holds other files than predictions ({strangers[0]}): give another name")
+        if overwrite:
+            for name in self._names():
+                self._fs.rm(f"{self._root}/{name}")
+            self._fs.invalidate_cache()
+        names = self._names()
+        if DONE in names:
             raise UsageError(f"{self.url}/ exists: give another name, or --overwrite")
-        if there and self._stored() != asked:
-            raise UsageError(
-                f"{self.url}/ holds something else, or part of other predictions: give another name, or --overwrite"
-            )
-        if not there:
+        if names and self._stored() != asked:
+            raise UsageError(f"{self.url}/ holds part of other predictions: give another name, or --overwrite")
+        if not names:
             self._fs.makedirs(self._root, exist_ok=True)
             self._fs.pipe_file(f"{self._root}/{ASKED}", json.dumps({"asked": asked}).encode())
 
+    def _names(self) -> set[str]:
+        if not self._fs.exists(self._root):
+            return set()
+        if self._fs.isfile(self._root):
+            raise UsageError(f"{self.url} is a file: give another name for a folder")
+        paths = {path.rstrip("/") for path in self._fs.ls(self._root, detail=False)}
+        return {path.rsplit("/", 1)[1] for path in paths - {self._root}}  # some stores list a folder in itself
+
     def _stored(self) -> str | None:
-        path = f"{self._root}/{ASKED}"
-        return json.loads(self._fs.cat_file(path))["asked"] if self._fs.exists(path) else None
+        """None: nothing that can be read, as of a process that was killed while it wrote."""
+        try:
+            asked: str = json.loads(self._fs.cat_file(f"{self._root}/{ASKED}"))["asked"]
+        except (FileNotFoundError, ValueError):
+            return None
+        return asked
 
     def missing(self, parts: Iterable[Part]) -> list[Part]:
         """Those that are not there yet."""
-        there = {path.rsplit("/", 1)[1] for path in self._fs.ls(self._root, detail=False)}
+        there = self._names()
         return [part for part in parts if part.name not in there]
 
     def finish(self, parts: Sequence[Part], said: dict[str, Any]) -> dict[str, Any]:
@@ -128,9 +161,9 @@ class Folder:
             skipped.update(found["skipped"])
         if not total["records"]:
             raise RunFailedError(f"no record could be read, so nothing is predicted: {skipped_words(dict(skipped))}")
-        for path in self._fs.ls(self._root, detail=False):
-            if path.endswith(".tmp"):  # of a process that was killed
-                self._fs.rm(path)
+        for name in self._names():
+            if name.endswith(".tmp"):  # of a process that was killed
+                self._fs.rm(f"{self._root}/{name}")
         whole = {**total, "skipped": dict(skipped), "files": len(parts), **said}
         self._fs.pipe_file(f"{self._root}/{DONE}", json.dumps(whole, indent=1).encode())
         return whole
@@ -168,9 +201,3 @@ def write_part(answers: Answers, part: Part, url: str) -> int:
     finally:
         temporary.unlink(missing_ok=True)
     return len(whole)
-
-
-def write_here(answers: Answers, parts: Iterable[Part], url: str) -> Iterator[int]:
-    """In this process; rows of each file when it is there."""
-    for part in parts:
-        yield write_part(answers, part, url)

@@ -33,7 +33,6 @@ from launch.runs.prediction.parts import (
     asked_of,
     is_folder,
     parts_of,
-    write_here,
     write_part,
 )
 from launch.runs.requests import Asked, request_of
@@ -150,7 +149,9 @@ def _written(config: RunConfig, request: AnyRequest, parts: list[Part], url: str
         with _pool(config, request, len(parts), debug) as pool:
             yield from pool.map_unordered(lambda actor, part: actor.write.remote(part, url), parts)
     elif parts:
-        yield from write_here(_opened(request), parts, url)
+        answers = _opened(request)
+        for part in parts:
+            yield write_part(answers, part, url)
 
 
 def _opened(request: AnyRequest) -> Answers:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from launch.errors import RunFailedError, UsageError
 from launch.runs.prediction import parts as predict_parts
 from launch.runs.prediction import predict as predicting
 from launch.runs.prediction.predict import predict_into, write_whole
+from launch.runs.requests import Asked, request_of
 from tests.launch.commands import ROOT, SMALL, environment, last_json, python
 from tests.object_store import local_s3
 
@@ -116,7 +119,7 @@ def test_a_folder_holds_the_rows_of_a_file_in_its_order(place, tmp_path, small_f
 def test_a_folder_goes_on_behind_what_is_complete(place, tmp_path, small_files, monkeypatch, where):
     run = str(place / "runs" / "r")
     with local_s3(monkeypatch) if where == "s3" else nullcontext(str(tmp_path)) as home:
-        out, whole = f"{home}/said/", predict_parts.write_part
+        out, whole = f"{home}/said/", predicting.write_part
         written = []
 
         def fails_at_the_second(answers, part, url):
@@ -125,7 +128,7 @@ def test_a_folder_goes_on_behind_what_is_complete(place, tmp_path, small_files, 
             written.append(part.number)
             return whole(answers, part, url)
 
-        monkeypatch.setattr(predict_parts, "write_part", fails_at_the_second)
+        monkeypatch.setattr(predicting, "write_part", fails_at_the_second)
         with pytest.raises(RunFailedError, match="a worker died"):
             predict_into(run, None, out)
         fs, root = fsspec.url_to_fs(out)
@@ -133,11 +136,11 @@ def test_a_folder_goes_on_behind_what_is_complete(place, tmp_path, small_files, 
         left = sorted(path.rsplit("/", 1)[1] for path in fs.ls(root.rstrip("/"), detail=False))
         assert left == ["_asked.json", "part-00000000.parquet"]
         for other in ({"part": "test"}, {"explain": True}, {"overrides": ["training.eval_batch_size=3"]}):
-            with pytest.raises(UsageError, match="holds something else, or part of other predictions"):
+            with pytest.raises(UsageError, match="holds part of other predictions"):
                 predict_into(run, None, out, **other)
         fs.pipe_file(f"{root.rstrip('/')}/.part-00000001.parquet.17.tmp", b"half")
         monkeypatch.setattr(
-            predict_parts,
+            predicting,
             "write_part",
             lambda answers, part, url: written.append(part.number) or whole(answers, part, url),
         )
@@ -149,6 +152,41 @@ def test_a_folder_goes_on_behind_what_is_complete(place, tmp_path, small_files, 
     expected = tmp_path / "one.parquet"
     predict_into(run, None, str(expected))
     assert table.equals(pyarrow.parquet.read_table(expected))
+
+
+def test_what_is_no_prediction_is_never_removed(place, tmp_path):
+    run, mine = str(place / "runs" / "r"), tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match=r"holds other files than predictions \(thesis\.txt\): give another name"):
+            predict_into(run, None, f"{mine}/", overwrite=overwrite)
+        with pytest.raises(UsageError, match=r"thesis\.txt is a file: give another name"):
+            predict_into(run, None, f"{mine}/thesis.txt/", overwrite=overwrite)
+    assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
+    half = tmp_path / "half"  # killed while it began
+    half.mkdir()
+    (half / "_asked.json").write_text('{"ask')
+    with pytest.raises(UsageError, match="holds part of other predictions"):
+        predict_into(run, None, f"{half}/")
+    assert predict_into(run, None, f"{half}/", overwrite=True)["records"] == 3000
+
+
+def test_what_is_asked_does_not_depend_on_who_works_and_does_on_the_model(place, tmp_path):
+    run = shutil.copytree(place / "runs" / "r", tmp_path / "r")
+
+    def asked(**more):
+        config, request = request_of(str(run), Asked(str(place / "data"), **more))
+        return predict_parts.asked_of(request, config, 1000)
+
+    same = {asked(), asked(overrides=("parallel.workers=4",)), asked(overrides=("cluster.max_failures=7",))}
+    assert len(same) == 1
+    assert len({*same, asked(part="test"), asked(explain=True), asked(overrides=("data.split=other",))}) == 4
+    for commit in run.glob("checkpoints/*/COMMIT"):  # another model under the same name
+        described = commit.with_name("checkpoint.json")
+        described.write_text(described.read_text() + " ")
+        commit.write_text(hashlib.sha256(described.read_bytes()).hexdigest())
+    assert asked() not in same
 
 
 @pytest.mark.ray

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from parallel import Engine, init_distributed
-from parallel.engine.averages import share_kept
+from parallel.engine.averages import WeightAverages, share_kept
 from tests.parallel.runs import Case, make_engine, train_steps
 from tests.ranks import run_ranks
 
@@ -77,6 +77,25 @@ def _refused(rank: int, world: int) -> bool:
 
 def test_a_refused_step_is_none_of_the_average() -> None:
     assert run_ranks(_refused, 1) == [True]
+
+
+def test_an_error_inside_brings_the_weights_back_and_asks_no_other_rank() -> None:
+    weight, gathered = torch.ones(3), []
+    own = WeightAverages([weight], 0.5)
+    own.tensors[0].zero_()
+
+    def look(fails: bool) -> None:
+        with own.in_place(lambda: gathered.append(weight.clone())):
+            assert not weight.any()
+            if fails:
+                raise OSError("the storage is away")
+
+    look(False)
+    assert [float(one.sum()) for one in gathered] == [0.0, 3.0]
+    with pytest.raises(OSError, match="away"):
+        look(True)
+    assert [float(one.sum()) for one in gathered] == [0.0, 3.0, 0.0]  # not once more: others may never come
+    assert torch.equal(weight, torch.ones(3)) and not own.tensors[0].any()
 
 
 def test_early_weights_are_soon_forgotten() -> None:
