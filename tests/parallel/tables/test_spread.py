@@ -289,6 +289,9 @@ def _wrong(rank: int, world: int) -> None:
         Engine(Net(Case(), LocalDispatcher()), mesh, lr=0.1)
     with pytest.raises(ValueError, match="do not go with a table that is spread"):
         Engine(Net(Case(), mesh.dispatcher()), mesh, lr=0.1, betas=(0.9, 0.8))
+    with pytest.raises(ValueError, match=r"optim\.ema=0\.9 does not go with tables that are spread over ranks \(table"):
+        Engine(Net(Case(), mesh.dispatcher()), mesh, lr=0.1, ema=0.9)
+    Engine(Net(Case(spread_above=1000), mesh.dispatcher()), mesh, lr=0.1, ema=0.9).close()
     # A whole table minds neither.
     Engine(Net(Case(spread_above=1000), LocalDispatcher()), mesh, lr=0.1, betas=(0.9, 0.8)).close()
 
