@@ -5,6 +5,7 @@ Both training and evaluation start here, so a checkpoint is evaluated by exactly
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -14,7 +15,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from data_shards import DataSet, DatasetSchema, Step, StepLoader, TaskSpec
+from data_shards import Batch, DataSet, DatasetSchema, Step, StepLoader, TaskSpec
 from data_shards.lease.lease import Guard, Unowned
 from data_shards.loading.costs import complete_costs, read_costs
 from data_shards.records.statistics import SplitStatistics
@@ -39,6 +40,8 @@ from trainer.worker.devices import peak_flops
 from trainer.worker.seats import Seat, fitting_degree, gather_seats, layout_lines
 
 logger = logging.getLogger(__name__)
+
+LOOKED_AT, LOOKS = 256, 8  # training samples that a new model looks at before its first step, and in how many batches
 
 
 @dataclass
@@ -155,7 +158,10 @@ def build_session(
             model = job.build(config, schema, [task.name for task in tasks], statistics, mesh.dispatcher())
         if uses_grouped_kernels(context.device, parallel.precision):
             _fit_to_gpu(job, config, context, schema, statistics, model)
-        return _engine(job, config, context, model, mesh, parallel)
+        model.to(context.device)  # before the optimizer takes its parameters
+        if not filled:
+            _look_first(job, config, context, model, manifest, schema)
+        return _engine(job, config, model, mesh, parallel)
 
     engine = make_engine(filled)
     losses = {task.name: _task_loss(config, task, statistics).to(context.device) for task in tasks}
@@ -165,10 +171,26 @@ def build_session(
     )
 
 
-def _engine(
-    job: JobType, config: RunConfig, context: Context, model: nn.Module, mesh: Mesh, parallel: ParallelConfig
-) -> Engine:
-    model.to(context.device)  # before the optimizer takes its parameters
+def _look_first(
+    job: JobType, config: RunConfig, context: Context, model: nn.Module, manifest: DataSet, schema: DatasetSchema
+) -> None:
+    """What a new model sets by training records: rank 0 looks at them, all have the same. Collective."""
+
+    def batches() -> Iterator[Batch]:  # opened when the first is asked for, which most models never do
+        data = config.data.model_copy(update={"workers": 0})
+        loader = StepLoader(manifest, data, "train", LOOKED_AT // LOOKS, schema=schema)
+        try:
+            for step in itertools.islice(loader.steps(0), LOOKS):
+                yield from (batch.to(context.device) for batch in step.micro_batches)
+        finally:
+            loader.close()
+
+    for parameter in job.look_first(model, batches() if context.rank == 0 else ()):
+        own = parameter.data if context.rank == 0 else parameter.data[:0]
+        parameter.data.copy_(rows_everywhere(own))
+
+
+def _engine(job: JobType, config: RunConfig, model: nn.Module, mesh: Mesh, parallel: ParallelConfig) -> Engine:
     model.recompute = config.training.activation_checkpointing  # type: ignore[assignment]
     if config.training.compile:
         compile_dense_parts(model)

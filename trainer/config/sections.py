@@ -75,10 +75,12 @@ class WaveformEncoderConfig(Section):
 
     patch: int = Field(16, ge=1, description="samples in one patch")
     tokens: int = Field(8, ge=1, description="tokens made of one waveform, each an equal stretch of its own length")
-    statistics: Literal["none", "kernels"] = Field(
+    statistics: Literal["none", "kernels", "fine_kernels"] = Field(
         "none",
-        description="kernels = tokens also say what the whole signal is: in which shares of its time 672 fixed kernels "
-        "of 9 samples, spans of 9 to 1,025, are answered, as MiniRocket counts them; far better on few recordings",
+        description="fine_kernels = tokens also say what the whole signal is: in which shares of its time the answers "
+        "of 672 fixed kernels of 9 samples, spans of 9 to 1,025, lie beyond nine levels, as MiniRocket counts them, "
+        "each standardised by up to 256 training samples that a new model looks at first; far better on few "
+        "recordings; kernels = three levels, not standardised, as runs of before have it",
     )
 
 

@@ -21,7 +21,7 @@ from trainer.config.sections import ModelConfig
 from trainer.models.convolutions.sizes import picture_flops
 from trainer.models.encoder_groups import OWN, cut_group, cuts_of, encoder_layout
 from trainer.models.layers.token_layout import even_bins, grid_bins
-from trainer.models.numbers.kernels import FEATURES, MOMENTS, READ
+from trainer.models.numbers.kernels import DETAILS, READ
 from trainer.models.numbers.series_statistics import INPUTS
 from trainer.models.numbers.steps import STEPS
 from trainer.models.object_flops import EncoderCost, ExpectedTokens, Objects, count_objects, over_time_flops
@@ -63,7 +63,8 @@ class FlopCounter:
         pairs = tuple(f"pairs/{name}" for name in self.layout)
         patches = tuple(f"patches/{name}" for name in self.layout if self._kind(name) == "waveform")
         self.kernels = [name for name in self.layout if self._kind(name) == "waveform"]
-        if self.config.waveform.statistics == "none":
+        self.detail = DETAILS.get(self.config.waveform.statistics)
+        if self.detail is None:
             self.kernels = []
         moments = tuple(f"moments/{name}" for name in self.kernels)
         own = tuple(f"{what}/{name}" for name in self.own for what in ("own", "own_squares"))
@@ -101,7 +102,8 @@ class FlopCounter:
             number["events"] = float(len(groups["series"].values_O))
         for name in self.kernels:
             if name in groups and groups[name].pairs:
-                most = groups[name].offsets.diff().max().clamp_max(MOMENTS)
+                assert self.detail is not None
+                most = groups[name].offsets.diff().max().clamp_max(self.detail.moments)
                 tensors[f"moments/{name}"] = groups[name].pairs * most
         for name in groups:
             match self._kind(name):
@@ -270,7 +272,7 @@ class FlopCounter:
             case "image":
                 return pairs * number * picture_flops(config.image, spec.shape[0], dim)
             case "waveform":
-                whole = pairs * 2 * FEATURES * dim * (name in self.kernels)
+                whole = pairs * 2 * dim * (self.detail.features if self.detail and name in self.kernels else 0)
                 return whole + values[f"patches/{name}"] * 2 * 2 * dim * (spec.width * config.waveform.patch + dim)
             case "text":
                 # Of all texts: counted with the first group of them.

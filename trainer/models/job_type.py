@@ -116,6 +116,14 @@ class JobType(ABC):
         Raises ValueError where recipe and data do not fit.
         """
 
+    def look_first(self, model: Any, batches: Iterable[Batch]) -> list[nn.Parameter]:
+        """Let a model with initial weights set what it sets by training records; returns those parameters.
+
+        `batches`: of training records in the order of the first epoch, on the model's device; no more are read than
+        asked for. Empty on all ranks but the first, whose values all get.
+        """
+        return []
+
     def learning_rate(self, config: RunConfig, name: str) -> float | None:
         """Peak learning rate of the parameter of this name; None = `optim.lr`."""
         return None

@@ -24,7 +24,7 @@ WHOLE: dict[str, Any] = {
     "model__series__statistics": "token",
     "model__scale": "quantile",
     "model__vector__numbers": "piecewise",
-    "model__waveform__statistics": "kernels",
+    "model__waveform__statistics": "fine_kernels",
     "model__head__members": 8,
 }
 WIDE: dict[str, Any] = {"model__dim": 64, "model__moe__hidden": 128, "model__moe__experts": 8}

@@ -29,6 +29,7 @@ from trainer.models.encoders.tokens_over_time import TokensOverTime
 from trainer.models.encoders.vector import VectorEncoder
 from trainer.models.encoders.waveform import WaveformEncoder
 from trainer.models.layers.standardise import Standardiser
+from trainer.models.numbers.kernels import DETAILS
 from trainer.models.numbers.scale import NormalScores
 from trainer.models.pretrained.load import no_encoder
 
@@ -92,8 +93,9 @@ def _object_encoder(specs: list[ModalitySpec], statistics: SplitStatistics, conf
             return ImageEncoder(first.shape, standardiser, config.image, dim, blocks)
         case "waveform":
             waveform = config.waveform
-            kernels = waveform.statistics == "kernels"
-            return WaveformEncoder(first.width, standardiser, waveform.patch, waveform.tokens, dim, blocks, kernels)
+            detail, fine = DETAILS.get(waveform.statistics), waveform.statistics == "fine_kernels"
+            sizes = (waveform.patch, waveform.tokens, dim, blocks)
+            return WaveformEncoder(first.width, standardiser, *sizes, detail, standardised=fine)
         case _:
             raise AssertionError(f"no encoder for {first.kind}")
 

@@ -29,7 +29,8 @@ from trainer.models.encoders.layout import Encoder, GroupLayout, PresentPairs
 from trainer.models.layers.grouped_linear import Blocks, GroupedLinear, GroupedMLP
 from trainer.models.layers.ragged import offsets_to_ids
 from trainer.models.layers.standardise import Standardiser
-from trainer.models.numbers.kernels import FEATURES, KernelShares, most_moments
+from trainer.models.numbers.first_seen import FirstSeen
+from trainer.models.numbers.kernels import Detail, KernelShares, most_moments
 
 # Periods of the embedded length, each half of the one before, in octaves: the longest spans every length, the shortest,
 # a quarter, tells lengths 3 % apart.
@@ -60,7 +61,8 @@ class WaveformEncoder(Encoder):
         tokens: int,
         dim: int,
         blocks: int,
-        kernels: bool = False,
+        detail: Detail | None = None,
+        standardised: bool = False,
     ) -> None:
         super().__init__()
         self.standardiser, self.patch, self.tokens = standardiser, patch, tokens
@@ -68,13 +70,14 @@ class WaveformEncoder(Encoder):
         self.length = GroupedLinear(blocks, LENGTH_INPUTS, dim)
         nn.init.uniform_(self.length.weight, -LENGTH_SCALE, LENGTH_SCALE)
         self.position_TD = nn.Parameter(torch.randn(tokens, dim) * 0.02)
-        self.whole = WholeSignal(channels, dim, blocks) if kernels else None
+        self.whole = None if detail is None else WholeSignal(channels, detail, standardised, dim, blocks)
 
     def lay_out(self, group: WaveformGroup, block_P: Tensor, blocks: int, present: PresentPairs | None) -> PatchLayout:
         """Numbers of patches, from the lengths of the signals on the CPU."""
         patches_P = -(-group.offsets.diff() // self.patch)
         patches_M = torch.zeros(blocks, dtype=torch.int64).index_add_(0, block_P, patches_P)
-        return PatchLayout(Blocks.of(patches_M), entries_of(patches_P, self.tokens), most_moments(group.offsets))
+        moments = 0 if self.whole is None else most_moments(group.offsets, self.whole.shares.detail)
+        return PatchLayout(Blocks.of(patches_M), entries_of(patches_P, self.tokens), moments)
 
     def forward(self, group: WaveformGroup, layout: GroupLayout) -> Tensor:
         own = layout.own
@@ -103,16 +106,24 @@ class WaveformEncoder(Encoder):
 
 
 class WholeSignal(nn.Module):
-    """Signals -> (P, D), from the shares of time in which fixed kernels are answered."""
+    """Signals -> (P, D), from the shares of time in which fixed kernels are answered.
 
-    def __init__(self, channels: int, dim: int, blocks: int) -> None:
+    Args:
+        standardised: each share by what it is in the training part; else all of a signal's by their own mean and
+            spread, as models of before have it, in which what every signal answers drowns what tells them apart.
+    """
+
+    def __init__(self, channels: int, detail: Detail, standardised: bool, dim: int, blocks: int) -> None:
         super().__init__()
-        self.shares, self.norm = KernelShares(channels), nn.LayerNorm(FEATURES, elementwise_affine=False)
-        self.dropout, self.project = nn.Dropout(HIDDEN_SHARES), GroupedLinear(blocks, FEATURES, dim)
+        self.shares = KernelShares(channels, detail)
+        features = detail.features
+        self.norm = FirstSeen(blocks, features) if standardised else nn.LayerNorm(features, elementwise_affine=False)
+        self.dropout, self.project = nn.Dropout(HIDDEN_SHARES), GroupedLinear(blocks, features, dim)
 
     def forward(self, value_OC: Tensor, by_signal: Any, offsets_P1: Tensor, moments: int, pairs: Any) -> Tensor:
         """Standardised samples, the signal of each, where signals begin, and the block of each."""
-        shares_PX = self.norm(self.shares(value_OC, by_signal, offsets_P1, moments))
+        shares_PX = self.shares(value_OC, by_signal, offsets_P1, moments)
+        shares_PX = self.norm(shares_PX, pairs) if isinstance(self.norm, FirstSeen) else self.norm(shares_PX)
         return self.project(self.dropout(shares_PX), pairs)  # type: ignore[no-any-return]
 
 

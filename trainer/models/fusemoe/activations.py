@@ -10,7 +10,7 @@ from data_shards import ModalitySpec
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics
 from trainer.models.convolutions.sizes import picture_elements
 from trainer.models.flops import FlopCounter
-from trainer.models.numbers.kernels import FEATURES, KERNELS, LENGTH, MOMENTS
+from trainer.models.numbers.kernels import KERNELS, LENGTH
 from trainer.models.numbers.series_statistics import INPUTS
 from trainer.models.numbers.steps import STEPS
 from trainer.models.object_flops import ExpectedTokens, Objects
@@ -90,8 +90,8 @@ def _add_lengths(
         patch = counter.config.waveform.patch
         samples = table.count[0] / max(1, table.present)
         values[f"patches/{spec.group}"] += there * (samples + number * (patch - 1) / 2) / patch
-        if spec.group in counter.kernels:
-            values[f"moments/{spec.group}"] += there * number * min(samples / max(number, 1.0), MOMENTS)
+        if counter.detail and spec.group in counter.kernels:
+            values[f"moments/{spec.group}"] += there * number * min(samples / max(number, 1.0), counter.detail.moments)
 
 
 @dataclass(frozen=True)
@@ -205,8 +205,18 @@ def _encoder(counter: FlopCounter, name: str, indices: list[int], values: dict[s
         case "image":
             return rows * picture_elements(config.image, spec.shape[0], dim) * width
         case "waveform":
-            whole = pairs * (FEATURES * (2 * width + 1) + dim * width) * (name in counter.kernels)
-            return whole + values[f"patches/{name}"] * (spec.width * config.waveform.patch + 5 * dim) * width
+            return (
+                _whole_signals(counter, name, pairs, width)
+                + values[f"patches/{name}"] * (spec.width * config.waveform.patch + 5 * dim) * width
+            )
+
+
+def _whole_signals(counter: FlopCounter, name: str, pairs: float, width: int) -> float:
+    """Shares of fixed kernels, fp32 while they are standardised."""
+    if counter.detail is None or name not in counter.kernels:
+        return 0.0
+    standardised = 8 if counter.config.waveform.statistics == "fine_kernels" else 0
+    return pairs * (counter.detail.features * (2 * width + 1 + standardised) + counter.config.dim * width)
 
 
 def _series(counter: FlopCounter, indices: list[int], values: dict[str, float], pairs: float, width: int) -> float:

@@ -95,7 +95,7 @@ def chosen(config: RunConfig, facts: Facts, tasks: Sequence[TaskSpec]) -> dict[s
         "model.modality_dropout": _modality_dropout(facts),
         "model.scale": "quantile" if facts.quantiles else "standard",
         "model.series.statistics": "token" if facts.quantiles else "none",
-        "model.waveform.statistics": "kernels",
+        "model.waveform.statistics": "fine_kernels",
         "model.head.start": "base",
         "model.head.members": {"fast": 1, "good": 4, "best": 8}[preset],
         "model.head.skip": "linear",
@@ -132,9 +132,13 @@ def _modality_dropout(facts: Facts) -> float:
 def _metric(facts: Facts, tasks: Sequence[TaskSpec]) -> str:
     """The one that stands for the task where there is enough to rank by it.
 
-    Else the loss, which is less a matter of luck; so, too, for several tasks, and where numbers are predicted.
+    Else a proper score, which is less a matter of luck: of few records in classes the Brier score, as a model may still
+    learn to tell them apart while its loss grows by a few that it is far too sure of; the loss of others.
     """
-    if len(tasks) > 1 or facts.labelled < FEW:
+    if len(tasks) > 1:
         return "val/loss"
+    kind = tasks[0].kind
+    if facts.labelled < FEW:
+        return "val/brier" if kind in ("binary", "multiclass") else "val/loss"
     seen = facts.validation * (1.0 if facts.rarest is None else facts.rarest / facts.labelled)
-    return f"val/{METRICS.get(tasks[0].kind, 'loss')}" if seen >= RANKED else "val/loss"
+    return f"val/{METRICS.get(kind, 'loss')}" if seen >= RANKED else "val/loss"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trainer.config.job_types import FUSEMOE
@@ -10,7 +10,9 @@ from trainer.config.run_config import RunConfig
 from trainer.models.job_type import JobType, RecordCost
 
 if TYPE_CHECKING:
-    from data_shards import DatasetSchema, TaskSpec, TokenWeights
+    from torch import nn
+
+    from data_shards import Batch, DatasetSchema, TaskSpec, TokenWeights
     from data_shards.records.statistics import SplitStatistics
     from parallel import Dispatcher
     from trainer.models.flops import FlopCounter
@@ -58,6 +60,11 @@ class FuseMoEJob(JobType):
 
         balanced = config.training.class_weighting == "balanced"
         return FuseMoE(schema, tasks, statistics, config.model, dispatcher, config.training.seed, balanced, weights)
+
+    def look_first(self, model: FuseMoE, batches: Iterable[Batch]) -> list[nn.Parameter]:
+        from trainer.models.fusemoe.first_look import first_look
+
+        return first_look(model, batches)
 
     def learning_rate(self, config: RunConfig, name: str) -> float | None:
         from trainer.models.encoders.own.pretrained import own_learning_rate

@@ -9,6 +9,7 @@ Shape legend: B samples, M modalities, P pairs (sample, modality), N tokens, T t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -166,11 +167,10 @@ class FuseMoE(nn.Module):
     def embed(self, batch: Batch) -> tuple[Tensor, TokenLayout]:
         """Tokens of what is present, then one indicator per absent modality if the model has them."""
         plan: Plan = plan_of(self, batch)
-        tokens, layout = [], plan.tokens
-        for name in self.layout:
-            # (P, T, D), or, of what stands at times, the tokens of all pairs, (N, D).
-            found = self.encoder(name)(self._group(batch, plan.cuts[name]), plan.groups[name])
-            tokens.append(found.to(self.modality.weight.dtype).flatten(0, -2))
+        layout = plan.tokens
+        tokens = [
+            found.to(self.modality.weight.dtype).flatten(0, -2) for found in self.encode(batch, plan, self.layout)
+        ]
         if self.missing is not None:
             tokens.append(self.missing(layout.modality_N[layout.encoded :]))
         x_ND = torch.cat(tokens) + self.modality(layout.modality_N) + self.bin(layout.bin_N)
@@ -178,6 +178,10 @@ class FuseMoE(nn.Module):
             assert batch.moment_B is not None
             x_ND = x_ND + self.moment(batch.moment_B, layout.sample_N)
         return x_ND, layout
+
+    def encode(self, batch: Batch, plan: Plan, names: Iterable[str]) -> list[Tensor]:
+        """What the encoders of these groups say: (P, T, D), or, of what stands at times, of all pairs, (N, D)."""
+        return [self.encoder(name)(self._group(batch, plan.cuts[name]), plan.groups[name]) for name in names]
 
     def _group(self, batch: Batch, cut: Cut) -> Group:
         return cut_group(batch.groups[cut.group], cut)

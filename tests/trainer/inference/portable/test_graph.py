@@ -30,7 +30,7 @@ PLAIN = DatasetSchema(
     (TaskSpec("died", "binary"),),
 )
 WHOLE = {"model__series__statistics": "token", "model__scale": "quantile", "model__vector__numbers": "piecewise"}
-WHOLE |= {"model__waveform__statistics": "kernels"}
+WHOLE |= {"model__waveform__statistics": "fine_kernels"}
 
 
 def differs(schema: DatasetSchema, records: Any, moments: Any = None, **changes: Any) -> float:

@@ -37,7 +37,7 @@ def test_values_of_small_and_larger_data():
         "model.modality_dropout": 0.0,
         "model.scale": "quantile",
         "model.series.statistics": "token",
-        "model.waveform.statistics": "kernels",
+        "model.waveform.statistics": "fine_kernels",
         "model.head.start": "base",
         "model.head.members": 4,
         "model.head.skip": "linear",
@@ -46,7 +46,7 @@ def test_values_of_small_and_larger_data():
         "training.batch_size": 8,  # 107 / 30 is less
         "training.epochs": 143,  # 2000 steps of 14
         "training.eval_every": 67,  # 2002 steps in 30
-        "training.early_stopping.metric": "val/loss",
+        "training.early_stopping.metric": "val/brier",
         "training.early_stopping.patience": 10,
     }
     found = chosen(recipe(), WARD, [BINARY])
@@ -70,7 +70,9 @@ def test_values_of_small_and_larger_data():
         (WARD, [BINARY, NUMBER], "val/loss"),
         (replace(WARD, rarest=119), [BINARY], "val/loss"),  # 19.9 of them to be expected
         (replace(WARD, rarest=120), [BINARY], "val/auroc"),
-        (replace(WARD, labelled=999), [BINARY], "val/loss"),
+        (replace(WARD, labelled=999), [BINARY], "val/brier"),
+        (replace(WARD, labelled=999), [NUMBER], "val/loss"),
+        (replace(WARD, labelled=999), [BINARY, NUMBER], "val/loss"),
         (replace(WARD, validation=0), [BINARY], "val/loss"),
         (WARD, [TaskSpec("kind", "multiclass", classes=("u", "v"))], "val/accuracy"),
     ],

@@ -23,7 +23,6 @@ from trainer.models.encoders.series import SeriesEncoder, with_earlier_bins
 from trainer.models.encoders.text import BYTES, TextEncoder, TextLayer
 from trainer.models.encoders.waveform import WaveformEncoder, length_features
 from trainer.models.layers.attention import read_segments
-from trainer.models.numbers.kernels import MOMENTS
 from trainer.models.numbers.series_statistics import SeriesStatistics, channel_statistics
 
 
@@ -123,7 +122,8 @@ class GraphWaveform(WaveformEncoder):
         token_PTD = token_PTD + self.position_TD + length_PD[:, None]
         if self.whole is None:
             return token_PTD
-        whole_PD = self.whole(value_OC, GraphSegments(signal_O, signals), group.offsets, MOMENTS, layout.pairs)
+        moments = self.whole.shares.detail.moments
+        whole_PD = self.whole(value_OC, GraphSegments(signal_O, signals), group.offsets, moments, layout.pairs)
         return token_PTD + whole_PD[:, None]  # type: ignore[no-any-return]
 
     def _stretches(self, patch_ND: Tensor, patches_P: Tensor, start_P1: Tensor, signals: int) -> Tensor:
