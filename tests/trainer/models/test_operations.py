@@ -109,6 +109,7 @@ def test_whole_series_scores_and_members_add_nothing_by_index_and_ask_nothing(
         ({"model__vector__numbers": "piecewise"}, 115, 15),
         ({"model__vector__numbers": "piecewise", "model__scale": "quantile"}, 115, 15),
         ({"model__head__members": 4}, 140, 75),
+        ({"model__waveform__statistics": "fine_kernels"}, 1_600, 40),
     ):
         watch = watched(build(manifest, **changes, **more, model__dim=16, model__heads=2).bfloat16(), batch)
         assert watch.low_precision_scatters() == []

@@ -212,11 +212,12 @@ def _encoder(counter: FlopCounter, name: str, indices: list[int], values: dict[s
 
 
 def _whole_signals(counter: FlopCounter, name: str, pairs: float, width: int) -> float:
-    """Shares of fixed kernels, fp32 while they are standardised."""
+    """Shares of fixed kernels as the projection reads them; where a learned scale standardises them, in fp32, that too,
+    and which of them are hidden."""
     if counter.detail is None or name not in counter.kernels:
         return 0.0
-    standardised = 8 if counter.config.waveform.statistics == "fine_kernels" else 0
-    return pairs * (counter.detail.features * (2 * width + 1 + standardised) + counter.config.dim * width)
+    standardised = width + 9 if counter.config.waveform.statistics == "fine_kernels" else 0
+    return pairs * (counter.detail.features * (width + standardised) + counter.config.dim * width)
 
 
 def _series(counter: FlopCounter, indices: list[int], values: dict[str, float], pairs: float, width: int) -> float:

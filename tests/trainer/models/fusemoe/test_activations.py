@@ -32,7 +32,13 @@ def kept(manifest: Manifest, **changes: Any) -> tuple[float, float]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"model__series__statistics": "token"}, {"model__vector__numbers": "piecewise"}, {"model__head__members": 8}],
+    [
+        {"model__series__statistics": "token"},
+        {"model__vector__numbers": "piecewise"},
+        {"model__head__members": 8},
+        {"model__waveform__statistics": "kernels"},
+        {"model__waveform__statistics": "fine_kernels"},
+    ],
 )
 def test_what_an_option_adds_is_near_what_it_keeps(manifest: Manifest, changes: dict[str, Any]) -> None:
     plain, more = kept(manifest), kept(manifest, **changes)
