@@ -51,9 +51,10 @@ from benchmarks.common import last_line, table
 from data_shards import DatasetSchema, ModalitySpec, Record, TaskSpec, open_manifest, pack
 from data_shards.sources.base import Source, SourceOptions, hashed_part
 from data_shards.sources.easy_vqa import EasyVQA, EasyVQAOptions
-from launch.compare.bootstrap import draw_weights, interval, task_measures
 from parallel import LocalDispatcher
 from trainer.config.run_config import RunConfig
+from trainer.metrics.draws.intervals import draw_weights, interval
+from trainer.metrics.draws.measures import task_measures
 from trainer.metrics.prediction_table import read_predictions
 from trainer.models.fusemoe.model import FuseMoE
 

@@ -28,10 +28,10 @@ import torch
 from benchmarks.common import last_line, table
 from benchmarks.together import METRICS, mean_draws
 from data_shards import create_source, open_manifest, pack
-from launch.compare.bootstrap import difference, interval
 from launch.runs.baseline import make_baselines
 from trainer.config.recipe import recipe_of
 from trainer.jobs.job import run
+from trainer.metrics.draws.intervals import difference, interval
 from trainer.run_folder import RESULT
 from trainer.worker.context import SingleContext
 

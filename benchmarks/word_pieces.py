@@ -54,13 +54,14 @@ from benchmarks.encoders import HIDDEN, MODEL, RATE, parameters
 from data_shards import DatasetSchema, ModalitySpec, Record, StepLoader, TaskSpec, TextGroup, open_manifest, pack
 from data_shards.sources.base import Source, SourceOptions, hashed_part
 from data_shards.sources.easy_vqa import EasyVQA, EasyVQAOptions
-from launch.compare.bootstrap import draw_weights, interval, task_measures
 from parallel.moe.segments import Segments
 from trainer.checkpoints.evaluation_recipe import evaluation_config
 from trainer.checkpoints.find import open_checkpoint
 from trainer.config.run_config import RunConfig
 from trainer.inference.predictor import Predictor
 from trainer.inference.request import Request
+from trainer.metrics.draws.intervals import draw_weights, interval
+from trainer.metrics.draws.measures import task_measures
 from trainer.models.encoders import build
 from trainer.models.encoders.layout import GroupLayout, PresentPairs
 from trainer.models.encoders.text import TextEncoder, TextLayout

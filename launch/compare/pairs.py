@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from launch.compare.bootstrap import Difference, difference, seed_test
 from launch.compare.tested import Kept, all_comparable
 from launch.compare.variants import Variant, seed_of
+from trainer.metrics.draws.intervals import Difference, difference, seed_test
 from trainer.metrics.main_metric import larger_is_better
 
 LEVEL_OF_SEEDS = 0.05

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from data_shards import TaskSpec
-from launch.compare.bootstrap import DRAWS, Interval, draw_weights, interval
 from launch.compare.comparison import COUNTS, draws_of
 from launch.compare.tested import Kept, why_none
 from launch.report.kept import said
+from trainer.metrics.draws.intervals import DRAWS, Interval, draw_weights, interval
 from trainer.tracking.history import TrackedRun
 
 Row = tuple[Any, ...]

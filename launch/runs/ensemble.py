@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +62,15 @@ def show_ensemble(words: Sequence[str], blend: str | None) -> None:
     print_table(f"ensemble {result['name']}", ("metric", "value"), sorted(result["metrics"].items()))
     for task, chosen in result["chosen"].items():
         weight = result["weights"][task][-1]
-        people.print(f"{task}: {result['members'][-1]} counts {weight:.2f}, chosen by {chosen['metric']}", markup=False)
+        people.print(f"{task}: {result['members'][-1]} counts {weight:.2f}, {_why(weight, chosen)}", markup=False)
     people.print(f"next: python -m launch compare RUN {result['run_dir']}", markup=False)
     print_json_line(result)
+
+
+def _why(weight: float, chosen: Mapping[str, Any]) -> str:
+    if weight == chosen["best"]:
+        return f"the best by {chosen['metric']}"
+    return f"nearest to one half of those that {chosen['metric']} does not tell from the best, {chosen['best']:.2f}"
 
 
 def measure_together(

@@ -112,7 +112,9 @@ def _made(
         "split": config.data.split,
         "data_digest": manifest.digest,
         "data_url": manifest.url,
-        "chosen": {name: {"metric": own.metric, "weight": own.weight} for name, own in choices.items()},
+        "chosen": {
+            name: {"metric": own.metric, "weight": own.weight, "best": own.best} for name, own in choices.items()
+        },
     }
     guard.confirm()
     write_ensemble(config.run_dir, Ensemble(members, weights, tuple(tasks), about))
@@ -122,7 +124,10 @@ def _made(
     return {
         "members": [member.name for member in members],
         "weights": {name: list(own) for name, own in weights.items()},
-        "chosen": {name: {"metric": own.metric, "scores": _pairs(own.scores)} for name, own in choices.items()},
+        "chosen": {
+            name: {"metric": own.metric, "best": own.best, "scores": _pairs(own.scores)}
+            for name, own in choices.items()
+        },
         "metrics": metrics,
     }
 

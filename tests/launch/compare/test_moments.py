@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from data_shards import TaskSpec
-from launch.compare import bootstrap, comparison
-from launch.compare.bootstrap import draw_weights, interval, over_moments, record_measures, task_measures
+from launch.compare import comparison
 from launch.compare.tested import Kept
 from trainer.metrics.by_record import metrics_by_record, record_rows
+from trainer.metrics.draws import intervals
+from trainer.metrics.draws.intervals import draw_weights, interval, over_moments
+from trainer.metrics.draws.measures import record_measures, task_measures
 from trainer.metrics.predictions import Predictions
 from trainer.metrics.scores import task_metrics
 
@@ -51,7 +53,7 @@ def repeated(index_B: torch.Tensor, weight_G: np.ndarray) -> tuple[torch.Tensor,
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.kind)
 def test_a_drawn_record_is_all_of_its_moments(task: TaskSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bootstrap, "MOST_WEIGHTS", 700)  # two draws at a time
+    monkeypatch.setattr(intervals, "MOST_WEIGHTS", 700)  # two draws at a time
     logits, target, index_B = data(task)
     row_B = record_rows(index_B)
     weight_RG = draw_weights(60, draws=4)

@@ -13,7 +13,6 @@ import pytest
 
 import fleximoe
 from data_shards import open_manifest
-from launch.compare.bootstrap import draw_weights, interval, task_measures
 from launch.report.chosen import chosen
 from launch.report.kept import kept_by
 from launch.report.measured import evenness, expert_rows, seconds_by_line
@@ -21,6 +20,8 @@ from launch.report.run_page import run_page
 from launch.report.sweep import read_sweep
 from launch.report.sweep_page import sweep_page
 from trainer.evaluation.sampled import spread_evenly
+from trainer.metrics.draws.intervals import draw_weights, interval
+from trainer.metrics.draws.measures import task_measures
 from trainer.metrics.prediction_table import read_predictions
 
 ROW = re.compile(r"<tr>(<td.*?)</tr>")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from data_shards import TaskSpec
-from trainer.ensemble.choose import GRID, choose_weight
+from trainer.ensemble.choose import DRAWS, GRID, choose_weight
 from trainer.ensemble.combine import combined, mean_logits
 from trainer.ensemble.run import member_weights
+from trainer.metrics.draws.intervals import draw_weights
 from trainer.metrics.predictions import Predictions
 from trainer.metrics.scores import task_metrics
 from trainer.metrics.survival import survival_at_edges
@@ -60,19 +62,49 @@ def test_members_that_read_other_samples_are_refused() -> None:
         combined([task], [_said(x, x > 0), _said(x, x > 0, first=1)], {"a": (0.5, 0.5)})
 
 
-def test_the_weight_is_the_best_of_a_grid_and_nearest_to_one_half_among_equals() -> None:
+def test_of_weights_that_are_not_told_from_the_best_the_nearest_to_one_half_is_taken() -> None:
     task, draw = TASKS["binary"][0], torch.Generator().manual_seed(0)
     truth = (torch.rand(400, generator=draw) < 0.4).float()
     good, noise = 2 * truth + torch.randn(400, generator=draw), torch.randn(400, generator=draw)
-    choice = choose_weight(task, [_said(noise, truth), _said(-noise, truth)], _said(good, truth))
+    choice = choose_weight(task, [_said(noise, truth), _said(noise, truth)], _said(good, truth))
     assert choice.metric == "val/auroc" and choice.scores.keys() == set(GRID)
-    equal = mean_logits(task, [noise[:, None], -noise[:, None]], (0.5, 0.5))
-    for weight in (0.0, 0.35, 1.0):
+    equal = noise[:, None]
+
+    def auroc(weight: float, rows: torch.Tensor) -> float:
         logits = mean_logits(task, [equal, good[:, None]], (1 - weight, weight))
-        assert choice.scores[weight] == task_metrics(task, logits, truth[:, None])["auroc"]
-    assert choice.scores[choice.weight] == max(choice.scores.values()) and choice.weight >= 0.5
+        return task_metrics(task, logits[rows], truth[rows, None])["auroc"]
+
+    everyone = torch.arange(400)
+    for weight in (0.0, 0.35, 1.0):
+        assert choice.scores[weight] == pytest.approx(auroc(weight, everyone), abs=1e-12)
+    assert choice.scores[choice.best] == max(choice.scores.values()) and choice.weight < choice.best
+    # The same by records drawn one by one: the weight is near, the next one towards one half is not.
+    drawn = [
+        torch.from_numpy(np.repeat(np.arange(400), times.astype(int))) for times in draw_weights(400, DRAWS)[1:]
+    ]  # fmt: skip
+    for weight, near in ((choice.weight, True), (round(choice.weight - 0.05, 2), False)):
+        apart = [auroc(choice.best, rows) - auroc(weight, rows) for rows in drawn]
+        assert (auroc(choice.best, everyone) - auroc(weight, everyone) <= np.std(apart)) == near
     same = choose_weight(task, [_said(good, truth)], _said(good, truth))
-    assert same.weight == 0.5
+    assert same.weight == same.best == 0.5
+
+
+def test_moments_of_a_record_are_drawn_together() -> None:
+    """Ten of each say no more than one: the weight is the same, where ten times the records would tell more apart."""
+    task, draw = TASKS["binary"][0], torch.Generator().manual_seed(8)
+    truth = (torch.rand(300, generator=draw) < 0.4).float()
+    good, fair = 2 * truth + torch.randn(300, generator=draw), truth + torch.randn(300, generator=draw)
+
+    def many(logits: torch.Tensor, index: torch.Tensor) -> Predictions:
+        moment = torch.arange(10.0).repeat(300)
+        target = {"a": truth.repeat_interleave(10)[:, None]}
+        return Predictions(index, {"a": logits.repeat_interleave(10)[:, None]}, target, moment_B=moment)
+
+    one = choose_weight(task, [_said(good, truth)], _said(fair, truth))
+    together = torch.arange(300).repeat_interleave(10)
+    found = choose_weight(task, [many(good, together)], many(fair, together))
+    apart = choose_weight(task, [many(good, torch.arange(3000))], many(fair, torch.arange(3000)))
+    assert found.weight == one.weight > apart.weight and found.best == one.best == apart.best
 
 
 def test_what_the_blend_leaves_is_shared_by_the_runs() -> None:

@@ -8,7 +8,8 @@ import torch
 from scipy import stats
 
 from data_shards import TaskSpec
-from launch.compare.bootstrap import difference, draw_weights, interval, seed_test, task_measures
+from trainer.metrics.draws.intervals import difference, draw_weights, interval, seed_test
+from trainer.metrics.draws.measures import task_measures
 from trainer.metrics.scores import task_metrics
 
 TASKS = [

@@ -1,0 +1,1 @@
+"""Metrics of records drawn again: how sure a figure is."""
