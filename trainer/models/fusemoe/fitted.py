@@ -97,7 +97,7 @@ def chosen(config: RunConfig, facts: Facts, tasks: Sequence[TaskSpec]) -> dict[s
         "model.series.statistics": "token" if facts.quantiles else "none",
         "model.waveform.statistics": "fine_kernels",
         "model.head.start": "base",
-        "model.head.members": {"fast": 1, "good": 4, "best": 8}[preset],
+        "model.head.members": 1,  # several were no better on any data; a run of before keeps its own
         "model.head.skip": "linear",
         "optim.lr": 2e-3 if small else 1e-3,
         "optim.ema": 0.0 if facts.codes > config.model.codes.spread_above else _ema(a_pass),
