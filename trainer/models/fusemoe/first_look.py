@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 import torch
@@ -13,12 +14,18 @@ from trainer.models.fusemoe.model import FuseMoE
 from trainer.models.layers.staging import plan_of
 from trainer.models.numbers.first_seen import FirstSeen
 
+logger = logging.getLogger(__name__)
+
 ROWS = 2_048  # over all parts, that are enough: many modalities need fewer records
 
 
 def parts_of(module: nn.Module) -> list[FirstSeen]:
     """Its parts that look."""
     return [part for part in module.modules() if isinstance(part, FirstSeen)]
+
+
+def _rows(parts: list[FirstSeen]) -> int:
+    return sum(part.rows() for part in parts)
 
 
 @torch.no_grad()
@@ -37,8 +44,9 @@ def first_look(model: FuseMoE, batches: Iterable[Batch]) -> list[nn.Parameter]:
         part.begin()
     for batch in batches:
         model.encode(batch, plan_of(model, batch), encoders)
-        if sum(part.rows() for part in parts) >= ROWS:
+        if _rows(parts) >= ROWS:
             break
+    logger.info("scales of %s are set by %d rows of training samples", ", ".join(encoders), _rows(parts))
     for part in parts:
         part.finish()
     model.train(was_training)
