@@ -16,6 +16,7 @@ from data_shards.records.statistics import SplitStatistics
 from trainer.config.run_config import RunConfig, with_values
 
 FEW, SOME = 1_000, 5_000  # training samples: below the first a small model, below the second more dropout
+LONG = 64  # samples of a signal on average; of shorter ones fine shares of time are mostly noise
 RANKED = 20  # validation samples of the rarest class, by its share of the training part: with fewer a rank is luck
 STEPS = 2_000  # of a run of up to 10,000 samples; with more it grows with their root
 EPOCHS = (3, 150)
@@ -34,6 +35,7 @@ class Facts:
         modalities: that some sample has. absent: the mean share of samples that lack one of these.
         quantiles: whether all modalities with numbers have some.
         validation: samples of that part. codes: entries of all vocabularies.
+        signal: samples of a waveform, mean of all; None without waveforms.
     """
 
     samples: int
@@ -44,6 +46,7 @@ class Facts:
     quantiles: bool
     validation: int
     codes: int = 0
+    signal: float | None = None
 
     @staticmethod
     def of(
@@ -67,6 +70,7 @@ class Facts:
             all(statistics.modalities[name].quantiles for name in numbers if statistics.modalities[name].present),
             parts.get("val", 0),
             sum(spec.codes or 0 for spec in schema.modalities if spec.kind == "codes"),
+            _signal(schema, statistics),
         )
 
 
@@ -95,9 +99,9 @@ def chosen(config: RunConfig, facts: Facts, tasks: Sequence[TaskSpec]) -> dict[s
         "model.modality_dropout": _modality_dropout(facts),
         "model.scale": "quantile" if facts.quantiles else "standard",
         "model.series.statistics": "token" if facts.quantiles else "none",
-        "model.waveform.statistics": "fine_kernels",
+        "model.waveform.statistics": "kernels" if facts.signal is not None and facts.signal < LONG else "fine_kernels",
         "model.head.start": "base",
-        "model.head.members": 1,  # several were no better on any data; a run of before keeps its own
+        "model.head.members": 1 if facts.signal is None else 4,
         "model.head.skip": "linear",
         "optim.lr": 2e-3 if small else 1e-3,
         "optim.ema": 0.0 if facts.codes > config.model.codes.spread_above else _ema(a_pass),
@@ -107,6 +111,15 @@ def chosen(config: RunConfig, facts: Facts, tasks: Sequence[TaskSpec]) -> dict[s
         "training.early_stopping.metric": _metric(facts, tasks),
         "training.early_stopping.patience": max(4, min(epochs, EVALUATIONS) // 3) if facts.validation else None,
     }
+
+
+def _signal(schema: DatasetSchema, statistics: SplitStatistics) -> float | None:
+    """Samples of a signal; a record may have several of a modality with times."""
+    tables = [statistics.modalities[spec.name] for spec in schema.modalities if spec.kind == "waveform"]
+    if not tables:
+        return None
+    signals = sum(table.present * (1.0 if table.objects is None else table.objects.mean) for table in tables)
+    return sum(table.count[0] for table in tables) / max(1.0, signals)
 
 
 def _batch_size(config: RunConfig, facts: Facts) -> int:

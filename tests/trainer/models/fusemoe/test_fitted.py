@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_shards import TaskSpec, open_manifest
+from data_shards import Record, TaskSpec, open_manifest
+from data_shards.records.statistics import Spread
 from tests.trainer.jobs.test_train import FixedContext
-from tests.trainer.tiny import config, packed
+from tests.trainer.tiny import Tiny, TinyOptions, config, packed
 from trainer.checkpoints.find import open_checkpoint
 from trainer.config.preset import FITTED
 from trainer.config.recipe import RecipeError, apply_overrides, recipe_of
@@ -61,6 +63,16 @@ def test_values_of_small_and_larger_data():
     assert chosen(recipe(), large, [BINARY])["optim.ema"] == 0.999
     assert [chosen(recipe(), large, [BINARY])[f"training.{key}"] for key in ("batch_size", "epochs")] == [256, 5]
     assert set(found) == set(FITTED)
+
+
+@pytest.mark.parametrize(
+    "samples, statistics, members", [(None, "fine_kernels", 1), (63.9, "kernels", 4), (64.0, "fine_kernels", 4)]
+)
+def test_signals_are_counted_finely_where_they_are_long_enough(
+    samples: float | None, statistics: str, members: int
+) -> None:
+    found = chosen(recipe(), replace(WINE, signal=samples), [BINARY])
+    assert (found["model.waveform.statistics"], found["model.head.members"]) == (statistics, members)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +128,12 @@ def test_a_list_of_keys_is_not_given():
         recipe(unnamed=["model.dim"])
 
 
+def training_records() -> list[Record]:
+    source = Tiny(TinyOptions())
+    every = [record for unit in source.units() for record in source.read(unit, Counter())]
+    return [record for record in every if record.splits["default"] == "train"]
+
+
 def test_facts_are_of_the_training_part(tmp_path):
     data = packed(tmp_path / "data")
     manifest = open_manifest(data)
@@ -124,6 +142,13 @@ def test_facts_are_of_the_training_part(tmp_path):
     counts = statistics.tasks["died"].counts
     assert (facts.samples, facts.validation, facts.rarest) == (parts["train"], parts["val"], min(counts))
     assert facts.labelled == sum(counts) <= facts.samples and facts.modalities == 7 and facts.quantiles
+    signals = [record.values["ecg"] for record in training_records() if "ecg" in record.values]
+    assert facts.signal == pytest.approx(sum(map(len, signals)) / len(signals)) and 15 < facts.signal < 25
+    timed = replace(statistics.modalities["ecg"], objects=Spread(9, 2.0, 0.5, 1.0, 3.0, ()))
+    twice = replace(statistics, modalities={**statistics.modalities, "ecg": timed})
+    assert Facts.of(manifest.schema, [], twice, parts).signal == pytest.approx(facts.signal / 2)
+    plain = replace(manifest.schema, modalities=manifest.schema.modalities[:-1])
+    assert Facts.of(plain, [], statistics, parts).signal is None
     present = [statistics.modalities[spec.name].present for spec in manifest.schema.modalities]
     assert facts.absent == pytest.approx(1 - sum(present) / 7 / facts.samples) and 0.2 < facts.absent < 0.4
 
