@@ -12,7 +12,7 @@ from data_shards import Batch
 from trainer.models.encoders.layout import Encoder
 from trainer.models.fusemoe.model import FuseMoE
 from trainer.models.layers.staging import plan_of
-from trainer.models.numbers.first_seen import FirstSeen
+from trainer.models.numbers.first_seen import ENOUGH, FirstSeen
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +22,6 @@ ROWS = 2_048  # over all parts, that are enough: many modalities need fewer reco
 def parts_of(module: nn.Module) -> list[FirstSeen]:
     """Its parts that look."""
     return [part for part in module.modules() if isinstance(part, FirstSeen)]
-
-
-def _rows(parts: list[FirstSeen]) -> int:
-    return sum(part.rows() for part in parts)
 
 
 @torch.no_grad()
@@ -38,16 +34,38 @@ def first_look(model: FuseMoE, batches: Iterable[Batch]) -> list[nn.Parameter]:
     parts = [part for encoder in encoders.values() for part in parts_of(encoder)]
     if not parts:
         return []
-    was_training = model.training
+    was_training, looked = model.training, False
     model.eval()
     for part in parts:
         part.begin()
     for batch in batches:
+        looked = True
         model.encode(batch, plan_of(model, batch), encoders)
         if _rows(parts) >= ROWS:
             break
-    logger.info("scales of %s are set by %d rows of training samples", ", ".join(encoders), _rows(parts))
-    for part in parts:
-        part.finish()
+    rows = _rows(parts)
+    hardly = {
+        model.schema.modality_names[model.layout[name][block]]
+        for name, encoder in encoders.items()
+        for part in parts_of(encoder)
+        for block in part.finish()
+    }
     model.train(was_training)
+    if looked:
+        _say(encoders, rows, sorted(hardly))
     return [parameter for part in parts for parameter in part.parameters()]
+
+
+def _rows(parts: list[FirstSeen]) -> int:
+    return sum(part.rows() for part in parts)
+
+
+def _say(encoders: Iterable[str], rows: int, hardly: list[str]) -> None:
+    logger.info("scales of %s are set by %d rows of training samples", ", ".join(encoders), rows)
+    if hardly:
+        logger.warning(
+            "fewer than %d rows of %s were among the training samples that the model looked at first: what it makes of "
+            "them keeps its own scale until it is learned",
+            ENOUGH,
+            ", ".join(hardly),
+        )

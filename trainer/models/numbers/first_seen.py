@@ -44,8 +44,11 @@ class FirstSeen(nn.Module):
         return 0 if self._sums is None else int(self._sums[0].sum())
 
     @torch.no_grad()
-    def finish(self) -> None:
-        """Shift and scale are what brings the rows of each block to mean 0 and deviation 1, of the population."""
+    def finish(self) -> list[int]:
+        """Shift and scale are what brings the rows of each block to mean 0 and deviation 1, of the population.
+
+        Returns the blocks that were left as they were. The host waits.
+        """
         assert self._sums is not None
         count_M, sum_MX, squares_MX = self._sums
         known_M1, count_M1 = (count_M >= ENOUGH)[:, None], count_M.clamp_min(1)[:, None]
@@ -54,6 +57,7 @@ class FirstSeen(nn.Module):
         self.shift.copy_(torch.where(known_M1, mean_MX, 0.0))
         self.scale.copy_(torch.where(known_M1, 1 / spread_MX, 1.0))
         self._sums = None
+        return (count_M < ENOUGH).nonzero()[:, 0].tolist()
 
     def _add(self, x_PX: Tensor, block_P: Tensor) -> None:
         assert self._sums is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from trainer.config.run_config import RunConfig
 from trainer.jobs.job import run
 from trainer.models.fusemoe.first_look import ROWS, first_look, parts_of
 from trainer.models.layers.grouped_linear import Blocks
+from trainer.models.layers.missing import keep_modalities
 from trainer.models.numbers.first_seen import ENOUGH, LEAST_SPREAD, FirstSeen
 from trainer.session import build_session
 from trainer.worker.context import SingleContext
@@ -84,11 +87,29 @@ def test_a_modality_that_was_hardly_seen_is_left_as_it_is() -> None:
     counts = (4, ENOUGH - 1, 0)
     part.begin()
     part(torch.tensor([[1.0, 0.0], [3.0, 0.0], [1.0, 0.0], [3.0, 0.0], [9.0, 9.0]]), Blocks.of(torch.tensor(counts)))
-    part.finish()
+    assert part.finish() == [1, 2]
     assert part.shift.tolist() == [[2.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
     assert part.scale.tolist() == [[1.0, pytest.approx(1 / LEAST_SPREAD)], [1.0, 1.0], [1.0, 1.0]]
     found = part(torch.tensor([[5.0, 0.01], [7.0, 7.0]]), Blocks.of(torch.tensor((1, 1, 0))))
     torch.testing.assert_close(found, torch.tensor([[3.0, 1.0], [7.0, 7.0]]))
+
+
+def test_a_modality_that_was_hardly_seen_is_named(data: str, caplog: pytest.LogCaptureFixture) -> None:
+    manifest = open_manifest(data)
+    caplog.set_level(logging.INFO)
+    batch, ecg = batch_of(manifest, 40), manifest.schema.numbers["ecg"]
+    first_look(build(manifest, **FINE), [batch])
+    signals = int(batch.present_BM[:, ecg].sum())
+    assert caplog.messages == [f"scales of waveform/2 are set by {signals} rows of training samples"]
+    caplog.clear()
+    keep_BM = torch.ones_like(batch.present_BM)
+    keep_BM[:, ecg] = False
+    first_look(build(manifest, **FINE), [keep_modalities(batch, keep_BM)])
+    assert caplog.messages[0] == "scales of waveform/2 are set by 0 rows of training samples"
+    assert re.match("fewer than 2 rows of ecg were among the training samples", caplog.messages[1])
+    caplog.clear()
+    first_look(build(manifest, **FINE), [])  # as on all ranks but the first
+    assert caplog.messages == []
 
 
 def _looked(rank: int, world: int, tree: dict[str, Any]) -> list[Tensor]:
