@@ -13,9 +13,12 @@ import os
 import platform
 import socket
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +32,7 @@ from trainer.config.sections import ModelConfig
 from trainer.models.fusemoe.job_type import FuseMoEJob
 from trainer.models.fusemoe.model import FuseMoE
 from trainer.models.job_type import exempt_from_decay
+from trainer.run_folder import RESULT
 
 Step = Callable[[], Any]
 Measure = Callable[[int, Callable[[Any], None]], None]  # rank, what takes the first rank's figures
@@ -75,6 +79,25 @@ def last_line(name: str, ratios: Mapping[str, float], **more: Any) -> None:
     setting = {"threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version()}
     rounded = {case: round(value, 4) for case, value in ratios.items()}
     print(json.dumps({"benchmark": name, **setting, **more, "ratios": rounded}), flush=True)
+
+
+def train_alone(recipe: str, data: str, out: Path, name: str, seed: int, changes: Mapping[str, str]) -> Path:
+    """The folder OUT/NAME of a run in a process of its own with one thread, which is made if it has not been finished.
+
+    `changes`: of the recipe, key -> value. What the run says is in OUT/NAME.log. Raises CalledProcessError: it failed.
+    """
+    if (out / name / RESULT).exists():
+        return out / name
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {
+        **{"name": name, "data.url": data, "training.seed": str(seed), "training.storage": str(out)},
+        **{"tracking.mlflow": "false", "parallel.workers": "1", "parallel.expert_parallel": "1"},
+        **changes,
+    }
+    command = [sys.executable, "-m", "trainer", recipe, *(f"{key}={value}" for key, value in settings.items())]
+    with (out / f"{name}.log").open("w", encoding="utf-8") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return out / name
 
 
 def series_schema(modalities: int, channels: int = CHANNELS) -> DatasetSchema:

@@ -23,14 +23,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.common import table
+from benchmarks.common import table, train_alone
 from trainer.run_folder import METRICS
 
 RECIPES: dict[str, tuple[str, dict[str, str]]] = {
@@ -67,25 +64,13 @@ def train(name: str, data: str, out: Path, variant: str, seed: int, split: str |
     """The folder of the run, which is made if it has not been finished. `split`: another than the recipe's."""
     recipe, changes = RECIPES[name]
     run = f"{name}_{variant}_{seed}" if split in (None, "split1", "default") else f"{name}_{variant}_{split}_{seed}"
-    folder = out / run
-    if (folder / "result.json").exists():
-        return folder
     if recipe == "plain":
         out.mkdir(parents=True, exist_ok=True)
         plain = out / "plain.yaml"
         plain.write_text("job: fusemoe\ndata: {url: none}\n", encoding="utf-8")
         recipe = str(plain)
-    settings = {
-        **{"name": run, "data.url": data, "training.seed": str(seed), "training.storage": str(out)},
-        **{"tracking.mlflow": "false", "parallel.workers": "1", "parallel.expert_parallel": "1"},
-        **changes,
-        **VARIANTS[variant],
-        **({} if split is None else {"data.split": split}),
-    }
-    command = [sys.executable, "-m", "trainer", recipe, *(f"{key}={value}" for key, value in settings.items())]
-    with (out / f"{run}.log").open("w", encoding="utf-8") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return folder
+    settings = {**changes, **VARIANTS[variant], **({} if split is None else {"data.split": split})}
+    return train_alone(recipe, data, out, run, seed, settings)
 
 
 def best(folder: Path) -> Best:

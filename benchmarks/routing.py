@@ -21,12 +21,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common import last_line, table
+from benchmarks.common import last_line, table, train_alone
 from trainer.run_folder import RESULT
 
 RECIPE = "icu_physionet2012"
@@ -46,22 +44,6 @@ VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
 }
 """Variant -> what it is compared with, and the keys that it changes."""
 METRICS = ("auroc", "auprc")
-
-
-def train(data: str, out: Path, variant: str, seed: int) -> None:
-    run = f"{variant}_{seed}"
-    if (out / run / RESULT).exists():
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    settings = {
-        **{"name": run, "data.url": data, "training.seed": str(seed), "training.storage": str(out)},
-        **{"tracking.mlflow": "false", "parallel.workers": "1", "parallel.expert_parallel": "1"},
-        **SHORT,
-        **VARIANTS[variant][1],
-    }
-    command = [sys.executable, "-m", "trainer", RECIPE, *(f"{key}={value}" for key, value in settings.items())]
-    with (out / f"{run}.log").open("w", encoding="utf-8") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=log)
 
 
 def metrics(out: Path, variant: str, seeds: Sequence[int]) -> dict[int, tuple[float, ...]]:
@@ -111,7 +93,8 @@ def main() -> None:
     chosen = parser.parse_args()
     for seed in chosen.seeds if not chosen.report else ():
         for variant in chosen.variants:
-            train(chosen.data, chosen.out, variant, seed)
+            changes = {**SHORT, **VARIANTS[variant][1]}
+            train_alone(RECIPE, chosen.data, chosen.out, f"{variant}_{seed}", seed, changes)
     report(chosen.out, chosen.seeds)
 
 
