@@ -89,6 +89,27 @@ def test_of_weights_that_are_not_told_from_the_best_the_nearest_to_one_half_is_t
     assert same.weight == same.best == 0.5
 
 
+@pytest.mark.parametrize("kind", TASKS)
+def test_every_kind_of_task_is_weighed_by_its_main_metric(kind: str) -> None:
+    task, width, _ = TASKS[kind]
+    draw = torch.Generator().manual_seed(5)
+    own, other = (torch.randn(60, width, generator=draw) for _ in range(2))
+    target = {
+        "binary": lambda: (torch.rand(60, 1, generator=draw) < 0.5).float(),
+        "multilabel": lambda: (torch.rand(60, 3, generator=draw) < 0.5).float(),
+        "multiclass": lambda: torch.randint(0, 3, (60, 1), generator=draw).float(),
+        "regression": lambda: torch.randn(60, 2, generator=draw),
+        "survival": lambda: torch.stack([10 * torch.rand(60, generator=draw), torch.arange(60) % 2], 1),
+    }[kind]()
+    said = [Predictions(torch.arange(60), {"a": logits}, {"a": target}) for logits in (own, other)]
+    choice = choose_weight(task, said[:1], said[1])
+    name = {"regression": "r2", "multiclass": "accuracy", "survival": "concordance"}.get(kind, "auroc")
+    assert choice.metric == f"val/{name}"
+    for weight in (0.0, 0.4, 1.0):
+        metrics = task_metrics(task, mean_logits(task, [own, other], (1 - weight, weight)), target)
+        assert choice.scores[weight] == pytest.approx(metrics[name], rel=1e-9)
+
+
 def test_moments_of_a_record_are_drawn_together() -> None:
     """Ten of each say no more than one: the weight is the same, where ten times the records would tell more apart."""
     task, draw = TASKS["binary"][0], torch.Generator().manual_seed(8)
