@@ -53,8 +53,8 @@ from data_shards.sources.base import Source, SourceOptions, hashed_part
 from data_shards.sources.easy_vqa import EasyVQA, EasyVQAOptions
 from parallel import LocalDispatcher
 from trainer.config.run_config import RunConfig
-from trainer.metrics.draws.intervals import draw_weights, interval
-from trainer.metrics.draws.measures import task_measures
+from trainer.metrics.bootstrap.intervals import draw_weights, interval
+from trainer.metrics.bootstrap.measures import task_measures
 from trainer.metrics.prediction_table import read_predictions
 from trainer.models.fusemoe.model import FuseMoE
 

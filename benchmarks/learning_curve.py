@@ -31,7 +31,7 @@ from data_shards import create_source, open_manifest, pack
 from launch.runs.baseline import make_baselines
 from trainer.config.recipe import recipe_of
 from trainer.jobs.job import run
-from trainer.metrics.draws.intervals import difference, interval
+from trainer.metrics.bootstrap.intervals import difference, interval
 from trainer.run_folder import RESULT
 from trainer.worker.context import SingleContext
 

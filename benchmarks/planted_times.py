@@ -32,8 +32,8 @@ import torch
 import yaml
 
 from benchmarks.common import last_line, table
-from trainer.metrics.draws.intervals import Interval, draw_weights, interval, over_moments
-from trainer.metrics.draws.measures import task_measures
+from trainer.metrics.bootstrap.intervals import Interval, draw_weights, interval, over_moments
+from trainer.metrics.bootstrap.measures import task_measures
 from trainer.metrics.prediction_table import read_predictions
 
 RECIPE: dict[str, Any] = {

@@ -44,8 +44,8 @@ from data_shards import DatasetSchema, ModalitySpec, Record, TaskSpec, pack
 from data_shards.records.survival import edges_from
 from data_shards.sources.base import Source, SourceOptions, hashed_part
 from trainer.config.run_config import RunConfig
+from trainer.metrics.bootstrap.intervals import draw_weights, interval, mean_over_seeds
 from trainer.metrics.censored import Array, concordance
-from trainer.metrics.draws.intervals import draw_weights, interval, mean_over_seeds
 from trainer.metrics.prediction_table import read_predictions
 from trainer.metrics.survival_scores import Followed, followed, weighted_measures
 

@@ -25,8 +25,8 @@ from benchmarks.common import table
 from benchmarks.learning import RECIPES, VARIANTS, train
 from launch.runs.baseline import make_baselines
 from launch.runs.ensemble import make_ensemble
-from trainer.metrics.draws.intervals import Array, difference, draw_weights, interval
-from trainer.metrics.draws.measures import task_measures
+from trainer.metrics.bootstrap.intervals import Array, difference, draw_weights, interval
+from trainer.metrics.bootstrap.measures import task_measures
 from trainer.metrics.prediction_table import read_predictions
 from trainer.run_folder import RESULT, TEST_PREDICTIONS
 

@@ -60,8 +60,8 @@ from trainer.checkpoints.find import open_checkpoint
 from trainer.config.run_config import RunConfig
 from trainer.inference.predictor import Predictor
 from trainer.inference.request import Request
-from trainer.metrics.draws.intervals import draw_weights, interval
-from trainer.metrics.draws.measures import task_measures
+from trainer.metrics.bootstrap.intervals import draw_weights, interval
+from trainer.metrics.bootstrap.measures import task_measures
 from trainer.models.encoders import build
 from trainer.models.encoders.layout import GroupLayout, PresentPairs
 from trainer.models.encoders.text import TextEncoder, TextLayout

@@ -17,7 +17,7 @@ from benchmarks.on_gpu import layer, page, step
 from benchmarks.on_gpu.clock import Taken, count_waits
 from benchmarks.planted_times import CASES, Outcome, Trial, show, trials
 from data_shards import create_source
-from trainer.metrics.draws.intervals import Interval
+from trainer.metrics.bootstrap.intervals import Interval
 
 WITHOUT = """
 import importlib.abc, runpy, sys

@@ -16,9 +16,9 @@ from data_shards import TaskSpec
 from launch.compare.pairs import Pair, all_pairs, finding
 from launch.compare.tested import Kept, all_comparable, kept_of, why_none, why_not_notes
 from launch.compare.variants import Variant, continued_notes, differing_params, group, seed_of
+from trainer.metrics.bootstrap.intervals import Array, draw_weights, mean_over_seeds, over_moments
+from trainer.metrics.bootstrap.measures import record_measures, task_measures
 from trainer.metrics.by_record import record_rows
-from trainer.metrics.draws.intervals import Array, draw_weights, mean_over_seeds, over_moments
-from trainer.metrics.draws.measures import record_measures, task_measures
 from trainer.metrics.main_metric import larger_is_better, primary_metric
 from trainer.tracking.history import TrackedRun
 

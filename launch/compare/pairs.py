@@ -11,7 +11,7 @@ from statistics import mean
 
 from launch.compare.tested import Kept, all_comparable
 from launch.compare.variants import Variant, seed_of
-from trainer.metrics.draws.intervals import Difference, difference, seed_test
+from trainer.metrics.bootstrap.intervals import Difference, difference, seed_test
 from trainer.metrics.main_metric import larger_is_better
 
 LEVEL_OF_SEEDS = 0.05

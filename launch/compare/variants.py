@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
 
-from trainer.metrics.draws.intervals import Array, Interval, interval
+from trainer.metrics.bootstrap.intervals import Array, Interval, interval
 from trainer.tracking.history import TrackedRun
 
 # What may differ without making another variant: seeds, names, places, who did the work.

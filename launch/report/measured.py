@@ -12,7 +12,7 @@ from data_shards import TaskSpec
 from launch.compare.comparison import COUNTS, draws_of
 from launch.compare.tested import Kept, why_none
 from launch.report.kept import said
-from trainer.metrics.draws.intervals import DRAWS, Interval, draw_weights, interval
+from trainer.metrics.bootstrap.intervals import DRAWS, Interval, draw_weights, interval
 from trainer.tracking.history import TrackedRun
 
 Row = tuple[Any, ...]

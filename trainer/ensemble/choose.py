@@ -9,9 +9,9 @@ import numpy as np
 
 from data_shards import TaskSpec
 from trainer.ensemble.combine import mean_logits
+from trainer.metrics.bootstrap.intervals import Array, draw_weights, over_moments
+from trainer.metrics.bootstrap.measures import task_measures
 from trainer.metrics.by_record import record_rows
-from trainer.metrics.draws.intervals import Array, draw_weights, over_moments
-from trainer.metrics.draws.measures import task_measures
 from trainer.metrics.main_metric import larger_is_better, primary_metric
 from trainer.metrics.predictions import Predictions
 from trainer.metrics.scores import part_metrics

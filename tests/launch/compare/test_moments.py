@@ -9,10 +9,10 @@ import torch
 from data_shards import TaskSpec
 from launch.compare import comparison
 from launch.compare.tested import Kept
+from trainer.metrics.bootstrap import intervals
+from trainer.metrics.bootstrap.intervals import draw_weights, interval, over_moments
+from trainer.metrics.bootstrap.measures import record_measures, task_measures
 from trainer.metrics.by_record import metrics_by_record, record_rows
-from trainer.metrics.draws import intervals
-from trainer.metrics.draws.intervals import draw_weights, interval, over_moments
-from trainer.metrics.draws.measures import record_measures, task_measures
 from trainer.metrics.predictions import Predictions
 from trainer.metrics.scores import task_metrics
 

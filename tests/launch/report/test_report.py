@@ -20,8 +20,8 @@ from launch.report.run_page import run_page
 from launch.report.sweep import read_sweep
 from launch.report.sweep_page import sweep_page
 from trainer.evaluation.sampled import spread_evenly
-from trainer.metrics.draws.intervals import draw_weights, interval
-from trainer.metrics.draws.measures import task_measures
+from trainer.metrics.bootstrap.intervals import draw_weights, interval
+from trainer.metrics.bootstrap.measures import task_measures
 from trainer.metrics.prediction_table import read_predictions
 
 ROW = re.compile(r"<tr>(<td.*?)</tr>")

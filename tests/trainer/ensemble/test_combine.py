@@ -12,7 +12,7 @@ from data_shards import TaskSpec
 from trainer.ensemble.choose import DRAWS, GRID, choose_weight
 from trainer.ensemble.combine import combined, mean_logits
 from trainer.ensemble.run import member_weights
-from trainer.metrics.draws.intervals import draw_weights
+from trainer.metrics.bootstrap.intervals import draw_weights
 from trainer.metrics.predictions import Predictions
 from trainer.metrics.scores import task_metrics
 from trainer.metrics.survival import survival_at_edges

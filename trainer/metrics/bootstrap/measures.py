@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_shards import TaskSpec
+from trainer.metrics.bootstrap.intervals import Array, Metric
 from trainer.metrics.by_record import PEAKS, means_by_record, peaks_by_record
-from trainer.metrics.draws.intervals import Array, Metric
 from trainer.metrics.main_metric import BY_RECORD
 from trainer.metrics.survival_scores import followed, weighted_measures
 

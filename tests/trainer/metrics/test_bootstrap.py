@@ -8,8 +8,8 @@ import torch
 from scipy import stats
 
 from data_shards import TaskSpec
-from trainer.metrics.draws.intervals import difference, draw_weights, interval, seed_test
-from trainer.metrics.draws.measures import task_measures
+from trainer.metrics.bootstrap.intervals import difference, draw_weights, interval, seed_test
+from trainer.metrics.bootstrap.measures import task_measures
 from trainer.metrics.scores import task_metrics
 
 TASKS = [
