@@ -80,7 +80,8 @@ def main() -> None:
         trees = baseline(chosen.name, chosen.data, chosen.out, split)
         if chosen.train:
             continue
-        stem = f"{chosen.name}_{chosen.variant}_{split}"
+        seeds = "_".join(map(str, chosen.seeds))  # in the name, as other seeds are another ensemble
+        stem = f"{chosen.name}_{chosen.variant}_{split}_of_{seeds}"
         parts = {"trees": [trees], "single": runs, "ensemble": [together(chosen.out, f"{stem}_all", runs, None)]}
         parts["blend"] = [together(chosen.out, f"{stem}_blend", runs, trees)]
         beside = mean_draws(parts["trees"])
