@@ -33,11 +33,13 @@ class SeriesEncoderConfig(Section):
     )
     kernel: int = Field(1, ge=1, description="width of the causal convolution over imputed bins, in bins")
     clip: float = Field(5.0, gt=0, description="standardised values are clipped to this many standard deviations")
-    statistics: Literal["none", "token"] = Field(
+    statistics: Literal["none", "token", "fine_kernels"] = Field(
         "none",
         description="token = beside its grid a series has one more token, in the last bin, of what it is as a whole: "
         "of each channel the number of values, mean, smallest, largest, first, last, spread, trend, times of first and "
-        "last; data need quantiles (packed with format 2)",
+        "last; data need quantiles (packed with format 2); fine_kernels = that, and all tokens also say which shapes "
+        "the series is made of, as model.waveform.statistics says it of a signal: each is laid on even times, as many "
+        "as its densest channel has values; far better where each channel is read dozens of times",
     )
 
 

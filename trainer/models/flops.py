@@ -17,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from data_shards import Batch, DatasetSchema, ModalitySpec
+from parallel.moe.segments import Segments
 from trainer.config.sections import ModelConfig
 from trainer.models.convolutions.sizes import picture_flops
 from trainer.models.encoder_groups import OWN, cut_group, cuts_of, encoder_layout
+from trainer.models.layers.ragged import offsets_to_ids
 from trainer.models.layers.token_layout import even_bins, grid_bins
+from trainer.models.numbers.even_grid import moments_of_pairs
 from trainer.models.numbers.kernels import DETAILS, READ
 from trainer.models.numbers.series_statistics import INPUTS
 from trainer.models.numbers.steps import STEPS
@@ -62,10 +65,9 @@ class FlopCounter:
         self.tokens = {name: self._tokens(name) for name in self.layout}
         pairs = tuple(f"pairs/{name}" for name in self.layout)
         patches = tuple(f"patches/{name}" for name in self.layout if self._kind(name) == "waveform")
-        self.kernels = [name for name in self.layout if self._kind(name) == "waveform"]
-        self.detail = DETAILS.get(self.config.waveform.statistics)
-        if self.detail is None:
-            self.kernels = []
+        wanted = {"waveform": self.config.waveform.statistics, "series": self.config.series.statistics}
+        details = {name: DETAILS.get(wanted.get(self._kind(name), "none")) for name in self.layout}
+        self.kernels = {name: detail for name, detail in details.items() if detail is not None}
         moments = tuple(f"moments/{name}" for name in self.kernels)
         own = tuple(f"{what}/{name}" for name in self.own for what in ("own", "own_squares"))
         self.objects = {name: self._objects(name) for name in self.layout if self._spec(name).timed}
@@ -102,8 +104,7 @@ class FlopCounter:
             number["events"] = float(len(groups["series"].values_O))
         for name in self.kernels:
             if name in groups and groups[name].pairs:
-                assert self.detail is not None
-                most = groups[name].offsets.diff().max().clamp_max(self.detail.moments)
+                most = self._lengths(name, groups[name]).max().clamp_max(self.kernels[name].moments)
                 tensors[f"moments/{name}"] = groups[name].pairs * most
         for name in groups:
             match self._kind(name):
@@ -131,7 +132,7 @@ class FlopCounter:
         decisions = self.count_decisions(values)
         return {
             "encoders": sum(self._encoder(name, values) + self._over_time(name, values) for name in self.layout),
-            "kernels": sum(2 * READ * self._spec(name).width * values[f"moments/{name}"] for name in self.kernels),
+            "kernels": sum(2 * READ * self.widest(name) * values[f"moments/{name}"] for name in self.kernels),
             "pretrained": sum(self.pretrained_flops(name, values) for name in self.own),
             "attention": layers * self._attention(values, tokens, encoded),
             "router": layers * decisions * 2 * dim * moe.experts * (2 if moe.noise else 1),
@@ -182,6 +183,23 @@ class FlopCounter:
     def _spec(self, name: str) -> ModalitySpec:
         return self.schema.modalities[self.layout[name][0]]
 
+    def widest(self, name: str) -> int:
+        """Channels of the group's modality that has the most."""
+        return max(self.schema.modalities[index].width for index in self.layout[name])
+
+    def _lengths(self, name: str, group: Any) -> Tensor:
+        """(P,): samples of each signal; of series moments of its even grid."""
+        if self._kind(name) == "waveform":
+            return group.offsets.diff()  # type: ignore[no-any-return]
+        widest = self.widest(name)
+        pair_O = offsets_to_ids(group.offsets, group.channels_O.shape[0])
+        by_feature = Segments.of(pair_O * widest + group.channels_O, group.pairs * widest, ascending=True)
+        return moments_of_pairs(by_feature.counts, widest)
+
+    def _shares(self, name: str, pairs: float) -> float:
+        """Of what is learned of kernels' shares."""
+        return pairs * 2 * self.config.dim * (self.kernels[name].features if name in self.kernels else 0)
+
     def _tokens(self, name: str) -> int:
         """Of a pair, or of an object."""
         spec, config = self._spec(name), self.config
@@ -189,7 +207,7 @@ class FlopCounter:
             return self.own[name].tokens
         match spec.kind:
             case "series":
-                return config.bins + (config.series.statistics == "token")
+                return config.bins + (config.series.statistics != "none")
             case "vector":
                 return config.vector.tokens
             case "image":
@@ -272,8 +290,9 @@ class FlopCounter:
             case "image":
                 return pairs * number * picture_flops(config.image, spec.shape[0], dim)
             case "waveform":
-                whole = pairs * 2 * dim * (self.detail.features if self.detail and name in self.kernels else 0)
-                return whole + values[f"patches/{name}"] * 2 * 2 * dim * (spec.width * config.waveform.patch + dim)
+                return self._shares(name, pairs) + values[f"patches/{name}"] * 2 * 2 * dim * (
+                    spec.width * config.waveform.patch + dim
+                )
             case "text":
                 # Of all texts: counted with the first group of them.
                 if name != next(other for other in self.layout if self._kind(other) == "text"):
@@ -295,8 +314,8 @@ class FlopCounter:
 
     def _series(self, name: str, pairs: float, events: float) -> float:
         config, dim, rows = self.config.series, self.config.dim, pairs * self.config.bins
-        widest = max(self.schema.modalities[index].width for index in self.layout[name])
-        whole = pairs * 2 * widest * INPUTS * dim * (config.statistics == "token")
+        widest = self.widest(name)
+        whole = pairs * 2 * widest * INPUTS * dim * (config.statistics != "none") + self._shares(name, pairs)
         imputation = rows * 2 * config.kernel * widest * 5 * dim
         queries = self.config.bins * config.heads * config.time_dim
         attention = rows * 2 * widest * (config.heads + 1) * dim

@@ -56,6 +56,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         WHOLE,
         {**WHOLE, "model__attention": "factorized", "model__series__irregularity": "imputation", "model__bins": 5},
         {**WHOLE, "model__attention": "per_modality", "model__series__irregularity": "mtand"},
+        {**WHOLE, "model__series__statistics": "fine_kernels"},
     ],
 )
 def test_count_is_what_torch_counts(manifest: Manifest, changes: dict[str, Any]) -> None:
@@ -81,14 +82,20 @@ def test_what_small_parts_add_is_what_torch_counts(manifest: Manifest) -> None:
     tasks = {task.name: task.dim for task in manifest.schema.tasks}
     batch = None
     found: dict[str, list[tuple[int, float]]] = {"encoders": [], "heads": []}
-    for changes in ({}, {"model__series__statistics": "token"}, {"model__vector__numbers": "piecewise"}):
+    for changes in (
+        {},
+        {"model__series__statistics": "token"},
+        {"model__series__statistics": "fine_kernels"},
+        {"model__vector__numbers": "piecewise"},
+    ):
         run = config(manifest.url, Path("unused"), **changes)
         model = FuseMoE(manifest.schema, list(tasks), manifest.statistics["default"], run.model, LocalDispatcher(), 0)
         batch = batch or next(StepLoader(manifest, run.data, "train", 16, 0, 1).steps(0)).micro_batches[0]
         counter = FlopCounter(manifest.schema, tasks, run.model, "joint")
         with FlopCounterMode(display=False, custom_mapping=KERNELS) as seen, torch.no_grad():
             model.embed(batch)
-        found["encoders"].append((seen.get_total_flops(), counter.forward_flops(counter.measure(batch))["encoders"]))
+        parts = counter.forward_flops(counter.measure(batch))
+        found["encoders"].append((seen.get_total_flops(), parts["encoders"] + parts["kernels"]))
     for members, skip in ((1, "none"), (5, "none"), (1, "linear")):
         run = config(manifest.url, Path("unused"), model__head__members=members, model__head__skip=skip)
         model = FuseMoE(manifest.schema, list(tasks), manifest.statistics["default"], run.model, LocalDispatcher(), 0)

@@ -110,8 +110,9 @@ def test_whole_series_scores_and_members_add_nothing_by_index_and_ask_nothing(
         ({"model__vector__numbers": "piecewise", "model__scale": "quantile"}, 115, 15),
         ({"model__head__members": 4}, 140, 75),
         ({"model__waveform__statistics": "fine_kernels"}, 1_600, 40),
+        ({"model__series__statistics": "fine_kernels"}, 1_700, 40),
     ):
-        watch = watched(build(manifest, **changes, **more, model__dim=16, model__heads=2).bfloat16(), batch)
+        watch = watched(build(manifest, **{**changes, **more}, model__dim=16, model__heads=2).bfloat16(), batch)
         assert watch.low_precision_scatters() == []
         outside = [found for found in outside_layers(watch.scatters) if found.phase == "forward"]
         assert {found.name for found in outside} == {"scatter_reduce"}

@@ -80,9 +80,10 @@ def _object_encoder(specs: list[ModalitySpec], statistics: SplitStatistics, conf
         case "series":
             widths, horizon = [spec.width for spec in specs], [_horizon(spec) for spec in specs]
             scale, scores = _scale(specs, statistics, config), None
-            if config.series.statistics == "token":
+            if config.series.statistics != "none":
                 scores = scale if isinstance(scale, NormalScores) else _normal_scores(specs, statistics)
-            return SeriesEncoder(widths, horizon, scale, scores, config.series, config.bins, dim)
+            shapes = config.series.statistics == "fine_kernels"
+            return SeriesEncoder(widths, horizon, scale, scores, config.series, config.bins, dim, shapes)
         case "vector":
             piecewise = config.vector.numbers == "piecewise"
             scale = _normal_scores(specs, statistics) if piecewise else _scale(specs, statistics, config)

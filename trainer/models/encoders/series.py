@@ -4,7 +4,8 @@ Two views of the same events are mixed by a learned gate, per bin and per channe
 *imputation*: per bin and feature, the last value seen so far, how long ago that was, and what the bin itself holds;
 *mTAND*: softmax attention from the bin's time to the times at which the feature was observed (arXiv 2101.10318).
 Values are scaled with the training part's statistics, so 0 stands for "average" where nothing was seen yet. Where the
-recipe asks for it, one more token of a pair says what the series is as a whole (`numbers.series_statistics`).
+recipe asks for it, one more token of a pair says what the series is as a whole (`numbers.series_statistics`), and
+which shapes it is made of (`numbers.series_shapes`).
 
 Shape legend: P pairs (sample, modality), O events, T bins, F features of the widest modality, H time heads,
 K width of a head, S = P * F segments (one per pair and feature), D width, A inputs per feature.
@@ -13,6 +14,7 @@ K width of a head, S = P * F segments (one per pair and feature), D width, A inp
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ from trainer.models.layers.ragged import offsets_to_ids
 from trainer.models.layers.standardise import Constant, Standardiser
 from trainer.models.layers.token_layout import EncodedGroup, grid_bins
 from trainer.models.numbers.scale import NormalScores
+from trainer.models.numbers.series_shapes import EvenLayout, SeriesShapes
 from trainer.models.numbers.series_statistics import SeriesStatistics
 
 # Scores of the time attention are kept within +-30, so that sums of their exponentials need no running maximum in fp32.
@@ -87,7 +90,7 @@ class SeriesEncoder(Encoder):
         features: features of each modality of the group.
         horizon: observation window of each modality, in its time unit.
         scale: of values, by (modality, feature). scores: of the values that statistics are of; None: no statistics.
-        bins: T. dim: D.
+        bins: T. dim: D. shapes: whether the token of statistics also says which shapes a series is made of.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class SeriesEncoder(Encoder):
         config: SeriesEncoderConfig,
         bins: int,
         dim: int,
+        shapes: bool = False,
     ) -> None:
         super().__init__()
         self.bins, self.tokens = bins, bins + (scores is not None)
@@ -115,6 +119,10 @@ class SeriesEncoder(Encoder):
         if config.irregularity == "utde":
             self.gate = GroupedLinear(blocks, 2 * dim, dim)
         self.statistics = None if scores is None else SeriesStatistics(blocks, self.widest, scores, dim)
+        self.shapes = SeriesShapes(features, dim) if shapes else None
+
+    def lay_out(self, group: Any, block_P: Tensor, blocks: int, present: PresentPairs | None) -> EvenLayout | None:
+        return None if self.shapes is None else EvenLayout.of(group.offsets, group.channels_O, self.widest)
 
     def encoded(self, group: Group, layout: GroupLayout, present: PresentPairs | None) -> EncodedGroup:
         if self.statistics is None:
@@ -147,6 +155,10 @@ class SeriesEncoder(Encoder):
         scores = self.statistics.scale
         score_O = value_O if scores is self.scale else scores(group.values_O, block_P[pair_O], group.channels_O)
         whole_PD = self.statistics(score_O, time_O, by_feature, layout.pairs)
+        if self.shapes is not None:
+            # Each token says it, as each of a waveform does.
+            shapes_PD = self.shapes(score_O, time_O, by_feature, block_P, layout.pairs, layout.own)
+            grid_PTD, whole_PD = grid_PTD + shapes_PD[:, None], whole_PD + shapes_PD
         return torch.cat([grid_PTD, whole_PD[:, None].to(grid_PTD.dtype)], 1)
 
     def _impute(self, value_O: Tensor, time_O: Tensor, segment_O: Tensor, pairs: int) -> Tensor:

@@ -18,7 +18,6 @@ signals, T tokens, E (patch, token) entries, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +28,14 @@ from trainer.models.encoders.layout import Encoder, GroupLayout, PresentPairs
 from trainer.models.layers.grouped_linear import Blocks, GroupedLinear, GroupedMLP
 from trainer.models.layers.ragged import offsets_to_ids
 from trainer.models.layers.standardise import Standardiser
-from trainer.models.numbers.first_seen import FirstSeen
-from trainer.models.numbers.kernels import Detail, KernelShares, most_moments
+from trainer.models.numbers.kernels import Detail, most_moments
+from trainer.models.numbers.whole_signal import WholeSignal
 
 # Periods of the embedded length, each half of the one before, in octaves: the longest spans every length, the shortest,
 # a quarter, tells lengths 3 % apart.
 PERIODS, LONGEST_PERIOD = 8, 32.0
 LENGTH_INPUTS = 2 * PERIODS
 LENGTH_SCALE = 0.02  # of initial weights, as small as positions are
-HIDDEN_SHARES = 0.5  # of a signal's shares, while training: there are more of them than small data have signals
 
 
 @dataclass(frozen=True)
@@ -103,28 +101,6 @@ class WaveformEncoder(Encoder):
         cell_O = torch.arange(samples, device=pair_O.device) + moved_P[pair_O]
         padded = value_OC.new_zeros(patches * self.patch, channels).index_copy(0, cell_O, value_OC)
         return padded.view(-1, self.patch * channels)
-
-
-class WholeSignal(nn.Module):
-    """Signals -> (P, D), from the shares of time in which fixed kernels are answered.
-
-    Args:
-        standardised: each share by what it is in the training part; else all of a signal's by their own mean and
-            spread, as models of before have it, in which what every signal answers drowns what tells them apart.
-    """
-
-    def __init__(self, channels: int, detail: Detail, standardised: bool, dim: int, blocks: int) -> None:
-        super().__init__()
-        self.shares = KernelShares(channels, detail)
-        features = detail.features
-        self.norm = FirstSeen(blocks, features) if standardised else nn.LayerNorm(features, elementwise_affine=False)
-        self.dropout, self.project = nn.Dropout(HIDDEN_SHARES), GroupedLinear(blocks, features, dim)
-
-    def forward(self, value_OC: Tensor, by_signal: Any, offsets_P1: Tensor, moments: int, pairs: Any) -> Tensor:
-        """Standardised samples, the signal of each, where signals begin, and the block of each."""
-        shares_PX = self.shares(value_OC, by_signal, offsets_P1, moments)
-        shares_PX = self.norm(shares_PX, pairs) if isinstance(self.norm, FirstSeen) else self.norm(shares_PX)
-        return self.project(self.dropout(shares_PX), pairs)  # type: ignore[no-any-return]
 
 
 def length_features(length_P: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from data_shards import ModalitySpec
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics
 from trainer.models.convolutions.sizes import picture_elements
 from trainer.models.flops import FlopCounter
-from trainer.models.numbers.kernels import KERNELS, LENGTH
+from trainer.models.numbers.kernels import DETAILS, KERNELS, LENGTH
 from trainer.models.numbers.series_statistics import INPUTS
 from trainer.models.numbers.steps import STEPS
 from trainer.models.object_flops import ExpectedTokens, Objects
@@ -90,8 +90,15 @@ def _add_lengths(
         patch = counter.config.waveform.patch
         samples = table.count[0] / max(1, table.present)
         values[f"patches/{spec.group}"] += there * (samples + number * (patch - 1) / 2) / patch
-        if counter.detail and spec.group in counter.kernels:
-            values[f"moments/{spec.group}"] += there * number * min(samples / max(number, 1.0), counter.detail.moments)
+        _add_moments(counter, values, spec.group, there * number, samples / max(number, 1.0))
+    if spec.kind == "series":
+        _add_moments(counter, values, spec.group, there, max(table.count, default=0) / max(1, table.present))
+
+
+def _add_moments(counter: FlopCounter, values: dict[str, float], name: str, signals: float, length: float) -> None:
+    """Moments of so many signals, or series' even grids, at which kernels look."""
+    if name in counter.kernels:
+        values[f"moments/{name}"] += signals * min(length, counter.kernels[name].moments)
 
 
 @dataclass(frozen=True)
@@ -140,8 +147,8 @@ def activations(counter: FlopCounter, features: list[float], width: int, cpu: bo
 
 def _kernels_working(counter: FlopCounter, values: dict[str, float]) -> float:
     """What the kernels of one dilation read at every moment, and what is made of their answers, in fp32."""
-    widths = {name: counter.schema.modalities[counter.layout[name][0]].width for name in counter.kernels}
-    return max((values[f"moments/{n}"] * (2 * LENGTH * c + 5 * KERNELS) * 4 for n, c in widths.items()), default=0.0)
+    each = {name: 2 * LENGTH * counter.widest(name) + 5 * KERNELS for name in counter.kernels}
+    return max((values[f"moments/{name}"] * numbers * 4 for name, numbers in each.items()), default=0.0)
 
 
 def activation_elements(counter: FlopCounter, features: list[float]) -> tuple[float, float]:
@@ -194,7 +201,7 @@ def _encoder(counter: FlopCounter, name: str, indices: list[int], values: dict[s
         return _codes(counter, name, indices, values, width)
     match spec.kind:
         case "series":
-            return _series(counter, indices, values, pairs, width)
+            return _whole_signals(counter, name, pairs, width) + _series(counter, indices, values, pairs, width)
         case "text":
             # Of all texts: counted with the first group of them.
             first = next(n for n, i in counter.layout.items() if counter.schema.modalities[i[0]].kind == "text")
@@ -214,10 +221,11 @@ def _encoder(counter: FlopCounter, name: str, indices: list[int], values: dict[s
 def _whole_signals(counter: FlopCounter, name: str, pairs: float, width: int) -> float:
     """Shares of fixed kernels as the projection reads them; where a learned scale standardises them, in fp32, that too,
     and which of them are hidden."""
-    if counter.detail is None or name not in counter.kernels:
+    if name not in counter.kernels:
         return 0.0
-    standardised = width + 9 if counter.config.waveform.statistics == "fine_kernels" else 0
-    return pairs * (counter.detail.features * (width + standardised) + counter.config.dim * width)
+    detail = counter.kernels[name]
+    standardised = width + 9 if detail == DETAILS["fine_kernels"] else 0
+    return pairs * (detail.features * (width + standardised) + counter.config.dim * width)
 
 
 def _series(counter: FlopCounter, indices: list[int], values: dict[str, float], pairs: float, width: int) -> float:
@@ -225,7 +233,7 @@ def _series(counter: FlopCounter, indices: list[int], values: dict[str, float], 
     config, series, rows = counter.config, counter.config.series, pairs * counter.config.bins
     widest = max(counter.schema.modalities[index].width for index in indices)
     total = rows * 16.0
-    if series.statistics == "token":
+    if series.statistics != "none":
         total += pairs * widest * INPUTS * width
     if series.irregularity != "mtand":
         total += rows * widest * 5 * series.kernel * width

@@ -16,7 +16,7 @@ from data_shards.records.statistics import SplitStatistics
 from trainer.config.run_config import RunConfig, with_values
 
 FEW, SOME = 1_000, 5_000  # training samples: below the first a small model, below the second more dropout
-LONG = 64  # samples of a signal on average; of shorter ones fine shares of time are mostly noise
+LONG = 64  # samples of a signal, or of a channel of a series, on average; of fewer fine shares of time are mostly noise
 RANKED = 20  # validation samples of the rarest class, by its share of the training part: with fewer a rank is luck
 STEPS = 2_000  # of a run of up to 10,000 samples; with more it grows with their root
 EPOCHS = (3, 150)
@@ -36,6 +36,7 @@ class Facts:
         quantiles: whether all modalities with numbers have some.
         validation: samples of that part. codes: entries of all vocabularies.
         signal: samples of a waveform, mean of all; None without waveforms.
+        dense: values of a channel of a series, mean over channels and records; 0 without series.
     """
 
     samples: int
@@ -47,6 +48,7 @@ class Facts:
     validation: int
     codes: int = 0
     signal: float | None = None
+    dense: float = 0.0
 
     @staticmethod
     def of(
@@ -71,6 +73,7 @@ class Facts:
             parts.get("val", 0),
             sum(spec.codes or 0 for spec in schema.modalities if spec.kind == "codes"),
             _signal(schema, statistics),
+            _dense(schema, statistics),
         )
 
 
@@ -98,7 +101,7 @@ def chosen(config: RunConfig, facts: Facts, tasks: Sequence[TaskSpec]) -> dict[s
         "model.dropout": 0.3 if facts.labelled < SOME else 0.2,
         "model.modality_dropout": _modality_dropout(facts),
         "model.scale": "quantile" if facts.quantiles else "standard",
-        "model.series.statistics": "token" if facts.quantiles else "none",
+        "model.series.statistics": _of_series(facts),
         "model.waveform.statistics": "kernels" if facts.signal is not None and facts.signal < LONG else "fine_kernels",
         "model.head.start": "base",
         "model.head.members": 1 if facts.signal is None else 4,  # no better on tables and series
@@ -120,6 +123,17 @@ def _signal(schema: DatasetSchema, statistics: SplitStatistics) -> float | None:
         return None
     signals = sum(table.present * (1.0 if table.objects is None else table.objects.mean) for table in tables)
     return sum(table.count[0] for table in tables) / max(1.0, signals)
+
+
+def _dense(schema: DatasetSchema, statistics: SplitStatistics) -> float:
+    tables = [statistics.modalities[spec.name] for spec in schema.modalities if spec.kind == "series"]
+    return sum(sum(table.count) for table in tables) / max(1, sum(table.present * len(table.count) for table in tables))
+
+
+def _of_series(facts: Facts) -> str:
+    if not facts.quantiles:
+        return "none"
+    return "token" if facts.dense < LONG else "fine_kernels"
 
 
 def _batch_size(config: RunConfig, facts: Facts) -> int:

@@ -31,6 +31,7 @@ PLAIN = DatasetSchema(
 )
 WHOLE = {"model__series__statistics": "token", "model__scale": "quantile", "model__vector__numbers": "piecewise"}
 WHOLE |= {"model__waveform__statistics": "fine_kernels"}
+SHAPES = {**WHOLE, "model__series__statistics": "fine_kernels"}
 
 
 def differs(schema: DatasetSchema, records: Any, moments: Any = None, **changes: Any) -> float:
@@ -64,7 +65,7 @@ def test_moments_and_no_indicators():
     assert differs(MOMENTS, RECORDS[:4], [1.0, 3.0, 9.0, 50.0], model__missing_embedding=False) < 1e-5
 
 
-@pytest.mark.parametrize("changes", [{}, WHOLE, {"model__series__irregularity": "imputation"}])
+@pytest.mark.parametrize("changes", [{}, WHOLE, SHAPES, {"model__series__irregularity": "imputation"}])
 def test_texts_signals_pictures_and_series(changes):
     records = [*records_of(3, seed=1, schema=PLAIN), *records_of(2, seed=2, schema=PLAIN, most=9), {}]
     short = {"ecg": np.zeros((0, 2), np.float32), "a": b"", "v": [], "w": [(1.0, 0, 0.5)] * 3}
@@ -83,7 +84,7 @@ CASES = {
     "plain": (
         PLAIN,
         None,
-        {**WHOLE, "model__attention": "per_modality", "model__head__members": 2, "model__head__skip": "linear"},
+        {**SHAPES, "model__attention": "per_modality", "model__head__members": 2, "model__head__skip": "linear"},
     ),
 }
 

@@ -34,6 +34,7 @@ def kept(manifest: Manifest, **changes: Any) -> tuple[float, float]:
     "changes",
     [
         {"model__series__statistics": "token"},
+        {"model__series__statistics": "fine_kernels"},
         {"model__vector__numbers": "piecewise"},
         {"model__head__members": 8},
         {"model__waveform__statistics": "kernels"},

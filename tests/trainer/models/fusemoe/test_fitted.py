@@ -75,6 +75,13 @@ def test_signals_are_counted_finely_where_they_are_long_enough(
     assert (found["model.waveform.statistics"], found["model.head.members"]) == (statistics, members)
 
 
+@pytest.mark.parametrize("dense, statistics", [(0.0, "token"), (63.9, "token"), (64.0, "fine_kernels")])
+def test_series_are_laid_on_even_times_where_their_channels_are_read_often(dense: float, statistics: str) -> None:
+    assert chosen(recipe(), replace(WARD, dense=dense), [BINARY])["model.series.statistics"] == statistics
+    old = replace(WARD, dense=dense, quantiles=False)
+    assert chosen(recipe(), old, [BINARY])["model.series.statistics"] == "none"
+
+
 @pytest.mark.parametrize(
     "facts, tasks, metric",
     [
@@ -147,6 +154,10 @@ def test_facts_are_of_the_training_part(tmp_path):
     timed = replace(statistics.modalities["ecg"], objects=Spread(9, 2.0, 0.5, 1.0, 3.0, ()))
     twice = replace(statistics, modalities={**statistics.modalities, "ecg": timed})
     assert Facts.of(manifest.schema, [], twice, parts).signal == pytest.approx(facts.signal / 2)
+    series = [spec for spec in manifest.schema.modalities if spec.kind == "series"]
+    held = [record.values[spec.name] for record in training_records() for spec in series if spec.name in record.values]
+    cells = sum(len(spec.channels) for record in training_records() for spec in series if spec.name in record.values)
+    assert facts.dense == pytest.approx(sum(map(len, held)) / cells) and facts.dense > 0.5
     plain = replace(manifest.schema, modalities=manifest.schema.modalities[:-1])
     assert Facts.of(plain, [], statistics, parts).signal is None
     present = [statistics.modalities[spec.name].present for spec in manifest.schema.modalities]

@@ -46,6 +46,37 @@ def test_no_sample_sees_another_and_evaluation_is_deterministic(
         torch.testing.assert_close(whole[task][3], alone[task][3], rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("statistics", ["token", "fine_kernels"])
+def test_what_a_series_is_as_a_whole_is_of_its_own_sample(manifest: Manifest, statistics: str) -> None:
+    changes = {"model__series__statistics": statistics, "model__scale": "quantile"}
+    model, batch = build(manifest, **changes).eval(), batch_of(manifest)
+    series = [manifest.schema.numbers[spec.name] for spec in manifest.schema.modalities if spec.kind == "series"]
+    no_series_BM = batch.present_BM.clone()
+    no_series_BM[:, series] = False
+    with torch.no_grad():
+        whole, one = model(batch).logits, model(take(batch, 3)).logits
+        none = model(keep_modalities(batch, no_series_BM)).logits
+        before = build(manifest, model__scale="quantile").eval()(batch).logits
+    for task in whole:
+        torch.testing.assert_close(whole[task][3], one[task][3], rtol=0, atol=2e-6)
+        assert bool(none[task].isfinite().all()) and bool((whole[task] - none[task]).abs().max() > 1e-3)
+        assert bool((whole[task] - before[task]).abs().max() > 1e-3)
+
+
+def test_each_token_of_a_series_says_its_shapes(manifest: Manifest) -> None:
+    """The token of the whole, and all of its grid, by as much."""
+    batch, changes = batch_of(manifest), {"model__scale": "quantile"}
+    model = build(manifest, model__series__statistics="fine_kernels", **changes).eval()
+    encoder: Any = model.encoder("series")
+    group, layout = batch.groups["series"], model.lay_out(batch).groups["series"]
+    with torch.no_grad():
+        said_PTD = encoder(group, layout)
+        encoder.shapes = None
+        more_PTD = said_PTD - encoder(group, layout)
+    assert bool((more_PTD.abs().amax((1, 2)) > 1e-3).all())
+    torch.testing.assert_close(more_PTD, more_PTD[:, :1].expand_as(more_PTD), rtol=0, atol=1e-5)
+
+
 def test_perturbing_one_sample_changes_only_that_sample(manifest: Manifest) -> None:
     model = build(manifest).eval()
     batch = batch_of(manifest)

@@ -23,6 +23,7 @@ from trainer.models.encoders.series import SeriesEncoder, with_earlier_bins
 from trainer.models.encoders.text import BYTES, TextEncoder, TextLayer
 from trainer.models.encoders.waveform import WaveformEncoder, length_features
 from trainer.models.layers.attention import read_segments
+from trainer.models.numbers.series_shapes import SeriesShapes, starts_of
 from trainer.models.numbers.series_statistics import SeriesStatistics, channel_statistics
 
 
@@ -71,6 +72,23 @@ class GraphStatistics(SeriesStatistics):
         more = GraphSegments(segment_O, segments + 1)
         scores_S6, others_S6 = channel_statistics(torch.cat([score_O, none_1]), torch.cat([time_O, none_1]), more)  # type: ignore[arg-type]
         return self.projected(scores_S6[:segments], others_S6[:segments], pairs)
+
+
+class GraphShapes(SeriesShapes):
+    """Of as many moments as there are events: those too many are of one more pair, without events."""
+
+    def forward(
+        self, score_O: Tensor, time_O: Tensor, by_feature: Any, block_P: Tensor, pairs: Any, own: Any
+    ) -> Tensor:
+        number, events = block_P.shape[0], score_O.shape[0]
+        more = GraphSegments(by_feature.segment_N, by_feature.segments + self.widest)
+        start_P1 = starts_of(by_feature.counts, self.widest)
+        start_P2 = torch.cat([start_P1, torch.zeros_like(start_P1[:1]) + events])
+        pair_R = ids_by_offsets(start_P2, events)
+        value_RF = self.values(score_O, time_O, more, start_P2, pair_R, _and_none(block_P))
+        by_pair, looked_at = GraphSegments(pair_R, number + 1), self.whole.shares.detail.moments
+        shares_PX = self.whole.shares(value_RF, by_pair, start_P2, looked_at)[:number]
+        return self.whole.projected(shares_PX, pairs)  # type: ignore[no-any-return]
 
 
 class GraphTextLayer(TextLayer):
@@ -163,6 +181,7 @@ def _and_none(x_P: Tensor) -> Tensor:
 ENCODERS: dict[type[nn.Module], type[nn.Module]] = {
     CodeEmbedding: GraphCodes,
     SeriesEncoder: GraphSeries,
+    SeriesShapes: GraphShapes,
     SeriesStatistics: GraphStatistics,
     TextEncoder: GraphText,
     TextLayer: GraphTextLayer,
