@@ -19,10 +19,16 @@ ENOUGH = 2  # rows of a block, below which it is left as it is
 
 
 class FirstSeen(nn.Module):
-    """(x - shift) * scale by (block, feature); 0 and 1 until `begin` ... `finish`, with records between, set them."""
+    """(x - shift) * scale by (block, feature); 0 and 1 until `begin` ... `finish`, with records between, set them.
 
-    def __init__(self, blocks: int, features: int) -> None:
+    Args:
+        deviation: that features are brought to. A step of Adam moves each weight alike, so all of X features together
+            move what is made of them by X times as much: the more there are, the smaller they should be.
+    """
+
+    def __init__(self, blocks: int, features: int, deviation: float = 1.0) -> None:
         super().__init__()
+        self.deviation = deviation
         self.shift, self.scale = nn.Parameter(torch.zeros(blocks, features)), nn.Parameter(torch.ones(blocks, features))
         self._sums: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -45,9 +51,9 @@ class FirstSeen(nn.Module):
 
     @torch.no_grad()
     def finish(self) -> list[int]:
-        """Shift and scale are what brings the rows of each block to mean 0 and deviation 1, of the population.
+        """Shift and scale are what brings the rows of each block to mean 0 and the deviation, of the population.
 
-        Returns the blocks that were left as they were. The host waits.
+        Returns the blocks of which too few were seen: their shift is 0, as if their deviation were 1. The host waits.
         """
         assert self._sums is not None
         count_M, sum_MX, squares_MX = self._sums
@@ -55,7 +61,7 @@ class FirstSeen(nn.Module):
         mean_MX = sum_MX / count_M1
         spread_MX = (squares_MX / count_M1 - mean_MX.square()).clamp_min(0).sqrt().clamp_min(LEAST_SPREAD)
         self.shift.copy_(torch.where(known_M1, mean_MX, 0.0))
-        self.scale.copy_(torch.where(known_M1, 1 / spread_MX, 1.0))
+        self.scale.copy_(torch.where(known_M1, self.deviation / spread_MX, self.deviation))
         self._sums = None
         return (count_M < ENOUGH).nonzero()[:, 0].tolist()
 

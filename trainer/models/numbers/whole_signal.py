@@ -13,6 +13,7 @@ from trainer.models.layers.grouped_linear import GroupedLinear
 from trainer.models.numbers.first_seen import FirstSeen
 from trainer.models.numbers.kernels import Detail, KernelShares
 
+DEVIATION = 0.1  # of a share: all together they drowned whatever else a model is given
 HIDDEN_SHARES = 0.5  # of a signal's shares, while training: there are more of them than small data have signals
 
 
@@ -28,7 +29,8 @@ class WholeSignal(nn.Module):
         super().__init__()
         self.shares = KernelShares(channels, detail)
         features = detail.features
-        self.norm = FirstSeen(blocks, features) if standardised else nn.LayerNorm(features, elementwise_affine=False)
+        plain = nn.LayerNorm(features, elementwise_affine=False)
+        self.norm = FirstSeen(blocks, features, DEVIATION) if standardised else plain
         self.dropout, self.project = nn.Dropout(HIDDEN_SHARES), GroupedLinear(blocks, features, dim)
 
     def forward(self, value_OC: Tensor, by_signal: Any, offsets_P1: Tensor, moments: int, pairs: Any) -> Tensor:
