@@ -3,7 +3,7 @@
     python -m benchmarks.small_sets WORK --part val  [--sets wine ...] [--folds 0 1 2] [--preset good] [key=value ...]
     python -m benchmarks.small_sets WORK --part test
     python -m benchmarks.small_sets WORK --part test --series
-    python -m benchmarks.small_sets OTHER --part test --nested [--series] ...
+    python -m benchmarks.small_sets WORK --part test --nested [--series] ...
 
 The plan, written before a test part was scored:
 
@@ -315,18 +315,17 @@ def main() -> None:
     parser.add_argument("--folds", nargs="+", type=int, default=list(range(FOLDS)))
     parser.add_argument("--preset", default="good")
     parser.add_argument("--series", action="store_true", help="sets of signals only, packed as series of events")
-    parser.add_argument(
-        "--nested", action="store_true", help="without the test part of fold 0; wants a WORK of its own"
-    )
+    parser.add_argument("--nested", action="store_true", help="without the test part of fold 0; kept in WORK/nested")
     chosen = parser.parse_args()
     if chosen.nested and chosen.ptbxl:
         parser.error("--nested and --ptbxl: these ECGs bring folds of their own")
+    work = chosen.work.absolute() / "nested" if chosen.nested else chosen.work.absolute()
     torch.set_num_threads(1)
     rows, behind = [], {}
     if chosen.ptbxl:
         SETS["ptbxl"] = lambda: of_ptbxl(chosen.ptbxl)
     for name in chosen.sets or (SIGNALS if chosen.series else SETS):
-        own = measure(name, chosen.work.absolute(), chosen)
+        own = measure(name, work, chosen)
         best = max(value for model, value in own.items() if model != "ours")
         behind[name] = own["ours"] - best
         rows.append(
