@@ -37,7 +37,8 @@ class FlopCounter:
     """FLOPs of one model. Features are: records, pairs of each group, indicators, events, patches, positions, squares.
 
     `pairs` are objects, where they have times. `patches` are of all signals of a group of waveforms, and `moments`
-    those at which fixed kernels look, with those that fill the rows of shorter signals;
+    those at which fixed kernels look, with those that fill the rows of shorter signals; `cells` are those of series'
+    even grids, by the channels of the widest;
     `positions` are byte groups of all texts and `text_squares` the sum of their squared numbers per text;
     `squares` is the sum of squared lengths of the sequences that attend across modalities (samples, or bins of a
     sample). Groups of codes also have `codes`, and timed groups `tokens`, and `within`, the sum of pairs' squared
@@ -69,12 +70,13 @@ class FlopCounter:
         details = {name: DETAILS.get(wanted.get(self._kind(name), "none")) for name in self.layout}
         self.kernels = {name: detail for name, detail in details.items() if detail is not None}
         moments = tuple(f"moments/{name}" for name in self.kernels)
+        cells = tuple(f"cells/{name}" for name in self.kernels if self._kind(name) == "series")
         own = tuple(f"{what}/{name}" for name in self.own for what in ("own", "own_squares"))
         self.objects = {name: self._objects(name) for name in self.layout if self._spec(name).timed}
         codes = tuple(f"codes/{name}" for name in self.layout if self._kind(name) == "codes")
         timed = tuple(f"{what}/{name}" for name in self.objects for what in ("tokens", "within"))
         always = ("indicators", "events", "positions", "text_squares", "squares")
-        self.features = ("records", *pairs, *patches, *moments, *own, *codes, *timed, *always)
+        self.features = ("records", *pairs, *patches, *moments, *cells, *own, *codes, *timed, *always)
         self._bins_MT = self._tokens_by_bin()
 
     def measure(self, batch: Batch) -> Tensor:
@@ -104,8 +106,10 @@ class FlopCounter:
             number["events"] = float(len(groups["series"].values_O))
         for name in self.kernels:
             if name in groups and groups[name].pairs:
-                most = self._lengths(name, groups[name]).max().clamp_max(self.kernels[name].moments)
-                tensors[f"moments/{name}"] = groups[name].pairs * most
+                length_P = self._lengths(name, groups[name])
+                tensors[f"moments/{name}"] = groups[name].pairs * length_P.max().clamp_max(self.kernels[name].moments)
+                if self._kind(name) == "series":
+                    tensors[f"cells/{name}"] = length_P.sum() * self.widest(name)
         for name in groups:
             match self._kind(name):
                 case "text":

@@ -69,6 +69,10 @@ def test_count_is_what_torch_counts(manifest: Manifest, changes: dict[str, Any])
     with FlopCounterMode(display=False, custom_mapping=KERNELS) as seen, torch.no_grad():
         model(batch)
     assert sum(counter.forward_flops(features).values()) == pytest.approx(seen.get_total_flops(), rel=0.02)
+    if run.model.series.statistics == "fine_kernels":
+        laid = batch.plan if batch.plan is not None else model.lay_out(batch)
+        widest = max(spec.width for spec in manifest.schema.modalities if spec.kind == "series")
+        assert features[counter.features.index("cells/series")] == laid.groups["series"].own.rows * widest > 0
     x_ND, layout = model.embed(batch)
     if run.model.attention != "per_modality":
         bins = run.model.bins if run.model.attention == "factorized" else 1

@@ -10,6 +10,7 @@ from data_shards import ModalitySpec
 from data_shards.records.statistics import ModalityStatistics, SplitStatistics
 from trainer.models.convolutions.sizes import picture_elements
 from trainer.models.flops import FlopCounter
+from trainer.models.numbers.even_grid import CELL_BYTES
 from trainer.models.numbers.kernels import DETAILS, KERNELS, LENGTH
 from trainer.models.numbers.series_statistics import INPUTS
 from trainer.models.numbers.steps import STEPS
@@ -92,7 +93,10 @@ def _add_lengths(
         values[f"patches/{spec.group}"] += there * (samples + number * (patch - 1) / 2) / patch
         _add_moments(counter, values, spec.group, there * number, samples / max(number, 1.0))
     if spec.kind == "series":
-        _add_moments(counter, values, spec.group, there, max(table.count, default=0) / max(1, table.present))
+        length = max(table.count, default=0) / max(1, table.present)
+        _add_moments(counter, values, spec.group, there, length)
+        if spec.group in counter.kernels:
+            values[f"cells/{spec.group}"] += there * length * counter.widest(spec.group)
 
 
 def _add_moments(counter: FlopCounter, values: dict[str, float], name: str, signals: float, length: float) -> None:
@@ -146,9 +150,12 @@ def activations(counter: FlopCounter, features: list[float], width: int, cpu: bo
 
 
 def _kernels_working(counter: FlopCounter, values: dict[str, float]) -> float:
-    """What the kernels of one dilation read at every moment, and what is made of their answers, in fp32."""
+    """What the kernels of one dilation read at every moment, and what is made of their answers, in fp32; before that,
+    what lays series on even times, if it is more."""
     each = {name: 2 * LENGTH * counter.widest(name) + 5 * KERNELS for name in counter.kernels}
-    return max((values[f"moments/{name}"] * numbers * 4 for name, numbers in each.items()), default=0.0)
+    reading = [values[f"moments/{name}"] * numbers * 4 for name, numbers in each.items()]
+    laying = [values.get(f"cells/{name}", 0.0) * CELL_BYTES for name in counter.kernels]
+    return max([0.0, *reading, *laying])
 
 
 def activation_elements(counter: FlopCounter, features: list[float]) -> tuple[float, float]:

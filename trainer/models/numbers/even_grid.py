@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+CELL_BYTES = 88  # of a cell while it is laid, most of them places as int64
 ROUNDING = 1e-3  # of a step: so near to a moment are float32 times that are even
 
 

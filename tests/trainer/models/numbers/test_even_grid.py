@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from parallel.moe.segments import Segments
+from tests.live_bytes import LiveBytes
 from trainer.models.layers.grouped_linear import Blocks
 from trainer.models.layers.ragged import offsets_to_ids
-from trainer.models.numbers.even_grid import even_grid_reference, on_even_grid
+from trainer.models.numbers.even_grid import CELL_BYTES, even_grid_reference, on_even_grid
 from trainer.models.numbers.kernels import KernelShares
 from trainer.models.numbers.series_shapes import DETAIL, EvenLayout, SeriesShapes, starts_of
 
@@ -101,6 +102,17 @@ def test_of_a_channel_that_missed_some_times_the_rest_stays() -> None:
     assert torch.equal(grid[:, [0, 2]], value_LC[:, [0, 2]])
     torch.testing.assert_close(grid[20, 1], value_LC[[19, 21], 1].mean(), rtol=0, atol=1e-4)
     assert torch.equal(grid[21:, 1], value_LC[21:, 1])
+
+
+def test_a_cell_costs_what_a_plan_counts() -> None:
+    """Of one dense channel among many that are not, as of sensors beside laboratory values."""
+    widest, length = 20, 4_000
+    value_O, time_O, by_feature = packed([[events(length, 0), *[[]] * (widest - 1)]], widest)
+    start_P1 = starts_of(by_feature.counts, widest)
+    pair_R = offsets_to_ids(start_P1, length)
+    with LiveBytes() as live:
+        on_even_grid(value_O, time_O, by_feature, widest, start_P1, pair_R)
+    assert (live.peak - live.held) / (length * widest) == pytest.approx(CELL_BYTES, rel=0.15)
 
 
 def test_the_host_counts_what_the_device_will() -> None:
