@@ -69,12 +69,23 @@ def _occupied(rank: int, world: int, tree: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+FINE = {"model__series__statistics": "fine_kernels", "model__waveform__statistics": "fine_kernels"}
+FINE |= {"model__scale": "quantile", "model__vector__numbers": "piecewise", "model__head__members": 3}
+
+
 @pytest.mark.parametrize(
-    ("world", "degree", "precision", "stage"),
-    [(1, 1, "fp32", 1), (2, 2, "fp32", 1), (2, 2, "bf16", 2), (3, 1, "bf16", 1)],
+    ("world", "degree", "precision", "stage", "changes"),
+    [
+        (1, 1, "fp32", 1, {}),
+        (2, 2, "fp32", 1, {}),
+        (2, 2, "bf16", 2, {}),
+        (3, 1, "bf16", 1, {}),
+        (1, 1, "fp32", 1, FINE | {"model__head__skip": "linear"}),
+        (2, 2, "bf16", 1, {"model__waveform__statistics": "kernels", "model__image__network": "convolutions"}),
+    ],
 )
 def test_bytes_equal_those_of_a_real_build(
-    manifest: Manifest, tmp_path: Path, world: int, degree: int, precision: str, stage: int
+    manifest: Manifest, tmp_path: Path, world: int, degree: int, precision: str, stage: int, changes: dict[str, Any]
 ) -> None:
     run = config(
         manifest.url,
@@ -86,6 +97,7 @@ def test_bytes_equal_those_of_a_real_build(
         parallel__expert_parallel=degree,
         parallel__precision=precision,
         parallel__zero_stage=stage,
+        **changes,
     )
     model = cost_model(run, manifest)
     planned = model.cost(Layout(world, degree, stage, 1, False)).bytes
@@ -127,6 +139,15 @@ def timed_statistics(records: list[dict[str, Any]]) -> SplitStatistics:
     found = Accumulator(timed_batch.SCHEMA)
     found.add([timed_batch.columns_of(record) for record in records])
     return found.summary()
+
+
+def test_cells_of_series_on_even_times_are_about_as_many_as_expected(manifest: Manifest, tmp_path: Path) -> None:
+    model = cost_model(config(manifest.url, tmp_path, training__batch_size=8, **FINE), manifest)
+    data = config(manifest.url, tmp_path).data
+    batches = [step.micro_batches[0] for step in StepLoader(manifest, data, "train", 8, 0, 1).steps(0)]
+    mean = sum(model.counter.measure(batch) for batch in batches) / len(batches)
+    place = model.counter.features.index("cells/series")
+    assert model.features[place] == pytest.approx(float(mean[place]), rel=0.15)  # the densest channel is not always one
 
 
 @pytest.mark.parametrize("way", ["tokens", "mtand", "imputation", "utde"])

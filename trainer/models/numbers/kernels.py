@@ -89,8 +89,9 @@ class KernelShares(nn.Module):
     def __init__(self, channels: int, detail: Detail) -> None:
         super().__init__()
         self.detail = detail
-        weight = kernels()[None, :, None, :] * mixes(channels)[:, None]
-        self.weight = Constant(weight.flatten(1, 2))  # (dilations, J * C, K)
+        with torch.device("cpu"):  # drawn one by one, which a model without memory, as `plan` builds it, cannot
+            weight = kernels()[None, :, None, :] * mixes(channels)[:, None]
+        self.weight = Constant(weight.flatten(1, 2).to(torch.get_default_device()))  # (dilations, J * C, K)
 
     @torch.no_grad()
     def forward(self, value_OC: Tensor, by_signal: Any, offsets_P1: Tensor, moments: int) -> Tensor:
